@@ -1,0 +1,15 @@
+"""Fixtures shared by every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of real data sets that DATA_ROOT names; the test is skipped where there is none."""
+    root = os.environ.get("DATA_ROOT")
+    if not root or not Path(root).is_dir():
+        pytest.skip("DATA_ROOT names no folder of real data")
+    return Path(root)
