@@ -1,0 +1,19 @@
+"""Gearshift: an experiment runner for training neural networks.
+
+From Python: `run = assemble(compose(["optimizer=adamw"]))`, then `fit(run)`.
+"""
+
+from typing import Any
+
+__all__ = ["assemble", "compose", "fit"]
+
+_HOMES = {"compose": "trainer.composition", "assemble": "trainer.assemble", "fit": "trainer.loop"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use: `train --help` must not wait for torch."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trainer' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

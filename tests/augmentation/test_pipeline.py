@@ -1,0 +1,134 @@
+"""The table of an epoch, and operations in their order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as reference
+import yaml
+
+from trainer.augmentation import Crop, HorizontalFlip, Pipeline
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "augmentation"
+
+
+def images(num: int, shape: tuple[int, int, int] = (3, 32, 32)) -> torch.Tensor:
+    return torch.randint(1, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def flip_crop() -> Pipeline:
+    return Pipeline(flip=HorizontalFlip(probability=0.5), crop=Crop(padding=4, probability=0.9))
+
+
+class Add:
+    """An operation of somebody else: adds a drawn number to every pixel."""
+
+    def draw(self, num_samples, input_shape, generator):
+        return {"amount": torch.randint(3, 5, (num_samples,), generator=generator)}
+
+    def __call__(self, images_NCHW, rows):
+        return images_NCHW + rows["amount"].to(images_NCHW.dtype).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+def test_the_whole_is_torchvision_step_by_step(shape):
+    pixels = images(64, shape)
+    pipeline = flip_crop()
+    table = pipeline.draw(64, shape, generator())
+    result = pipeline(pixels, table)
+    for i in range(64):
+        one = reference.horizontal_flip(pixels[i]) if table["flip.applied"][i] else pixels[i]
+        y, x = int(table["crop.offset_y"][i]), int(table["crop.offset_x"][i])
+        assert torch.equal(result[i], reference.crop(reference.pad(one, [4] * 4), y, x, *shape[1:]))
+
+
+def test_operations_apply_in_the_order_in_which_they_are_written():
+    pixels = images(8)
+    table = {
+        "crop.offset_y": torch.zeros(8, dtype=torch.int64),
+        "crop.offset_x": torch.zeros(8, dtype=torch.int64),  # the image moves 4 to the right: black on the left
+        "flip.applied": torch.ones(8, dtype=torch.bool),
+    }
+    crop_first = Pipeline(crop=Crop(padding=4), flip=HorizontalFlip())(pixels, table)
+    flip_first = Pipeline(flip=HorizontalFlip(), crop=Crop(padding=4))(pixels, table)
+    assert (crop_first[..., -4:] == 0).all()
+    assert (flip_first[..., :4] == 0).all()
+    assert not (flip_first[..., 4:, 4:] == 0).any()
+
+
+def test_a_table_has_one_row_a_sample_on_the_cpu():
+    table = flip_crop().draw(100, (3, 32, 32), generator())
+    assert sorted(table) == ["crop.offset_x", "crop.offset_y", "flip.applied"]
+    assert {column.shape for column in table.values()} == {(100,)}
+    assert {column.device.type for column in table.values()} == {"cpu"}
+
+
+def test_the_generator_alone_decides():
+    torch.manual_seed(1)
+    first = flip_crop().draw(100, (3, 32, 32), generator(5))
+    torch.manual_seed(2)
+    again, other = (flip_crop().draw(100, (3, 32, 32), generator(seed)) for seed in (5, 6))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_in():
+    pixels, pipeline = images(300), flip_crop()
+    table = pipeline.draw(300, (3, 32, 32), generator())
+    whole = pipeline(pixels, table)
+    order = torch.randperm(300, generator=generator(1))
+    for indices in (*order.split(64), torch.tensor([17]), torch.tensor([17, 17])):
+        part = pipeline(pixels[indices], {name: column[indices] for name, column in table.items()})
+        assert torch.equal(part, whole[indices])
+
+
+def test_the_given_images_are_left_as_they_are():
+    pixels, pipeline = images(50), flip_crop()
+    pipeline(pixels, pipeline.draw(50, (3, 32, 32), generator()))
+    assert torch.equal(pixels, images(50))
+
+
+def test_one_operation_twice_under_two_names_draws_twice():
+    pipeline = Pipeline(a=Crop(padding=4), b=Crop(padding=4))
+    table = pipeline.draw(100, (3, 32, 32), generator())
+    assert not torch.equal(table["a.offset_y"], table["b.offset_y"])
+
+
+def test_another_operation_is_one_class():
+    pixels = images(10) // 2
+    pipeline = Pipeline(add=Add(), flip=HorizontalFlip(probability=0.0))
+    table = pipeline.draw(10, (3, 32, 32), generator())
+    difference = pipeline(pixels, table) - pixels
+    assert torch.equal(difference, table["add.amount"].to(torch.uint8).view(-1, 1, 1, 1).expand_as(pixels))
+
+
+def test_an_empty_batch_stays_empty():
+    pipeline = flip_crop()
+    table = pipeline.draw(0, (3, 32, 32), generator())
+    assert pipeline(images(0), table).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize("operation", [None, 3])
+def test_what_is_no_operation_is_refused(operation):
+    with pytest.raises(ValueError, match=r"^crop=.*: must be an operation .*~augmentation\.crop"):
+        Pipeline(flip=HorizontalFlip(), crop=operation)
+
+
+def test_no_operation_at_all_is_refused():
+    with pytest.raises(ValueError, match="must name at least one"):
+        Pipeline()
+
+
+@pytest.mark.parametrize("option", ["crop", "flip_crop"])
+def test_the_options_say_what_the_classes_default_to(option):
+    node = yaml.safe_load((CONFIGS / f"{option}.yaml").read_text())
+    assert node.pop("_target_") == "trainer.augmentation.Pipeline"
+    assert "_".join(node) == option  # the operations, in the order of their application
+    classes = {"trainer.augmentation.Crop": Crop, "trainer.augmentation.HorizontalFlip": HorizontalFlip}
+    for operation in node.values():
+        target = classes[operation.pop("_target_")]
+        assert vars(target(**operation)) == vars(target())

@@ -1,0 +1,257 @@
+"""From a checked configuration to a run, in one fixed order: the wiring diagram of the program."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+
+from trainer import checkpoint, run_folder
+from trainer.batches import TrainingBatches
+from trainer.blueprint import Blueprint, draw
+from trainer.build import build
+from trainer.checkpoint import CheckpointWriter
+from trainer.closure import Closure
+from trainer.config import Config
+from trainer.errors import ConfigurationError, DataError
+from trainer.files import write_json
+from trainer.gradients import GradientGuard
+from trainer.metrics import Meter
+from trainer.parameter_groups import parameter_groups
+from trainer.precision import LossScale
+from trainer.randomness import StepRandomness, seed_for
+from trainer.report import Report
+from trainer.reporting.terminal import Terminal
+from trainer.run import Run
+from trainer.run_folder import Lock
+from trainer.state import FORMAT, restore
+
+
+def assemble(
+    config: Config,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    is_trial: bool = False,
+    lock: Lock | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Check a configuration, make everything it names and open its run folder.
+
+    Without `folder` a new one is made under `outputs/`; `lock` is one that is held on it already. With `resume`
+    the run continues where its last checkpoint was taken. Raises ConfigurationError, DataError, DiskError or RunInUse.
+    """
+    blueprint = draw(config)
+    if folder is None:
+        now = datetime.now()
+        wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
+        folder = run_folder.create(wanted, config, [])
+    lock = lock or Lock(folder)
+    try:
+        run = put_together(blueprint)
+        run.is_trial, run.lock = is_trial, lock
+        open_folder(run, folder, resume=resume, console=console)
+    except BaseException:
+        lock.release()
+        raise
+    return run
+
+
+def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
+    """Everything a run computes with, and no file: data, model, optimizer, and what lies between them."""
+    config, device = blueprint.config, blueprint.device
+    set_up_torch(config, device)
+    strategy = blueprint.strategy
+    splits = splits or load_data(blueprint)
+    preprocessing = build(config["preprocessing"], "preprocessing")
+    preprocessing.fit(splits.train.images_NCHW)
+    preprocessing = preprocessing.to(device)
+    model = make_model(blueprint)
+    channels_last = use_channels_last(config["channels_last"], model, blueprint)
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    model = strategy.apply(model.to(device).to(memory_format=layout))
+    decay = config["optimizer"].get("weight_decay", 0.0)
+    optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
+    loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
+    guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
+    meter = Meter(blueprint.metrics)
+    closure = Closure(
+        model, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
+        loss_scale, blueprint.dtype, blueprint.micro_batch,
+    )  # fmt: skip
+    batches = TrainingBatches(
+        splits.train.images_NCHW.to(device), splits.train.targets_N.to(device),
+        batch_size=blueprint.batch_size, limit=config["limit_batches"], seed=config["seed"],
+        sampler=build(config["sampler"], "sampler"), augmentation=build(config["augmentation"], "augmentation"),
+        preprocessing=preprocessing, strategy=strategy, channels_last=channels_last,
+    )  # fmt: skip
+    if config["compile"]:
+        model.compile()
+    return Run(
+        blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
+        model=model, optimizer=optimizer, base_lrs=[group["lr"] for group in optimizer.param_groups],
+        loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
+        diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
+        replica=lambda: put_together(draw(config), splits),
+    )  # fmt: skip
+
+
+def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> None:
+    """Open log, metrics, TensorBoard and checkpoints in `folder`; with `resume`, at the last checkpoint."""
+    last = folder / run_folder.CHECKPOINTS / "last.pt"
+    state = checkpoint.load_newest(last) if resume else None
+    if state is not None:
+        if state["format"] != FORMAT:
+            raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
+        restore(run, state)
+        keep_matching_best(run, last.with_name("best.pt"))
+    blueprint, stopping = run.blueprint, run.blueprint.config["early_stopping"]
+    terminal = Terminal(
+        blueprint.total_steps, blueprint.steps_per_epoch, blueprint.monitor,
+        "auto" if stopping is None else stopping["mode"], console,
+    )  # fmt: skip
+    offsets = state["offsets"] if state is not None else None
+    try:
+        run.report = Report(folder, terminal, offsets, run.step)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    run.folder = folder
+    record_environment(run, folder, resumed=state is not None)
+    announce(run, resumed=state is not None)
+    run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync)
+
+
+def record_environment(run: Run, folder: Path, resumed: bool) -> None:
+    """Write `environment.json`, or compare with it: other data are refused, anything else is said."""
+    now = run_folder.describe_environment(str(run.device), torch.get_num_threads(), run.splits.checksum())
+    path = folder / run_folder.ENVIRONMENT
+    if not resumed or not path.is_file():
+        write_json(path, now)
+        return
+    before = json.loads(path.read_text())
+    if before["data_sha256"] != now["data_sha256"]:
+        raise DataError("the data are not those that the run began with (another checksum)")
+    for key in ("packages", "device", "threads", "platform"):
+        if before[key] != now[key] and run.report is not None:
+            run.report.message(f"{key} differ from when the run began; the last bits may, too: {now[key]}")
+
+
+def announce(run: Run, resumed: bool) -> None:
+    """The header on the terminal, and the same facts for TensorBoard."""
+    assert run.report is not None
+    plan, config = run.blueprint, run.blueprint.config
+    choices, facts = config["choices"], plan.facts
+    parameters = sum(p.numel() for p in run.model.parameters())
+    length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
+    precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
+    run.report.terminal.header(
+        {
+            "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
+            "model": f"{choices['model']}, {parameters:,} parameters",
+            "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
+            "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
+            "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",
+        }
+    )
+    if resumed:
+        return
+    board = run.report.tensorboard
+    board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
+    board.start_hparams(hyper_parameters(config))
+    images = next(run.batches.epoch(0)).images[:64].float().cpu()
+    low, high = images.amin(), images.amax()
+    board.images("train/first_batch", (images - low) / (high - low).clamp(min=1e-12), 0)
+
+
+def hyper_parameters(config: Config) -> dict[str, Any]:
+    """One flat row: the option of each group, and every number, word and switch that can be tuned."""
+    row: dict[str, Any] = dict(config["choices"])
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "choices":
+            row |= {
+                f"{key}.{name}": item
+                for name, item in value.items()
+                if isinstance(item, bool | int | float | str) and not name.startswith("_")
+            }
+        elif isinstance(value, bool | int | float | str):
+            row[key] = value
+    return row
+
+
+def keep_matching_best(run: Run, path: Path) -> None:
+    """Make `best.pt` the one that the restored state speaks of: a kill may have left a later one."""
+    if run.best is None:
+        return
+    wanted = run.best.step
+    state = checkpoint.load_newest(path, accept=lambda found: bool(found["step"] == wanted))
+    if state is None:
+        raise DataError(f"{path}: the best weights of step {wanted} are lost")
+    if checkpoint.load(path)["step"] != wanted:
+        checkpoint.save(path, state)
+
+
+def load_data(blueprint: Blueprint) -> Any:
+    """The splits, on the CPU. Raises ConfigurationError for data that is missing, DataError for damage."""
+    try:
+        return blueprint.data.load()
+    except ValueError as error:
+        raise DataError(f"data: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"data: {error}") from error
+
+
+def make_model(blueprint: Blueprint) -> nn.Module:
+    """The model with its first weights, a function of the seed alone; built on the CPU for every device."""
+    config = blueprint.config
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
+        model = blueprint.build_model()
+        initializer = build(config["initializer"], "initializer")
+        if initializer is not None:
+            initializer(model)
+    if config["init_from"] is not None:
+        model.load_state_dict(read_weights(Path(config["init_from"]), model))
+    return model
+
+
+def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
+    """Weights of a run folder (its best) or of a .pt file, checked against the model. Raises DataError."""
+    path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
+    try:
+        found = checkpoint.load(path)
+    except DataError:
+        if start.is_dir():
+            raise
+        found = torch.load(path, map_location="cpu", weights_only=True)  # a plain state_dict from elsewhere
+    state: dict[str, Any] = found.get("model", found)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != given:
+        different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise DataError(f"init_from={start}: does not fit the model at {', '.join(different[:3])} ...")
+    return state
+
+
+def set_up_torch(config: Config, device: torch.device) -> None:
+    """Threads and determinism; they hold for the whole process."""
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    if config["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config["deterministic"], warn_only=device.type != "cpu")
+    torch.backends.cudnn.benchmark = not config["deterministic"]
+    # new memory need not be filled: nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def use_channels_last(wanted: bool | str, model: nn.Module, blueprint: Blueprint) -> bool:
+    """Whether images are laid out NHWC: where it was measured to help, convolutions on CUDA or in bf16."""
+    if wanted != "auto":
+        return bool(wanted)
+    helps = blueprint.device.type == "cuda" or blueprint.dtype is torch.bfloat16
+    return helps and any(isinstance(module, nn.Conv2d) for module in model.modules())

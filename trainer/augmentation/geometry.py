@@ -1,0 +1,67 @@
+"""Operations that move pixels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.augmentation.operation import Rows, check_probability, draw_applied
+
+
+class Crop:
+    """Pads `padding` black pixels (0) on each side and cuts the original size out again at a random place.
+
+    The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
+    it is. Equal to torchvision's pad followed by crop.
+
+    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` below 0, `probability` not in 0..1.
+    """
+
+    def __init__(self, padding: int = 4, probability: float = 1.0) -> None:
+        if padding < 0:
+            raise ValueError(f"padding={padding}: must be 0 or more")
+        check_probability(probability)
+        self.padding = padding
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        offsets_2N = torch.randint(2 * self.padding + 1, (2, num_samples), generator=generator)
+        offset_y_N, offset_x_N = torch.where(applied_N, offsets_2N, self.padding)
+        return {"offset_y": offset_y_N, "offset_x": offset_x_N}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        N, C, H, W = images_NCHW.shape
+        padded_NCHW = F.pad(images_NCHW, (self.padding,) * 4)
+        padded_H, padded_W = padded_NCHW.shape[2:]
+        # From its first to its last pixel, a channel's crop is one run of the flat images: copied as a whole,
+        # with the few pixels between its lines, it takes a third of the time that indexing takes.
+        run = (H - 1) * padded_W + W
+        flat = padded_NCHW.flatten()
+        num_starts = max(0, flat.numel() - run + 1)  # a rank's share of a last batch may be empty
+        runs_at_every_start = flat.as_strided((num_starts, run), (1, 1))
+        planes_NC = torch.arange(N * C, device=flat.device).view(N, C) * (padded_H * padded_W)
+        starts_NC = planes_NC + (rows["offset_y"] * padded_W + rows["offset_x"]).unsqueeze(1)
+        runs = runs_at_every_start.index_select(0, starts_NC.flatten())
+        return runs.as_strided((N, C, H, W), (C * run, run, padded_W, 1)).contiguous()
+
+
+class HorizontalFlip:
+    """Exchanges left and right with this probability.
+
+    Source: A, B "Data augmentation" (horizontal flip). Raises ValueError: `probability` not in 0..1.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        check_probability(probability)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {"applied": draw_applied(num_samples, self.probability, generator)}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        # Picking whole images from both versions is three times as fast as torch.where over uint8 pixels, and
+        # unlike a mask it does not wait for the device.
+        N = len(images_NCHW)
+        both_2NCHW = torch.cat((images_NCHW, images_NCHW.flip(3)))
+        picked_N = torch.arange(N, device=images_NCHW.device) + N * rows["applied"]
+        return both_2NCHW.index_select(0, picked_N)

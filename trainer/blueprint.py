@@ -1,0 +1,253 @@
+"""Everything about a run that can be known before anything heavy happens; drawing it is the second check.
+
+Signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which has
+no memory) and the rules between them. All problems are raised together.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer import metrics
+from trainer.build import build, problems
+from trainer.config import GROUPS, Config
+from trainer.duration import parse_duration
+from trainer.early_stopping import EarlyStopping
+from trainer.errors import ConfigurationError, unknown
+from trainer.improvement import Improvement
+from trainer.precision import choose_dtype
+
+# given to constructors by the trainer: they may be asked for in a signature, but not set in YAML
+RUNTIME = {
+    "model": ("input_shape", "num_outputs"),
+    "optimizer": ("params",),
+    "schedule": ("steps_per_epoch", "total_steps"),
+}
+
+
+@dataclass
+class Blueprint:
+    """A checked configuration and what follows from it. Durations are in optimizer steps."""
+
+    config: Config
+    data: Any
+    facts: Any
+    loss: Any
+    schedule: Any
+    strategy: Any
+    device: torch.device
+    dtype: torch.dtype | None
+    metrics: dict[str, metrics.Sum]
+    batch_size: int
+    micro_batch: int
+    steps_per_epoch: int
+    total_steps: int
+    every_log: int
+    every_evaluate: int
+    every_checkpoint: int
+    monitor: str
+    best: Improvement
+    early_stopping: EarlyStopping | None
+
+    def build_model(self) -> nn.Module:
+        """The model, on torch's current default device."""
+        model: nn.Module = build(
+            self.config["model"],
+            "model",
+            input_shape=tuple(self.facts.input_shape),
+            num_outputs=self.facts.num_outputs,
+        )
+        return model
+
+    def build_optimizer(self, params: Any) -> torch.optim.Optimizer:
+        """The optimizer over parameters or parameter groups."""
+        optimizer: torch.optim.Optimizer = build(self.config["optimizer"], "optimizer", params=params)
+        return optimizer
+
+
+def draw(config: Config) -> Blueprint:
+    """Check a composed configuration and work out what it means.
+
+    Raises ConfigurationError with every problem, a line each; nothing was written or allocated.
+    """
+    found = [line for group in GROUPS for line in problems(_node(config, group), group, RUNTIME.get(group, ()))]
+    broken = {line.partition(":")[0].partition(".")[0].partition("=")[0] for line in found}
+    parts: dict[str, Any] = {}
+    for group in ("data", "preprocessing", "sampler", "augmentation", "initializer", "loss", "diagnostics",
+                  "parallelism"):  # fmt: skip
+        if group not in broken:
+            _collect(found, lambda group=group: parts.update({group: build(_node(config, group), group)}))
+    if "data" not in parts or "loss" not in parts:
+        raise ConfigurationError(found)
+    return _draw(config, parts["data"], parts["loss"], parts.get("parallelism"), found, broken)
+
+
+def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str], broken: set[str]) -> Blueprint:
+    facts = data.facts()
+    found += _data_problems(config, data, facts)
+    samples = facts.num_train
+    batch_size = samples if config["batch_size"] == "full" else config["batch_size"]
+    if config["limit_batches"] is not None:
+        samples = min(samples, config["limit_batches"] * batch_size)
+    steps_per_epoch = -(-samples // batch_size)
+    total_steps = config["steps"] or config["epochs"] * steps_per_epoch
+    found += _metric_problems(config, loss, facts)
+    device = torch.device("cpu")
+    try:
+        device = choose_device(config["device"])
+    except ConfigurationError as error:
+        found += error.problems
+
+    def steps(text: str) -> int:
+        return parse_duration(text).steps(steps_per_epoch, total_steps)
+
+    stopping = config["early_stopping"]
+    monitor = "val/loss" if stopping is None else stopping["monitor"]
+    blueprint = Blueprint(
+        config=config, data=data, facts=facts, loss=loss, schedule=None, strategy=strategy, device=device,
+        dtype=choose_dtype(config["precision"], device),
+        metrics=metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs),
+        batch_size=batch_size, micro_batch=_micro_batch(config, batch_size),
+        steps_per_epoch=steps_per_epoch, total_steps=total_steps,
+        every_log=steps(config["every"]["log"]), every_evaluate=steps(config["every"]["evaluate"]),
+        every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
+        best=Improvement(monitor, "auto" if stopping is None else stopping["mode"]),
+        early_stopping=None if stopping is None else EarlyStopping(
+            monitor, stopping["mode"], stopping["patience"], stopping["min_delta"], steps(stopping["after"])
+        ),
+    )  # fmt: skip
+    if "schedule" not in broken:
+        _collect(found, lambda: _build_schedule(blueprint))
+        if hasattr(blueprint.schedule, "monitor"):
+            found += _monitor_problem("schedule.monitor", blueprint.schedule.monitor, metric_names(loss, facts))
+    if "optimizer" not in broken:
+        _collect(found, lambda: blueprint.build_optimizer([nn.Parameter(torch.zeros(1))]))
+    if "model" not in broken:
+        _collect(found, lambda: _check_model(blueprint))
+    if strategy is not None:
+        _collect(found, lambda: strategy.validate(config))
+    if found:
+        raise ConfigurationError(found)
+    return blueprint
+
+
+def _node(config: Config, group: str) -> dict[str, Any]:
+    """A group's node as its constructor sees it: `data.epochs` is a suggestion to the runner."""
+    node = config[group] or {}
+    return {key: value for key, value in node.items() if (group, key) != ("data", "epochs")}
+
+
+def _collect(found: list[str], action: Any) -> None:
+    try:
+        action()
+    except ConfigurationError as error:
+        found += error.problems
+    except ValueError as error:
+        found.append(" ".join(str(error).split()))
+
+
+def choose_device(text: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here. Raises ConfigurationError."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if text == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    here = [
+        "cpu",
+        *(["mps"] if mps else []),
+        *(f"cuda:{index}" for index in range(torch.cuda.device_count())),
+    ]
+    if text not in (*here, *(["cuda"] if cuda else [])):
+        raise ConfigurationError(f"device={text}: this machine has {', '.join(here)}")
+    return torch.device(text)
+
+
+def _micro_batch(config: Config, batch_size: int) -> int:
+    """Samples computed at a time."""
+    micro_batch = config["micro_batch"]
+    if isinstance(micro_batch, int):
+        return min(batch_size, micro_batch)
+    accumulate: int = config["accumulate"]
+    return -(-batch_size // accumulate)
+
+
+def _build_schedule(blueprint: Blueprint) -> None:
+    blueprint.schedule = build(
+        blueprint.config["schedule"],
+        "schedule",
+        steps_per_epoch=blueprint.steps_per_epoch,
+        total_steps=blueprint.total_steps,
+    )
+
+
+def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
+    batch_size, samples = config["batch_size"], facts.num_train
+    if batch_size != "full" and batch_size > samples:
+        yield f"batch_size={batch_size}: must be at most {samples}, the training samples (or `full`)"
+    elif batch_size != "full" and config["accumulate"] > batch_size:
+        yield f"accumulate={config['accumulate']}: must be at most batch_size={batch_size}"
+    check = getattr(data, "check", None)
+    if check is not None:
+        lines: list[str] = []
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            lines.append(f"data: {' '.join(str(error).split())}")
+        yield from lines
+    start = config["init_from"]
+    if start is not None and not (Path(start).is_file() or (Path(start) / "checkpoints").is_dir()):
+        yield f"init_from={start}: is neither a run folder nor a file"
+
+
+def metric_names(loss: Any, facts: Any) -> list[str]:
+    """The names that a validation yields."""
+    return [f"val/{name}" for name in ("loss", *metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs))]
+
+
+def _metric_problems(config: Config, loss: Any, facts: Any) -> Iterator[str]:
+    if facts.task not in loss.tasks:
+        option, data = config["choices"].get("loss", "loss"), config["choices"].get("data", "data")
+        yield f"loss={option}: is for {', '.join(sorted(loss.tasks))}; data={data} is {facts.task}"
+    elif config["early_stopping"] is not None:
+        monitor = config["early_stopping"]["monitor"]
+        yield from _monitor_problem("early_stopping.monitor", monitor, metric_names(loss, facts))
+
+
+def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
+    return [] if monitor in names else [unknown(f"{where}: metric", monitor, names)]
+
+
+def _check_model(blueprint: Blueprint) -> None:
+    """Build and run the model on the meta device: shapes are checked, nothing is allocated."""
+    with torch.device("meta"):
+        model = blueprint.build_model()
+        outputs = _run_meta(model, blueprint)
+    wanted = (2, blueprint.facts.num_outputs)
+    if outputs is not None and tuple(outputs.shape) != wanted:
+        raise ConfigurationError(
+            f"model: turns a batch of 2 into outputs of shape {tuple(outputs.shape)}; {wanted} is needed"
+        )
+    if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
+        raise ConfigurationError(
+            "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
+            "set accumulate or micro_batch yourself, or use a model without it"
+        )
+
+
+def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:
+    images = torch.empty(2, *blueprint.facts.input_shape)
+    try:
+        outputs = model(images)
+    except NotImplementedError:  # an operation that has no meta kernel says nothing about the shapes
+        return None
+    except Exception as error:  # whatever a foreign model raises, the user's question is the same
+        shape = tuple(blueprint.facts.input_shape)
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigurationError(f"model: cannot take images of shape {shape}: {message}") from error
+    if not isinstance(outputs, Tensor):
+        raise ConfigurationError(f"model: returns {type(outputs).__name__}, a tensor is needed")
+    return outputs

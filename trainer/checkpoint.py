@@ -1,0 +1,142 @@
+"""Checkpoints: `last.pt` to continue from, `best.pt` to use; each is kept until the next one is safe.
+
+A checkpoint is data: plain containers and tensors, read with `weights_only=True`, sealed with a SHA-256.
+"""
+
+import io
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.errors import DataError
+from trainer.files import seal, sync_folder, unseal, write_atomic
+
+log = logging.getLogger(__name__)
+State = dict[str, Any]
+# what best.pt holds of a state: enough to use the model
+WEIGHTS = ("format", "model", "preprocessing", "step", "epoch")
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_suffix(".previous.pt")
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; the one that was at `path` becomes the previous one. Raises DiskError."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    incoming = path.with_suffix(".incoming.pt")
+    write_atomic(incoming, seal(buffer.getvalue()))
+    if path.exists():
+        path.replace(previous(path))
+    incoming.replace(path)
+    sync_folder(path.parent)
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint onto the CPU. Raises DataError when it is missing or damaged."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
+    return state
+
+
+def load_newest(path: Path, accept: Callable[[State], bool] = lambda state: True) -> State | None:
+    """The checkpoint at `path`, or the previous one where that is missing, damaged or not accepted.
+
+    None when neither was ever written. Raises DataError when there are some but all are damaged.
+    """
+    damaged: list[str] = []
+    for candidate in (path, previous(path)):
+        if not candidate.is_file():
+            continue
+        try:
+            state = load(candidate)
+        except DataError as error:
+            damaged.append(str(error))
+            log.warning("%s; falling back to the one before", error)
+            continue
+        if accept(state):
+            return state
+    if damaged:
+        raise DataError("; ".join(damaged) + "; no checkpoint is left to continue from")
+    return None
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of nested containers in which every tensor has memory of its own, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, from snapshots, while training goes on.
+
+    At most one pair waits; when training is faster than the disk a newer `last` replaces the waiting one (a
+    `best` that waits is never dropped for nothing). `best.pt` is always written before the `last.pt` that
+    speaks of it. `sync` is called before each write: logs must be safe before a checkpoint counts them.
+    """
+
+    def __init__(self, folder: Path, sync: Callable[[], None]) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        folder.mkdir(exist_ok=True)
+        for left_over in [*folder.glob("*.incoming.pt"), *folder.glob(".*.tmp")]:
+            left_over.unlink()
+        self._sync = sync
+        self._waiting: dict[Path, State] = {}
+        self._failure: Exception | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, state: State, is_best: bool) -> None:
+        """Take a snapshot and write it soon. Raises what an earlier write raised (DiskError)."""
+        last = snapshot(state)
+        waiting = {self.last: last}
+        if is_best:
+            waiting[self.best] = {key: last[key] for key in WEIGHTS}
+        with self._changed:
+            self._raise_failure()
+            self._waiting |= waiting
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+                self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk. Raises DiskError when it could not be written."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                pair, self._waiting = self._waiting, {}
+                if not pair:
+                    self._thread = None
+                    return
+            try:
+                self._sync()
+                for path in (self.best, self.last):
+                    if path in pair:
+                        save(path, pair[path])
+            except Exception as error:
+                with self._changed:
+                    self._failure, self._thread = error, None
+                return

@@ -1,0 +1,84 @@
+"""`train --help`: commands, then every group with its options; reads YAML heads only, no Hydra, no torch."""
+
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from trainer.commands import COMMANDS
+from trainer.errors import ConfigurationError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def print_help(arguments: list[str]) -> None:
+    """Everything that can be typed, on one page."""
+    folders = [_own_folder(), *_user_folders(arguments)]
+    defaults = _defaults(folders[0])
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("[bold]train \\[key=value ...][/]            a run:    train optimizer=adamw schedule=cosine_warmup")
+    console.print("[bold]train -m key=a,b ...[/]             a sweep:  train -m optimizer=sgd,adamw seed=1,2")
+    for name, meaning in COMMANDS.items():
+        console.print(f"[bold]{'train ' + name + ' ...':33}[/] {meaning}")
+    console.print("\nSettings of the runner ([bold]configs/train.yaml[/] explains each):")
+    console.print("  " + escape(" ".join(f"{k}={v}" for k, v in _settings(folders[0]).items())))
+    console.print("\nGroups and their options (* is the default), each with keys of its own: group.key=value")
+    for group, options in _groups(folders).items():
+        console.print(f"[bold]{group}[/]")
+        for option, meaning in options.items():
+            mark = "*" if defaults.get(group) == option else " "
+            console.print(f"  {mark} {option:18} {escape(meaning)}")
+    console.print(
+        "\nFlags: --multirun -m, --cfg job, --info, --config-dir DIR, --config-name NAME, "
+        "--trust PACKAGE, --debug, --hydra-help"
+    )
+
+
+def _own_folder() -> Path:
+    clone = _PACKAGE.parent / "configs"
+    return clone if (clone / "train.yaml").is_file() else _PACKAGE / "configs"
+
+
+def _user_folders(arguments: list[str]) -> list[Path]:
+    """The folder after `--config-dir` or `-cd`, if there is one."""
+    found = []
+    for index, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            folder = Path(value or (arguments[index + 1 : index + 2] or [""])[0])
+            if not folder.is_dir():
+                raise ConfigurationError(f"--config-dir {folder}: there is no such folder")
+            found.append(folder)
+    return found
+
+
+def _defaults(folder: Path) -> dict[str, str]:
+    entries = yaml.safe_load((folder / "train.yaml").read_text())["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def _settings(folder: Path) -> dict[str, object]:
+    values = yaml.safe_load((folder / "train.yaml").read_text())
+    shown = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+    return {key: "null" if value is None else str(value).replace("'", "") for key, value in shown.items()}
+
+
+def _groups(folders: list[Path]) -> dict[str, dict[str, str]]:
+    """Group -> option -> the first comment line of its file."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.yaml")):
+            if path.parent.name != "hydra":
+                found.setdefault(path.parent.name, {})[path.stem] = _meaning(path)
+    order = [*_defaults(folders[0]), *found]
+    return {group: found[group] for group in dict.fromkeys(order) if group in found}
+
+
+def _meaning(path: Path) -> str:
+    with path.open() as file:
+        for line in file:
+            if line.startswith("# @package"):
+                continue
+            return line.lstrip("# ").rstrip() if line.startswith("#") else ""
+    return ""

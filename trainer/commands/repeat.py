@@ -1,0 +1,27 @@
+"""`train repeat RUN [overrides]`: the configuration of a run again, in a new folder."""
+
+from datetime import datetime
+from pathlib import Path
+
+from trainer import composition, run_folder
+from trainer.commands.arguments import run_and_overrides
+from trainer.commands.resume import recorded_overrides, recorded_threads
+
+
+def main(arguments: list[str]) -> int:
+    """Run it; without overrides, on the same machine, the metrics come out the same to the last bit."""
+    folder, overrides = run_and_overrides("repeat", arguments)
+    config = run_folder.read_configuration(folder)
+    if overrides:
+        config = composition.override(config, overrides)
+    composition.check_settings(config)
+    config["threads"] = config["threads"] or recorded_threads(folder)
+    from trainer.assemble import assemble
+    from trainer.blueprint import draw
+    from trainer.loop import fit
+
+    draw(config)
+    now = datetime.now()
+    wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
+    made = run_folder.create(wanted, config, [*recorded_overrides(folder), *overrides])
+    return fit(assemble(config, made)).exit_code

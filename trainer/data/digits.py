@@ -1,0 +1,58 @@
+"""The 1,797 handwritten digits that scikit-learn carries with it."""
+
+import torch
+
+from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.split import check_split_seed, cut_size, stratified_cut
+
+NUM_IMAGES = 1797
+
+
+class Digits:
+    """8x8 grey digits, 10 classes; nothing to download. The values 0..16 become round(v * 255 / 16).
+
+    The test part (`test_fraction` of the whole) is cut first, the validation part (`val_fraction` of the
+    whole) from the rest, both stratified: another validation share leaves the test part as it is.
+
+    Source: Optical Recognition of Handwritten Digits, UCI (test set), as in sklearn.datasets.load_digits.
+    """
+
+    def __init__(self, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0) -> None:
+        check_split_seed(split_seed)
+        self.split_seed = split_seed
+        self.num_val = cut_size("val_fraction", val_fraction, NUM_IMAGES)
+        self.num_test = cut_size("test_fraction", test_fraction, NUM_IMAGES)
+        if self.num_val + self.num_test >= NUM_IMAGES:
+            raise ValueError(
+                f"val_fraction={val_fraction}: must be below 1 - test_fraction ({1 - test_fraction:g}),"
+                " to leave samples to train on"
+            )
+
+    def facts(self) -> DataFacts:
+        return DataFacts(
+            task="classification",
+            input_shape=(1, 8, 8),
+            num_outputs=10,
+            num_train=NUM_IMAGES - self.num_val - self.num_test,
+            num_val=self.num_val,
+            num_test=self.num_test,
+            class_names=tuple("0123456789"),
+        )
+
+    def is_present(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        """Nothing can be missing: the images are part of scikit-learn."""
+
+    def load(self) -> Splits:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images_NCHW = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8).unsqueeze(1)
+        whole = Part(images_NCHW, torch.from_numpy(bunch.target).to(torch.int64))
+        generator = torch.Generator().manual_seed(self.split_seed)
+        rest_indices, test_indices = stratified_cut(whole.targets_N, self.num_test, generator)
+        rest = whole.select(rest_indices)
+        train_indices, val_indices = stratified_cut(rest.targets_N, self.num_val, generator)
+        return Splits(rest.select(train_indices), rest.select(val_indices), whole.select(test_indices))

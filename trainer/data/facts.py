@@ -1,0 +1,73 @@
+"""What a data set says about itself, and what it hands over."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What can be known of a data set without reading it; models and losses are fitted to it.
+
+    `task` is "classification" or "regression", `input_shape` (channels, height, width), `num_outputs` the
+    number of classes (of values a sample for a regression), `num_*` the samples of each part.
+    """
+
+    task: str
+    input_shape: tuple[int, int, int]
+    num_outputs: int
+    num_train: int
+    num_val: int
+    num_test: int
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples that are used together: uint8 images and int64 class numbers, contiguous, on the CPU."""
+
+    images_NCHW: Tensor  # noqa: N815
+    targets_N: Tensor  # noqa: N815
+
+    def __len__(self) -> int:
+        return len(self.targets_N)
+
+    def select(self, indices_K: Tensor) -> "Part":
+        """A copy of the K samples at these indices, in that order."""
+        return Part(self.images_NCHW[indices_K], self.targets_N[indices_K])
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three parts of a data set; no sample is in two of them."""
+
+    train: Part
+    val: Part
+    test: Part
+
+    def checksum(self) -> str:
+        """sha256 (64 hex digits) over type, shape and bytes of every tensor; about 1 GB/s."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            for tensor in (part.images_NCHW, part.targets_N):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class DataSet(Protocol):
+    """What the runner asks of a data set. The constructor only validates its arguments (ValueError)."""
+
+    def facts(self) -> DataFacts:
+        """The exact counts and shapes, without downloading or reading images."""
+
+    def is_present(self) -> bool:
+        """Whether `load` finds every file without a download; looks at names, not at contents."""
+
+    def check(self) -> None:
+        """Raises FileNotFoundError or NotADirectoryError when `load` is bound to fail for want of files."""
+
+    def load(self) -> Splits:
+        """Reads everything. ValueError: damaged files; OSError: absent ones, or a failed download."""

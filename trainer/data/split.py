@@ -1,0 +1,45 @@
+"""Cutting a part off a data set, with the same share of every class, the same way on every machine."""
+
+import torch
+from torch import Tensor
+
+
+def cut_size(name: str, fraction: float, total: int) -> int:
+    """The number of samples, of `total`, that `fraction` stands for: the nearest, at least one.
+
+    Raises ValueError, with `name`, for a fraction outside (0, 1) or one that rounds to none or to all.
+    """
+    count = round(total * fraction) if 0 < fraction < 1 else 0
+    if not 0 < count < total:
+        raise ValueError(f"{name}={fraction}: must be between 0 and 1, leaving samples on both sides of {total}")
+    return count
+
+
+def check_split_seed(split_seed: int) -> None:
+    """Raises ValueError for a seed that a generator does not take."""
+    if not 0 <= split_seed < 2**63:
+        raise ValueError(f"split_seed={split_seed}: must be between 0 and 2^63 - 1")
+
+
+def stratified_cut(targets_N: Tensor, num_cut: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices (kept, cut) of a random cut of exactly `num_cut` samples, both ascending, int64.
+
+    A class of n_c samples of N gives num_cut * n_c / N of them, rounded down or up (largest remainder). Only
+    `torch.randperm` on the CPU and integer arithmetic take part, so that the cut is the same everywhere.
+    """
+    order_N = torch.randperm(len(targets_N), generator=generator)
+    shuffled_N = targets_N[order_N]
+    is_cut_N = torch.zeros(len(targets_N), dtype=torch.bool)
+    for label, quota in enumerate(_quotas(torch.bincount(targets_N).tolist(), num_cut)):
+        is_cut_N[order_N[shuffled_N == label][:quota]] = True
+    return (~is_cut_N).nonzero().flatten(), is_cut_N.nonzero().flatten()
+
+
+def _quotas(class_sizes: list[int], num_cut: int) -> list[int]:
+    """`num_cut` in proportion to the class sizes, by largest remainder; a tie goes to the lower class."""
+    total = sum(class_sizes)
+    quotas = [num_cut * size // total for size in class_sizes]
+    by_remainder = sorted(range(len(class_sizes)), key=lambda c: -(num_cut * class_sizes[c] % total))
+    for c in by_remainder[: num_cut - sum(quotas)]:
+        quotas[c] += 1
+    return quotas

@@ -1,0 +1,215 @@
+"""Sets that torchvision knows how to read and to fetch: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
+
+import contextlib
+import http.client
+import io
+import logging
+import sys
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.split import check_split_seed, cut_size, stratified_cut
+
+DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
+
+CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+logger = logging.getLogger(__name__)
+
+
+class TorchvisionSet:
+    """A set with a given test part; the validation part is cut from the training part, stratified.
+
+    `root` is the folder that holds the set's own folder, as torchvision lays it out. What is there is read
+    and never written. An absent set is fetched when `download` is true. `val_fraction` is a share of the
+    given training part, in (0, 1).
+    """
+
+    name: ClassVar[str]
+    torchvision_class: ClassVar[str]
+    folder: ClassVar[str]  # within root
+    files: ClassVar[tuple[str, ...]]  # within folder, all that are needed
+    num_images: ClassVar[tuple[int, int]]  # of the given training and test parts
+    input_shape: ClassVar[tuple[int, int, int]]
+    class_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        root: str = DEFAULT_ROOT,
+        download: bool = True,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        if not root:
+            raise ValueError(f"root={root!r}: must be the name of a folder")
+        check_split_seed(split_seed)
+        self.root = Path(root).expanduser()
+        self.download = download
+        self.num_val = cut_size("val_fraction", val_fraction, self.num_images[0])
+        self.split_seed = split_seed
+
+    def facts(self) -> DataFacts:
+        return DataFacts(
+            task="classification",
+            input_shape=self.input_shape,
+            num_outputs=len(self.class_names),
+            num_train=self.num_images[0] - self.num_val,
+            num_val=self.num_val,
+            num_test=self.num_images[1],
+            class_names=self.class_names,
+        )
+
+    def is_present(self) -> bool:
+        return all((self.root / self.folder / file).is_file() for file in self.files)
+
+    def check(self) -> None:
+        """Raises NotADirectoryError when root is no folder, and FileNotFoundError when it does not exist
+        (only the default may be made) or when the set is absent and must not be downloaded."""
+        if self.root.exists() and not self.root.is_dir():
+            raise NotADirectoryError(f"root={self.root}: must be a folder, but is a file")
+        if not self.root.exists() and self.root != Path(DEFAULT_ROOT):
+            raise FileNotFoundError(
+                f"root={self.root}: must be an existing folder (a download creates none but '{DEFAULT_ROOT}')"
+            )
+        if not self.download and not self.is_present():
+            raise FileNotFoundError(
+                f"{self.name} is not complete in {self.root / self.folder}; data.download=true would fetch it"
+            )
+
+    def load(self) -> Splits:
+        self.check()
+        if not self.is_present():
+            self._fetch()
+        train, test = self._read(train=True), self._read(train=False)
+        generator = torch.Generator().manual_seed(self.split_seed)
+        train_indices, val_indices = stratified_cut(train.targets_N, self.num_val, generator)
+        return Splits(train.select(train_indices), train.select(val_indices), test)
+
+    def _open(self, root: Path, train: bool, download: bool) -> Any:
+        """The torchvision data set, which holds everything in memory."""
+        import torchvision.datasets
+
+        with warnings.catch_warnings():
+            # CIFAR's pickles are older than the NumPy that reads them, which says so
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            return getattr(torchvision.datasets, self.torchvision_class)(root, train=train, download=download)
+
+    def _read(self, train: bool) -> Part:
+        try:
+            source = self._open(self.root, train, download=False)
+            images = torch.as_tensor(source.data)  # NHW, or NHWC from CIFAR
+            images_NCHW = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+            part = Part(images_NCHW.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
+            self._compare_with_facts(part, self.num_images[0 if train else 1])
+        except OSError:
+            raise
+        except Exception as error:  # torchvision's parsers stumble over damaged bytes in many ways
+            raise ValueError(
+                f"{self.name}: the files in {self.root / self.folder} are damaged ({_one_line(error)});"
+                " delete that folder and run again with data.download=true"
+            ) from error
+        return part
+
+    def _compare_with_facts(self, part: Part, num_images: int) -> None:
+        expected = (num_images, *self.input_shape)
+        if part.images_NCHW.shape != expected or part.targets_N.shape != expected[:1]:
+            raise ValueError(f"images of shape {tuple(part.images_NCHW.shape)} with {len(part)} labels, not {expected}")
+        lowest, highest = part.targets_N.aminmax()
+        if lowest < 0 or highest >= len(self.class_names):
+            raise ValueError(f"labels from {int(lowest)} to {int(highest)}, of {len(self.class_names)} classes")
+
+    def _fetch(self) -> None:
+        """Downloads beside the set's folder and moves the files in when all are whole: an interrupted or a
+        parallel download never leaves a half-written file under a name that is read."""
+        logger.info("downloading %s to %s", self.name, self.root)
+        try:
+            self.root.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=self.root) as scratch:
+                with _progress_on_stderr():
+                    self._open(Path(scratch), train=True, download=True)
+                target = self.root / self.folder
+                target.mkdir(parents=True, exist_ok=True)
+                for file in self.files:
+                    (Path(scratch) / self.folder / file).replace(target / file)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            failure = OSError(f"{self.name}: the download to {self.root} failed ({_one_line(error)})")
+            failure.errno = getattr(error, "errno", None)  # tells a full or read-only disk from the network
+            raise failure from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return textwrap.shorten(text, width=200, placeholder=" ...")
+
+
+@contextlib.contextmanager
+def _progress_on_stderr() -> Iterator[None]:
+    """Keeps torchvision's progress off stdout, and off a stderr that nobody watches."""
+    stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        yield
+
+
+class MNIST(TorchvisionSet):
+    """60,000 + 10,000 handwritten digits, grey, 28x28, 10 classes (LeCun, Cortes, Burges, 1998)."""
+
+    name = "mnist"
+    torchvision_class = "MNIST"
+    folder = "MNIST/raw"
+    files = (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    )
+    num_images = (60_000, 10_000)
+    input_shape = (1, 28, 28)
+    class_names = tuple("0123456789")
+
+
+class FashionMNIST(MNIST):
+    """60,000 + 10,000 pieces of clothing in MNIST's format, 10 classes (Xiao et al., arXiv 1708.07747)."""
+
+    name = "fashion_mnist"
+    torchvision_class = "FashionMNIST"
+    folder = "FashionMNIST/raw"
+    class_names = tuple(CLOTHES.split(","))
+
+
+class CIFAR10(TorchvisionSet):
+    """50,000 + 10,000 colour photographs, 32x32, 10 classes (Krizhevsky, 2009)."""
+
+    name = "cifar10"
+    torchvision_class = "CIFAR10"
+    folder = "cifar-10-batches-py"
+    files = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta")
+    num_images = (50_000, 10_000)
+    input_shape = (3, 32, 32)
+    class_names = tuple(CIFAR10_CLASSES.split())
+
+
+class CIFAR100(CIFAR10):
+    """50,000 + 10,000 colour photographs, 32x32, 100 classes, the fine labels (Krizhevsky, 2009)."""
+
+    name = "cifar100"
+    torchvision_class = "CIFAR100"
+    folder = "cifar-100-python"
+    files = ("train", "test", "meta")
+    class_names = tuple(CIFAR100_CLASSES.split())

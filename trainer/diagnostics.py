@@ -1,0 +1,28 @@
+"""What watches a run: functions of numbers that return numbers; they cannot steer."""
+
+import math
+
+
+class Basic:
+    """Gradient norm at each logged step, and the first loss against that of an untrained model.
+
+    A classifier that knows nothing has a cross entropy of ln C. A first loss further from it than half of
+    itself was the surest early sign of a doomed run among 32 that were looked at.
+    """
+
+    def at_log(self, grad_norm: float | None) -> dict[str, float]:
+        """`grad_norm`: global L2 norm of the last step's gradient before clipping."""
+        return {} if grad_norm is None else {"grad_norm": grad_norm}
+
+    def at_start(self, initial_loss: float, untrained_loss: float | None) -> tuple[dict[str, float], str | None]:
+        """The first training loss, and a sentence when it is suspicious."""
+        values = {"diagnostics/initial_loss": initial_loss}
+        if untrained_loss is None:
+            return values, None
+        values["diagnostics/untrained_loss"] = untrained_loss
+        if math.isfinite(initial_loss) and abs(initial_loss - untrained_loss) <= 0.5 * untrained_loss:
+            return values, None
+        return values, (
+            f"the first loss is {initial_loss:.3g}; an untrained model has {untrained_loss:.3g}: "
+            "look at the initializer, the preprocessing and the learning rate"
+        )

@@ -1,0 +1,44 @@
+"""Time as a type: `5ep`, `500step`, `10%`, converted to optimizer steps once, at the border."""
+
+import math
+import re
+from dataclasses import dataclass
+
+_PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ep|epochs?|steps?|%)\s*")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """An amount of training: `unit` is one of "ep" (epochs), "step" (optimizer steps), "%" (of the run)."""
+
+    amount: float
+    unit: str
+
+    def steps(self, steps_per_epoch: int, total_steps: int) -> int:
+        """Whole optimizer steps, to the nearest (a half rounds up); at least one unless the amount is zero."""
+        if self.amount == 0:
+            return 0
+        length = {"ep": float(steps_per_epoch), "step": 1.0, "%": total_steps / 100}[self.unit]
+        # the small addend absorbs binary fractions such as 0.29 * 100 = 28.999999999999996
+        return max(1, math.floor(self.amount * length + 0.5 + 1e-9))
+
+
+def parse_duration(text: object) -> Duration:
+    """Read a duration such as "5ep", "0.5 epochs", "500step", "10%".
+
+    Raises ValueError when it carries no unit, is not a number, or is a share above 100 %.
+    """
+    match = _PATTERN.fullmatch(str(text))
+    if match is None:
+        raise ValueError("must be a duration with a unit: 5ep, 500step or 10%")
+    amount, unit = float(match[1]), {"e": "ep", "s": "step", "%": "%"}[match[2][0]]
+    if unit == "%" and amount > 100:
+        raise ValueError("a share of the run must be at most 100%")
+    if unit == "step" and amount != int(amount):
+        raise ValueError("steps are whole: 500step")
+    return Duration(amount, unit)
+
+
+def is_time(step: int, every: int, total: int) -> bool:
+    """Whether something due `every` so many steps is due after `step` steps; always so at the very end."""
+    return step == total or (every > 0 and step % every == 0)

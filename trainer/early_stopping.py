@@ -1,0 +1,35 @@
+"""Early stopping (B): stop when the monitored metric has not improved for `patience` evaluations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.improvement import Improvement
+
+
+class EarlyStopping:
+    """Counts evaluations without improvement; answers `should_stop`, the loop itself breaks.
+
+    `patience` >= 1 evaluations; `min_delta` >= 0, the least change that counts; evaluations at or before step
+    `after_step` may set the best value but never count against patience. Raises ValueError outside these.
+    """
+
+    def __init__(self, monitor: str, mode: str, patience: int, min_delta: float, after_step: int = 0) -> None:
+        if patience < 1:
+            raise ValueError(f"patience={patience}: must be at least 1")
+        self.patience, self.after_step = patience, after_step
+        self.improvement = Improvement(monitor, mode, min_delta)
+        self.waited = 0
+
+    def should_stop(self, value: float, step: int) -> bool:
+        """Hear of an evaluation after `step` steps; whether patience has run out."""
+        if self.improvement.observe(value) or step <= self.after_step:
+            self.waited = 0
+        else:
+            self.waited += 1
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": self.waited, "best": self.improvement.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.waited, self.improvement.best = state["waited"], state["best"]

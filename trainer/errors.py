@@ -1,0 +1,82 @@
+"""Errors that a user can cause or meet, each with its documented exit code.
+
+An error of ours is printed as one line on stderr, `error: ` first; anything else is a bug (exit code 1).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GearshiftError(Exception):
+    """A failure with a sentence for the user and an exit code."""
+
+    exit_code = 1
+
+
+class ConfigurationError(GearshiftError):
+    """Something in the command line or the configuration; carries every problem found, a line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class SweepFailed(GearshiftError):
+    """A sweep ended, but some of its trials failed."""
+
+    exit_code = 3
+
+
+class DataError(GearshiftError):
+    """Data or a checkpoint is damaged."""
+
+    exit_code = 65
+
+
+class Diverged(GearshiftError):
+    """The loss or a gradient is no longer finite."""
+
+    exit_code = 70
+
+
+class OutOfMemory(GearshiftError):
+    """The device has no memory left."""
+
+    exit_code = 73
+
+
+class DiskError(GearshiftError):
+    """The disk is full, or a file cannot be written."""
+
+    exit_code = 74
+
+
+class RunInUse(GearshiftError):
+    """Another process holds the run folder."""
+
+    exit_code = 75
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end before there was any state to save."""
+
+    def __init__(self, signum: int) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(f"stopped by signal {signum}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name most like `word`, or None when none is alike."""
+    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
+    """One line about a name that does not exist: the nearest one, and all there are."""
+    names = sorted(str(k) for k in known)
+    suggestion = nearest(word, names)
+    hint = f" Did you mean '{prefix}{suggestion}'?" if suggestion else ""
+    listing = ", ".join(names) if names else "none"
+    return f"{what} '{prefix}{word}' does not exist.{hint} Known: {listing}"

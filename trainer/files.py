@@ -1,0 +1,65 @@
+"""Files that are never half written: a temporary name, fsync, rename, fsync of the folder."""
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError, DiskError
+
+_TRAILER = b"gearshift-sha256"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write so that `path` holds either what it held before or all of `content`, also after a crash.
+
+    Raises DiskError when the disk is full or the file cannot be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """The one line for a file that cannot be written."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    return DiskError(f"cannot write {path}: {reason}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people: indented, keys in the given order."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def seal(content: bytes) -> bytes:
+    """`content` followed by its SHA-256, so that one file carries its own proof (zip readers ignore a tail)."""
+    return content + _TRAILER + hashlib.sha256(content).digest()
+
+
+def unseal(path: Path) -> bytes:
+    """Read a sealed file back. Raises DataError when a single bit differs or a byte is missing."""
+    content = path.read_bytes()
+    tail = len(_TRAILER) + hashlib.sha256().digest_size
+    body, trailer = content[:-tail], content[-tail:]
+    if trailer != _TRAILER + hashlib.sha256(body).digest():
+        raise DataError(f"{path} is damaged: its checksum does not match")
+    return body

@@ -1,0 +1,120 @@
+"""The end of a run, however it came: best weights back, the test read once, results where they are looked for."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer import checkpoint, run_folder
+from trainer.errors import GearshiftError
+from trainer.evaluation import confusion_matrix, evaluate
+from trainer.reporting.curves import draw_curves
+from trainer.reporting.metrics_file import read_metrics
+from trainer.run import Run
+from trainer.signals import stop_request
+from trainer.state import restore_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """How a run ended; `result.json` holds the same.
+
+    `status` is completed, early_stopped, interrupted, diverged or failed; `best` the evaluation of the weights
+    in `best.pt`; `test` their metrics on the test part (None for a trial of a sweep, or an unfinished run).
+    """
+
+    status: str
+    exit_code: int
+    steps: int
+    epochs: float
+    monitor: str
+    best: dict[str, Any] | None
+    test: dict[str, float] | None
+    wall_seconds: float
+    folder: str
+    error: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The monitored metric at its best: what a search optimizes."""
+        return None if self.best is None else float(self.best["metrics"][self.monitor])
+
+
+def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
+    """Write checkpoints, test metrics, result and curves, and say how it went."""
+    status, exit_code = _verdict(status, error)
+    test = None
+    if error is None:
+        _wait_for_checkpoints(run)
+        if status != "interrupted":
+            restore_best(run)
+            if not run.is_trial:
+                test = evaluate(run, run.splits.test, "test")
+    result = Result(
+        status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
+        monitor=run.blueprint.monitor, best=None if run.best is None else asdict(run.best), test=test,
+        wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
+    )  # fmt: skip
+    if run.folder is not None and run.report is not None:
+        try:
+            _write(run, result, test)
+        except (OSError, GearshiftError) as problem:
+            if error is None:
+                raise
+            log.warning("the result could not be written: %s", problem)
+    return result
+
+
+def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:
+    if status == "interrupted":
+        return status, 128 + (stop_request.signum or 2)
+    if error is None:
+        return status, 0
+    code = int(getattr(error, "exit_code", 1))
+    return {70: "diverged"}.get(code, "interrupted" if code >= 128 else "failed"), code
+
+
+def _wait_for_checkpoints(run: Run) -> None:
+    if run.checkpoints is not None:
+        run.checkpoints.finish()
+
+
+def restore_best(run: Run) -> None:
+    """Put the best weights into the model (where there was an evaluation at all)."""
+    if run.best is not None and run.folder is not None:
+        path = run.folder / run_folder.CHECKPOINTS / "best.pt"
+        restore_weights(run, checkpoint.load(path))
+
+
+def _write(run: Run, result: Result, test: dict[str, float] | None) -> None:
+    assert run.folder is not None and run.report is not None
+    if test is not None:
+        run.report.record(run.step, run.epochs_done, test)
+        if run.blueprint.facts.task == "classification":
+            names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
+            matrix = confusion_matrix(run, run.splits.test)
+            run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
+    run.report.tensorboard.finish_hparams(result.status)
+    run_folder.write_result(run.folder, asdict(result))
+    records = read_metrics(run.folder / run_folder.METRICS)
+    if records:
+        best_step = None if run.best is None else run.best.step
+        draw_curves(records, run.folder / run_folder.CURVES, run.folder.name, best_step, result.value, result.monitor)
+    run.report.terminal.finish(_summary(run, result))
+
+
+def _summary(run: Run, result: Result) -> list[str]:
+    """Verdict, best, test, and the next commands."""
+    lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
+    if run.best is not None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in run.best.metrics.items())
+        lines.append(f"best (epoch {run.best.epoch:.1f}): {values}")
+    if result.test is not None:
+        lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
+    lines.append(f"run folder: {result.folder}")
+    if result.status == "interrupted":
+        lines.append(f"to go on: train resume {result.folder}")
+    elif result.error is None and not run.is_trial:
+        lines.append(f"to look at it: tensorboard --logdir {result.folder}")
+    return lines

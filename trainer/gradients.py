@@ -1,0 +1,99 @@
+"""Between the gradient and the optimizer: clipping, loss scale, and steps that are not finite."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.parallelism.strategy import Strategy
+from trainer.precision import LossScale
+
+
+class GradientGuard:
+    """Clips gradients and leaves out a step whose loss or gradient is not finite, without waiting.
+
+    Global norm (A): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before the norm is
+    taken. Fused optimizers divide by `grad_scale` and skip on `found_inf` inside their own kernel, so that
+    nothing is read from the device; other optimizers need the flag on the host at each step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        strategy: Strategy,
+        clip_norm: float | None,
+        clip_value: float | None,
+        loss_scale: LossScale | None,
+    ) -> None:
+        self._optimizer: Any = optimizer
+        self._strategy = strategy
+        self._clip_norm, self._clip_value = clip_norm, clip_value
+        self._loss_scale = loss_scale
+        self._fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        self._started = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the norms and flags of the steps since the last reading."""
+        self._norms: list[Tensor] = []
+        self._flags: list[Tensor] = []
+
+    def step(self, gradients: list[Tensor], loss: Tensor) -> None:
+        """Let the optimizer step with these gradients (changed in place), or leave the step out."""
+        divisor, flag = self._look(gradients, loss)
+        self._apply(gradients, divisor, flag)
+        if self._loss_scale is not None:
+            self._loss_scale.update(flag)
+
+    def clip(self, gradients: list[Tensor], loss: Tensor) -> None:
+        """Clip in place, for optimizers that evaluate a closure and step by themselves."""
+        divisor, _ = self._look(gradients, loss)
+        _divide(gradients, divisor)
+
+    def _look(self, gradients: list[Tensor], loss: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What the gradients are to be divided by (None: nothing), and 1.0 where something is not finite."""
+        divisor = None if self._loss_scale is None else self._loss_scale.scale
+        if self._clip_value is not None:
+            _divide(gradients, divisor)
+            divisor = None
+            torch._foreach_clamp_min_(gradients, -self._clip_value)
+            torch._foreach_clamp_max_(gradients, self._clip_value)
+        norm = self._strategy.grad_norm(gradients)
+        if divisor is not None:
+            norm = norm / divisor
+        total = norm + loss
+        flag = (total - total).ne(0.0).float()  # inf - inf and nan - nan are nan
+        if self._clip_norm is not None:
+            shrink = (norm / self._clip_norm).clamp_(min=1.0)
+            divisor = shrink if divisor is None else divisor * shrink
+        self._norms.append(norm)
+        self._flags.append(flag)
+        return divisor, flag
+
+    def _apply(self, gradients: list[Tensor], divisor: Tensor | None, flag: Tensor) -> None:
+        # fused SGD leaves its momentum uninitialised when the very first step is skipped inside the kernel
+        if self._fused and self._started:
+            self._optimizer.grad_scale, self._optimizer.found_inf = divisor, flag
+            self._optimizer.step()
+            return
+        _divide(gradients, divisor)
+        if not flag.item():
+            self._optimizer.grad_scale = self._optimizer.found_inf = None
+            self._optimizer.step()
+            self._started = True
+
+    def read(self) -> tuple[float | None, list[bool]]:
+        """The last step's gradient norm before clipping, and for each step since the last reading whether it
+        was left out; waits for the device and starts anew."""
+        if not self._norms:
+            return None, []
+        norm, *flags = torch.stack([self._norms[-1], *self._flags]).tolist()
+        self.reset()
+        return norm, [bool(flag) for flag in flags]
+
+
+def _divide(gradients: Iterable[Tensor], divisor: Tensor | None) -> None:
+    if divisor is not None:
+        torch._foreach_div_(list(gradients), divisor)

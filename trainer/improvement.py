@@ -1,0 +1,41 @@
+"""What counts as better: one rule for early stopping, best checkpoints and the plateau schedule."""
+
+import math
+
+# metrics where less is better, by the last part of their name
+_FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
+
+
+def direction(monitor: str, mode: str) -> str:
+    """ "min" or "max"; `auto` means min for a loss or an error and max for anything else.
+
+    Raises ValueError for another mode.
+    """
+    if mode not in ("min", "max", "auto"):
+        raise ValueError(f"mode={mode}: must be min, max or auto")
+    if mode != "auto":
+        return mode
+    return "min" if monitor.rpartition("/")[2].startswith(_FALLING) else "max"
+
+
+class Improvement:
+    """Remembers the best value; a value is better when it passes the best by more than `min_delta` >= 0.
+
+    A value that is not a number is never better. Raises ValueError for a negative `min_delta`.
+    """
+
+    def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta={min_delta}: must be at least 0")
+        self.sign = -1.0 if direction(monitor, mode) == "min" else 1.0
+        self.min_delta = min_delta
+        self.best: float | None = None
+
+    def observe(self, value: float) -> bool:
+        """Whether `value` is better than all before it."""
+        if math.isnan(value):
+            return False
+        if self.best is not None and self.sign * (value - self.best) <= self.min_delta:
+            return False
+        self.best = value
+        return True

@@ -1,0 +1,159 @@
+"""Initial weights. An initializer is called once, with the freshly built model, and changes it in place.
+
+Weights of linear and convolution layers are drawn in the order of `named_modules` from torch's default CPU
+generator, whatever device the model is on; their biases become 0, the scales of norms 1 and their biases 0.
+All other parameters (embeddings, attention projections held as plain tensors, recurrent layers) stay as they
+are.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from math import inf, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NONLINEARITIES = ("relu", "leaky_relu", "tanh", "sigmoid", "selu", "linear")
+
+
+class Normal:
+    """w ~ N(0, std^2), one `std` > 0 for every layer (B, "Weights initialization": 0.01 and 0.05)."""
+
+    def __init__(self, std: float = 0.01) -> None:
+        _check_positive("std", std)
+        self._std = std
+
+    def __call__(self, model: nn.Module) -> None:
+        _initialize(model, lambda values, layer: values.normal_(0, self._std))
+
+
+class _Xavier:
+    def __init__(self, gain: float = 1.0) -> None:
+        _check_positive("gain", gain)
+        self._gain = gain
+
+    def _std(self, layer: Layer) -> float:
+        return self._gain * sqrt(2 / sum(_fans(layer)))
+
+
+class XavierNormal(_Xavier):
+    """w ~ N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010; A, B, C "Xavier initialization").
+
+    fan_in = C_in*k*k and fan_out = C_out*k*k for a convolution. `gain` > 0. A prints the variance 1/(d+u) for
+    the normal, which contradicts its own Var(W) = 2/(d+u) one line above: a misprint. B calls it a truncated
+    normal; this one is not truncated.
+    """
+
+    def __call__(self, model: nn.Module) -> None:
+        _initialize(model, lambda values, layer: values.normal_(0, self._std(layer)))
+
+
+class XavierUniform(_Xavier):
+    """w ~ U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out)): the variance of `XavierNormal` (A, C).
+
+    `gain` > 0. C prints N(-b, b) where the uniform distribution is meant.
+    """
+
+    def __call__(self, model: nn.Module) -> None:
+        _initialize(model, lambda values, layer: _uniform(values, self._std(layer)))
+
+
+class _Kaiming:
+    def __init__(
+        self,
+        mode: str = "fan_in",
+        nonlinearity: str = "relu",
+        a: float = 0.0,
+        conv_fan_out: str = "receptive_field",
+    ) -> None:
+        _check_choice("mode", mode, ("fan_in", "fan_out"))
+        _check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
+        _check_choice("conv_fan_out", conv_fan_out, ("receptive_field", "channels"))
+        if not -inf < a < inf:
+            raise ValueError(f"a={a}: must be a finite number")
+        if a != 0 and nonlinearity != "leaky_relu":
+            raise ValueError(f"a={a}: must be 0 unless nonlinearity=leaky_relu")
+        if conv_fan_out == "channels" and mode != "fan_out":
+            raise ValueError("conv_fan_out=channels: must be receptive_field unless mode=fan_out")
+        self._mode = mode
+        self._gain = nn.init.calculate_gain(nonlinearity, a)  # type: ignore[arg-type]
+        self._conv_fan_out = conv_fan_out
+
+    def _std(self, layer: Layer) -> float:
+        fan_in, fan_out = _fans(layer)
+        if self._conv_fan_out == "channels":
+            fan_out = layer.weight.shape[0]
+        return self._gain / sqrt(fan_in if self._mode == "fan_in" else fan_out)
+
+
+class KaimingNormal(_Kaiming):
+    """w ~ N(0, gain^2 / fan) (He et al. 2015, "Delving deep into rectifiers"; A, B, C, D "Kaiming").
+
+    `mode`: fan_in keeps the variance of activations from layer to layer, fan_out that of gradients.
+    gain^2 is 2 for relu, 2 / (1 + a^2) for leaky_relu with the slope `a` below zero, (5/3)^2 for tanh,
+    (3/4)^2 for selu, 1 for sigmoid and linear (`torch.nn.init.calculate_gain`). For a convolution fan_in is
+    C_in*k*k, fan_out C_out*k*k (`conv_fan_out`: receptive_field, torch's and the paper's) or C_out (channels,
+    C's "Question"). Groups do not lower fan_out, as in torch.
+
+    A says that the n of Var = 2/n counts the *output* units of the layer; its own derivation sums over the
+    inputs, and D and the paper have n = dim(x): n is fan_in here.
+
+    Raises ValueError for an unknown name, and for `a` or `conv_fan_out` where they would have no effect.
+    """
+
+    def __call__(self, model: nn.Module) -> None:
+        _initialize(model, lambda values, layer: values.normal_(0, self._std(layer)))
+
+
+class KaimingUniform(_Kaiming):
+    """w ~ U(-b, b), b = gain * sqrt(3 / fan): the variance and the arguments of `KaimingNormal` (A)."""
+
+    def __call__(self, model: nn.Module) -> None:
+        _initialize(model, lambda values, layer: _uniform(values, self._std(layer)))
+
+
+@torch.no_grad()
+def _initialize(model: nn.Module, draw: Callable[[Tensor, Layer], object]) -> None:
+    """Let `draw` fill a CPU tensor for the weight of each layer. Raises ValueError when there is no layer."""
+    num_layers = 0
+    for module in model.modules():
+        if isinstance(module, Layer):
+            values = torch.empty(module.weight.shape, dtype=torch.float32, device="cpu")
+            draw(values, module)
+            module.weight.copy_(values)
+            num_layers += 1
+        elif isinstance(module, _NORMS) and module.weight is not None:
+            module.weight.fill_(1)
+        else:
+            continue
+        if getattr(module, "bias", None) is not None:
+            module.bias.zero_()  # type: ignore[operator, union-attr]
+    if num_layers == 0:
+        raise ValueError("the model has no linear or convolution layer to initialize")
+
+
+def _uniform(values: Tensor, std: float) -> Tensor:
+    bound = sqrt(3) * std
+    return values.uniform_(-bound, bound)
+
+
+def _fans(layer: Layer) -> tuple[int, int]:
+    """fan_in and fan_out, each times the receptive field of a convolution."""
+    receptive_field = layer.weight[0, 0].numel()
+    return layer.weight.shape[1] * receptive_field, layer.weight.shape[0] * receptive_field
+
+
+def _check_positive(key: str, value: float) -> None:
+    if not 0 < value < inf:
+        raise ValueError(f"{key}={value}: must be a number above 0")
+
+
+def _check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value in allowed:
+        return
+    matches = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
+    hint = f"; did you mean {matches[0]}?" if matches else ""
+    raise ValueError(f"{key}={value}: must be one of {', '.join(allowed)}{hint}")

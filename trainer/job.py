@@ -1,0 +1,85 @@
+"""The jobs that Hydra hands over: a run of its own, or the trials of a sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from trainer import run_folder
+from trainer.config import Config
+from trainer.console import print_failure
+from trainer.errors import ConfigurationError
+
+COMPLETE = ("completed", "early_stopped")
+
+
+class Jobs:
+    """What Hydra calls for each job, and how the jobs ended.
+
+    Errors are kept, not raised through Hydra, which would add lines of its own and end a sweep.
+    """
+
+    def __init__(self) -> None:
+        self.is_sweep = False
+        self.count = self.exit_code = 0
+        self.error: Exception | None = None
+        self.failed: list[str] = []
+
+    def run(self, composed: DictConfig) -> float | None:
+        """One job; returns its best monitored value."""
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        self.count += 1
+        self.is_sweep = hydra.mode == RunMode.MULTIRUN
+        try:
+            if self.is_sweep:
+                return run_trial(composed, folder)
+            result = train(run_folder.read_configuration(folder), folder)
+            self.exit_code = result.exit_code
+            value: float | None = result.value
+            return value
+        except Exception as error:
+            self.error = error
+            if self.is_sweep:
+                self.failed.append(folder.name)
+                print_failure(error)
+            return None
+
+
+def run_trial(composed: DictConfig, folder: Path) -> float | None:
+    """A trial in its folder: one that is complete is not run again, one that was interrupted goes on."""
+    from trainer.preflight import settle
+
+    config = settle(composed, HydraConfig.get())  # type: ignore[arg-type]
+    if (folder / run_folder.CONFIG).is_file():
+        if run_folder.read_configuration(folder) != config:
+            raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")
+        if (found := read_result(folder)) and found["status"] in COMPLETE:
+            print(f"{folder.name}: {found['status']} before")
+            best = found["best"]
+            return None if best is None else float(best["metrics"][found["monitor"]])
+    else:
+        run_folder.write_configuration(folder, config, list(HydraConfig.get().overrides.task))
+    print(f"trial {folder.name}")
+    result = train(config, folder, resume=True, is_trial=True)
+    if result.status == "interrupted":
+        raise SystemExit(result.exit_code)
+    value: float | None = result.value
+    return value
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What `result.json` says, None where the run has not ended."""
+    path = folder / run_folder.RESULT
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def train(config: Config, folder: Path, *, resume: bool = False, is_trial: bool = False) -> Any:
+    """Assemble and fit."""
+    from trainer.assemble import assemble
+    from trainer.loop import fit
+
+    return fit(assemble(config, folder, resume=resume, is_trial=is_trial))

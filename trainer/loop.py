@@ -1,0 +1,114 @@
+"""The training loop. It reads top to bottom, and knows nothing of devices or ranks."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from trainer.batches import Batch
+from trainer.duration import is_time
+from trainer.evaluation import evaluate
+from trainer.finish import Result, finish
+from trainer.nonfinite import survives
+from trainer.run import Best, Run, Throughput
+from trainer.signals import stop_request
+from trainer.state import capture
+from trainer.step import train_step
+
+
+def fit(run: Run) -> Result:
+    """Train until the run is complete, stops early or is asked to; then evaluate, report and close.
+
+    Raises Diverged, OutOfMemory or DiskError after `result.json` has been written.
+    """
+    try:
+        stop_request.can_wait = True
+        status = train(run)
+        stop_request.can_wait = False
+        return finish(run, status)
+    except BaseException as error:
+        finish(run, "failed", error)
+        raise
+    finally:
+        stop_request.can_wait = False
+        run.close()
+
+
+def train(run: Run) -> str:
+    """The steps themselves; returns "completed", "early_stopped" or "interrupted"."""
+    plan, total = run.blueprint, run.blueprint.total_steps
+    run.model.train()
+    while run.step < total:
+        for batch in timed(run.batches.epoch(run.epoch, run.samples_seen), run.throughput):
+            train_step(run, batch)
+            run.advance(batch.num_global)
+            if run.report is not None:
+                run.report.tick(run.step)
+            if run.profiler is not None:
+                run.profiler.step()
+
+            interrupted = run.strategy.agree(stop_request.signum is not None)
+            log_now = is_time(run.step, plan.every_log, total)
+            evaluate_now = is_time(run.step, plan.every_evaluate, total)
+            save_now = is_time(run.step, plan.every_checkpoint, total) or interrupted
+            if not (log_now or evaluate_now or save_now):
+                continue  # the device is not waited for
+
+            grad_norm, goes_on = survives(run)
+            if not goes_on:
+                break  # rolled back: the data start again at the place of the checkpoint
+            record: dict[str, float] = {}
+            improved = stop = False
+            if log_now:
+                record |= training_metrics(run, grad_norm)
+            if evaluate_now:
+                record |= evaluate(run, run.splits.val, "val")
+                improved, stop = judge(run, record)
+            if record and run.report is not None:
+                run.report.record(run.step, run.epochs_done, record)
+                if evaluate_now:
+                    run.report.row(run.step, run.epochs_done, record, improved)
+            if (save_now or improved or stop) and run.checkpoints is not None:
+                run.checkpoints.put(capture(run), is_best=improved)
+            if stop or interrupted:
+                return "early_stopped" if stop else "interrupted"
+    return "completed"
+
+
+def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
+    """What is known of the steps since the last logged one."""
+    values = {f"train/{name}": value for name, value in run.meter.read().items()}
+    values |= {"lr": run.lr}
+    if run.diagnostics is not None:
+        values |= run.diagnostics.at_log(grad_norm)
+        if run.initial_loss is not None:
+            untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
+            more, warning = run.diagnostics.at_start(run.initial_loss.item(), untrained)
+            values |= more
+            if warning is not None and run.report is not None:
+                run.report.message(warning)
+    run.initial_loss = None
+    return values | run.throughput.read()
+
+
+def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
+    """What an evaluation means: whether it is the best so far, and whether to stop early."""
+    plan, value = run.blueprint, metrics[run.blueprint.monitor]
+    improved = plan.best.observe(value)
+    if improved:
+        validation = {name: v for name, v in metrics.items() if name.startswith("val/")}
+        run.best = Best(run.step, run.epochs_done, validation)
+    if hasattr(plan.schedule, "observe"):
+        plan.schedule.observe(metrics)
+    stop = plan.early_stopping is not None and plan.early_stopping.should_stop(value, run.step)
+    return improved, stop
+
+
+def timed(batches: Iterable[Batch], throughput: Throughput) -> Iterator[Batch]:
+    """The same batches, while the time spent waiting for them is added up."""
+    source = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(source, None)
+        throughput.waited += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch

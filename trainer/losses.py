@@ -1,0 +1,80 @@
+"""Losses. A loss gives the sum over samples; the caller divides by the global number of samples.
+
+The sum of such sums over devices or micro-batches is exact, which a mean of means is not. A loss declares the
+`tasks` that it serves and, for each task, the names of its `metrics`. Outputs in half precision are taken to
+float32 first.
+"""
+
+from math import log
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class CrossEntropy:
+    """J = sum_n -log softmax(outputs_n)[target_n] (D, "Cross-entropy (Loss)").
+
+    `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al.
+    2016). `base` of the logarithm: "e" for nats, 2 for bits as in D. Raises ValueError for other values.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    metrics: ClassVar[dict[str, tuple[str, ...]]] = {"classification": ("accuracy", "accuracy_top5")}
+
+    def __init__(self, label_smoothing: float = 0.0, base: Literal["e", 2] = "e") -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 1)")
+        if base not in ("e", 2):
+            raise ValueError(f"base={base}: must be e (nats) or 2 (bits)")
+        self._label_smoothing = label_smoothing
+        self._unit = 1.0 if base == "e" else log(2)
+
+    def __call__(self, outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+        """The sum over samples, a scalar; targets are class indices, int64."""
+        if outputs_NK.dtype in _HALF:
+            outputs_NK = outputs_NK.float()
+        total = F.cross_entropy(outputs_NK, targets_N, reduction="sum", label_smoothing=self._label_smoothing)
+        return total if self._unit == 1.0 else total / self._unit
+
+    def initial_value(self, num_outputs: int) -> float | None:
+        """ln K (log2 K in bits): the mean loss when every class gets the same probability."""
+        return log(num_outputs) / self._unit
+
+
+class MSE:
+    """J = sum_n mean_k (outputs_nk - targets_nk)^2 (D, "Loss Function Example - MSE").
+
+    So J / N is `F.mse_loss` with reduction="mean". Integer targets are class indices and stand for one-hot
+    vectors; floating point targets are values, (N, K), or (N,) where K = 1.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
+    metrics: ClassVar[dict[str, tuple[str, ...]]] = {
+        "classification": ("accuracy", "accuracy_top5"),
+        "regression": ("mae",),
+    }
+
+    def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        """The sum over samples, a scalar. Raises ValueError for values of another shape than the outputs."""
+        if outputs_NK.dtype in _HALF:
+            outputs_NK = outputs_NK.float()
+        targets_NK = _encode(targets, outputs_NK)
+        return F.mse_loss(outputs_NK, targets_NK, reduction="sum") / outputs_NK.shape[1]
+
+    def initial_value(self, num_outputs: int) -> float | None:
+        """Unknown: it depends on the scale of the first outputs and of the targets."""
+        return None
+
+
+def _encode(targets: Tensor, outputs_NK: Tensor) -> Tensor:
+    """Class indices as one-hot vectors, values in the shape and kind of the outputs."""
+    if not targets.is_floating_point():
+        return torch.zeros_like(outputs_NK).scatter_(1, targets.unsqueeze(1), 1.0)
+    targets_NK = targets.unsqueeze(1) if targets.ndim == 1 else targets
+    if targets_NK.shape != outputs_NK.shape:
+        raise ValueError(f"targets of the shape {tuple(targets.shape)} do not fit outputs of {tuple(outputs_NK.shape)}")
+    return targets_NK.to(outputs_NK.dtype)

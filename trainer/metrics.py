@@ -1,0 +1,105 @@
+"""Training and evaluation metrics: sums over samples, read from the device only when asked."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sum = Callable[[Tensor, Tensor], Tensor]
+
+
+def correct(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+    """How many samples have their class ranked first."""
+    return (outputs_NK.argmax(1) == targets_N).sum()
+
+
+def correct_top5(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+    """How many samples have their class among the five ranked first."""
+    return (outputs_NK.topk(5, dim=1).indices == targets_N.unsqueeze(1)).sum()
+
+
+def absolute_error(outputs_NK: Tensor, targets_NK: Tensor) -> Tensor:
+    """Sum over samples of the mean absolute error of their outputs."""
+    return (outputs_NK.reshape(len(outputs_NK), -1) - targets_NK.reshape(len(outputs_NK), -1)).abs().mean(1).sum()
+
+
+SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae": absolute_error}
+
+
+def available(names: tuple[str, ...], num_outputs: int) -> dict[str, Sum]:
+    """The metrics that make sense: top-5 accuracy needs more than five classes."""
+    return {name: SUMS[name] for name in names if name != "accuracy_top5" or num_outputs > 5}
+
+
+# parts of a batch whose outputs are kept before their metrics are computed together, and a bound on their size
+_FOLD_PARTS, _FOLD_ELEMENTS = 32, 1 << 20
+
+
+class Meter:
+    """Means over the samples seen since it was last read.
+
+    Computing a metric every step would cost 10 microseconds and more, so outputs are kept and folded 32 parts
+    at a time; losses are kept one by one. What is kept goes into the checkpoint as it stands: where a run was
+    interrupted leaves no trace in the last bit.
+    """
+
+    def __init__(self, sums: Mapping[str, Sum]) -> None:
+        self._sums = dict(sums)
+        self.reset()
+
+    def reset(self) -> None:
+        self._losses: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._elements = 0
+        self._totals: dict[str, Tensor] = {}
+        self._num_samples = 0
+
+    def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Take the summed loss, the outputs and the targets of a (part of a) batch."""
+        self._losses.append(loss_sum)
+        self._outputs.append(outputs.detach())
+        self._targets.append(targets)
+        self._elements += outputs.numel()
+        self._num_samples += len(targets)
+        if len(self._outputs) == _FOLD_PARTS or self._elements > _FOLD_ELEMENTS:
+            self._fold()
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        outputs, targets = torch.cat(self._outputs).float(), torch.cat(self._targets)
+        for name, total in self._sums.items():
+            value = total(outputs, targets).double()
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+        self._outputs, self._targets, self._elements = [], [], 0
+
+    def read(self) -> dict[str, float]:
+        """`loss` and the other means, in one wait for the device; starts anew. Empty when nothing was seen."""
+        if self._num_samples == 0:
+            return {}
+        if self._outputs:
+            self._fold()
+        loss = torch.stack(self._losses).double().sum()
+        values = torch.stack([loss, *self._totals.values()]).div(self._num_samples).tolist()
+        names = ["loss", *self._totals]
+        self.reset()
+        return dict(zip(names, values, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "losses": torch.stack(self._losses) if self._losses else None,
+            "outputs": self._outputs,
+            "targets": self._targets,
+            "totals": self._totals,
+            "num_samples": self._num_samples,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.reset()
+        self._losses = [] if state["losses"] is None else list(state["losses"].to(device).unbind())
+        self._outputs = [outputs.to(device) for outputs in state["outputs"]]
+        self._targets = [targets.to(device) for targets in state["targets"]]
+        self._elements = sum(outputs.numel() for outputs in self._outputs)
+        self._totals = {name: total.to(device) for name, total in state["totals"].items()}
+        self._num_samples = state["num_samples"]

@@ -1,0 +1,174 @@
+"""Any classification model of torchvision, fitted to the channels, size and classes of the data."""
+
+import inspect
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trainer.models.parts import suggestion
+
+# constructor arguments that follow from the data, under the names that torchvision uses
+_FROM_DATA = ("num_classes", "image_size", "input_size")
+# no classification model of torchvision needs more pixels on a side
+_LARGEST_NEED = 512
+
+
+def from_torchvision(
+    *,
+    input_shape: tuple[int, int, int],
+    num_outputs: int,
+    name: str = "resnet18",
+    weights: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The model `name` of `torchvision.models`, with `arguments` for its constructor.
+
+    The number of classes, and the image size where the constructor asks for it (vit, maxvit), come from the
+    data; for other than 3 channels the first convolution is exchanged for a new one. Auxiliary classifiers
+    (googlenet, inception_v3) are left out. `weights` is the path to a state dict saved with torch.save, which
+    must fit the model entry by entry; it is read with weights_only=True.
+
+    Raises ValueError for an unknown name or argument, a file that does not fit, images that are too small.
+    """
+    given = dict(arguments or {})
+    build = _constructor(name, given, input_shape, num_outputs)
+    shape = "x".join(map(str, input_shape))
+    try:
+        model = _build(build)
+    except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
+        with_arguments = f" with arguments {given}" if given else ""
+        text = " ".join(str(error).split())
+        raise ValueError(f"model {name} cannot be built for images of {shape}{with_arguments}: {text}") from error
+    _take_channels(model, input_shape[0])
+    _check_images(model, name, input_shape)
+    if weights is not None:
+        _load(model, name, weights, num_outputs)
+    return model
+
+
+def _constructor(
+    name: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], num_outputs: int
+) -> Callable[[], nn.Module]:
+    """The checked call that builds the model."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ValueError(f"name={name}: must be a classification model of torchvision.models{suggestion(name, names)}")
+    # the builders end in **kwargs; the class they return has the signature
+    returned = inspect.signature(models.get_model_builder(name)).return_annotation
+    parameters = inspect.signature(returned).parameters
+    _check_arguments(name, arguments, [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD])
+    _, height, width = input_shape
+    from_data = {"num_classes": num_outputs, "image_size": height, "input_size": (height, width)}
+    # without auxiliary classifiers a model has one output; init_weights=None warns
+    ours = {"aux_logits": False, "init_weights": True} | from_data
+    chosen = {key: value for key, value in ours.items() if key in parameters} | arguments
+    return lambda: models.get_model(name, weights=None, **chosen)
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    free = [key for key in known if key not in _FROM_DATA]
+    for key, value in arguments.items():
+        if key in _FROM_DATA:
+            raise ValueError(f"arguments.{key}={value}: must be left out; it is given by the data")
+        if key not in free:
+            hint = suggestion(key, free)
+            raise ValueError(f"arguments.{key}={value}: must be one of {', '.join(free)} for model {name}{hint}")
+    if arguments.get("aux_logits"):
+        raise ValueError("arguments.aux_logits=true: must be false; a model has one output here")
+
+
+def _build(build: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        return build()
+    except NotImplementedError:  # under the meta device: regnet reads tensors while it is built
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return build().to("meta")
+
+
+def _take_channels(model: nn.Module, num_channels: int) -> None:
+    """Exchange the first convolution for one of `num_channels`, with torch's own initial weights."""
+    path, first = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels == num_channels:
+        return
+    parent, _, attribute = path.rpartition(".")
+    new = nn.Conv2d(
+        num_channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    setattr(model.get_submodule(parent), attribute, new)
+
+
+def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]) -> None:
+    """Run the model on the meta device, where only shapes are computed; if it fails find the size needed."""
+    state = {key: tensor.to("meta") for key, tensor in _tensors(model)}
+    channels, height, width = input_shape
+
+    def complaint(height: int, width: int) -> str:
+        try:
+            functional_call(model, state, torch.empty(2, channels, height, width, device="meta"))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    model.eval()
+    with torch.no_grad():
+        problem = complaint(height, width)
+        if problem:
+            sizes = range(1, _LARGEST_NEED + 1)
+            smallest = bisect_left(sizes, True, key=lambda size: not complaint(size, size)) + 1
+            if min(height, width) < smallest <= _LARGEST_NEED:
+                problem = f"needs images of at least {smallest}x{smallest}; data gives {height}x{width}"
+            else:
+                problem = f"does not take images of {height}x{width}: {problem}"
+            raise ValueError(f"model {name} {problem}")
+    model.train()
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
+    """Copy a state dict from a file. Raises ValueError where the file or an entry of it does not fit."""
+    if not Path(path).expanduser().is_file():
+        raise ValueError(f"weights={path}: must be null or a file of weights; there is no such file")
+    device = next(model.parameters()).device
+    try:
+        state = torch.load(Path(path).expanduser(), map_location=device, weights_only=True)
+    except Exception as error:  # other bytes than a state dict let torch raise almost anything
+        raise ValueError(f"weights={path}: must be a state dict saved by torch.save, of tensors only") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights={path}: must be a state dict, tensors by name, and nothing else")
+    if problem := _misfit(model, state, num_outputs):
+        raise ValueError(f"weights={path}: must fit model {name}; {problem}")
+    model.load_state_dict(state, strict=False)
+
+
+def _misfit(model: nn.Module, state: Mapping[str, Tensor], num_outputs: int) -> str:
+    """What in a state dict does not fit, or nothing."""
+    own = model.state_dict()
+    for key, tensor in own.items():
+        there = tuple(state[key].shape) if key in state else tuple(tensor.shape)
+        here = tuple(tensor.shape)
+        if here[1:] == there[1:] and here[:1] == (num_outputs,) != there[:1]:
+            return f"its classifier {key} has {there[0]} outputs, the data needs {num_outputs}"
+        if here != there:
+            return f"{key} has the shape {there} in the file, {here} in the model"
+    # files from before batch norm counted its batches have no such entry, and torch does without
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in own]
+    if missing:
+        return f"{len(missing)} entries are not in the file, such as {missing[0]}"
+    return f"{len(extra)} entries are not in the model, such as {extra[0]}" if extra else ""

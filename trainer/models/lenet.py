@@ -1,0 +1,79 @@
+"""LeNet: convolutions with pooling, then fully connected layers."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from trainer.models.parts import (
+    activation_layer,
+    check_choice,
+    check_dropout,
+    check_image_size,
+    check_widths,
+    dense_layers,
+)
+
+# the last feature map of Caffe's LeNet on 28x28 images; anything smaller calls for padding
+_SMALLEST_LAST_MAP = 4
+
+
+def lenet(
+    *,
+    input_shape: tuple[int, int, int],
+    num_outputs: int,
+    channels: Sequence[int] = (20, 50),
+    hidden: Sequence[int] = (500,),
+    activation: str = "relu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """LeNet-style network (LeCun et al. 1998): 5x5 convolution, norm, activation, 2x2 max pooling for each of
+    `channels`, then fully connected layers of the widths in `hidden`, then a linear output.
+
+    Padding: the convolutions are unpadded where the last feature map is then at least 4x4, otherwise all are
+    padded to keep the size ("same"). So 28x28 with channels [20, 50], hidden [500] is Caffe's LeNet (431,080
+    parameters for 10 classes), 32x32x1 with [6, 16], [120, 84] is LeNet-5's modern form (61,706), and 8x8
+    images fit.
+
+    `norm` (none or batch) stands before every activation; `dropout`, a drop probability in [0, 1), after the
+    activations of the fully connected layers. Raises ValueError for other values, and for images that the
+    poolings would shrink to nothing.
+    """
+    check_widths("channels", channels, minimum=1)
+    check_widths("hidden", hidden)
+    check_choice("norm", norm, ("none", "batch"))
+    check_dropout(dropout)
+    check_image_size("lenet", input_shape, 2 ** len(channels))
+    num_channels, height, width = input_shape
+    padding = 0 if _last_size(min(height, width), len(channels), 0) >= _SMALLEST_LAST_MAP else 2
+
+    layers: dict[str, nn.Module] = {}
+    for i, num_filters in enumerate(channels, 1):
+        layers[f"conv{i}"] = nn.Conv2d(num_channels, num_filters, 5, padding=padding, bias=norm == "none")
+        if norm == "batch":
+            layers[f"norm{i}"] = nn.BatchNorm2d(num_filters)
+        layers[f"activation{i}"] = activation_layer(activation)
+        layers[f"pool{i}"] = nn.MaxPool2d(2)
+        num_channels = num_filters
+    layers["flatten"] = nn.Flatten()
+    num_features = num_channels
+    for size in (height, width):
+        num_features *= _last_size(size, len(channels), padding)
+    layers |= dense_layers(
+        num_features,
+        hidden,
+        num_outputs,
+        activation=activation,
+        norm=norm,
+        dropout=dropout,
+        first=len(channels) + 1,
+    )
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _last_size(size: int, num_stages: int, padding: int) -> int:
+    """Side of the last feature map; not positive where the images do not fit."""
+    for _ in range(num_stages):
+        size = (size + 2 * padding - 4) // 2
+    return size

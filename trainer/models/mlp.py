@@ -1,0 +1,35 @@
+"""Fully connected networks: softmax (or linear) regression and the multi-layer perceptron."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
+
+from trainer.models.parts import check_choice, check_dropout, check_widths, dense_layers
+
+
+def linear(*, input_shape: tuple[int, int, int], num_outputs: int) -> nn.Sequential:
+    """One linear layer on all pixels: softmax regression, or linear regression (C, D)."""
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=nn.Linear(prod(input_shape), num_outputs)))
+
+
+def mlp(
+    *,
+    input_shape: tuple[int, int, int],
+    num_outputs: int,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "relu",
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Multi-layer perceptron: linear, norm, activation, dropout for each hidden width, then a linear output.
+
+    `hidden` are the widths, each >= 1 (an empty list: `linear`); `norm` is none, batch or layer; `dropout` is
+    the drop probability in [0, 1), the complement of D's keep probability. Raises ValueError otherwise.
+    """
+    check_widths("hidden", hidden)
+    check_choice("norm", norm, ("none", "batch", "layer"))
+    check_dropout(dropout)
+    layers = dense_layers(prod(input_shape), hidden, num_outputs, activation=activation, norm=norm, dropout=dropout)
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))

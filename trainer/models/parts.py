@@ -1,0 +1,88 @@
+"""What the models share: activations by name, fully connected layers, checks of arguments."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "identity": nn.Identity,
+}
+# over features; over the channels of a feature map it is always nn.BatchNorm2d
+_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+def activation_layer(name: str) -> nn.Module:
+    """A new activation module. Raises ValueError for an unknown name."""
+    check_choice("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+def dense_layers(
+    num_inputs: int,
+    hidden: Sequence[int],
+    num_outputs: int,
+    *,
+    activation: str,
+    norm: str,
+    dropout: float,
+    first: int = 1,
+) -> dict[str, nn.Module]:
+    """Fully connected layers by name: linear1, norm1, activation1, dropout1 for the first width, ... output.
+
+    Numbers start at `first`. A linear layer has no bias before batch norm, which would cancel it.
+    """
+    layers: dict[str, nn.Module] = {}
+    for i, width in enumerate(hidden, first):
+        layers[f"linear{i}"] = nn.Linear(num_inputs, width, bias=norm != "batch")
+        if norm != "none":
+            layers[f"norm{i}"] = _NORMS[norm](width)
+        layers[f"activation{i}"] = activation_layer(activation)
+        if dropout > 0:
+            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        num_inputs = width
+    layers["output"] = nn.Linear(num_inputs, num_outputs)
+    return layers
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """`; did you mean ...?` with the known name most like `word`, or nothing when none is alike."""
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Raises ValueError when `value` is none of the allowed names."""
+    names = list(allowed)
+    if value not in names:
+        raise ValueError(f"{key}={value}: must be one of {', '.join(names)}{suggestion(value, names)}")
+
+
+def check_widths(key: str, widths: Sequence[int], minimum: int = 0) -> None:
+    """Raises ValueError unless `widths` holds at least `minimum` whole numbers, each >= 1."""
+    if len(widths) < minimum or any(not isinstance(width, int) or width < 1 for width in widths):
+        least = f" of at least {minimum}" if minimum else ""
+        raise ValueError(f"{key}={list(widths)}: must be a list{least} of whole numbers >= 1")
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises ValueError unless the drop probability is in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: must be a drop probability in [0, 1)")
+
+
+def check_image_size(model: str, input_shape: tuple[int, int, int], smallest: int) -> None:
+    """Raises ValueError when images are smaller than `smallest` pixels on a side."""
+    _, height, width = input_shape
+    if min(height, width) < smallest:
+        raise ValueError(f"model {model} needs images of at least {smallest}x{smallest}; data gives {height}x{width}")

@@ -1,0 +1,1 @@
+"""How one step is spread over devices: one file a strategy."""

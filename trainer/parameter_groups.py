@@ -1,0 +1,38 @@
+"""Which parameters decay: biases and norm scales do not, unless asked (A: "only to weights but not bias")."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, exclude: Sequence[str]) -> list[dict[str, Any]]:
+    """Two groups, `decay` and `no_decay`, as torch optimizers take them (an empty one is left out).
+
+    `exclude` holds "bias", "norm" (every parameter of a normalization layer) and patterns over names, such as
+    "*.embedding.*". Parameters shared by two layers count once, under their first name.
+    """
+    norms = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NORMS)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+    def excluded(name: str) -> bool:
+        if "bias" in exclude and name.rpartition(".")[2] == "bias":
+            return True
+        if "norm" in exclude and name in norms:
+            return True
+        return any(fnmatchcase(name, pattern) for pattern in exclude)
+
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"name": "decay", "weight_decay": weight_decay, "params": [p for n, p in named if not excluded(n)]},
+        {"name": "no_decay", "weight_decay": 0.0, "params": [p for n, p in named if excluded(n)]},
+    ]
+    return [group for group in groups if group["params"]]

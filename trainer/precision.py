@@ -1,0 +1,45 @@
+"""Number formats of the forward pass, and the loss scale that fp16 needs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype, None for plain fp32; `auto`: bf16 on CUDA where it is native, else fp16; CPU fp32."""
+    if precision != "auto":
+        return DTYPES[precision]
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+class LossScale:
+    """Dynamic loss scaling on the device, without waiting for it (Micikevicius et al. 2018).
+
+    The scale doubles after `growth_interval` finite steps in a row and halves after one that is not; the same
+    rule as torch.amp.GradScaler, from 2^16 on.
+    """
+
+    def __init__(self, device: torch.device, initial: float = 65536.0, growth_interval: int = 2000) -> None:
+        self.scale = torch.full((), initial, device=device)
+        self._finite_steps = torch.zeros((), device=device)
+        self._growth_interval = growth_interval
+
+    def update(self, nonfinite: Tensor) -> None:
+        """Hear whether the step (a 0/1 float on the device) was not finite."""
+        self._finite_steps = (self._finite_steps + 1) * (1 - nonfinite)
+        grow = (self._finite_steps == self._growth_interval).float()
+        self.scale = self.scale * (1 + grow) * (1 - 0.5 * nonfinite)
+        self._finite_steps = self._finite_steps * (1 - grow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "finite_steps": self._finite_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.scale = state["scale"].to(self.scale.device)
+        self._finite_steps = state["finite_steps"].to(self.scale.device)

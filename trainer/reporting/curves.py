@@ -1,0 +1,135 @@
+"""`curves.png`: the learning curves of a run in one picture."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from trainer.files import write_atomic
+
+# Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+_FEW_POINTS = 60
+
+
+@dataclass(frozen=True)
+class _Curve:
+    tag: str
+    label: str
+    colour: str
+    steps: list[int]
+    values: list[float]
+
+
+def draw_curves(
+    metrics: Sequence[Mapping[str, Any]],
+    path: Path,
+    title: str,
+    best_step: int | None = None,
+    best_value: float | None = None,
+    monitor: str | None = None,
+) -> None:
+    """Loss, accuracy and learning rate over steps (below) and epochs (above) as a PNG, written atomically.
+
+    `metrics` are the records of `metrics.jsonl`. A panel without data is left out, a value that is not finite
+    is a gap; without any data nothing is written. A monitored metric of another name gets a panel of its own.
+    The best step is a dashed line, with a dot at `best_value` in the panel of `monitor`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = _panels(metrics, monitor)
+    if not panels:
+        return
+    figure = Figure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
+    figure.suptitle(textwrap.fill(title, 100), fontsize=11, parse_math=False)
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    last_step = max(step for curves in panels.values() for curve in curves for step in curve.steps)
+    rows[0].set_xlim(0, max(last_step, 1))
+    for axes, (name, curves) in zip(rows, panels.items(), strict=True):
+        _draw_panel(axes, name, curves)
+        if best_step is not None:
+            monitored = monitor in [curve.tag for curve in curves]
+            _mark_best(axes, best_step, best_value if monitored else None)
+        if axes.get_legend_handles_labels()[1] != [name]:
+            axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9)
+    rows[-1].set_xlabel("step")
+    _add_epochs(rows[0], metrics)
+    FigureCanvasAgg(figure)
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())
+
+
+def _panels(metrics: Sequence[Mapping[str, Any]], monitor: str | None) -> dict[str, list[_Curve]]:
+    names = dict.fromkeys(["loss", "accuracy", *([monitor.rpartition("/")[2]] if monitor else [])])
+    wanted = {name: [(f"train/{name}", "training", _BLUE), (f"val/{name}", "validation", _ORANGE)] for name in names}
+    wanted["learning rate"] = [("lr", "learning rate", _GREEN)]
+    panels = {name: [_curve(metrics, *curve) for curve in curves] for name, curves in wanted.items()}
+    panels = {name: [curve for curve in curves if curve.steps] for name, curves in panels.items()}
+    return {name: curves for name, curves in panels.items() if curves}
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], tag: str, label: str, colour: str) -> _Curve:
+    records = [record for record in metrics if tag in record]
+    values = [math.nan if record[tag] is None else float(record[tag]) for record in records]
+    values = [value if math.isfinite(value) else math.nan for value in values]
+    return _Curve(tag, label, colour, [record["step"] for record in records], values)
+
+
+def _draw_panel(axes: Any, name: str, curves: Sequence[_Curve]) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    for curve in curves:
+        # validation above the noisier training curve, and dots where a line could be too short to see
+        marker = "o" if len(curve.steps) <= _FEW_POINTS else None
+        order = 3 if curve.tag.startswith("val/") else 2
+        axes.plot(
+            curve.steps,
+            curve.values,
+            color=curve.colour,
+            label=curve.label,
+            linewidth=1.3,
+            marker=marker,
+            markersize=3,
+            zorder=order,
+            clip_on=False,
+        )
+    if _is_logarithmic([value for curve in curves for value in curve.values]):
+        axes.set_yscale("log")
+    axes.set_ylabel(name)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _is_logarithmic(values: Sequence[float]) -> bool:
+    """Where a linear axis would press half of the points into its lowest tenth."""
+    finite = [value for value in values if math.isfinite(value)]
+    positive = [value for value in finite if value > 0]
+    return bool(positive) and min(finite) >= 0 and median(positive) < max(positive) / 10
+
+
+def _mark_best(axes: Any, step: int, value: float | None) -> None:
+    axes.axvline(step, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
+    if value is not None and math.isfinite(value):
+        label = f"best: {value:.4g}\nat step {step:,}"
+        axes.plot([step], [value], "o", color="none", markeredgecolor="black", markersize=8, label=label, zorder=4)
+
+
+def _add_epochs(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+    """A second axis: epochs need not be proportional to steps, a batch may grow."""
+    import numpy as np
+
+    pairs = {0: 0.0} | {record["step"]: float(record["epoch"]) for record in metrics if "epoch" in record}
+    steps, epochs = zip(*sorted(pairs.items()), strict=True)
+    if epochs[-1] > 0:
+        top = axes.secondary_xaxis(
+            "top", functions=(lambda x: np.interp(x, steps, epochs), lambda x: np.interp(x, epochs, steps))
+        )
+        top.set_xlabel("epoch")

@@ -1,0 +1,90 @@
+"""The metrics of a run as JSON lines, each written exactly once even when the run is killed and resumed."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.files import disk_error
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+Value = float | int | bool | str | None
+
+
+class MetricsFile:
+    """One JSON object a line, handed to the operating system when `write` returns (a kill loses nothing).
+
+    Bare `NaN` and `Infinity` are not JSON. Non-finite numbers are written as the strings "nan", "inf" and
+    "-inf", which every strict reader accepts, `float()` understands in most languages, and which, unlike
+    `null`, keep a loss that overflowed apart from one that is undefined.
+
+    Opening cuts the file to `offset` bytes: what stands beyond the checkpoint is computed and written again.
+    Raises ValueError when the file is damaged: shorter than `offset`, or a line would be cut in two.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        if offset < 0:
+            raise ValueError(f"offset={offset}: must be 0 or more bytes")
+        if offset:
+            _check_cut(path, offset)
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(offset)
+
+    def write(self, record: Mapping[str, Value]) -> None:
+        """Append one line. Raises DiskError when there is no room for it."""
+        plain = {name: _spell(value) for name, value in record.items()}
+        line = json.dumps(plain, allow_nan=False).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise disk_error(self._path, error) from error
+
+    def offset(self) -> int:
+        """Bytes written so far: what a checkpoint stores and `MetricsFile(path, offset)` returns to."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk itself; before the checkpoint that counts them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, non-finite numbers restored.
+
+    A last line without its line end, which a killed run can leave, is passed over. Any other line that is not
+    a JSON object is damage: ValueError.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_read_line(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _check_cut(path: Path, offset: int) -> None:
+    size = path.stat().st_size if path.exists() else 0
+    if size < offset:
+        raise ValueError(f"{path}: damaged, it has {size} bytes where the checkpoint counted {offset}")
+    with path.open("rb") as file:
+        file.seek(offset - 1)
+        if file.read(1) != b"\n":
+            raise ValueError(f"{path}: damaged, byte {offset} of the checkpoint is not the end of a line")
+
+
+def _spell(value: Value) -> Value:
+    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: damaged, line {number} is not a JSON object")
+    return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}

@@ -1,0 +1,146 @@
+"""What a model is made of: layers, output shapes, parameters, floating-point operations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that has parameters of its own, or that contains no other modules.
+
+    `output_shape` (of a tuple, of its first tensor) is without the batch dimension, None where `forward` does
+    not call the module. Parameters that an earlier layer has too (tied weights) are not counted again, so the
+    layers add up to the total.
+    """
+
+    name: str
+    kind: str
+    output_shape: Shape | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """`flops`: floating-point operations of the forward pass of one sample, a multiply-add counted as 2.
+
+    Counted are matrix products, convolutions and attention, not element-wise operations, normalisation and
+    pooling (torch.utils.flop_counter). Where the model cannot run on the meta device `problem` says why, and
+    `flops` and all output shapes are None.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    trainable: int
+    flops: int | None
+    problem: str | None = None
+
+
+def summarize(model: nn.Module, input_shape: Shape, dtype: torch.dtype = torch.float32) -> ModelSummary:
+    """Describe a model for inputs of `input_shape` (without the batch dimension), in evaluation mode.
+
+    The forward pass runs on the meta device: nothing is computed, and the model stays as it was.
+    """
+    shapes: dict[str, Shape] = {}
+    flops, problem = None, None
+    try:
+        flops = _meta_forward(model, torch.empty(1, *input_shape, dtype=dtype, device="meta"), shapes)
+    except RuntimeError as error:
+        shapes, problem = {}, str(error).strip().partition("\n")[0]
+    layers = tuple(_layers(model, shapes))
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return ModelSummary(layers, sum(layer.parameters for layer in layers), trainable, flops, problem)
+
+
+def render(summary: ModelSummary) -> Group:
+    """The layers as a table, the totals below it."""
+    trainable = "all" if summary.trainable == summary.parameters else f"{summary.trainable:,}"
+    total = f"{summary.parameters:,} parameters, {trainable} trainable"
+    if summary.flops is None:
+        total += f"\nFLOPs unknown: {summary.problem}"
+    else:
+        total += f"\n{_scaled(summary.flops)}FLOPs forward a sample (a multiply-add is 2)"
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("layer", "kind"):
+        table.add_column(title, overflow="fold")
+    for title in ("output", "parameters"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for layer in summary.layers:
+        shape = "?" if layer.output_shape is None else "x".join(map(str, layer.output_shape))
+        count = f"{layer.parameters:,}" if layer.parameters else ""
+        table.add_row(*map(Text, (layer.name or "(model)", layer.kind, shape, count)))
+    return Group(table, Text(total))
+
+
+def _layers(model: nn.Module, shapes: dict[str, Shape]) -> Iterator[Layer]:
+    counted: set[int] = set()
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own or not list(module.children()):
+            parameters = sum(parameter.numel() for parameter in own if id(parameter) not in counted)
+            counted |= {id(parameter) for parameter in own}
+            yield Layer(name, type(module).__name__, shapes.get(name), parameters)
+
+
+def _meta_forward(model: nn.Module, inputs: Tensor, shapes: dict[str, Shape]) -> int:
+    """The FLOPs of a forward pass in which parameters and buffers are replaced; fills in output shapes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    state = {
+        name: torch.empty_like(tensor, device="meta", requires_grad=False)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    counter = FlopCounterMode(display=False)
+    with _evaluating(model), _recording(model, shapes), torch.no_grad(), counter:
+        torch.func.functional_call(model, state, (inputs,))
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and attention in parts: its fused inference kernel cannot be counted."""
+    training = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _recording(model: nn.Module, shapes: dict[str, Shape]) -> Iterator[None]:
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, tuple):
+            output = output[0]
+        if isinstance(output, Tensor):
+            shapes[names[module]] = tuple(output.shape[1:])
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _scaled(count: int) -> str:
+    for limit, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count} "

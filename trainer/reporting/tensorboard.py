@@ -1,0 +1,227 @@
+"""TensorBoard event files in the run folder, each step exactly once even after a kill and a resume."""
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.files import sync_folder
+
+_EVENT_FILES = "events.out.tfevents.*"
+
+# custom scalars match tags by regular expression
+_CHARTS = {
+    "Curves": {
+        "loss": ["Multiline", [r"^train/loss$", r"^val/loss$"]],
+        "accuracy": ["Multiline", [r"^train/accuracy$", r"^val/accuracy$"]],
+        "learning rate": ["Multiline", [r"^lr$", r"^lr/"]],
+        "gradient norm": ["Multiline", [r"^grad_norm$"]],
+    }
+}
+
+# run status to a status of the HParams tab; a status that is not here is shown as unknown
+_STATUS = {
+    "completed": "STATUS_SUCCESS",
+    "early_stopped": "STATUS_SUCCESS",
+    "diverged": "STATUS_FAILURE",
+    "failed": "STATUS_FAILURE",
+}
+
+
+class TensorBoard:
+    """Writes scalars, text, images and hyper-parameters to event files that lie directly in `folder`.
+
+    `offsets` (bytes of each event file, from a checkpoint) cuts the files back to that checkpoint and removes
+    files that it does not name; None starts anew and removes them all. `purge_step` is the first step that
+    will be written again, checkpoint step + 1: a TensorBoard that is open meanwhile forgets what it has read
+    from there on. Raises ValueError, before anything is changed, when a file is missing or shorter than its
+    offset.
+    """
+
+    def __init__(self, folder: Path, offsets: Mapping[str, int] | None, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._resumed = bool(offsets)
+        _cut(folder, offsets or {})
+        _wait_for_a_later_name(folder)
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._events: Any = self._writer.file_writer
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One event with all values, non-finite ones too (TensorBoard draws a triangle)."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._events.add_summary(Summary(value=entries), step)
+
+    def text(self, tag: str, markdown: str, step: int = 0) -> None:
+        self._writer.add_text(tag, markdown, step)
+
+    def images(self, tag: str, images_NCHW: Tensor, step: int) -> None:
+        """One grid of all images, uint8 or floats in 0..1; see `image_grid`."""
+        self._writer.add_image(tag, image_grid(images_NCHW), step)
+
+    def confusion_matrix(
+        self, matrix_KK: Tensor, class_names: Sequence[str], step: int, tag: str = "val/confusion_matrix"
+    ) -> None:
+        """Counts (row: true class, column: predicted class), coloured by their share of the row."""
+        self._writer.add_image(tag, draw_confusion_matrix(matrix_KK, class_names), step, dataformats="HWC")
+
+    def charts(self) -> None:
+        """Training and validation on one chart (Custom Scalars tab); once a run, not again on resuming."""
+        if not self._resumed:
+            self._writer.add_custom_scalars(_CHARTS)
+
+    def start_hparams(self, values: Mapping[str, Any]) -> None:
+        """The run's row in the HParams tab; once a run, not again on resuming.
+
+        Booleans, finite numbers and strings keep their type, anything else is spelled out (None as "null").
+
+        No experiment summary is written: TensorBoard would take the columns of one arbitrary run for all of
+        them. Without it the columns are all hyper-parameters and all scalar tags that occur in any run, and
+        the cells the last value of each tag. (TensorBoard fills in the metrics when it is opened on a folder
+        of runs; opened on a single run's folder it shows that row without them.)
+        """
+        if self._resumed:
+            return
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            _set_hparam(start.hparams[name], value)
+        self._add_hparams("_hparams_/session_start_info", HParamsPluginData(session_start_info=start))
+
+    def finish_hparams(self, status: str) -> None:
+        """The run's status and end (completed, early_stopped, interrupted, diverged, failed).
+
+        To be written after the last `offsets()`: TensorBoard keeps the first one that it reads, so a resumed
+        run has to cut it off before it writes its own.
+        """
+        from tensorboard.plugins.hparams.api_pb2 import Status
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+        code = Status.Value(_STATUS.get(status, "STATUS_UNKNOWN"))
+        end = SessionEndInfo(status=code, end_time_secs=time.time())
+        self._add_hparams("_hparams_/session_end_info", HParamsPluginData(session_end_info=end))
+
+    def offsets(self) -> dict[str, int]:
+        """Bytes of each event file so far: what a checkpoint stores to come back to this moment."""
+        self._writer.flush()
+        return {path.name: path.stat().st_size for path in sorted(self._folder.glob(_EVENT_FILES))}
+
+    def sync(self) -> None:
+        """Wait until the events are on the disk itself; before the checkpoint that counts them."""
+        self._writer.flush()
+        for path in self._folder.glob(_EVENT_FILES):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self._folder)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add_hparams(self, tag: str, data: Any) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams import metadata
+
+        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
+        self._events.add_summary(Summary(value=[value]))
+
+
+def image_grid(images_NCHW: Tensor) -> Tensor:
+    """All images in a square grid, uint8 (C, height, width), C = 1 or 3 (of other counts, the first channel).
+
+    Floats are taken as 0..1. Images are enlarged by a whole factor, without smoothing, until their shorter
+    side is at least 48 pixels, so that 8x8 digits can be seen.
+    """
+    images = images_NCHW.detach().cpu()
+    if images.is_floating_point():
+        images = images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]
+    factor = max(1, math.ceil(48 / min(images.shape[2:])))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    images = F.pad(images, (1, 1, 1, 1), value=128)
+    num_images, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(num_images))
+    rows = math.ceil(num_images / columns)
+    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - num_images), value=128)
+    grid = images.reshape(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
+
+
+def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> Any:
+    """An RGB picture (uint8 array, height x width x 3): rows are true classes, columns predicted ones.
+
+    The colour is the share of the row; the counts are written in for up to 20 classes.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts_KK = matrix_KK.cpu().numpy()
+    share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    num_classes = len(class_names)
+    side = min(3.0 + 0.45 * num_classes, 12.0)
+    figure = Figure(figsize=(side + 1.0, side), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share_KK, cmap="Blues", vmin=0.0, vmax=1.0)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    every = math.ceil(num_classes / 40)
+    ticks = range(0, num_classes, every)
+    names = [class_names[tick] for tick in ticks]
+    turned = 90 if max(map(len, names)) > 2 else 0
+    axes.set_xticks(ticks, names, rotation=turned, fontsize=8, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if num_classes <= 20:
+        _write_counts(axes, counts_KK, share_KK)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _write_counts(axes: Any, counts_KK: Any, share_KK: Any) -> None:
+    for row, column in zip(*counts_KK.nonzero(), strict=True):
+        colour = "white" if share_KK[row, column] > 0.5 else "black"
+        axes.text(column, row, str(counts_KK[row, column]), ha="center", va="center", color=colour, fontsize=7)
+
+
+def _set_hparam(slot: Any, value: Any) -> None:
+    if isinstance(value, bool):
+        slot.bool_value = value
+    elif isinstance(value, int | float) and math.isfinite(value):
+        slot.number_value = value
+    else:
+        slot.string_value = "null" if value is None else str(value)
+
+
+def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
+    existing = {path.name: path for path in folder.glob(_EVENT_FILES)}
+    for name, offset in offsets.items():
+        size = existing[name].stat().st_size if name in existing else 0
+        if size < offset:
+            raise ValueError(f"{folder / name}: damaged, it has {size} bytes where the checkpoint counted {offset}")
+    for name, path in existing.items():
+        if name in offsets:
+            os.truncate(path, offsets[name])
+        else:
+            path.unlink()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads event files by name, which begins with the second of creation: at most 1 s."""
+    now = time.time()
+    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
+        time.sleep(1.0 - now % 1.0)

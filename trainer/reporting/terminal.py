@@ -1,0 +1,283 @@
+"""What a run shows while it runs: a live table and bar on a terminal, plain lines anywhere else."""
+
+import atexit
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from rich import get_console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from trainer.improvement import direction
+
+_REFRESH_SECONDS = 0.1
+_MAX_ROWS = 8
+_BAR_WIDTH = (8, 40)
+_USUAL = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+_ARROWS = {"min": " ↓", "max": " ↑"}
+
+
+def interactive(console: Console) -> bool:
+    """Whether a display that redraws itself can be shown: a capable terminal, and not a CI log."""
+    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
+
+
+class Terminal:
+    """Header, live progress and one row an evaluation, on stdout (a run has nothing else to pipe).
+
+    Without a capable terminal the display is one plain line an evaluation. Of evaluations that come faster
+    than ten a second only some are printed, the best and the last among them; `metrics.jsonl` has them all.
+
+    `monitor` is the metric whose best row is marked; `mode` min, max or auto (ValueError for another).
+    `console` must be the one that log records go to, so that they appear above the live display instead of
+    tearing it; None is rich's shared console.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        monitor: str | None,
+        mode: str,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or get_console()
+        self._on_screen = interactive(self._console)
+        self._live: Live | None = None
+        self._next_refresh = 0.0 if self._on_screen else math.inf
+        self._next_row = 0.0
+        self._rows: list[_Row] = []
+        self._unprinted: list[_Row] = []
+        self._monitor = monitor
+        self._arrow = _ARROWS[direction(monitor, mode)] if monitor else ""
+        self._table = _Cached(self._draw_table)
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._start: tuple[float, int] | None = None
+        self._step = 0
+        self._loss: float | None = None
+        self._samples_per_second: float | None = None
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """Names and values, in two columns on a terminal, `name: value` lines elsewhere."""
+        if not self._on_screen:
+            self._print(f"{name}: {value}" for name, value in facts.items())
+            return
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in facts.items():
+            table.add_row(Text(name), Text(value))
+        self._console.print(table, Text())
+
+    def tick(self, step: int, loss: float | None = None, samples_per_second: float | None = None) -> None:
+        """After every training step; None keeps the number shown. Redraws ten times a second at most."""
+        if loss is not None:
+            self._loss = loss
+        if samples_per_second is not None:
+            self._samples_per_second = samples_per_second
+        if (now := perf_counter()) >= self._next_refresh:
+            self._start = self._start or (now, step)
+            self._step = step
+            self._refresh()
+
+    def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
+        """After every evaluation; `best` when it is the best one so far."""
+        row = _Row(step, epoch, dict(values), best)
+        if self._on_screen:
+            self._step = step
+            self._keep(row)
+        else:
+            self._unprinted = [row] if best else [*(old for old in self._unprinted if old.best), row]
+        if perf_counter() >= self._next_row:
+            self._refresh() if self._on_screen else self._print_rows()
+            self._next_row = perf_counter() + _REFRESH_SECONDS
+
+    def message(self, text: str) -> None:
+        """A notice, above the live display."""
+        self._print([text])
+
+    def finish(self, lines: Sequence[str]) -> None:
+        """End the live display, leave its table, and print `lines` below it."""
+        self.close()
+        self._print(["", *lines] if self._on_screen else lines)
+
+    def close(self) -> None:
+        """End the live display and show the cursor again. May be called at any time, any number of times."""
+        self._print_rows()
+        self._next_refresh = math.inf
+        live, self._live = self._live, None
+        if live is not None:
+            atexit.unregister(self.close)
+            live.update(self._table if self._rows else Group())
+            live.stop()
+
+    def _print(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _print_rows(self) -> None:
+        rows, self._unprinted = self._unprinted, []
+        for row in rows:
+            names = _worth_showing(row.values, self._monitor)
+            parts = [f"epoch {row.epoch:.2f}", f"step {row.step}"]
+            parts += [f"{name} {_number(name, row.values[name])}" for name in names]
+            self._print(["  ".join(parts + ["*"] * row.best)])
+
+    def _refresh(self) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            atexit.register(self.close)
+            self._live.start()
+        parts = [self._table, self._progress()] if self._rows else [self._progress()]
+        self._live.update(Group(*parts), refresh=True)
+        self._next_refresh = perf_counter() + _REFRESH_SECONDS
+
+    def _keep(self, row: "_Row") -> None:
+        """The last rows that the screen has room for, and the best one."""
+        if row.best:
+            self._rows = [_Row(old.step, old.epoch, old.values, False) for old in self._rows]
+        self._rows.append(row)
+        room = max(2, min(_MAX_ROWS, self._console.height - 6))
+        while len(self._rows) > room:
+            del self._rows[1 if self._rows[0].best else 0]
+        self._table.outdated = True
+
+    def _draw_table(self, width: int) -> Table:
+        unicode = not self._console.options.ascii_only
+        star = "★" if unicode else "*"
+        columns = {
+            name: [_title(name) + (self._arrow if unicode and name == self._monitor else "")]
+            + [_number(name, row.values[name]) if name in row.values else "" for row in self._rows]
+            for name in _worth_showing((name for row in self._rows for name in row.values), self._monitor)
+        }
+        epochs = ["\nepoch", *(f"{row.epoch:.2f}" for row in self._rows)]
+        marks = ["", *(star if row.best else " " for row in self._rows)]
+        fitting = _fitting(columns, self._monitor, width - _width(epochs) - 2 - 1)
+        titles, *lines = zip(epochs, *(columns[name] for name in fitting), marks, strict=True)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for title in titles:
+            table.add_column(Text(title), justify="right", no_wrap=True)
+        for row, line in zip(self._rows, lines, strict=True):
+            table.add_row(*map(Text, line), style="bold green" if row.best else None)
+        return table
+
+    def _progress(self) -> "_Progress":
+        texts = {
+            "step": f"{self._step:,}/{self._total_steps:,}",
+            "epoch": f"epoch {self._step / self._steps_per_epoch:.1f}",
+        }
+        if self._loss is not None:
+            texts["loss"] = f"loss {_number('loss', self._loss)}"
+        if self._samples_per_second is not None:
+            texts["rate"] = f"{_short(self._samples_per_second)} samples/s"
+        if (left := self._seconds_left()) is not None:
+            texts["left"] = f"{_clock(left)} left"
+        return _Progress(self._step, self._total_steps, texts)
+
+    def _seconds_left(self) -> float | None:
+        """From the mean pace since the first step seen here, evaluations included."""
+        if self._start is None or self._step <= self._start[1]:
+            return None
+        seconds, steps = perf_counter() - self._start[0], self._step - self._start[1]
+        return (self._total_steps - self._step) * seconds / steps
+
+
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    epoch: float
+    values: Mapping[str, float]
+    best: bool
+
+
+class _Cached:
+    """Rendering a table takes 4 ms and it is shown ten times a second: kept until it or the width changes."""
+
+    def __init__(self, draw: Callable[[int], RenderableType]) -> None:
+        self._draw, self._width = draw, 0
+        self._segments: list[Segment] = []
+        self.outdated = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.outdated or options.max_width != self._width:
+            self._width, self.outdated = options.max_width, False
+            self._segments = list(console.render(self._draw(self._width), options))
+        return self._segments
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """One line: a bar, and beside it what there is room for of step, time left, rate, loss, epoch."""
+
+    step: int
+    total_steps: int
+    texts: Mapping[str, str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        least, most = _BAR_WIDTH
+        room = options.max_width - least - 1  # a full line makes some terminals wrap
+        fitting = set()
+        for part in ("step", "left", "rate", "loss", "epoch"):
+            needed = len(self.texts.get(part, "")) + 2
+            if part in self.texts and needed <= room:
+                fitting.add(part)
+                room -= needed
+        bar = ProgressBar(total=self.total_steps, completed=self.step, width=least + min(room, most - least))
+        yield from console.render(bar, options)
+        yield Segment("".join(f"  {text}" for part, text in self.texts.items() if part in fitting))
+
+
+def _worth_showing(names: Iterable[str], monitor: str | None) -> list[str]:
+    """Losses, accuracies, everything else from validation, the monitor, the learning rate, in this order."""
+    known = set(names)
+    others = sorted(name for name in known if name.startswith("val/") or name == monitor)
+    return [name for name in dict.fromkeys([*_USUAL, *others, "lr"]) if name in known]
+
+
+def _fitting(columns: Mapping[str, Sequence[str]], monitor: str | None, room: int) -> list[str]:
+    """The most important columns that fit into `room` characters, in their usual order."""
+    chosen = set()
+    for name in dict.fromkeys([monitor or "", "val/loss", "val/accuracy", "train/loss", "lr", *columns]):
+        if name in columns and (needed := _width(columns[name]) + 2) <= room:
+            chosen.add(name)
+            room -= needed
+    return [name for name in columns if name in chosen]
+
+
+def _width(cells: Iterable[str]) -> int:
+    return max(len(line) for cell in cells for line in cell.split("\n"))
+
+
+def _title(name: str) -> str:
+    part, slash, metric = name.partition("/")
+    return f"{part}\n{metric}" if slash else f"\n{name}"
+
+
+def _number(name: str, value: float) -> str:
+    if name == "lr":
+        return f"{value:#.3g}"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 or 1e4 <= abs(value) < math.inf else f"{value:.4f}"
+
+
+def _short(value: float) -> str:
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

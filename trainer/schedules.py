@@ -1,0 +1,143 @@
+"""Learning-rate schedules: pure functions of the step.
+
+`factor(step)` is what each learning rate is multiplied by in optimizer step `step` (0, 1, ...), so that
+`lr(step) = lr * factor(step)`. A schedule that listens to the validation (`Plateau`) also has `observe`,
+`state_dict` and `load_state_dict`. Durations are given as text and need `steps_per_epoch` and `total_steps`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.duration import parse_duration
+from trainer.improvement import Improvement
+
+
+def _share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: must be in [{low:g}, {high:g}]")
+    return value
+
+
+def _drop(value: float) -> float:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"factor={value}: must be in (0, 1)")
+    return value
+
+
+class Constant:
+    """factor(t) = 1."""
+
+    def factor(self, step: int) -> float:
+        return 1.0
+
+
+class Step:
+    """factor(t) = f^floor(t / d): a drop every d steps (A: ÷10 whenever mod(t, d) = 0).
+
+    `every`: duration d; `factor`: f in (0, 1). Raises ValueError outside these.
+    """
+
+    def __init__(self, every: str, factor: float = 0.1, *, steps_per_epoch: int, total_steps: int) -> None:
+        self.every = parse_duration(every).steps(steps_per_epoch, total_steps)
+        if self.every < 1:
+            raise ValueError(f"every={every}: must be longer than nothing")
+        self.drop = _drop(factor)
+
+    def factor(self, step: int) -> float:
+        return float(self.drop ** (step // self.every))
+
+
+class Cosine:
+    """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run (A; SGDR with one cycle).
+
+    `final`: f in [0, 1], reached at step T. Raises ValueError outside it.
+    """
+
+    def __init__(self, final: float = 0.0, *, total_steps: int) -> None:
+        self.final = _share("final", final)
+        self.total_steps = total_steps
+
+    def factor(self, step: int) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / self.total_steps)) / 2
+
+
+class _Warmup:
+    """factor(t) = s + (1 - s) (t + 1) / W for t < W, then `decay` of the progress p = (t - W) / (T - W).
+
+    The first step already moves (at t = 0 the factor is s + (1 - s) / W, never 0) and step W - 1 has the full
+    rate; the figures of A leave the end points open. Raises ValueError where the warm-up is not shorter than
+    the run, or a share is outside [0, 1].
+    """
+
+    def __init__(self, warmup: str, start: float, final: float, *, steps_per_epoch: int, total_steps: int) -> None:
+        self.warmup = parse_duration(warmup).steps(steps_per_epoch, total_steps)
+        if self.warmup >= total_steps:
+            raise ValueError(
+                f"warmup={warmup}: is {self.warmup} steps, must be shorter than the run of {total_steps} steps"
+            )
+        self.start, self.final = _share("start", start), _share("final", final)
+        self.total_steps = total_steps
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return self.start + (1 - self.start) * (step + 1) / self.warmup
+        progress = (step - self.warmup) / (self.total_steps - self.warmup)
+        return self.final + (1 - self.final) * self.decay(progress)
+
+    def decay(self, progress: float) -> float:
+        raise AssertionError("a subclass says how the rate falls")
+
+
+class LinearWarmup(_Warmup):
+    """Linear up, then linear down: decay(p) = 1 - p (A)."""
+
+    def decay(self, progress: float) -> float:
+        return 1 - progress
+
+
+class CosineWarmup(_Warmup):
+    """Linear up, then half a cosine: decay(p) = (1 + cos(pi p)) / 2 (A, C)."""
+
+    def decay(self, progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
+
+
+class Plateau:
+    """factor = max(floor, f^k), k = how often the monitored metric stalled for more than `patience` evaluations.
+
+    As torch's ReduceLROnPlateau with an absolute threshold and no cooldown (B: ÷10 when validation stalls).
+    `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: str = "auto",
+        factor: float = 0.1,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        floor: float = 0.0,
+    ) -> None:
+        if patience < 0:
+            raise ValueError(f"patience={patience}: must be at least 0")
+        self.monitor = monitor
+        self.drop, self.patience, self.floor = _drop(factor), patience, _share("floor", floor)
+        self.improvement = Improvement(monitor, mode, min_delta)
+        self.drops = self.stalled = 0
+
+    def factor(self, step: int) -> float:
+        return max(self.floor, float(self.drop**self.drops))
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Hear of an evaluation."""
+        self.stalled = 0 if self.improvement.observe(metrics[self.monitor]) else self.stalled + 1
+        if self.stalled > self.patience:
+            self.drops, self.stalled = self.drops + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drops": self.drops, "stalled": self.stalled, "best": self.improvement.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drops, self.stalled = state["drops"], state["stalled"]
+        self.improvement.best = state["best"]

@@ -1,0 +1,32 @@
+"""SIGINT and SIGTERM: the first one lets the step finish and saves; a second one leaves at once."""
+
+import os
+import signal
+from types import FrameType
+
+from trainer.errors import Interrupted
+
+
+class StopRequest:
+    """Whether the program was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.can_wait = False  # true while a loop looks at `signum` after each step
+
+    def receive(self, signum: int, frame: FrameType | None = None) -> None:
+        """The signal handler."""
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        if not self.can_wait:
+            raise Interrupted(signum)
+
+
+stop_request = StopRequest()
+
+
+def install() -> None:
+    """Handle SIGINT and SIGTERM from now on; called first thing, before torch is imported."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop_request.receive)

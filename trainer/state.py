@@ -1,0 +1,70 @@
+"""What of a run goes into a checkpoint, and back."""
+
+from typing import Any
+
+from trainer.run import Best, Run
+
+FORMAT = 1
+
+
+def capture(run: Run) -> dict[str, Any]:
+    """All that `last.pt` holds: with it the run goes on with the same bits."""
+    return {
+        "format": FORMAT,
+        **weights(run),
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": _state_of(run.blueprint.schedule),
+        "early_stopping": _state_of(run.blueprint.early_stopping),
+        "improvement": run.blueprint.best.best,
+        "loss_scale": _state_of(run.loss_scale),
+        "meter": run.meter.state_dict(),
+        "initial_loss": run.initial_loss,
+        "place": {"step": run.step, "epoch": run.epoch, "samples_seen": run.samples_seen},
+        "rollbacks": run.rollbacks,
+        "best": None if run.best is None else vars(run.best),
+        "seconds": run.seconds,
+        "offsets": None if run.report is None else run.report.offsets(),
+    }
+
+
+def weights(run: Run) -> dict[str, Any]:
+    """What is needed to use the model: whole-model names, and the fitted preprocessing. All of `best.pt`."""
+    return {
+        "model": run.strategy.state_dict(run.model),
+        "preprocessing": run.preprocessing.state_dict(),
+        "step": run.step,
+        "epoch": run.epochs_done,
+    }
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Bring a freshly assembled run to where `state` was captured."""
+    restore_weights(run, state)
+    run.optimizer.load_state_dict(state["optimizer"])
+    for part, name in (
+        (run.blueprint.schedule, "schedule"),
+        (run.blueprint.early_stopping, "early_stopping"),
+        (run.loss_scale, "loss_scale"),
+    ):
+        if part is not None and state[name] is not None:
+            part.load_state_dict(state[name])
+    run.blueprint.best.best = state["improvement"]
+    run.meter.load_state_dict(state["meter"], run.device)
+    run.guard.reset()
+    run.initial_loss = None if state["initial_loss"] is None else state["initial_loss"].to(run.device)
+    place = state["place"]
+    run.step, run.epoch, run.samples_seen = place["step"], place["epoch"], place["samples_seen"]
+    run.rollbacks = state["rollbacks"]
+    run.best = None if state["best"] is None else Best(**state["best"])
+    run.seconds_before = state["seconds"]
+
+
+def restore_weights(run: Run, state: dict[str, Any]) -> None:
+    """The model's weights and buffers, and the preprocessing that they were trained with."""
+    run.strategy.load_state_dict(run.model, state["model"])
+    run.preprocessing.load_state_dict(state["preprocessing"])
+
+
+def _state_of(part: Any) -> dict[str, Any] | None:
+    state: dict[str, Any] | None = part.state_dict() if hasattr(part, "state_dict") else None
+    return state

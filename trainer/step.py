@@ -1,0 +1,45 @@
+"""One update of the weights."""
+
+from typing import Any
+
+import torch
+
+from trainer.batches import Batch
+from trainer.errors import OutOfMemory
+from trainer.run import Run
+
+
+def train_step(run: Run, batch: Batch) -> None:
+    """One update of the weights from one batch."""
+    run.set_learning_rate()
+    run.closure.begin(run.step, batch)
+    try:
+        _update(run)
+    except torch.OutOfMemoryError as error:
+        halve_micro_batch(run, len(batch.targets), error)
+        train_step(run, batch)
+
+
+def _update(run: Run) -> None:
+    optimizer: Any = run.optimizer
+    if getattr(optimizer, "needs_closure", False):
+        optimizer.step(run.closure)
+        return
+    loss = run.closure.backward()
+    if run.step == 0:
+        run.initial_loss = loss.detach()
+    run.guard.step(run.closure.gradients(), loss)
+
+
+def halve_micro_batch(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
+    """`micro_batch=auto`: compute a step in smaller parts from now on. Raises OutOfMemory where it may not."""
+    size = min(run.closure.micro_batch, batch_size)
+    if run.blueprint.config["micro_batch"] != "auto" or size == 1:
+        raise OutOfMemory(
+            f"out of memory with {size} samples at a time; set accumulate=2 or more, or micro_batch=auto"
+        ) from error
+    run.closure.micro_batch = size // 2
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if run.report is not None:
+        run.report.message(f"out of memory: computing {size // 2} samples at a time from step {run.step} on")
