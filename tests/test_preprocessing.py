@@ -150,3 +150,9 @@ def test_there_is_nothing_to_train():
 def test_bad_argument():
     with pytest.raises(ValueError, match=r"^per=pixel: must be channel or feature$"):
         Standardize(per="pixel")
+
+
+@pytest.mark.parametrize("module", [ToFloat, Scale, Standardize])
+def test_an_unknown_argument_is_refused(module):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pre'"):
+        module(pre="channel")

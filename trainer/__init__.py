@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["assemble", "compose", "fit"]
 
-_HOMES = {"compose": "trainer.composition", "assemble": "trainer.assemble", "fit": "trainer.loop"}
+_HOMES = {"compose": "trainer.composition", "assemble": "trainer.assembly", "fit": "trainer.loop"}
 
 
 def __getattr__(name: str) -> Any:

@@ -39,6 +39,7 @@ class Closure:
         self._device = self._parameters[0].device
         self._weights: dict[int, Tensor] = {}
         self._batch: Batch
+        self._outputs: Tensor
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._evaluations = 0
 
@@ -49,12 +50,13 @@ class Closure:
 
     def gradient(self) -> Tensor:
         """Leave the clipped gradient of the mean loss in `.grad` and return the mean loss over all ranks."""
-        loss = self.backward()
-        self._guard.clip(self.gradients(), loss)
-        return loss
+        loss_sum = self.backward()
+        self._guard.clip(self.gradients(), loss_sum)
+        return self._mean(loss_sum)
 
     def backward(self) -> Tensor:
         """As `gradient`, but neither clipped nor divided by the loss scale: the guard does both in one go.
+        Returns the sum of the loss over the samples of this rank.
 
         The batch is computed in parts of `micro_batch` samples; a part's loss is a sum over its samples divided
         by the whole step's count, so that the parts add up exactly.
@@ -67,29 +69,41 @@ class Closure:
         if self._loss_scale is not None:
             weight = weight * self._loss_scale.scale
         *earlier, last = self._parts()
-        total = None
+        total: Tensor | float = 0.0
         for images, targets in earlier:
             with self._strategy.accumulating():
-                part = self._strategy.backward(self._objective, images, targets, weight)
-            total = part if total is None else total + part
-        part = self._strategy.backward(self._objective, *last, weight)
-        total = part if total is None else total + part
+                total = total + self._backward(images, targets, weight)
+        loss_sum = self._backward(*last, weight)
+        if earlier:
+            loss_sum = loss_sum + total
         if statistics is not None:
             self._restore(statistics)
         self._count_evaluation()
-        return self._strategy.sum(total) * self._weight(self._batch.num_global)
+        return loss_sum
 
     def loss(self, create_graph: bool = False) -> Tensor:
         """The mean loss; with `create_graph` it can be differentiated (twice), on a single device."""
         statistics = self._statistics() if self._evaluations else None
         self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):
-            sums = [self._objective(images, targets) for images, targets in self._parts()]
-            total = torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+            loss_sum = torch.zeros((), device=self._device)
+            for images, targets in self._parts():
+                part = self._objective(images, targets)
+                self._see(part.detach(), targets)
+                loss_sum = loss_sum + part
         if statistics is not None:
             self._restore(statistics)
         self._count_evaluation()
-        return self._strategy.sum(total) * self._weight(self._batch.num_global)
+        return self._mean(loss_sum)
+
+    def _mean(self, loss_sum: Tensor) -> Tensor:
+        """The step's mean loss over all ranks."""
+        return self._strategy.sum(loss_sum) * self._weight(self._batch.num_global)
+
+    @property
+    def num_local(self) -> int:
+        """This rank's samples of the step."""
+        return len(self._batch.targets)
 
     def gradients(self) -> list[Tensor]:
         """The gradients that the last `gradient()` left."""
@@ -106,11 +120,17 @@ class Closure:
         return outputs
 
     def _objective(self, images: Tensor, targets: Tensor) -> Tensor:
-        outputs = self.forward(images)
-        loss_sum = self._loss(outputs, targets)
-        if self._evaluations == 0:
-            self._seen.append((loss_sum.detach(), outputs.detach(), targets))
+        self._outputs = self.forward(images)
+        return self._loss(self._outputs, targets)
+
+    def _backward(self, images: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        loss_sum = self._strategy.backward(self._objective, images, targets, weight)
+        self._see(loss_sum, targets)
         return loss_sum
+
+    def _see(self, loss_sum: Tensor, targets: Tensor) -> None:
+        if self._evaluations == 0:
+            self._seen.append((loss_sum, self._outputs.detach(), targets))
 
     def _count_evaluation(self) -> None:
         """Hand the first evaluation to the meter, when it is whole: one that ran out of memory left nothing."""

@@ -79,7 +79,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def train(config: Config, folder: Path, *, resume: bool = False, is_trial: bool = False) -> Any:
     """Assemble and fit."""
-    from trainer.assemble import assemble
+    from trainer.assembly import assemble
     from trainer.loop import fit
 
     return fit(assemble(config, folder, resume=resume, is_trial=is_trial))

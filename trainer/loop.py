@@ -10,7 +10,7 @@ from trainer.finish import Result, finish
 from trainer.nonfinite import survives
 from trainer.run import Best, Run, Throughput
 from trainer.signals import stop_request
-from trainer.state import capture
+from trainer.state import capture, weights
 from trainer.step import train_step
 
 
@@ -66,8 +66,9 @@ def train(run: Run) -> str:
                 run.report.record(run.step, run.epochs_done, record)
                 if evaluate_now:
                     run.report.row(run.step, run.epochs_done, record, improved)
-            if (save_now or improved or stop) and run.checkpoints is not None:
-                run.checkpoints.put(capture(run), is_best=improved)
+            ends = stop or interrupted or run.step == total
+            if (save_now or improved or ends) and run.checkpoints is not None:
+                run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, ends)
             if stop or interrupted:
                 return "early_stopped" if stop else "interrupted"
     return "completed"

@@ -1,10 +1,12 @@
 """Training and evaluation metrics: sums over samples, read from the device only when asked."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from trainer.errors import ConfigurationError, unknown
 
 Sum = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,9 +29,21 @@ def absolute_error(outputs_NK: Tensor, targets_NK: Tensor) -> Tensor:
 SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae": absolute_error}
 
 
-def available(names: tuple[str, ...], num_outputs: int) -> dict[str, Sum]:
-    """The metrics that make sense: top-5 accuracy needs more than five classes."""
-    return {name: SUMS[name] for name in names if name != "accuracy_top5" or num_outputs > 5}
+def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
+    """The metrics that make sense: top-5 accuracy needs more than five classes.
+
+    A function among them is a metric of the user's, under its own name. Raises ConfigurationError for a name
+    that does not exist.
+    """
+    found: dict[str, Sum] = {}
+    for metric in wanted:
+        if not isinstance(metric, str):
+            found[metric.__name__] = metric
+        elif metric not in SUMS:
+            raise ConfigurationError(unknown("metric", metric, SUMS))
+        elif metric != "accuracy_top5" or num_outputs > 5:
+            found[metric] = SUMS[metric]
+    return found
 
 
 # parts of a batch whose outputs are kept before their metrics are computed together, and a bound on their size

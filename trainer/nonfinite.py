@@ -46,7 +46,7 @@ def _roll_back(run: Run, bad_step: int) -> None:
     run.rollbacks = rollbacks
     run.report.rewind(state["offsets"], run.step)
     if run.checkpoints is not None:
-        run.checkpoints.put(state | {"rollbacks": rollbacks}, is_best=False)
+        run.checkpoints.put(lambda: state | {"rollbacks": rollbacks}, None, at_once=True)
     _say(
         run,
         f"step {bad_step} was not finite: back to step {run.step}, learning rate times {0.5**rollbacks:g}",
@@ -80,12 +80,12 @@ def _first_nonfinite(replay: Run, images: Tensor) -> str:
         for name, module in replay.model.named_modules()
         if not list(module.children())
     ]
-    loss = replay.closure.backward()
+    loss_sum = replay.closure.backward()
     for hook in hooks:
         hook.remove()
     if found:
         return f"the output of layer '{found[0]}' is not finite"
-    if not torch.isfinite(loss):
+    if not torch.isfinite(loss_sum):
         return "the loss is not finite although every layer's output is"
     for name, parameter in reversed(list(replay.model.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():

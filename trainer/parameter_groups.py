@@ -30,6 +30,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, exclude: Sequence[st
             return True
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
+    if weight_decay == 0:
+        exclude = ()  # one group: an optimizer's step costs its overhead once a group
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"name": "decay", "weight_decay": weight_decay, "params": [p for n, p in named if not excluded(n)]},

@@ -10,7 +10,6 @@ FORMAT = 1
 def capture(run: Run) -> dict[str, Any]:
     """All that `last.pt` holds: with it the run goes on with the same bits."""
     return {
-        "format": FORMAT,
         **weights(run),
         "optimizer": run.optimizer.state_dict(),
         "schedule": _state_of(run.blueprint.schedule),
@@ -30,6 +29,7 @@ def capture(run: Run) -> dict[str, Any]:
 def weights(run: Run) -> dict[str, Any]:
     """What is needed to use the model: whole-model names, and the fitted preprocessing. All of `best.pt`."""
     return {
+        "format": FORMAT,
         "model": run.strategy.state_dict(run.model),
         "preprocessing": run.preprocessing.state_dict(),
         "step": run.step,

@@ -25,10 +25,10 @@ def _update(run: Run) -> None:
     if getattr(optimizer, "needs_closure", False):
         optimizer.step(run.closure)
         return
-    loss = run.closure.backward()
+    loss_sum = run.closure.backward()
+    run.guard.step(run.closure.gradients(), loss_sum)
     if run.step == 0:
-        run.initial_loss = loss.detach()
-    run.guard.step(run.closure.gradients(), loss)
+        run.initial_loss = loss_sum / run.closure.num_local
 
 
 def halve_micro_batch(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import trainer.reporting.tensorboard
 from trainer.reporting.tensorboard import TensorBoard, draw_confusion_matrix, image_grid
 
 
@@ -95,11 +96,15 @@ def test_a_killed_and_resumed_run_shows_every_step_once(tmp_path: Path, state: s
     assert series(tmp_path, "train/loss") == [(step, step / 4) for step in range(1, 11)]
     assert [step for step, _ in series(tmp_path, "lr")] == list(range(1, 11))
     assert len(event_files(tmp_path)) == 2
+    for tag in ("_hparams_/session_start_info", "_hparams_/session_end_info", "custom_scalars__config__"):
+        assert len(read(tmp_path).Tensors(tag)) == 1
     (group,) = session_groups(tmp_path)
     assert status_name(group.sessions[0]) == "STATUS_SUCCESS"
 
 
-def test_a_run_can_be_resumed_twice(tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the names of one process are in order as they are
+    monkeypatch.setattr(trainer.reporting.tensorboard, "_wait_for_a_later_name", lambda folder: None)
     board = TensorBoard(tmp_path, None, None)
     board.scalars(1, {"lr": 1.0})
     for step in (2, 3):
@@ -220,14 +225,19 @@ def test_confusion_matrix_of_any_size_is_drawn(board: TensorBoard, tmp_path: Pat
     assert 350 < event.width <= 1350
 
 
-def test_drawing_leaves_pyplot_alone() -> None:
-    code = (
-        "import sys, torch\n"
-        "from trainer.reporting.tensorboard import draw_confusion_matrix\n"
-        "draw_confusion_matrix(torch.eye(2), ['a', 'b'])\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
+    code = """
+        import pathlib, sys
+        from trainer.reporting.curves import draw_curves
+        from trainer.reporting.tensorboard import draw_confusion_matrix
+        assert "matplotlib" not in sys.modules and "tensorboard" not in sys.modules
+        import torch
+        draw_confusion_matrix(torch.eye(2), ["a", "b"])
+        draw_curves([{"step": 1, "epoch": 1.0, "train/loss": 2.0}], pathlib.Path(sys.argv[1]), "a run")
+        assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), str(tmp_path / "curves.png")]
+    subprocess.run(command, check=True)
 
 
 def test_charts_put_train_and_val_together(board: TensorBoard, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
         config = composition.override(config, overrides)
     composition.check_settings(config)
     from trainer import checkpoint
-    from trainer.assemble import put_together
+    from trainer.assembly import put_together
     from trainer.blueprint import draw
     from trainer.evaluation import evaluate
     from trainer.state import restore_weights

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
         config = composition.override(config, overrides)
     composition.check_settings(config)
     config["threads"] = config["threads"] or recorded_threads(folder)
-    from trainer.assemble import assemble
+    from trainer.assembly import assemble
     from trainer.blueprint import draw
     from trainer.loop import fit
 

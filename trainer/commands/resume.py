@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check, lock, write down what changes, and go on."""
-    from trainer.assemble import assemble
+    from trainer.assembly import assemble
     from trainer.blueprint import draw
     from trainer.loop import fit
 

@@ -28,8 +28,8 @@ class DataFacts:
 class Part:
     """Samples that are used together: uint8 images and int64 class numbers, contiguous, on the CPU."""
 
-    images_NCHW: Tensor  # noqa: N815
-    targets_N: Tensor  # noqa: N815
+    images_NCHW: Tensor
+    targets_N: Tensor
 
     def __len__(self) -> int:
         return len(self.targets_N)

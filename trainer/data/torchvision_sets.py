@@ -107,7 +107,7 @@ class TorchvisionSet:
         import torchvision.datasets
 
         with warnings.catch_warnings():
-            # CIFAR's pickles are older than the NumPy that reads them, which says so
+            # NumPy 2.4.0 to 2.4.4 complains of pickles as old as CIFAR's
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             return getattr(torchvision.datasets, self.torchvision_class)(root, train=train, download=download)
 
@@ -155,8 +155,7 @@ class TorchvisionSet:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    return textwrap.shorten(text, width=200, placeholder=" ...")
+    return textwrap.shorten(f"{type(error).__name__}: {error}", width=200, placeholder=" ...").rstrip(": ")
 
 
 @contextlib.contextmanager

@@ -111,7 +111,8 @@ def _take_channels(model: nn.Module, num_channels: int) -> None:
 
 def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]) -> None:
     """Run the model on the meta device, where only shapes are computed; if it fails find the size needed."""
-    state = {key: tensor.to("meta") for key, tensor in _tensors(model)}
+    tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    state = {key: tensor.to("meta") for key, tensor in tensors}
     channels, height, width = input_shape
 
     def complaint(height: int, width: int) -> str:
@@ -121,7 +122,6 @@ def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]
             return str(error) or type(error).__name__
         return ""
 
-    model.eval()
     with torch.no_grad():
         problem = complaint(height, width)
         if problem:
@@ -132,12 +132,6 @@ def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]
             else:
                 problem = f"does not take images of {height}x{width}: {problem}"
             raise ValueError(f"model {name} {problem}")
-    model.train()
-
-
-def _tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:

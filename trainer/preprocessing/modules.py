@@ -12,6 +12,9 @@ ELEMENTS_A_CHUNK = 2**19  # 4 MB as float64: stays in the cache
 class Preprocessing(nn.Module):
     """A module whose statistics come from `fit`, once, and travel with `state_dict`."""
 
+    def __init__(self) -> None:  # nn.Module's own takes anything, which hides a misspelt argument
+        super().__init__()
+
     def fit(self, images_NCHW: Tensor) -> None:
         """Estimates the statistics from the uint8 images of the training part; here there are none."""
 

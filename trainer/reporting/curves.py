@@ -1,7 +1,6 @@
 """`curves.png`: the learning curves of a run in one picture."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from trainer.files import write_atomic
+from trainer.reporting.glyphs import missing_glyphs_allowed
 
 # Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -46,7 +46,7 @@ def draw_curves(
     if not panels:
         return
     figure = Figure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
-    figure.suptitle(textwrap.fill(title, 100), fontsize=11, parse_math=False)
+    figure.suptitle(_one_line(title), fontsize=11, parse_math=False)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     last_step = max(step for curves in panels.values() for curve in curves for step in curve.steps)
     rows[0].set_xlim(0, max(last_step, 1))
@@ -61,8 +61,14 @@ def draw_curves(
     _add_epochs(rows[0], metrics)
     FigureCanvasAgg(figure)
     picture = BytesIO()
-    figure.savefig(picture, format="png")
+    with missing_glyphs_allowed():
+        figure.savefig(picture, format="png")
     write_atomic(path, picture.getvalue())
+
+
+def _one_line(title: str) -> str:
+    title = " ".join(title.split())
+    return title if len(title) <= 110 else f"{title[:107]}..."
 
 
 def _panels(metrics: Sequence[Mapping[str, Any]], monitor: str | None) -> dict[str, list[_Curve]]:
@@ -100,11 +106,11 @@ def _draw_panel(axes: Any, name: str, curves: Sequence[_Curve]) -> None:
             clip_on=False,
         )
     if _is_logarithmic([value for curve in curves for value in curve.values]):
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")
     axes.set_ylabel(name)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
@@ -116,10 +122,11 @@ def _is_logarithmic(values: Sequence[float]) -> bool:
 
 
 def _mark_best(axes: Any, step: int, value: float | None) -> None:
-    axes.axvline(step, color=_GREY, linewidth=1.0, linestyle="--", zorder=1)
+    axes.axvline(step, color=_GREY, linewidth=1.0, linestyle="--", zorder=1, clip_on=False)
     if value is not None and math.isfinite(value):
         label = f"best: {value:.4g}\nat step {step:,}"
-        axes.plot([step], [value], "o", color="none", markeredgecolor="black", markersize=8, label=label, zorder=4)
+        ring = {"color": "none", "markeredgecolor": "black", "markersize": 8}
+        axes.plot([step], [value], "o", label=label, zorder=4, clip_on=False, **ring)
 
 
 def _add_epochs(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -128,7 +135,7 @@ def _add_epochs(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
 
     pairs = {0: 0.0} | {record["step"]: float(record["epoch"]) for record in metrics if "epoch" in record}
     steps, epochs = zip(*sorted(pairs.items()), strict=True)
-    if epochs[-1] > 0:
+    if epochs[-1] > epochs[0]:
         top = axes.secondary_xaxis(
             "top", functions=(lambda x: np.interp(x, steps, epochs), lambda x: np.interp(x, epochs, steps))
         )

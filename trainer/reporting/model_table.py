@@ -107,10 +107,7 @@ def _meta_forward(model: nn.Module, inputs: Tensor, shapes: dict[str, Shape]) ->
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and attention in parts: its fused inference kernel cannot be counted."""
     training = {module: module.training for module in model.modules()}
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         for module in training:
             module.training = False
@@ -118,7 +115,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.files import sync_folder
+from trainer.reporting.glyphs import missing_glyphs_allowed
 
 _EVENT_FILES = "events.out.tfevents.*"
 
@@ -186,8 +186,7 @@ def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> Any:
     axes.set_ylabel("true class")
     if num_classes <= 20:
         _write_counts(axes, counts_KK, share_KK)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+    with missing_glyphs_allowed():
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

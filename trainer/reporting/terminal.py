@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from rich import get_console
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,6 +21,8 @@ from trainer.improvement import direction
 _REFRESH_SECONDS = 0.1
 _MAX_ROWS = 8
 _BAR_WIDTH = (8, 40)
+# rich's own replacement where there is no Unicode draws a full grid
+_ASCII_HEAD = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 _USUAL = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 _ARROWS = {"min": " ↓", "max": " ↑"}
 
@@ -97,7 +99,10 @@ class Terminal:
         else:
             self._unprinted = [row] if best else [*(old for old in self._unprinted if old.best), row]
         if perf_counter() >= self._next_row:
-            self._refresh() if self._on_screen else self._print_rows()
+            if self._on_screen:
+                self._refresh()
+            else:
+                self._print_rows()
             self._next_row = perf_counter() + _REFRESH_SECONDS
 
     def message(self, text: str) -> None:
@@ -112,7 +117,7 @@ class Terminal:
     def close(self) -> None:
         """End the live display and show the cursor again. May be called at any time, any number of times."""
         self._print_rows()
-        self._next_refresh = math.inf
+        self._next_refresh = self._next_row = math.inf
         live, self._live = self._live, None
         if live is not None:
             atexit.unregister(self.close)
@@ -162,7 +167,8 @@ class Terminal:
         marks = ["", *(star if row.best else " " for row in self._rows)]
         fitting = _fitting(columns, self._monitor, width - _width(epochs) - 2 - 1)
         titles, *lines = zip(epochs, *(columns[name] for name in fitting), marks, strict=True)
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        box = SIMPLE_HEAD if unicode else _ASCII_HEAD
+        table = Table(box=box, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for title in titles:
             table.add_column(Text(title), justify="right", no_wrap=True)
         for row, line in zip(self._rows, lines, strict=True):

@@ -1,0 +1,338 @@
+"""Runs that are started, stopped and compared: real processes, or forks of one that has imported everything."""
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.util.tensor_util import make_ndarray
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TIME_LIMIT = 120.0
+# one thread: the last bit must not depend on how busy the machine is
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+# every part matters: batch norm and dropout, ragged micro-batches, clipping, and durations that never meet
+PARTS = [
+    "threads=1", "steps=66", "batch_size=62", "accumulate=3", "clip_norm=0.5",
+    "every.log=7step", "every.checkpoint=5step", "every.evaluate=11step",
+]  # fmt: skip
+MLP = ["model=mlp", "model.norm=batch", "model.dropout=0.2", "model.hidden=[16]", "preprocessing=standardize"]
+LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.dropout=0.2", "augmentation=crop",
+         "augmentation.crop.padding=1"]  # fmt: skip
+CONFIGURATIONS: dict[str, list[str]] = {
+    "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup"],
+    # val/loss falls at first and then never again: early stopping and the plateau both come to act
+    "momentum": [
+        *PARTS, *LENET, "optimizer=momentum", "optimizer.lr=0.15", "schedule=plateau", "schedule.patience=0",
+        "early_stopping.patience=2", "every.evaluate=6step",
+    ],
+    "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "schedule=linear_warmup"],
+    "fp16": [*PARTS, *MLP, "precision=fp16", "optimizer=adamw", "optimizer.lr=0.01"],
+}  # fmt: skip
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+class Process(Protocol):
+    """A run that has been started."""
+
+    pid: int
+
+    def wait(self, seconds: float = TIME_LIMIT) -> int | None:
+        """The exit code (minus the signal that ended it), None when it still runs after `seconds`."""
+        ...
+
+    def output(self) -> str: ...
+
+
+class Launcher(Protocol):
+    """Starts `train` in a folder; `sitting` counts the starts of one run."""
+
+    def start(self, arguments: Sequence[str], folder: Path, sitting: int = 0, **more: Any) -> Process: ...
+
+
+class RealProcess:
+    """`python -m trainer`, in a process group of its own."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+        self._log = folder / f".output-{time.monotonic_ns()}"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trainer", *arguments],
+                cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": _python_path()} | (environment or {}),
+            )  # fmt: skip
+        self.pid = self._process.pid
+
+    def wait(self, seconds: float = TIME_LIMIT) -> int | None:
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+
+class RealProcesses:
+    def start(self, arguments: Sequence[str], folder: Path, sitting: int = 0, **more: Any) -> RealProcess:
+        return RealProcess(arguments, folder, **more)
+
+
+class Zygote:
+    """Forks runs, one at a time, from a process in which everything is imported."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | ENVIRONMENT | {"PYTHONPATH": _python_path()},
+        )  # fmt: skip
+        assert self._read() == "ready"
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        sitting: int = 0,
+        *,
+        fault: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> "Fork":
+        assert self._process.stdin is not None
+        self._count += 1
+        output = self._folder / f"output-{self._count}"
+        job = {
+            "arguments": list(arguments), "cwd": str(folder), "output": str(output), "sitting": sitting,
+            "fault": fault, "environment": environment or {},
+        }  # fmt: skip
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return Fork(int(self._read()), output, self._read)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(TIME_LIMIT)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+class Fork:
+    """One run of a Zygote. It must be waited for before the next one starts."""
+
+    def __init__(self, pid: int, output: Path, read: Callable[[], str]) -> None:
+        self.pid, self._output, self._read = pid, output, read
+        self._code: int | None = None
+
+    def wait(self, seconds: float = TIME_LIMIT) -> int | None:
+        if self._code is None:
+            end = time.monotonic() + seconds
+            while _alive(self.pid):
+                if time.monotonic() > end:
+                    return None
+                time.sleep(0.002)
+            self._code = os.waitstatus_to_exitcode(int(self._read()))
+        return self._code
+
+    def output(self) -> str:
+        return self._output.read_text() if self._output.exists() else ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def finish(process: Process) -> int:
+    """Wait for the end; a run that hangs is killed and fails the test."""
+    code = process.wait()
+    if code is None:
+        os.kill(process.pid, signal.SIGKILL)
+        raise AssertionError(f"the run hangs:\n{process.output()}")
+    return code
+
+
+# --- moments to kill at -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A signal, sent `delay` seconds after the run has come to a phase."""
+
+    signum: int
+    phase: str
+    delay: float
+    lines: int = 0
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signum).name
+        where = f"{self.phase} {self.lines}" if self.phase == "line" else self.phase
+        return f"{name} {1000 * self.delay:.1f} ms after {where}"
+
+    def send(self, process: Process, folder: Path) -> bool:
+        """Wait for the moment and send the signal; whether the run was still there."""
+        reached = {
+            "start": lambda: True,
+            "folder": (folder / "config.yaml").is_file,
+            "line": lambda: _num_lines(folder / "metrics.jsonl") >= self.lines,
+        }[self.phase]
+        end = time.monotonic() + TIME_LIMIT
+        while not reached() and time.monotonic() < end:
+            if process.wait(0) is not None:
+                return False
+        process.wait(self.delay)
+        if process.wait(0) is not None:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, self.signum)
+        return True
+
+
+def random_kill(generator: random.Random, seconds_to_start: float, num_lines: int) -> Kill:
+    """Spread over start-up, the moment after the folder appears, training with all it does, and the end."""
+    signum = generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    phase = generator.choice(["start", "folder", "line", "line", "line", "end"])
+    if phase == "start":
+        return Kill(signum, phase, generator.uniform(0, seconds_to_start))
+    if phase == "folder":
+        return Kill(signum, phase, generator.choice([0, generator.uniform(0, 0.2)]))
+    if phase == "line":
+        return Kill(signum, phase, generator.uniform(0, 0.03), generator.randint(1, num_lines))
+    return Kill(signum, "line", generator.uniform(0, 1.0), num_lines)
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------------
+
+
+def differences(reference: Path, run: Path) -> list[str]:
+    """Everything in which a run differs from one that was never interrupted; empty is the promise."""
+    found: list[str] = []
+    for name in ("last", "best"):
+        paths = [folder / "checkpoints" / f"{name}.pt" for folder in (reference, run)]
+        one, other = (torch.load(path, weights_only=True) for path in paths)
+        for state in (one, other):
+            for key in ("seconds", "offsets"):  # both hang on the time of day
+                state.pop(key, None)
+        found += [f"{name}.pt{line}" for line in _compare(one, other)]
+    found += [f"metrics.jsonl{line}" for line in _compare(metric_lines(reference), metric_lines(run))]
+    found += [f"events{line}" for line in _compare(events(reference), events(run))]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (reference, run)]
+    for result in results:
+        result.pop("wall_seconds")
+        result.pop("folder")
+    found += [f"result.json{line}" for line in _compare(*results)]
+    left_over = sorted(str(path.relative_to(run)) for path in run.rglob("*") if _is_temporary(path))
+    return found + [f"left over: {name}" for name in left_over]
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.endswith(".tmp") or ".incoming" in path.name
+
+
+def _compare(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two nested values are not the same to the last bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            yield f"{where}: {one.dtype} {tuple(one.shape)} became {other.dtype} {tuple(other.shape)}"
+        elif bits := int((_bytes(one) ^ _bytes(other)).ne(0).sum()):
+            yield f"{where}: {bits} of {one.numel() * one.element_size()} bytes differ"
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key not in one or key not in other:
+                yield f"{where}[{key!r}]: only {'after the kill' if key in other else 'in the reference'}"
+            else:
+                yield from _compare(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        if len(one) != len(other):
+            yield f"{where}: {len(one)} became {len(other)} items"
+        for index, (a, b) in enumerate(zip(one, other, strict=False)):
+            yield from _compare(a, b, f"{where}[{index}]")
+    elif type(one) is not type(other) or one != other:
+        yield f"{where}: {one!r} became {other!r}"
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def metric_lines(folder: Path) -> list[str]:
+    """The lines of metrics.jsonl, as they stand but for what measures time."""
+    text = (folder / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [
+        json.dumps({key: value for key, value in json.loads(line).items() if not key.startswith("throughput/")})
+        for line in text.splitlines()
+    ]
+
+
+def events(folder: Path) -> dict[str, dict[str, Any]]:
+    """tag -> step -> value of all event files together; a step that comes twice is an error."""
+    values: dict[str, dict[str, Any]] = {}
+    count: Counter[tuple[str, int]] = Counter()
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in read_events(path):
+            for value in event.summary.value:
+                if value.tag.startswith("throughput/"):
+                    continue
+                count[value.tag, event.step] += 1
+                values.setdefault(value.tag, {})[str(event.step)] = _content(value)
+    twice = [f"{tag} at {step}" for (tag, step), number in count.items() if number > 1]
+    assert not twice, f"events that are there more than once: {twice}"
+    return values
+
+
+def _content(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if value.tag.startswith("_hparams_/"):
+        return "there"  # it holds the time of day
+    if kind == "simple_value":
+        return struct.pack("<f", value.simple_value)
+    if kind == "image":
+        return value.image.encoded_image_string
+    if value.tag == "config/text_summary":
+        # the name of the folder is not part of the run
+        text = make_ndarray(value.tensor).item().decode()
+        return yaml.safe_load(text.strip("`").removeprefix("yaml\n"))
+    return value.SerializeToString()
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The events of a file, which must end with a whole record."""
+    content, place = path.read_bytes(), 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        record = content[place + 12 : place + 12 + length]
+        place += 12 + length + 4
+        assert place <= len(content), f"{path.name} ends in the middle of a record"
+        yield Event.FromString(record)

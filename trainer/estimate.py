@@ -1,0 +1,169 @@
+"""How long a run takes and how much memory it needs, from a few real steps on random images."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.assembly import put_together
+from trainer.batches import Batch
+from trainer.blueprint import Blueprint
+from trainer.data import DataFacts, Part, Splits
+from trainer.evaluation import evaluate
+from trainer.run import Run
+from trainer.step import train_step
+
+_PROBE = 8
+_STEPS_WANTED = 3
+_MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
+
+    `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
+    micro-batch keeps for the backward pass. `data` counts the uint8 images and the targets of all parts.
+    Outside it stay Python, libraries and the operations' own work space.
+    """
+
+    measured_steps: int
+    measured_samples: int
+    step_seconds: float
+    evaluation_seconds: float
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    data: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.data
+
+
+def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
+    """Take optimizer steps of this run on random images for about `seconds`.
+
+    Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
+    Nothing is written, and the run's data are not read. Raises ConfigurationError or DataError as assembling
+    the run would, and OutOfMemory.
+    """
+    # compiling would take the time there is, and more
+    plain = replace(blueprint, config=blueprint.config | {"compile": False})
+    num_probe = min(_PROBE, blueprint.batch_size)
+    probe = _run(plain, num_probe)
+    per_step, _ = _time_steps(probe, 0.0)
+    num_samples = min(blueprint.batch_size, max(num_probe, int(num_probe * seconds / _STEPS_WANTED / per_step)))
+    run = _run(plain, num_samples)
+    per_step, num_steps = _time_steps(run, seconds)
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    return Estimate(
+        measured_steps=num_steps,
+        measured_samples=num_samples,
+        step_seconds=per_step * blueprint.batch_size / num_samples,
+        evaluation_seconds=_time_evaluation(run) * blueprint.facts.num_val / len(run.splits.val),
+        weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
+        gradients=_bytes(parameters),
+        optimizer=_bytes(_tensors(run.optimizer.state)),
+        activations=_activations(run, blueprint.micro_batch),
+        data=_data_bytes(blueprint.facts),
+    )
+
+
+def _run(blueprint: Blueprint, num_samples: int) -> Run:
+    """The run with `num_samples` a step, over random data."""
+    facts = blueprint.facts
+    bytes_per_sample = max(1, torch.Size(facts.input_shape).numel())
+    most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // bytes_per_sample))
+    generator = torch.Generator().manual_seed(0)
+    train = _random_part(facts, min(facts.num_train, most), generator)
+    val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
+    smaller = replace(
+        blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch)
+    )
+    return put_together(smaller, Splits(train, val, val))
+
+
+def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Part:
+    images_NCHW = torch.randint(256, (count, *facts.input_shape), dtype=torch.uint8, generator=generator)
+    if facts.task == "regression":
+        return Part(images_NCHW, torch.randn(count, facts.num_outputs, generator=generator))
+    return Part(images_NCHW, torch.randint(facts.num_outputs, (count,), generator=generator))
+
+
+def _time_steps(run: Run, seconds: float) -> tuple[float, int]:
+    """Seconds a step, and how many were timed (at least one); the first, which sets things up, is not."""
+    run.model.train()
+    batches = _endless(run)
+    train_step(run, next(batches))
+    _wait(run)
+    start, count = time.perf_counter(), 0
+    for batch in batches:
+        train_step(run, batch)
+        count += 1
+        if run.device.type != "cpu" and count & (count - 1):
+            continue  # waiting for the device after each step would slow it down: only after 1, 2, 4, 8, ...
+        _wait(run)
+        if (elapsed := time.perf_counter() - start) >= seconds:
+            return elapsed / count, count
+    raise AssertionError("the batches never end")
+
+
+def _endless(run: Run) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from run.batches.epoch(epoch)
+
+
+def _time_evaluation(run: Run) -> float:
+    evaluate(run, run.splits.val, "val")
+    start = time.perf_counter()
+    evaluate(run, run.splits.val, "val")
+    return time.perf_counter() - start
+
+
+def _wait(run: Run) -> None:
+    if run.device.type != "cpu":
+        torch.accelerator.synchronize(run.device)
+
+
+def _activations(run: Run, num_samples: int) -> int:
+    """What autograd keeps for `num_samples`: a straight line through 2 and 4 samples, as some of it (weights
+    in half precision, statistics) does not grow with them."""
+    of_2, of_4 = (_saved_bytes(run, count) for count in (2, 4))
+    return of_2 + (of_4 - of_2) * (num_samples - 2) // 2
+
+
+def _saved_bytes(run: Run, count: int) -> int:
+    part = _random_part(run.blueprint.facts, count, torch.Generator().manual_seed(0))
+    images = run.preprocessing(part.images_NCHW.to(run.device))
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*run.model.parameters(), *run.model.buffers()]}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.blueprint.loss(run.closure.forward(images), part.targets_N.to(run.device))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [value for entry in state.values() for value in entry.values() if isinstance(value, Tensor)]
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _data_bytes(facts: DataFacts) -> int:
+    target = 4 * facts.num_outputs if facts.task == "regression" else 8
+    image = torch.Size(facts.input_shape).numel()
+    return (facts.num_train + facts.num_val + facts.num_test) * (image + target)
