@@ -29,7 +29,7 @@ from trainer.report import Report
 from trainer.reporting.terminal import Terminal
 from trainer.run import Run
 from trainer.run_folder import Lock
-from trainer.state import FORMAT, restore
+from trainer.state import FORMAT, is_planned, restore
 
 
 def assemble(
@@ -123,7 +123,8 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     run.folder = folder
     record_environment(run, folder, resumed=state is not None)
     announce(run, resumed=state is not None)
-    run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync)
+    on_signal = state is not None and not is_planned(run, state)
+    run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync, keep_previous=on_signal)
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
@@ -188,11 +189,11 @@ def keep_matching_best(run: Run, path: Path) -> None:
     if run.best is None:
         return
     wanted = run.best.step
-    state = checkpoint.load_newest(path, accept=lambda found: bool(found["step"] == wanted))
-    if state is None:
+    found = checkpoint.find_newest(path, lambda state: bool(state["step"] == wanted))
+    if found is None:
         raise DataError(f"{path}: the best weights of step {wanted} are lost")
-    if checkpoint.load(path)["step"] != wanted:
-        checkpoint.save(path, state)
+    if found[0] != path:
+        found[0].replace(path)
 
 
 def load_data(blueprint: Blueprint) -> Any:

@@ -5,6 +5,7 @@ A checkpoint is data: plain containers and tensors, read with `weights_only=True
 
 import io
 import logging
+import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from trainer.errors import DataError
-from trainer.files import seal, sync_folder, unseal, write_atomic
+from trainer.files import disk_errors, seal, sync_folder, unseal, write_atomic
 
 log = logging.getLogger(__name__)
 State = dict[str, Any]
@@ -26,31 +27,44 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; the one that was at `path` becomes the previous one. Raises DiskError."""
+def save(path: Path, state: Mapping[str, Any], keep_previous: bool = False) -> None:
+    """Write a checkpoint; the one that was at `path` becomes the previous one, or goes with `keep_previous`.
+
+    Raises DiskError.
+    """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     incoming = path.with_suffix(".incoming.pt")
     write_atomic(incoming, seal(buffer.getvalue()))
-    if path.exists():
-        path.replace(previous(path))
-    incoming.replace(path)
-    sync_folder(path.parent)
+    with disk_errors(path):
+        if path.exists() and not keep_previous:
+            path.replace(previous(path))
+        incoming.replace(path)
+        sync_folder(path.parent)
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint onto the CPU. Raises DataError when it is missing or damaged."""
+    """Read a checkpoint onto the CPU. Raises DataError when it is missing, damaged or holds more than data."""
     if not path.is_file():
         raise DataError(f"{path} does not exist")
-    state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
+    try:
+        state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DataError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from error
     return state
 
 
-def load_newest(path: Path, accept: Callable[[State], bool] = lambda state: True) -> State | None:
-    """The checkpoint at `path`, or the previous one where that is missing, damaged or not accepted.
+def load_newest(path: Path) -> State | None:
+    """The checkpoint at `path`, or the previous one where that is missing or damaged.
 
     None when neither was ever written. Raises DataError when there are some but all are damaged.
     """
+    found = find_newest(path, lambda state: True)
+    return None if found is None else found[1]
+
+
+def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, State] | None:
+    """As `load_newest`, of checkpoints that `accept` approves of, and where it was found."""
     damaged: list[str] = []
     for candidate in (path, previous(path)):
         if not candidate.is_file():
@@ -62,7 +76,7 @@ def load_newest(path: Path, accept: Callable[[State], bool] = lambda state: True
             log.warning("%s; falling back to the one before", error)
             continue
         if accept(state):
-            return state
+            return candidate, state
     if damaged:
         raise DataError("; ".join(damaged) + "; no checkpoint is left to continue from")
     return None
@@ -85,15 +99,16 @@ class CheckpointWriter:
     Where they are asked for more often than four times a second the newest is written when its turn comes: a
     kill then costs a quarter of a second of training, and no bit. `best.pt` is always written before the
     `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
-    counts them.
+    counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
     """
 
-    def __init__(self, folder: Path, sync: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, sync: Callable[[], None], keep_previous: bool = False) -> None:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
-        folder.mkdir(exist_ok=True)
-        for left_over in [*folder.glob("*.incoming.pt"), *folder.glob(".*.tmp")]:
-            left_over.unlink()
-        self._sync = sync
+        with disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+            for left_over in [*folder.glob("*.incoming.pt"), *folder.glob(".*.tmp")]:
+                left_over.unlink()
+        self._sync, self._keep_previous = sync, keep_previous
         self._next = 0.0
         self._new_best: State | None = None
         self._waiting: dict[Path, State] = {}
@@ -144,9 +159,10 @@ class CheckpointWriter:
                     return
             try:
                 self._sync()
-                for path in (self.best, self.last):
-                    if path in pair:
-                        save(path, pair[path])
+                if self.best in pair:
+                    save(self.best, pair[self.best])
+                save(self.last, pair[self.last], self._keep_previous)
+                self._keep_previous = False
             except Exception as error:
                 with self._changed:
                     self._failure, self._thread = error, None

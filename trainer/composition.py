@@ -48,10 +48,26 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     problem that can be seen without torch.
     """
     register_resolvers()
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with explained(), initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = hydra_compose(NAME, [*overrides, *search], return_hydra_config=True)
+        composed = hydra_compose(NAME, [*overrides, *search_path(config_dir)], return_hydra_config=True)
         return settle(composed, composed.hydra, GlobalHydra.instance().config_loader())
+
+
+def search_path(config_dir: str | Path | None) -> list[str]:
+    """The override that makes Hydra look for options in a folder, too; none for None.
+
+    Raises ConfigurationError where there is no such folder, which Hydra would pass over.
+    """
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        raise ConfigurationError(f"config_dir={config_dir}: there is no such folder")
+    return [_searchpath([f"file://{Path(config_dir).resolve()}"])]
+
+
+def _searchpath(entries: Iterable[str]) -> str:
+    quoted = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
+    return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
 def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
@@ -63,7 +79,7 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
     typed = typed_keys(hydra.overrides.task)
     folders = OmegaConf.select(hydra, "searchpath") or []
-    search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    search = [_searchpath(folders)] if folders else []
     defaults = loader.load_configuration(
         NAME,
         [*(f"{g}={o}" for g, o in choices.items() if g not in _PSEUDO_GROUPS and g in GROUPS), *search],

@@ -26,6 +26,11 @@ class EarlyStopping:
             self.waited = 0
         else:
             self.waited += 1
+        return self.has_stopped
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether patience has run out."""
         return self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ An error of ours is printed as one line on stderr, `error: ` first; anything els
 import difflib
 from collections.abc import Iterable
 
+_NAMES_SHOWN = 50
+
 
 class GearshiftError(Exception):
     """A failure with a sentence for the user and an exit code."""
@@ -69,14 +71,21 @@ class Interrupted(BaseException):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known name most like `word`, or None when none is alike."""
-    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
-    """One line about a name that does not exist: the nearest one, and all there are."""
+    """One line about a name that does not exist: the nearest one, and all there are (of many, the first ones)."""
     names = sorted(str(k) for k in known)
     suggestion = nearest(word, names)
     hint = f" Did you mean '{prefix}{suggestion}'?" if suggestion else ""
-    listing = ", ".join(names) if names else "none"
-    return f"{what} '{prefix}{word}' does not exist.{hint} Known: {listing}"
+    listing = ", ".join(names[:_NAMES_SHOWN]) if names else "none"
+    more = f", ... ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
+    return f"{what} '{prefix}{word}' does not exist.{hint} Known: {listing}{more}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, without the lines of its innards that some add."""
+    lines = [line.strip() for line in str(error).partition("Exception raised from")[0].splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__

@@ -83,9 +83,7 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
     generator = torch.Generator().manual_seed(0)
     train = _random_part(facts, min(facts.num_train, most), generator)
     val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
-    smaller = replace(
-        blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch)
-    )
+    smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
     return put_together(smaller, Splits(train, val, val))
 
 

@@ -1,12 +1,14 @@
 """The end of a run, however it came: best weights back, the test read once, results where they are looked for."""
 
 import logging
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer import checkpoint, run_folder
-from trainer.errors import GearshiftError
+from trainer.errors import DiskError
 from trainer.evaluation import confusion_matrix, evaluate
+from trainer.files import disk_errors
 from trainer.reporting.curves import draw_curves
 from trainer.reporting.metrics_file import read_metrics
 from trainer.run import Run
@@ -57,12 +59,13 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
-        try:
-            _write(run, result, test)
-        except (OSError, GearshiftError) as problem:
-            if error is None:
-                raise
-            log.warning("the result could not be written: %s", problem)
+        for write in (_write_reports, _write_result):
+            try:
+                write(run, result)
+            except DiskError as problem:
+                if error is None:
+                    raise
+                log.warning("%s", problem)
     return result
 
 
@@ -87,20 +90,26 @@ def restore_best(run: Run) -> None:
         restore_weights(run, checkpoint.load(path))
 
 
-def _write(run: Run, result: Result, test: dict[str, float] | None) -> None:
+def _write_reports(run: Run, result: Result) -> None:
     assert run.folder is not None and run.report is not None
-    if test is not None:
-        run.report.record(run.step, run.epochs_done, test)
-        if run.blueprint.facts.task == "classification":
-            names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
-            matrix = confusion_matrix(run, run.splits.test)
-            run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
-    run.report.tensorboard.finish_hparams(result.status)
-    run_folder.write_result(run.folder, asdict(result))
-    records = read_metrics(run.folder / run_folder.METRICS)
-    if records:
+    with disk_errors(run.folder):
+        if result.test is not None:
+            run.report.record(run.step, run.epochs_done, result.test)
+            if run.blueprint.facts.task == "classification":
+                names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
+                matrix = confusion_matrix(run, run.splits.test)
+                run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
+        run.report.tensorboard.finish_hparams(result.status)
+        records = read_metrics(run.folder / run_folder.METRICS)
         best_step = None if run.best is None else run.best.step
         draw_curves(records, run.folder / run_folder.CURVES, run.folder.name, best_step, result.value, result.monitor)
+        run.report.sync()
+
+
+def _write_result(run: Run, result: Result) -> None:
+    """The very last file: with a complete `result.json` there is nothing left to resume."""
+    assert run.folder is not None and run.report is not None
+    run_folder.write_result(run.folder, asdict(result))
     run.report.terminal.finish(_summary(run, result))
 
 
@@ -114,7 +123,7 @@ def _summary(run: Run, result: Result) -> list[str]:
         lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
     lines.append(f"run folder: {result.folder}")
     if result.status == "interrupted":
-        lines.append(f"to go on: train resume {result.folder}")
+        lines.append(f"to go on: train resume {shlex.quote(result.folder)}")
     elif result.error is None and not run.is_trial:
-        lines.append(f"to look at it: tensorboard --logdir {result.folder}")
+        lines.append(f"to look at it: tensorboard --logdir {shlex.quote(result.folder)}")
     return lines

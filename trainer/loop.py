@@ -36,6 +36,8 @@ def train(run: Run) -> str:
     """The steps themselves; returns "completed", "early_stopped" or "interrupted"."""
     plan, total = run.blueprint, run.blueprint.total_steps
     run.model.train()
+    if plan.early_stopping is not None and plan.early_stopping.has_stopped:
+        return "early_stopped"  # and was killed before the result was written
     while run.step < total:
         for batch in timed(run.batches.epoch(run.epoch, run.samples_seen), run.throughput):
             train_step(run, batch)
@@ -67,10 +69,13 @@ def train(run: Run) -> str:
                 if evaluate_now:
                     run.report.row(run.step, run.epochs_done, record, improved)
             ends = stop or interrupted or run.step == total
+            at_once = ends or plan.config["on_nonfinite"] == "rollback"  # a place to go back to hangs on no clock
             if (save_now or improved or ends) and run.checkpoints is not None:
-                run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, ends)
+                run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
             if stop or interrupted:
                 return "early_stopped" if stop else "interrupted"
+            if run.step == total:
+                break
     return "completed"
 
 

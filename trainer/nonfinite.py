@@ -1,14 +1,16 @@
 """Losses and gradients that are not finite: left out on the device, named afterwards by step and layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer import checkpoint, run_folder
+from trainer.checkpoint import State
 from trainer.errors import Diverged
 from trainer.run import Run
-from trainer.state import restore
+from trainer.state import is_planned, restore
 from trainer.step import train_step
 
 MAX_ROLLBACKS = 3
@@ -38,12 +40,12 @@ def survives(run: Run) -> tuple[float | None, bool]:
 
 
 def _roll_back(run: Run, bad_step: int) -> None:
-    state = _last_state(run)
+    state = _last_state(run, lambda state: is_planned(run, state))
     if state is None or run.report is None or run.folder is None:
         raise Diverged(f"{locate(run, bad_step)}; there is no checkpoint to roll back to")
-    rollbacks = run.rollbacks + 1
+    rollbacks, seconds_before = run.rollbacks + 1, run.seconds_before
     restore(run, state)
-    run.rollbacks = rollbacks
+    run.rollbacks, run.seconds_before = rollbacks, seconds_before
     run.report.rewind(state["offsets"], run.step)
     if run.checkpoints is not None:
         run.checkpoints.put(lambda: state | {"rollbacks": rollbacks}, None, at_once=True)
@@ -101,11 +103,12 @@ def _reporter(name: str, found: list[str]) -> Any:
     return report
 
 
-def _last_state(run: Run) -> dict[str, Any] | None:
+def _last_state(run: Run, accept: Callable[[State], bool] = lambda state: True) -> State | None:
     if run.checkpoints is None or run.folder is None:
         return None
     run.checkpoints.finish()
-    return checkpoint.load_newest(run.folder / run_folder.CHECKPOINTS / "last.pt")
+    found = checkpoint.find_newest(run.folder / run_folder.CHECKPOINTS / "last.pt", accept)
+    return None if found is None else found[1]
 
 
 def _say(run: Run, text: str) -> None:

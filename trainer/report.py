@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.files import disk_errors
 from trainer.reporting import logs
 from trainer.reporting.metrics_file import MetricsFile
 from trainer.reporting.tensorboard import TensorBoard
@@ -19,8 +21,9 @@ class Report:
 
     def __init__(self, folder: Path, terminal: Terminal, offsets: Mapping[str, Any] | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
-        self._open(offsets, step)
-        self._log = logs.open_run_log(folder / LOG)
+        with disk_errors(folder):
+            self._open(offsets, step)
+            self._log = logs.open_run_log(folder / LOG)
 
     def _open(self, offsets: Mapping[str, Any] | None, step: int) -> None:
         self._metrics = MetricsFile(self._folder / METRICS, offsets["metrics"] if offsets else 0)
@@ -30,9 +33,10 @@ class Report:
 
     def rewind(self, offsets: Mapping[str, Any], step: int) -> None:
         """Take back what was written after the checkpoint that counted `offsets`."""
-        self.tensorboard.close()
-        self._metrics.close()
-        self._open(offsets, step)
+        with disk_errors(self._folder):
+            self.tensorboard.close()
+            self._metrics.close()
+            self._open(offsets, step)
 
     def tick(self, step: int) -> None:
         """After every step: a bar to move, ten times a second at most."""
@@ -40,8 +44,9 @@ class Report:
 
     def record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """All metrics of a step: one line, one event."""
-        self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
-        self.tensorboard.scalars(step, values)
+        with disk_errors(self._folder):
+            self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
+            self.tensorboard.scalars(step, values)
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
@@ -55,15 +60,18 @@ class Report:
 
     def offsets(self) -> dict[str, Any]:
         """How far the files have come; a checkpoint keeps it, so that each line is there exactly once."""
-        return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}
+        with disk_errors(self._folder):
+            return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}
 
     def sync(self) -> None:
         """Put on the disk what a checkpoint is about to count."""
-        self._metrics.sync()
-        self.tensorboard.sync()
+        with disk_errors(self._folder):
+            self._metrics.sync()
+            self.tensorboard.sync()
 
     def close(self) -> None:
+        """Let go of everything; what must be on the disk is there since the last `sync`."""
         self.terminal.close()
-        self.tensorboard.close()
-        self._metrics.close()
-        logs.close(self._log)
+        for close in (self.tensorboard.close, self._metrics.close, lambda: logs.close(self._log)):
+            with suppress(OSError):
+                close()

@@ -94,7 +94,10 @@ def read_configuration(folder: Path) -> Config:
 
 
 class Lock:
-    """Holds a run folder for this process, until `release` or the end of the process."""
+    """Holds a run folder for this process, until `release` or the end of the process.
+
+    Temporary files that a killed process left in it are removed. Raises RunInUse.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(folder, os.O_RDONLY)
@@ -103,6 +106,8 @@ class Lock:
         except OSError as error:
             os.close(self._descriptor)
             raise RunInUse(f"{folder} is in use by another process") from error
+        for left_over in folder.glob(".*.tmp"):
+            left_over.unlink()
 
     def release(self) -> None:
         if self._descriptor >= 0:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
 from trainer.errors import Interrupted
@@ -17,10 +18,18 @@ class StopRequest:
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """The signal handler."""
         if self.signum is not None:
+            _show_cursor()
             os._exit(128 + signum)
         self.signum = signum
         if not self.can_wait:
             raise Interrupted(signum)
+
+
+def _show_cursor() -> None:
+    """A live display has hidden it."""
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\n\x1b[?25h")
 
 
 stop_request = StopRequest()

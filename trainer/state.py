@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainer.duration import is_time
 from trainer.run import Best, Run
 
 FORMAT = 1
@@ -17,6 +18,7 @@ def capture(run: Run) -> dict[str, Any]:
         "improvement": run.blueprint.best.best,
         "loss_scale": _state_of(run.loss_scale),
         "meter": run.meter.state_dict(),
+        "micro_batch": run.closure.micro_batch,
         "initial_loss": run.initial_loss,
         "place": {"step": run.step, "epoch": run.epoch, "samples_seen": run.samples_seen},
         "rollbacks": run.rollbacks,
@@ -50,6 +52,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             part.load_state_dict(state[name])
     run.blueprint.best.best = state["improvement"]
     run.meter.load_state_dict(state["meter"], run.device)
+    if run.blueprint.config["micro_batch"] == "auto":
+        run.closure.micro_batch = state["micro_batch"]
     run.guard.reset()
     run.initial_loss = None if state["initial_loss"] is None else state["initial_loss"].to(run.device)
     place = state["place"]
@@ -57,6 +61,13 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.rollbacks = state["rollbacks"]
     run.best = None if state["best"] is None else Best(**state["best"])
     run.seconds_before = state["seconds"]
+
+
+def is_planned(run: Run, state: dict[str, Any]) -> bool:
+    """Whether a run that was never interrupted takes this checkpoint, too: only to such a one it rolls back."""
+    step, best = state["place"]["step"], state["best"]
+    due = is_time(step, run.blueprint.every_checkpoint, run.blueprint.total_steps)
+    return due or (best is not None and best["step"] == step)
 
 
 def restore_weights(run: Run, state: dict[str, Any]) -> None:

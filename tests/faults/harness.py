@@ -36,13 +36,14 @@ LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.drop
          "augmentation.crop.padding=1"]  # fmt: skip
 CONFIGURATIONS: dict[str, list[str]] = {
     "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup"],
-    # val/loss falls at first and then never again: early stopping and the plateau both come to act
+    # improvements become too small to count: the plateau and early stopping both come to act
     "momentum": [
-        *PARTS, *LENET, "optimizer=momentum", "optimizer.lr=0.15", "schedule=plateau", "schedule.patience=0",
-        "early_stopping.patience=2", "every.evaluate=6step",
+        *PARTS, *LENET, "optimizer=momentum", "optimizer.lr=0.1", "schedule=plateau", "schedule.patience=0",
+        "schedule.min_delta=0.3", "early_stopping.patience=3", "early_stopping.min_delta=0.3", "every.evaluate=6step",
     ],
-    "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "schedule=linear_warmup"],
-    "fp16": [*PARTS, *MLP, "precision=fp16", "optimizer=adamw", "optimizer.lr=0.01"],
+    "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "optimizer.lr=0.1", "schedule=linear_warmup"],
+    # weights this large overflow fp16 until the loss scale has fallen
+    "fp16": [*PARTS, *MLP, "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1"],
 }  # fmt: skip
 
 
@@ -215,17 +216,68 @@ class Kill:
         return True
 
 
-def random_kill(generator: random.Random, seconds_to_start: float, num_lines: int) -> Kill:
+def random_kill(generator: random.Random, seconds_to_start: float, lines_now: int, lines_at_end: int) -> Kill:
     """Spread over start-up, the moment after the folder appears, training with all it does, and the end."""
     signum = generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     phase = generator.choice(["start", "folder", "line", "line", "line", "end"])
-    if phase == "start":
-        return Kill(signum, phase, generator.uniform(0, seconds_to_start))
-    if phase == "folder":
+    if phase == "folder" and lines_now == 0:
         return Kill(signum, phase, generator.choice([0, generator.uniform(0, 0.2)]))
-    if phase == "line":
-        return Kill(signum, phase, generator.uniform(0, 0.03), generator.randint(1, num_lines))
-    return Kill(signum, "line", generator.uniform(0, 1.0), num_lines)
+    if phase == "line" and lines_now < lines_at_end:
+        return Kill(signum, phase, generator.uniform(0, 0.03), generator.randint(lines_now + 1, lines_at_end))
+    if phase == "end" and lines_now < lines_at_end:
+        return Kill(signum, "line", generator.uniform(0, 1.0), lines_at_end)
+    return Kill(signum, "start", generator.uniform(0, seconds_to_start))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed: its folder, and how long it took to its first line of metrics."""
+
+    folder: Path
+    seconds_to_start: float
+
+    @property
+    def num_lines(self) -> int:
+        return _num_lines(self.folder / "metrics.jsonl")
+
+
+def undisturbed(launcher: Launcher, arguments: Sequence[str], folder: Path) -> Reference:
+    """Run to the end."""
+    begin = time.monotonic()
+    process = launcher.start([*arguments, f"hydra.run.dir={folder}"], folder.parent)
+    while _num_lines(folder / "metrics.jsonl") == 0 and process.wait(0.01) is None:
+        pass
+    seconds = time.monotonic() - begin
+    assert finish(process) == 0, process.output()
+    return Reference(folder, seconds)
+
+
+def storm(
+    launcher: Launcher, arguments: Sequence[str], folder: Path, reference: Reference, seed: int, num_kills: int
+) -> list[str]:
+    """Kill a run so many times at random, resume it every time, and at last let it finish; returns the kills."""
+    generator = random.Random(f"{seed} {arguments}")
+    kills: list[str] = []
+    for sitting in range(10 * num_kills):
+        exists = folder.is_dir()
+        again = ["resume", str(folder)] if exists else [*arguments, f"hydra.run.dir={folder}"]
+        process = launcher.start(again, folder.parent, sitting)
+        lines_now = _num_lines(folder / "metrics.jsonl")
+        # the last line is the test, which belongs to the end
+        kill = random_kill(generator, reference.seconds_to_start, lines_now, reference.num_lines - 1)
+        hit = len(kills) < num_kills and kill.send(process, folder)
+        code = finish(process)
+        if hit:
+            kills.append(str(kill))
+        allowed = {0, -kill.signum, *([] if kill.signum == signal.SIGKILL else [128 + kill.signum])} if hit else {0}
+        assert code in allowed, f"exit code {code} after {kill if hit else 'no kill'}:\n{process.output()}"
+        assert "Traceback" not in process.output(), f"{kill}:\n{process.output()}"
+        if not hit and len(kills) == num_kills:
+            return kills
+        if (folder / "result.json").is_file() and json.loads((folder / "result.json").read_text())["exit_code"] == 0:
+            if code == 0:
+                return kills
+    raise AssertionError(f"not complete after {10 * num_kills} starts")
 
 
 def _num_lines(path: Path) -> int:

@@ -70,12 +70,13 @@ def _groups(folders: list[Path]) -> dict[str, dict[str, str]]:
     for folder in folders:
         for path in sorted(folder.glob("*/*.yaml")):
             if path.parent.name != "hydra":
-                found.setdefault(path.parent.name, {})[path.stem] = _meaning(path)
+                found.setdefault(path.parent.name, {})[path.stem] = first_comment(path)
     order = [*_defaults(folders[0]), *found]
     return {group: found[group] for group in dict.fromkeys(order) if group in found}
 
 
-def _meaning(path: Path) -> str:
+def first_comment(path: Path) -> str:
+    """What the first line of an option's file says of it."""
     with path.open() as file:
         for line in file:
             if line.startswith("# @package"):

@@ -38,11 +38,12 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     config = config | {"threads": config["threads"] or recorded_threads(folder)}
     draw(config)
     lock = run_folder.Lock(folder)
-    for key in MAY_CHANGE:
-        if config[key] != before[key]:
-            print(f"{key}: {before[key]} -> {config[key]}")
-            run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
+    # first of all: a complete result beside a configuration that asks for more would end the run here
     (folder / run_folder.RESULT).unlink(missing_ok=True)
+    changes = [f"{key}: {before[key]} -> {config[key]}" for key in MAY_CHANGE if config[key] != before[key]]
+    if changes:
+        print("\n".join(changes))
+        run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
     return fit(assemble(config, folder, resume=True, lock=lock)).exit_code
 
 

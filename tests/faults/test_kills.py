@@ -1,0 +1,21 @@
+"""A run that is killed at any instant and resumed ends with the same bits as one that nobody disturbed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import CONFIGURATIONS, RealProcesses, Reference, Zygote, differences, storm, undisturbed
+
+
+@pytest.fixture(scope="module")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
+    yield zygote
+    zygote.close()
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_kills_at_random_leave_no_trace(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference")
+    kills = storm(zygote, CONFIGURATIONS[name], tmp_path / "run", reference, seed=0, num_kills=2)
+    assert differences(reference.folder, tmp_path / "run") == [], kills

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, top_k_accuracy_score
+
+from trainer.metrics import SUMS, Meter, available
+
+
+def batches(n: int, classes: int = 10) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 9, (n,), generator=generator).tolist()
+    return [
+        (torch.randn(b, classes, generator=generator), torch.randint(0, classes, (b,), generator=generator))
+        for b in sizes
+    ]
+
+
+def test_means_are_scikit_learn_s() -> None:
+    meter = Meter(available(("accuracy", "accuracy_top5"), 10))
+    seen = batches(100)
+    for outputs, targets in seen:
+        meter.add(outputs.sum(), outputs, targets)
+    outputs, targets = torch.cat([o for o, _ in seen]), torch.cat([t for _, t in seen])
+    values = meter.read()
+    assert values["accuracy"] == accuracy_score(targets, outputs.argmax(1))
+    assert values["accuracy_top5"] == top_k_accuracy_score(targets, outputs, k=5, labels=range(10))
+    assert values["loss"] == pytest.approx(float(outputs.double().sum()) / len(targets))
+    assert meter.read() == {}
+
+
+def test_top_5_needs_more_than_five_classes() -> None:
+    assert list(available(("accuracy", "accuracy_top5"), 5)) == ["accuracy"]
+
+
+def test_absolute_error_is_the_mean_over_outputs_and_samples() -> None:
+    meter = Meter({"mae": SUMS["mae"]})
+    for outputs, _ in batches(40, classes=3):
+        meter.add(torch.zeros(()), outputs, torch.ones_like(outputs))
+    whole = torch.cat([o for o, _ in batches(40, classes=3)])
+    assert meter.read()["mae"] == pytest.approx(float((whole - 1).abs().mean()))
+
+
+@pytest.mark.parametrize("cut", [1, 31, 32, 33, 70])
+def test_an_interruption_leaves_no_trace_in_the_last_bit(cut: int) -> None:
+    sums = available(("accuracy",), 10) | {"mae": lambda o, t: (o[:, 0] - t).abs().sum()}
+    whole, first, second = Meter(sums), Meter(sums), Meter(sums)
+    for index, (outputs, targets) in enumerate(batches(100)):
+        if index == cut:
+            second.load_state_dict(first.state_dict(), torch.device("cpu"))
+        whole.add(outputs.sum(), outputs, targets)
+        (first if index < cut else second).add(outputs.sum(), outputs, targets)
+    assert second.read() == whole.read()

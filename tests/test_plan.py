@@ -1,0 +1,199 @@
+"""`train plan`: what it shows is true, what it estimates follows from the sizes, and it leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer import app, compose, estimate
+from trainer.blueprint import draw
+from trainer.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[1]
+MLP = ["model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "batch_size=100", "epochs=2"]
+
+Plan = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0.05))
+
+    def lines(*arguments: str) -> list[str]:
+        assert app.run(["plan", *arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return lines
+
+
+def sections(lines: list[str]) -> dict[str, list[str]]:
+    """Title -> the lines below it."""
+    blocks = "\n".join(lines).strip().split("\n\n")
+    return {block.split("\n")[0]: block.split("\n")[1:] for block in blocks}
+
+
+def test_a_small_network_as_worked_out_by_hand(plan: Plan, tmp_path: Path) -> None:
+    shown = sections(plan(*MLP))
+    # 64 inputs, 8 hidden, 10 outputs: 512 + 80 weights, 8 + 10 biases
+    assert [line.split() for line in shown["model"]] == [
+        ["layer", "kind", "output", "parameters"],
+        ["flatten", "Flatten", "64"],
+        ["linear1", "Linear", "8", "520"],
+        ["activation1", "ReLU", "8"],
+        ["output", "Linear", "10", "90"],
+        ["610", "parameters,", "all", "trainable"],
+        ["1.18", "kFLOPs", "forward", "a", "sample", "(a", "multiply-add", "is", "2)"],
+    ]
+    assert [line.split() for line in shown["parameter groups"]][1:] == [
+        ["decay", "0.01", "592", "2", "linear1.weight,", "output.weight"],
+        ["no_decay", "0", "18", "2", "linear1.bias,", "output.bias"],
+    ]
+    # 1437 training samples: 15 steps an epoch, a warm-up of 5 %
+    assert shown["steps"][:3] == [
+        "  length          30 steps = 2 epochs of 15 steps",
+        "  batch           100 samples",
+        "  warm-up         2 steps",
+    ]
+    assert "  evaluate        every 15 steps (2 in all)" in shown["steps"]
+    # half of the rate after the first of two warm-up steps, then 28 steps of a cosine
+    assert "learning rate: 0.005 first, 0.01 highest, 3.14e-05 last" in shown
+    assert [line.split()[0] for line in shown["changed keys"]] == [
+        "epochs=2",
+        "batch_size=100",
+        "model.hidden=[8]",
+        "optimizer.lr=0.01",
+    ]
+    assert "instead of [64, 64]" in shown["changed keys"][2]
+    assert "  samples   1,437 train, 180 val, 180 test" in shown["data"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_choices_are_explained_in_the_order_of_the_groups(plan: Plan) -> None:
+    choices = sections(plan("model=linear", "debug=overfit"))["choices"]
+    assert choices[0].split()[:2] == ["data", "digits"]
+    assert choices[-1].split()[:2] == ["debug", "overfit"]
+    line = next(line for line in choices if line.split()[0] == "model")
+    assert line.split(maxsplit=2)[2] == (ROOT / "configs/model/linear.yaml").read_text().splitlines()[0][2:]
+
+
+def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
+    words = ["data=mnist", "model=linear", "schedule=plateau", "batch_size=128", "accumulate=2", "early_stopping=null"]
+    text = "\n".join(plan(*words))
+    assert "the run downloads them first" in text
+    assert "128 samples, computed 64 at a time" in text
+    assert "(as if val/loss improved at every evaluation)" in text
+    assert "early stopping" not in text
+    assert "1x28x28" in text
+
+
+@pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("momentum", 2440), ("adamw", 2 * 2440)])
+def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
+    found = estimate.estimate(draw(compose([*MLP, f"optimizer={optimizer}"])), seconds=0.01)
+    assert (found.weights, found.gradients) == (610 * 4, 610 * 4)
+    assert state <= found.optimizer <= state + 4 * 8  # with a step counter a tensor
+    assert found.data == 1797 * (64 + 8)
+    # float32 input, activation and log-probabilities, and the int64 target, of each of 100 samples
+    assert found.activations == pytest.approx(100 * (64 * 4 + 8 * 4 + 10 * 4 + 8), abs=16)
+
+
+@pytest.mark.parametrize("batch_size", ["5", "100", "full"])
+def test_time_grows_with_the_samples_however_few_were_measured(
+    batch_size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, do_step = 0.0, estimate.train_step
+
+    def step(run: estimate.Run, batch: estimate.Batch) -> None:
+        nonlocal now
+        now += 0.01 * len(batch.targets)  # 10 ms a sample
+        do_step(run, batch)
+
+    monkeypatch.setattr(estimate, "train_step", step)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now)
+    blueprint = draw(compose([*MLP, f"batch_size={batch_size}"]))
+    found = estimate.estimate(blueprint, seconds=0.5)
+    assert found.step_seconds == pytest.approx(0.01 * blueprint.batch_size)
+    assert found.measured_samples == min(16, blueprint.batch_size)  # three steps in half a second
+    assert now < 2
+
+
+def test_a_sweep_is_listed_in_the_order_it_would_run(plan: Plan, tmp_path: Path) -> None:
+    lines = plan("-m", "model=linear,mlp", "batch_size=64,full", "seed=3")
+    assert lines[0] == "4 trials"
+    assert [line.split() for line in lines[1:-1]] == [
+        ["trial", "steps", "parameters", "overrides"],
+        ["0", "690", "650", "model=linear", "batch_size=64", "seed=3"],
+        ["1", "30", "650", "model=linear", "batch_size=full", "seed=3"],
+        ["2", "690", "8,970", "model=mlp", "batch_size=64", "seed=3"],
+        ["3", "30", "8,970", "model=mlp", "batch_size=full", "seed=3"],
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_problems_of_all_trials_are_raised_together() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        app.run(["plan", "-m", "schedule=constant", "epochs=0,1", "batch_size=64,2000"])
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["epochs=0", "batch_size=2000"]
+    assert "[trial schedule=constant epochs=1 batch_size=2000]" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize("is_sweep", [False, True])
+def test_options_of_a_folder_of_ones_own(is_sweep: bool, plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "my options, 'odd' [ones]"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/mine.yaml").write_text("# Seven wide\n_target_: trainer.models.mlp.mlp\nhidden: [7]\n")
+    flags = [f"--config-dir={folder}"] + ["-m"] * is_sweep
+    text = "\n".join(plan(*flags, "model=mine"))
+    assert str(64 * 7 + 7 + 7 * 10 + 10) in text
+    assert is_sweep or "Seven wide" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer.lrr=1"], "key 'optimizer.lrr' does not exist. Did you mean 'optimizer.lr'?"),
+        (["model=lenett"], "option 'model=lenett' does not exist. Did you mean 'model=lenet'?"),
+        (["model.hidden=[-1]", "model=mlp"], "model: hidden=[-1]: "),
+        (["some/run"], "train plan takes key=value, not 'some/run'"),
+        (["--multi"], "train plan: flag '--multi' does not exist. Did you mean '--multirun'?"),
+        (["--config-dir", "nowhere"], "config_dir=nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        app.run(["plan", *arguments])
+    assert str(caught.value).startswith(message)
+
+
+def run_in_a_pipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "40", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(
+        [sys.executable, ROOT / "cli.py", "plan", *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
+
+
+def test_on_a_pipe_lines_are_whole_and_plain(tmp_path: Path) -> None:
+    done = run_in_a_pipe("model=linear", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    meaning = (ROOT / "configs/optimizer/adamw.yaml").read_text().splitlines()[0][2:]
+    assert f"  optimizer      adamw          {meaning}" in lines
+    assert [line for line in lines if line != line.rstrip() or "\x1b" in line] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exit_code_of_a_mistake_is_2(tmp_path: Path) -> None:
+    done = run_in_a_pipe("epochs=0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: epochs=0: ") and done.stderr.count("\n") == 1

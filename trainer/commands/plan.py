@@ -1,0 +1,315 @@
+"""`train plan [overrides]`: a run checked, measured and shown, not trained; with `-m` the trials of a sweep.
+
+Nothing is written.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from trainer import composition
+from trainer.commands.help import first_comment
+from trainer.config import GROUPS, Config
+from trainer.errors import ConfigurationError, unknown
+from trainer.preflight import trials
+
+_FLAGS = ("-m", "--multirun", "--config-dir", "-cd")
+_NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
+# on a pipe nothing is folded: lines are as long as they are
+_PIPE_WIDTH, _PLOT_SIZE = 10_000, (76, 12)
+
+
+def main(arguments: list[str]) -> int:
+    """Raises ConfigurationError with every problem of the run, or of all trials."""
+    overrides, config_dir, is_sweep = _read(arguments)
+    (_plan_sweep if is_sweep else _plan_run)(overrides, config_dir)
+    return 0
+
+
+def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool]:
+    """Overrides, the folder of the user's own options, and whether a sweep is meant."""
+    overrides: list[str] = []
+    config_dir, is_sweep = None, False
+    words = iter(arguments)
+    for word in words:
+        flag, _, value = word.partition("=")
+        if word in ("-m", "--multirun"):
+            is_sweep = True
+        elif flag in ("--config-dir", "-cd"):
+            config_dir = value or next(words, "")
+        elif word.startswith("-"):
+            raise ConfigurationError(f"train plan: {unknown('flag', word, _FLAGS)}")
+        elif "=" not in word and not word.startswith("~"):
+            raise ConfigurationError(f"train plan takes key=value, not '{word}': train plan [-m] [key=value ...]")
+        else:
+            overrides.append(word)
+    return overrides, config_dir, is_sweep
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+def _plan_run(overrides: list[str], config_dir: str | None) -> None:
+    config = composition.compose(overrides, config_dir)
+    defaults = _defaults(config, config_dir)
+    from trainer.blueprint import draw  # torch is not needed to know that a name is misspelt
+    from trainer.estimate import estimate
+
+    blueprint = draw(config)
+    model = _meta_model(blueprint)
+    console = _console()
+    _show(console, "choices", _choices(config, config_dir))
+    if changed := list(_changes(config, defaults, "")):
+        _show(console, "changed keys", _grid(changed))
+    _show(console, "data", _grid(_data_rows(blueprint)))
+    _show(console, "model", _model_table(model, blueprint))
+    _show(console, "parameter groups", _group_table(model, config))
+    _show(console, *_curve(blueprint, console))
+    _show(console, "steps", _grid(_step_rows(blueprint)))
+    found = estimate(blueprint)
+    _show(console, "estimate", _grid(_estimate_rows(blueprint, found)))
+
+
+def _defaults(config: Config, config_dir: str | None) -> Config:
+    """The same choices of options, and nothing else."""
+    chosen = [f"{group}={option}" for group, option in config["choices"].items() if group in GROUPS]
+    with composition.explained(), initialize_config_dir(str(composition.config_folder()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        words = [*chosen, *composition.search_path(config_dir)]
+        return composition.plain(loader.load_configuration(composition.NAME, words, run_mode=RunMode.RUN))
+
+
+def _choices(config: Config, config_dir: str | None) -> RenderableType:
+    """Group, option, and what the first comment line of its file says of it."""
+    folders = [composition.config_folder(), *([] if config_dir is None else [Path(config_dir)])]
+    rows = []
+    for group in sorted(config["choices"], key=_place):
+        option = config["choices"][group]
+        paths = (folder / group / f"{option}.yaml" for folder in folders)
+        path = next((path for path in paths if path.is_file()), None)
+        rows.append((group, str(option), "" if path is None else first_comment(path)))
+    return _grid(rows)
+
+
+def _place(group: str) -> int:
+    """Groups in the order of `train.yaml`; experiment and debug, which change them, behind."""
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
+def _changes(config: Any, defaults: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Keys whose values are not what their files say, as they would be typed."""
+    for key, value in config.items():
+        name = f"{where}{key}"
+        if name == "choices":
+            continue
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            yield from _changes(value, default, f"{name}.")
+        elif value != default:
+            yield f"{name}={_typed(value)}", f"instead of {_typed(default)}"
+
+
+def _typed(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
+
+
+def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
+    facts, config = blueprint.facts, blueprint.config
+    names = ": " + _some(facts.class_names, 10) if facts.class_names else ""
+    outputs = f"{facts.num_outputs} classes{names}" if facts.task == "classification" else f"{facts.num_outputs} values"
+    yield "task", f"{facts.task}, {outputs}"
+    yield "a sample", f"{'x'.join(map(str, facts.input_shape))} (channels, height, width)"
+    yield "samples", f"{facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test"
+    is_present = getattr(blueprint.data, "is_present", None)
+    if is_present is not None and not is_present():
+        yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
+
+
+def _meta_model(blueprint: Any) -> Any:
+    import torch
+
+    with torch.device("meta"):
+        return blueprint.build_model()
+
+
+def _model_table(model: Any, blueprint: Any) -> RenderableType:
+    from trainer.reporting.model_table import render, summarize
+
+    return render(summarize(model, tuple(blueprint.facts.input_shape)))
+
+
+def _group_table(model: Any, config: Config) -> RenderableType:
+    from trainer.parameter_groups import parameter_groups
+
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    table = _table("group", "weight decay", "parameters", "tensors", left=("names",))
+    for group in parameter_groups(model, config["optimizer"].get("weight_decay", 0.0), config["no_weight_decay"]):
+        tensors = group["params"]
+        count = sum(parameter.numel() for parameter in tensors)
+        shown = _some([names[id(parameter)] for parameter in tensors], _NAMES_SHOWN)
+        table.add_row(group["name"], f"{group['weight_decay']:g}", f"{count:,}", f"{len(tensors):,}", Text(shown))
+    return table
+
+
+def _curve(blueprint: Any, console: Console) -> tuple[str, RenderableType]:
+    """The learning rate of the first parameter group in every optimizer step."""
+    import torch
+
+    from trainer.reporting.text_plot import plot
+
+    lr = blueprint.build_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+    total = blueprint.total_steps
+    steps = range(0, total, max(1, total // _CURVE_POINTS))
+    rates = [lr * blueprint.schedule.factor(step) for step in steps]
+    width, height = _PLOT_SIZE
+    drawn = plot(rates, max(30, min(width, console.width - 3)), height, "step", "lr", (0, steps[-1]))
+    title = f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last"
+    if hasattr(blueprint.schedule, "observe"):
+        title += f" (as if {blueprint.schedule.monitor} improved at every evaluation)"
+    return title, Text(drawn, no_wrap=True)
+
+
+def _step_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
+    total, an_epoch, config = blueprint.total_steps, blueprint.steps_per_epoch, blueprint.config
+    yield "length", f"{total:,} steps = {total / an_epoch:.4g} epochs of {an_epoch:,} steps"
+    parts = -(-blueprint.batch_size // blueprint.micro_batch)
+    split = f", computed {blueprint.micro_batch:,} at a time" if parts > 1 else ""
+    yield "batch", f"{blueprint.batch_size:,} samples{split}"
+    if warmup := getattr(blueprint.schedule, "warmup", None):
+        yield "warm-up", f"{warmup:,} steps"
+    for name in ("log", "evaluate", "checkpoint"):
+        every = getattr(blueprint, f"every_{name}")
+        yield name, f"every {every:,} steps ({-(-total // every):,} in all)"
+    stopping = config["early_stopping"]
+    if stopping is not None:
+        yield (
+            "early stopping",
+            f"after {stopping['patience']} evaluations in a row without a better {blueprint.monitor}",
+        )
+
+
+def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
+    import torch
+
+    precision = "fp32" if blueprint.dtype is None else str(blueprint.dtype).removeprefix("torch.")
+    yield (
+        "measured",
+        (
+            f"just now: {found.measured_steps:,} steps of {found.measured_samples:,} random images, "
+            f"{blueprint.device}, {torch.get_num_threads()} threads, {precision}"
+        ),
+    )
+    evaluations = -(-blueprint.total_steps // blueprint.every_evaluate)
+    total = blueprint.total_steps * found.step_seconds + evaluations * found.evaluation_seconds
+    more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
+    notes = " (not compiled)" if blueprint.config["compile"] else ""
+    yield "time", f"about {_time(total)} for all steps and evaluations{more}"
+    yield "", f"a step {_time(found.step_seconds)}{notes}, an evaluation {_time(found.evaluation_seconds)}"
+    yield "memory", f"about {_size(found.bytes)}, beside what Python and torch take"
+    parts = ("weights", "gradients", "optimizer", "activations", "data")
+    yield "", ", ".join(f"{name} {_size(getattr(found, name))}" for name in parts)
+
+
+# --- a sweep ----------------------------------------------------------------------------------------------
+
+
+def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
+    """Every trial, checked; all problems of all trials are raised together."""
+    with composition.explained(), initialize_config_dir(str(composition.config_folder()), version_base="1.3"):
+        composition.register_resolvers()
+        loader = GlobalHydra.instance().config_loader()
+        words = [*overrides, *composition.search_path(config_dir)]
+        config = loader.load_configuration(composition.NAME, words, run_mode=RunMode.MULTIRUN)
+        grid, of_hydra = trials(config), list(config.hydra.overrides.hydra)
+    if not grid:
+        raise ConfigurationError(
+            f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}: chooses its trials as it goes, "
+            "so there is no list of them"
+        )
+    table = _table("trial", "steps", "parameters", left=("overrides",))
+    found: dict[str, str] = {}
+    for number, trial in enumerate(grid):
+        try:
+            steps, parameters = _trial(composition.compose([*trial, *of_hydra]))
+            table.add_row(str(number), f"{steps:,}", f"{parameters:,}", Text(" ".join(trial)))
+        except ConfigurationError as error:
+            for problem in error.problems:
+                found.setdefault(problem, " ".join(trial))
+    if found:
+        raise ConfigurationError(f"{problem} [trial {trial}]" for problem, trial in found.items())
+    _show(_console(), f"{len(grid):,} trial{'s' if len(grid) > 1 else ''}", table)
+
+
+def _trial(config: Config) -> tuple[int, int]:
+    """Steps and parameters."""
+    from trainer.blueprint import draw
+
+    blueprint = draw(config)
+    return blueprint.total_steps, sum(parameter.numel() for parameter in _meta_model(blueprint).parameters())
+
+
+# --- on the screen ----------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def _show(console: Console, title: str, body: RenderableType) -> None:
+    """A titled section; lines end where their text ends."""
+    with console.capture() as captured:
+        console.print(Group(Text(title, style="bold"), body))
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+    print()
+
+
+def _grid(rows: Any) -> Table:
+    """Words side by side; the last column takes the room there is."""
+    grid = Table.grid(padding=(0, 2))
+    for row in rows:
+        grid.add_row(*(Text(f"  {cell}" if place == 0 else cell) for place, cell in enumerate(row)))
+    return grid
+
+
+def _table(*right: str, left: Sequence[str]) -> Table:
+    """The first of `right` stands on the left all the same: it names the row."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for place, name in enumerate(right):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _some(names: Sequence[str], most: int) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def _time(seconds: float) -> str:
+    for limit, unit, name in ((2 * 86400, 86400, "days"), (2 * 3600, 3600, "h"), (120, 60, "min"), (1, 1, "s")):
+        if seconds >= limit:
+            return f"{_two_digits(seconds / unit)} {name}"
+    return f"{_two_digits(seconds * 1e3)} ms"
+
+
+def _size(count: int) -> str:
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= limit:
+            return f"{_two_digits(count / limit)} {unit}"
+    return f"{count} B"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,g}"
