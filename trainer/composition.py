@@ -6,22 +6,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer import config as rules
 from trainer.config import GROUPS, Config
-from trainer.errors import ConfigurationError, GearshiftError, unknown
+from trainer.errors import ConfigurationError, GearshiftError, one_line, unknown
 
 NAME = "train"
+# what Hydra does for us stands on these; another value would only break it
+_FIXED = ("hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra/callbacks", "hydra.run")
 _PSEUDO_GROUPS = ("experiment", "debug")
+_READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
 def config_folder() -> Path:
@@ -41,33 +45,142 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
+# --- composing --------------------------------------------------------------------------------------------
+
+
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
     """Compose and check a configuration from Python, as the command line does: `compose(["optimizer=adamw"])`.
 
     `config_dir` holds a user's own options, as `--config-dir` does. Raises ConfigurationError with every
     problem that can be seen without torch.
     """
+    with loader_of(config_dir) as (loader, search):
+        composed = load(loader, NAME, [*overrides, *search])
+        return settle(composed, composed.hydra, loader)
+
+
+@contextmanager
+def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoader, list[str]]]:
+    """Hydra's loader of our options, and the override that makes it look into a folder of the user's, too."""
     register_resolvers()
-    with explained(), initialize_config_dir(str(config_folder()), version_base="1.3"):
-        composed = hydra_compose(NAME, [*overrides, *search_path(config_dir)], return_hydra_config=True)
-        return settle(composed, composed.hydra, GlobalHydra.instance().config_loader())
+    search = search_path(config_dir)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader(), search
 
 
 def search_path(config_dir: str | Path | None) -> list[str]:
     """The override that makes Hydra look for options in a folder, too; none for None.
 
-    Raises ConfigurationError where there is no such folder, which Hydra would pass over.
+    Raises ConfigurationError where there is no such folder, or where an option in it has the name of one of
+    ours: Hydra would pass over both.
     """
     if config_dir is None:
         return []
-    if not Path(config_dir).is_dir():
-        raise ConfigurationError(f"config_dir={config_dir}: there is no such folder")
+    if problems := folder_problems(Path(config_dir)):
+        raise ConfigurationError(problems)
     return [_searchpath([f"file://{Path(config_dir).resolve()}"])]
+
+
+def folder_problems(config_dir: Path) -> list[str]:
+    """What is wrong with a folder of options of the user's own."""
+    if not config_dir.is_dir():
+        return [f"config_dir={config_dir}: there is no such folder"]
+    ours = config_folder()
+    if config_dir.resolve() == ours:
+        return []
+    names = [path.relative_to(config_dir) for path in (*config_dir.glob("*.yaml"), *config_dir.glob("*/*.yaml"))]
+    return [
+        f"{config_dir / name}: has the name of an option of Gearshift, which would be taken instead; rename it"
+        for name in sorted(names)
+        if (ours / name).is_file()
+    ]
 
 
 def _searchpath(entries: Iterable[str]) -> str:
     quoted = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
     return f"hydra.searchpath=[{','.join(quoted)}]"
+
+
+def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+    """Let Hydra compose. Raises ConfigurationError with every problem.
+
+    Hydra stops at the first one: the override to blame is set aside, and the rest composed and checked.
+    """
+    problems, rest = read_overrides(overrides, is_sweep=mode is RunMode.MULTIRUN)
+    while True:
+        try:
+            composed = loader.load_configuration(name, rest, run_mode=mode)
+            break
+        except Exception as error:  # whatever Hydra meets while it composes is in what it was given
+            blamed = _blamed(error, rest)
+            problems.append(_explain(error, blamed, loader))
+            if not blamed:
+                raise ConfigurationError(problems) from error
+            rest = [text for text in rest if text not in blamed]
+    if problems:
+        try:
+            if mode is RunMode.RUN:
+                settle(composed, composed.hydra, loader)
+        except ConfigurationError as error:
+            problems += error.problems
+        raise ConfigurationError(problems)
+    return composed
+
+
+def read_overrides(overrides: Sequence[str], *, is_sweep: bool = False) -> tuple[list[str], list[str]]:
+    """Problems that can be seen in the words alone, and the overrides that have none."""
+    problems, fine, seen = [], [], dict[str, str]()
+    for text in overrides:
+        try:
+            item = _parse(text)
+        except ConfigurationError as error:
+            problems += error.problems
+            continue
+        key = item.get_key_element().lstrip("+")
+        if problem := _word_problem(item, is_sweep):
+            problems.append(problem)
+        elif key in seen:
+            problems.append(f"{seen[key]}, {text}: {key} is given twice; give one of the two")
+        else:
+            if not item.is_delete():
+                seen[key] = text
+            fine.append(text)
+    return problems, fine
+
+
+def _parse(text: str) -> Override:
+    key, equals, _ = text.partition("=")
+    bare = key.lstrip("+~")
+    try:
+        text.encode()
+        item = OverridesParser.create().parse_override(text)
+        if not item.key_or_group:
+            raise HydraException("there is nothing before the equals sign")
+    except (HydraException, UnicodeEncodeError) as error:
+        if not equals:
+            hint = "it is neither key=value nor, as the first word, a command"
+        elif re.fullmatch(r"\w+([./]\w+)*(@[\w.]+)?", bare):
+            hint = _READABLE.format(key)
+        else:
+            hint = "an override is key=value, such as optimizer.lr=0.1"
+        raise ConfigurationError(f"cannot read '{ascii(text)[1:-1]}': {hint}") from error
+    return item
+
+
+def _word_problem(item: Override, is_sweep: bool) -> str | None:
+    text, group = str(item.input_line), item.key_or_group
+    if item.is_sweep_override():
+        if not is_sweep:
+            return f"{text}: several values are a sweep: train -m ... (a list is written [a,b], text is quoted)"
+        return None
+    if group.startswith(_FIXED) and group != "hydra.run.dir":
+        return f"{text}: must be left as it is"
+    if group not in (*GROUPS, *_PSEUDO_GROUPS) or item.is_delete():
+        return None
+    value = item.value()
+    if isinstance(value, dict) and group in GROUPS:
+        return None  # several keys of the option at once
+    return None if isinstance(value, str) else f"{text}: must be the name of an option, {group}=NAME"
 
 
 def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
@@ -80,14 +193,19 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     typed = typed_keys(hydra.overrides.task)
     folders = OmegaConf.select(hydra, "searchpath") or []
     search = [_searchpath(folders)] if folders else []
-    defaults = loader.load_configuration(
-        NAME,
-        [*(f"{g}={o}" for g, o in choices.items() if g not in _PSEUDO_GROUPS and g in GROUPS), *search],
-        run_mode=RunMode.RUN,
-    )
+    with explained():
+        defaults = loader.load_configuration(
+            NAME, [*(f"{g}={o}" for g, o in choices.items() if g in GROUPS), *search], run_mode=RunMode.RUN
+        )
     config = plain(composed)
-    if config.get("steps") is not None and "epochs" not in typed:
-        config["epochs"] = None
+    if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
+        config["name"] = str(config["name"])
+    if config.get("epochs") is not None and config.get("steps") is not None:
+        # an option or the default gave one of them, the user the other; both typed is an error
+        if "steps" not in typed and "epochs" in typed:
+            config["steps"] = None
+        elif "epochs" not in typed:
+            config["epochs"] = None
     config["choices"] = choices
     if problems := rules.check(config, plain(defaults), typed):
         raise ConfigurationError(problems)
@@ -96,16 +214,21 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
 
 def plain(composed: DictConfig) -> Config:
     """Everything but Hydra's own node, resolved, as dicts and lists. Raises ConfigurationError."""
-    try:
-        return {
-            str(key): OmegaConf.to_container(composed[key], resolve=True)
-            if OmegaConf.is_config(composed[key])
-            else composed[key]
-            for key in composed
-            if key != "hydra"
-        }
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(_explain(error)) from error
+    found: Config = {}
+    problems = []
+    for key in composed:
+        if key == "hydra":
+            continue
+        try:
+            value = composed[key]
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            found[str(key)] = value
+        except (OmegaConfBaseException, RecursionError, ValueError) as error:
+            problems.append(_explain(error))
+    if problems:
+        raise ConfigurationError(problems)
+    return found
 
 
 def typed_keys(overrides: Iterable[str]) -> list[str]:
@@ -113,37 +236,58 @@ def typed_keys(overrides: Iterable[str]) -> list[str]:
     return [override.partition("=")[0].lstrip("+~") for override in overrides]
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """A finished configuration with keys changed and options of groups exchanged.
+# --- a finished configuration -----------------------------------------------------------------------------
 
-    Raises ConfigurationError for a key that does not exist; what results is not checked further.
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A finished configuration with keys changed and options of groups exchanged, checked as text.
+
+    Raises ConfigurationError with every problem.
     """
-    with explained():
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        chosen = [str(o.input_line) for o in parsed if o.key_or_group in GROUPS]
-        kept = [f"{g}={o}" for g, o in config["choices"].items() if g in GROUPS]
-        node = OmegaConf.create(config)
-        if chosen:
-            fresh = compose([*kept, *chosen])
-            for group in {o.key_or_group for o in parsed} & set(GROUPS):
-                node[group], node.choices[group] = fresh[group], fresh["choices"][group]
-        OmegaConf.set_struct(node, True)
-        for item in parsed:
-            if item.key_or_group not in GROUPS:
-                OmegaConf.select(node, item.key_or_group, throw_on_missing=True)
-                OmegaConf.update(node, item.key_or_group, item.value(), merge=True)
-        changed: Config = plain(node)
-    if changed.get("steps") is not None and "steps" in typed_keys(overrides):
+    problems, fine = read_overrides(overrides)
+    parsed = [_parse(text) for text in fine]
+    problems += [f"{o.input_line}: must be key=value here" for o in parsed if o.is_add() or o.is_force_add()]
+    problems += [f"{o.input_line}: nothing can be deleted here" for o in parsed if o.is_delete()]
+    changes = [o for o in parsed if not (o.is_add() or o.is_force_add() or o.is_delete())]
+    chosen = {o.key_or_group: str(o.input_line) for o in changes if o.key_or_group in GROUPS}
+    before = config
+    if chosen:
+        try:
+            fresh = compose(list(chosen.values()))
+            exchanged = {group: fresh[group] for group in chosen}
+            choices = config["choices"] | {group: fresh["choices"][group] for group in chosen}
+            before = config | exchanged | {"choices": choices}
+        except ConfigurationError as error:
+            problems += error.problems
+    node = OmegaConf.create(before)
+    OmegaConf.set_struct(node, True)
+    typed = []
+    for item in changes:
+        if item.key_or_group in GROUPS:
+            continue
+        try:
+            OmegaConf.update(node, item.key_or_group, item.value(), merge=True)
+            typed.append(item.key_or_group)
+        except OmegaConfBaseException as error:
+            problems.append(_explain(error, [str(item.input_line)]))
+    changed = plain(node)
+    if "steps" in typed and "epochs" not in typed and changed.get("steps") is not None:
         changed["epochs"] = None
-    if changed.get("epochs") is not None and "epochs" in typed_keys(overrides):
+    if "epochs" in typed and "steps" not in typed and changed.get("epochs") is not None:
         changed["steps"] = None
+    problems += rules.check(changed, before, typed)
+    if problems:
+        raise ConfigurationError(problems)
     return changed
 
 
 def check_settings(config: Config) -> None:
-    """Check the runner's own settings of a finished configuration. Raises ConfigurationError."""
+    """Check a finished configuration that was read back. Raises ConfigurationError."""
     if problems := rules.check(config, config):
         raise ConfigurationError(problems)
+
+
+# --- Hydra's errors in a line -----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -157,31 +301,58 @@ def explained() -> Iterator[None]:
         raise ConfigurationError(_explain(error)) from error
 
 
-def _explain(error: BaseException) -> str:
+def _blamed(error: Exception, overrides: Sequence[str]) -> list[str]:
+    """The overrides that an error of Hydra's speaks of."""
+    text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_option(error)
-    if isinstance(error, OverrideParseException):
-        return f"cannot read '{error.override}': {str(error).splitlines()[0]}"
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return [o for o in overrides if o.partition("=")[0].lstrip("+").partition("@")[0] == group and option in o]
+    named = set(re.findall(r"'([^']*)'", text)) | set(re.findall(r"(?:Multiple values for|override) (\S+?)\.?\s", text))
+    return [o for o in overrides if o in text or o.partition("=")[0].lstrip("+~") in named]
+
+
+def _explain(error: BaseException, blamed: Sequence[str] = (), loader: ConfigLoader | None = None) -> str:
+    """One line; what is said of one override begins with it."""
+    line = _translated(error, loader)
+    if len(blamed) != 1 or blamed[0] in line:
+        return line
+    return f"{blamed[0]}: {line}"
+
+
+def _translated(error: BaseException, loader: ConfigLoader | None) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(error, loader)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: is not YAML: {error.problem}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)
+    if isinstance(error, RecursionError):
+        return "a value refers to itself"
     text = " ".join(str(error).split())
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _no_such_group(match[1])
-    return text
+    if match := re.search(r"Could not (?:override|delete(?: from config\.)?|append) '([^']+)'", text):
+        return _no_such_key(match[1], loader)
+    if match := re.match(r"Multiple values for (\S+)\.", text):
+        return f"{match[1]} has an option already; leave out the +"
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"{match[1]} exists; leave out the +"
+    return text or type(error).__name__
 
 
-def _missing_option(error: MissingConfigException) -> str:
+def _missing_option(error: MissingConfigException, loader: ConfigLoader | None) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
-    if not error.options:
-        return str(error).splitlines()[0]
-    return unknown("option", option, error.options, f"{group}=")
+    if not group:
+        return f"--config-name {option}: there is no {option}.yaml"
+    options = error.options or (loader.get_group_options(group) if loader is not None else [])
+    return unknown("option", option, options, f"{group}=")
 
 
-def _no_such_group(name: str) -> str:
-    loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in loader.list_groups("") if group != "hydra"]
-    return unknown("key", name.partition("@")[0], [*groups, *rules.SETTINGS, "early_stopping", "every"])
+def _no_such_key(name: str, loader: ConfigLoader | None) -> str:
+    groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
+    known = {*groups, *rules.SETTINGS, "early_stopping", "every"}
+    name = name.partition("@")[0]
+    return f"{name}: cannot be deleted" if name in known else unknown("key", name, known)
 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:

@@ -1,0 +1,217 @@
+"""The whole loop against hand-written training, and what it promises about stopping and best weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from trainer import assemble, checkpoint, compose, fit
+from trainer.assembly import put_together
+from trainer.blueprint import draw
+from trainer.composition import Config
+from trainer.evaluation import confusion_matrix, evaluate
+from trainer.loop import train
+from trainer.reporting.metrics_file import read_metrics
+from trainer.run import Run
+
+TINY = ["model=mlp", "model.hidden=[32]", "threads=1", "limit_batches=6"]
+
+
+def config(*overrides: str) -> Config:
+    return compose([*TINY, *overrides])
+
+
+def assembled(*overrides: str) -> Run:
+    return put_together(draw(config(*overrides)))
+
+
+def by_hand(run: Run, make_optimizer, lr_at, steps: int, clip: float | None = None) -> nn.Module:
+    """The same training with torch alone: same batches, same first weights, everything else written out."""
+    model = run.blueprint.build_model()
+    model.load_state_dict(run.model.state_dict())
+    optimizer = make_optimizer(model.parameters())
+    step = epoch = 0
+    while step < steps:
+        for batch in run.batches.epoch(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step)
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch.images), batch.targets).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            step += 1
+            if step == steps:
+                break
+        epoch += 1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "make_optimizer", "clip"),
+    [
+        (["optimizer=sgd", "optimizer.lr=0.1"], lambda p: torch.optim.SGD(p, lr=0.1), None),
+        (
+            ["optimizer=momentum", "optimizer.lr=0.1", "optimizer.weight_decay=0.01", "no_weight_decay=[]"],
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+            None,
+        ),
+        (["optimizer=adam", "optimizer.lr=0.1", "clip_norm=0.3"], lambda p: torch.optim.Adam(p, lr=0.1), 0.3),
+        (
+            ["optimizer=adamw", "optimizer.lr=0.1", "no_weight_decay=[]", "accumulate=3"],
+            lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01),
+            None,
+        ),
+    ],
+    ids=["sgd", "momentum", "adam-clipped", "adamw-accumulated"],
+)
+def test_training_is_what_one_would_write_by_hand(overrides, make_optimizer, clip) -> None:
+    run = assembled("epochs=3", "schedule=cosine", *overrides)
+    steps = run.blueprint.total_steps
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), T_max=steps
+    )
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    expected = by_hand(run, make_optimizer, rates.__getitem__, steps, clip)
+    train(run)
+    for (name, p), q in zip(run.model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        run = assembled("epochs=1", f"seed={seed}", "model.dropout=0.2", "augmentation=crop")
+        train(run)
+        return torch.cat([p.flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_early_stopping_stops_and_the_best_weights_come_back(tmp_path: Path) -> None:
+    run = assemble(
+        config("epochs=50", "optimizer=sgd", "optimizer.lr=20", "schedule=constant", "early_stopping.patience=3"),
+        tmp_path,
+    )
+    result = fit(run)
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "val/loss" in r]
+    losses = [r["val/loss"] for r in records]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert result.status == "early_stopped"
+    assert len(losses) == best + 1 + 3
+    assert result.best is not None
+    assert result.best["step"] == records[best]["step"]
+    assert evaluate(run, run.splits.val, "val")["val/loss"] == pytest.approx(losses[best])
+    saved = checkpoint.load(tmp_path / "checkpoints" / "best.pt")["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in run.model.state_dict().items())
+
+
+def test_a_run_folder_is_complete_and_tells_the_same_story_everywhere(tmp_path: Path) -> None:
+    result = fit(assemble(config("epochs=4", "every.log=5step"), tmp_path))
+    names = {path.name.partition(".out")[0] for path in tmp_path.iterdir()}
+    assert names == {
+        "checkpoints", "curves.png", "environment.json", "events", "metrics.jsonl", "result.json", "train.log",
+    }  # fmt: skip
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records] == [5, 6, 10, 12, 15, 18, 20, 24, 24]
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["status"] == result.status == "completed"
+    assert written["test"] == {k: v for k, v in records[-1].items() if k.startswith("test/")}
+    assert written["best"]["metrics"]["val/loss"] == min(r["val/loss"] for r in records if "val/loss" in r)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    events.Reload()
+    for tag in ("train/loss", "val/accuracy", "lr", "grad_norm"):
+        told = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars(tag)]
+        assert [(r["step"], r[tag]) for r in records if tag in r] == told
+    assert {"train/first_batch", "test/confusion_matrix"} <= set(events.Tags()["images"])
+
+
+def test_the_logged_training_loss_is_the_mean_over_the_interval() -> None:
+    run = assembled("epochs=1", "optimizer=sgd", "optimizer.lr=0.1", "schedule=constant")
+    losses = []
+    model = run.blueprint.build_model()
+    model.load_state_dict(run.model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in run.batches.epoch(0):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch.images), batch.targets)
+        loss.backward()
+        optimizer.step()
+        losses.append((float(loss.detach()), len(batch.targets)))
+    train(run)
+    assert run.report is None
+    assert run.meter.read() == {}  # read at the last step
+    total = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    again = assembled("epochs=1", "optimizer=sgd", "optimizer.lr=0.1", "schedule=constant")
+    seen: list[dict[str, float]] = []
+    again.report = type("Spy", (), {"tick": lambda *a: None, "record": lambda s, a, b, values: seen.append(values),
+                                    "row": lambda *a: None, "message": lambda *a: None})()  # fmt: skip
+    train(again)
+    assert seen[-1]["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_confusion_matrix_is_scikit_learn_s() -> None:
+    from sklearn.metrics import confusion_matrix as reference
+
+    run = assembled("epochs=1")
+    train(run)
+    part = run.splits.test
+    run.model.eval()
+    with torch.no_grad():
+        predicted = run.model(run.preprocessing(part.images_NCHW)).argmax(1)
+    expected = reference(part.targets_N, predicted, labels=range(10))
+    assert confusion_matrix(run, part).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_as_well_as_single(precision: str) -> None:
+    def loss(*overrides: str) -> float:
+        run = assembled("epochs=5", "limit_batches=null", *overrides)
+        train(run)
+        return evaluate(run, run.splits.val, "val")["val/loss"]
+
+    single, half = loss(), loss(f"precision={precision}")
+    assert half == pytest.approx(single, rel=0.02)
+    assert half != single
+
+
+def test_steps_take_the_place_of_epochs_and_batch_size_full_is_one_step() -> None:
+    assert draw(config("steps=9", "limit_batches=null")).total_steps == 9
+    whole = draw(config("batch_size=full", "epochs=3", "limit_batches=null"))
+    assert (whole.batch_size, whole.steps_per_epoch, whole.total_steps) == (1437, 1, 3)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else() -> None:
+    def weights(*overrides: str, limit: int | None = None) -> torch.Tensor:
+        run = assembled("epochs=2", *overrides)
+
+        def hungry(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if limit is not None and module.training and len(inputs[0]) > limit:
+                raise torch.OutOfMemoryError("no room")
+
+        run.model.register_forward_pre_hook(hungry)
+        train(run)
+        if limit is not None:
+            assert run.closure.micro_batch == 16
+        return torch.cat([p.flatten() for p in run.model.parameters()])
+
+    assert torch.equal(weights("micro_batch=auto", limit=20), weights("micro_batch=16"))
+
+
+def test_weights_start_from_another_run(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    run = assemble(config("epochs=2"), first)
+    fit(run)
+    later = assembled("epochs=1", f"init_from={first}", "seed=5")
+    saved = checkpoint.load(first / "checkpoints" / "best.pt")["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in later.model.state_dict().items())
