@@ -167,6 +167,7 @@ def test_options_of_a_folder_of_ones_own(is_sweep: bool, plan: Plan, tmp_path: P
         (["model.hidden=[-1]", "model=mlp"], "model: hidden=[-1]: "),
         (["some/run"], "train plan takes key=value, not 'some/run'"),
         (["--multi"], "train plan: flag '--multi' does not exist. Did you mean '--multirun'?"),
+        (["--config-dir"], "--config-dir: must be followed by a folder"),
         (["--config-dir", "nowhere"], "config_dir=nowhere: there is no such folder"),
     ],
 )

@@ -51,6 +51,7 @@ def assemble(
         now = datetime.now()
         wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
         folder = run_folder.create(wanted, config, [])
+    folder = run_folder.shown(folder)
     lock = lock or Lock(folder)
     try:
         run = put_together(blueprint)
@@ -124,7 +125,22 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     record_environment(run, folder, resumed=state is not None)
     announce(run, resumed=state is not None)
     on_signal = state is not None and not is_planned(run, state)
+    run.profiler = start_profiler(run, folder)
     run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync, keep_previous=on_signal)
+
+
+def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
+    """With `profile=N`: trace N steps, after ten to get warm, into `trace.json`."""
+    steps = run.blueprint.config["profile"]
+    if steps is None:
+        return None
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=5, warmup=5, active=steps, repeat=1),
+        on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / "trace.json")),
+        record_shapes=True,
+    )
+    profiler.start()
+    return profiler
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
@@ -150,7 +166,7 @@ def announce(run: Run, resumed: bool) -> None:
     parameters = sum(p.numel() for p in run.model.parameters())
     length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
-    run.report.terminal.header(
+    run.report.header(
         {
             "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
             "model": f"{choices['model']}, {parameters:,} parameters",

@@ -1,14 +1,16 @@
 """The only place that turns a `_target_` into an object: allow list, signature, kinds, suggestions."""
 
 import importlib
+import importlib.util
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from trainer.config import OPEN, is_trusted
-from trainer.errors import ConfigurationError, unknown
+from trainer.errors import ConfigurationError, one_line, unknown
 
 Node = Mapping[str, Any]
 
@@ -19,22 +21,41 @@ def locate(target: str, where: str) -> Callable[..., Any]:
     Raises ConfigurationError when it does not exist, is no class or function, or lies outside the trusted
     packages - also when it was only imported into one of them from elsewhere.
     """
+    line = f"{where}._target_={target}: "
     module_name, _, name = target.rpartition(".")
     if not is_trusted(target) or not module_name:
-        raise ConfigurationError(f"{where}._target_={target}: is not in a trusted package (see --trust)")
+        raise ConfigurationError(f"{line}is not in a trusted package (see --trust)")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigurationError(f"{where}._target_={target}: cannot import {module_name}: {error}") from error
+        raise ConfigurationError(f"{line}cannot import {module_name}: {one_line(error)}") from error
     found = getattr(module, name, None)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigurationError(f"{where}._target_: {unknown('class', name, public, module_name + '.')}")
+        if found is None and not _is_module(target):
+            raise ConfigurationError(line + unknown("class", name, _offers(module), module_name + "."))
+        kind = "a module" if found is None or inspect.ismodule(found) else f"{type(found).__name__}"
+        raise ConfigurationError(f"{line}is {kind}, not a class or a function")
     if not is_trusted(found.__module__):
-        raise ConfigurationError(
-            f"{where}._target_={target}: comes from {found.__module__}, which is not trusted (see --trust)"
-        )
+        raise ConfigurationError(f"{line}comes from {found.__module__}, which is not trusted (see --trust)")
     return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _offers(module: types.ModuleType) -> list[str]:
+    """The classes and functions that are the module's own, or that it says it offers."""
+    package = module.__name__
+    return [
+        name
+        for name, item in vars(module).items()
+        if (inspect.isclass(item) or inspect.isfunction(item)) and not name.startswith("_")
+        if name in getattr(module, "__all__", ()) or item.__module__.startswith(package)
+    ]
 
 
 def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]:
@@ -68,8 +89,17 @@ def build(node: Node, where: str, **runtime: Any) -> Any:
     arguments |= {key: item for key, item in runtime.items() if key in names}
     try:
         return target(**_as_annotated(target, arguments))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise ConfigurationError(f"{where}: {' '.join(str(error).split())}") from error
+    except ConfigurationError:
+        raise
+    # RuntimeError and ArithmeticError: torch's own words for a size that cannot be
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        raise ConfigurationError(_about(node, where, one_line(error))) from error
+
+
+def _about(node: Node, where: str, message: str) -> str:
+    """A constructor's "name=value: ..." with the whole key in front."""
+    match = re.match(r"(\w+)[.=\[]", message)
+    return f"{where}.{message}" if match and match[1] in node else f"{where}: {message}"
 
 
 def _value(item: Any, where: str) -> Any:
@@ -82,12 +112,13 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
     parameters = inspect.signature(target).parameters
     given = [key for key in node if key != "_target_"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = [name for name in parameters if name not in runtime]
+    known = [name for name, p in parameters.items() if name not in runtime and p.kind is not p.VAR_KEYWORD]
     for key in given:
         if key in parameters and key in runtime:
             yield f"{where}.{key}: is given by the trainer, not by the configuration"
         elif key not in parameters and not takes_any:
-            yield unknown("key", key, known, f"{where}.")
+            taken = unknown("key", str(key), known, f"{where}.")
+            yield f"{where}.{key}={_show(node[key])}: {taken} (of {node['_target_']})"
     missing = [
         name
         for name, p in parameters.items()
@@ -100,8 +131,13 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
     for key in given:
         value = node[key]
         if key in hints and key not in OPEN and not isinstance(value, Mapping) and not fits(value, hints[key]):
-            shown = "null" if value is None else value
-            yield f"{where}.{key}={shown}: must be {_kind(hints[key])}"
+            yield f"{where}.{key}={_show(value)}: must be {_kind(hints[key])}"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -18,13 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer import config as rules
-from trainer.config import GROUPS, Config
-from trainer.errors import ConfigurationError, GearshiftError, one_line, unknown
+from trainer.config import GROUPS, PSEUDO_GROUPS, Config
+from trainer.errors import ConfigurationError, GearshiftError, unknown
 
 NAME = "train"
 # what Hydra does for us stands on these; another value would only break it
 _FIXED = ("hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra/callbacks", "hydra.run")
-_PSEUDO_GROUPS = ("experiment", "debug")
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
@@ -175,7 +174,7 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
         return None
     if group.startswith(_FIXED) and group != "hydra.run.dir":
         return f"{text}: must be left as it is"
-    if group not in (*GROUPS, *_PSEUDO_GROUPS) or item.is_delete():
+    if group not in (*GROUPS, *PSEUDO_GROUPS) or item.is_delete():
         return None
     value = item.value()
     if isinstance(value, dict) and group in GROUPS:

@@ -22,6 +22,8 @@ GROUPS = (
     "data", "preprocessing", "sampler", "augmentation", "model", "initializer", "loss", "optimizer",
     "schedule", "parallelism", "diagnostics",
 )  # fmt: skip
+# files that change several keys at once
+PSEUDO_GROUPS = ("experiment", "debug")
 # keys whose mapping is open: handed on as it is and checked against a signature later
 OPEN = ("arguments",)
 # the packages whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST widen it
@@ -55,13 +57,18 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def whole(minimum: int, *words: str | None) -> Rule:
-    """A whole number of at least `minimum`, or one of the words (None is shown as null)."""
+def whole(minimum: int, *words: str | None, maximum: int = 2**63 - 1) -> Rule:
+    """A whole number from `minimum` to `maximum`, or one of the words (None is shown as null)."""
+    at_most = f" and at most {maximum}" if maximum < 2**63 - 1 else ""
     also = "".join(f" or {'null' if word is None else word}" for word in words)
 
     def rule(value: Any) -> str | None:
-        fine = (_is_int(value) and value >= minimum) or value in words
-        return None if fine else f"must be a whole number of at least {minimum}{also}"
+        if (_is_int(value) and minimum <= value <= maximum) or value in words:
+            return None
+        too_large = " and below 2^63" if _is_int(value) and value > maximum and not at_most else ""
+        suggestion = nearest(value, [word for word in words if word]) if isinstance(value, str) else None
+        hint = f". Did you mean {suggestion}?" if suggestion else ""
+        return f"must be a whole number of at least {minimum}{at_most}{too_large}{also}{hint}"
 
     return rule
 
@@ -92,10 +99,10 @@ def one_of(*words: Any) -> Rule:
 
 def duration(value: Any) -> str | None:
     try:
-        parse_duration(value)
+        fine = math.isfinite(parse_duration(value).amount * 2**63)
     except ValueError as error:
         return str(error)
-    return None
+    return None if fine else "is longer than anything"
 
 
 def period(value: Any) -> str | None:
@@ -120,14 +127,21 @@ def text_or_null(value: Any) -> str | None:
 def folder_name(value: Any) -> str | None:
     if value is None:
         return None
-    text = str(value)
-    fine = text and text not in (".", "..") and not set(text) & set("/\\\0\n") and len(text) <= 100
-    return None if fine else "must be a plain name for a folder (no slashes, at most 100 characters) or null"
+    if isinstance(value, str):
+        plain = value.isprintable() and value == value.strip() and not set(value) & set("/\\")
+        if plain and value not in ("", ".", "..") and len(value.encode()) <= 100:
+            return None
+    return "must be a plain name for a folder (no slashes, at most 100 bytes) or null"
 
 
 def words(value: Any) -> str | None:
     fine = isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
     return None if fine else "must be a list, e.g. [a,b]"
+
+
+def patterns(value: Any) -> str | None:
+    fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return None if fine else "must be a list of bias, norm and patterns of names, e.g. [bias,norm,*.embed*]"
 
 
 def mode(value: Any) -> str | None:
@@ -150,13 +164,13 @@ SETTINGS: dict[str, Rule] = {
     "seed": whole(0),
     "deterministic": one_of(True, False),
     "device": device,
-    "threads": whole(1, None),
+    "threads": whole(1, None, maximum=1024),
     "precision": one_of("fp32", "bf16", "fp16", "auto"),
     "compile": one_of(True, False),
     "channels_last": one_of("auto", True, False),
     "clip_norm": positive_or_null,
     "clip_value": positive_or_null,
-    "no_weight_decay": words,
+    "no_weight_decay": patterns,
     "on_nonfinite": one_of("stop", "skip", "rollback"),
     "init_from": text_or_null,
     "profile": whole(1, None),
@@ -207,16 +221,28 @@ def check(config: Config, defaults: Config, typed: Iterable[str] = ()) -> list[s
     problems = [*_check_settings(config), *_check_cross_rules(config, set(typed))]
     for group in GROUPS:
         problems += _compare(config.get(group), defaults.get(group), group)
-    top = {*SETTINGS, "early_stopping", "every", "choices", *GROUPS}
-    problems += [_unknown_key("", key, top) for key in config if key not in top]
+    problems += _check_top(config)
     problems += _check_optimizer(config.get("optimizer"), problems)
-    problems += _check_targets(config, "")
-    return problems + _check_root(config.get("data"))
+    problems += _check_targets({group: config.get(group) for group in GROUPS}, "")
+    return [*problems, *_check_data(config, problems)]
+
+
+def _check_top(config: Config) -> Iterator[str]:
+    top = {*SETTINGS, "early_stopping", "every", *GROUPS}
+    for key, value in config.items():
+        if key in PSEUDO_GROUPS:
+            yield f"{key}: its file sets keys of its own; make its first line '# @package _global_'"
+        elif key not in top and key != "choices":
+            yield _unknown_key("", key, top, value)
 
 
 def _check_settings(config: Config) -> Iterator[str]:
-    yield from _check_rules(config, SETTINGS, "")
-    if config.get("early_stopping") is not None:
+    # an `epochs` that comes from data.epochs is complained of there
+    rules = {key: rule for key, rule in SETTINGS.items() if key != "epochs" or not _from_data(config)}
+    yield from _check_rules(config, rules, "")
+    if "early_stopping" not in config:
+        yield "early_stopping: is missing; early_stopping=null turns it off"
+    elif config["early_stopping"] is not None:
         yield from _check_section(config["early_stopping"], EARLY_STOPPING, "early_stopping")
     yield from _check_section(config.get("every"), EVERY, "every")
 
@@ -226,7 +252,7 @@ def _check_section(section: Any, rules: Mapping[str, Rule], name: str) -> Iterat
         yield f"{name}={_show(section)}: must hold {', '.join(rules)}"
         return
     yield from _check_rules(section, rules, f"{name}.")
-    yield from (_unknown_key(f"{name}.", key, rules) for key in section if key not in rules)
+    yield from (_unknown_key(f"{name}.", key, rules, value) for key, value in section.items() if key not in rules)
 
 
 def _check_rules(section: Config, rules: Mapping[str, Rule], prefix: str) -> Iterator[str]:
@@ -241,7 +267,7 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
     epochs, steps = config.get("epochs"), config.get("steps")
     if {"epochs", "steps"} <= typed and epochs is not None and steps is not None:
         yield f"epochs={epochs}, steps={steps}: give one of the two"
-    if epochs is None and steps is None:
+    if epochs is None and steps is None and {"epochs", "steps"} <= config.keys():
         yield "epochs=null, steps=null: one of the two must be given"
     accumulate, micro_batch = config.get("accumulate"), config.get("micro_batch")
     if accumulate != 1 and micro_batch is not None:
@@ -249,19 +275,30 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
 
 
 def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
-    """Keys that the option's YAML does not list, and values of another kind than its default."""
+    """Keys that the option's YAML does not list, or that are gone, and values of another kind than its default.
+
+    Where another class is named its own signature decides, later.
+    """
     if isinstance(default, dict) and isinstance(value, dict):
-        if where.rpartition(".")[2] in OPEN:
+        target, given = default.get("_target_"), value.get("_target_")
+        if target is not None and (given is None or given == ""):
+            yield f"{where}._target_={_show(given)}: must name a class, such as {target}"
+        if where.rpartition(".")[2] in OPEN or target != given:
             return
         for key, item in value.items():
             if key in default:
                 yield from _compare(item, default[key], f"{where}.{key}")
             else:
-                yield _unknown_key(f"{where}.", str(key), default)
+                yield _unknown_key(f"{where}.", str(key), default, item)
+        # a part of a pipeline may be taken out; the other keys are what the run is compared by
+        gone = [key for key, item in default.items() if key not in value and not isinstance(item, dict)]
+        yield from (f"{where}.{key}: is missing; it cannot be deleted" for key in gone)
     elif isinstance(default, dict):
-        yield f"{where}={_show(value)}: must be one of the options of {where} or keys of it, such as {where}.x=..."
+        options = f"an option of {where}" if "." not in where else "a mapping"
+        yield f"{where}={_show(value)}: must be {options}" + (f", or keys of it, {where}.KEY=..." if default else "")
     elif value is not None and default is not None and (kind := _mismatch(value, default)):
-        yield f"{where}={_show(value)}: must be {kind}, such as {_show(default)}"
+        such_as = "" if isinstance(default, bool) else f", such as {_show(default)}"
+        yield f"{where}={_show(value)}: must be {kind}{such_as}"
 
 
 def _mismatch(value: Any, default: Any) -> str | None:
@@ -276,6 +313,9 @@ def _mismatch(value: Any, default: Any) -> str | None:
         return None if fine else "a number"
     if isinstance(default, list):
         return None if isinstance(value, list) else "a list"
+    if isinstance(default, str) and default and duration(default) is None:
+        problem = duration(value)
+        return problem and problem.removeprefix("must be ")
     if isinstance(default, str):
         return "text" if isinstance(value, dict | list) else None
     return None
@@ -299,26 +339,50 @@ def _check_targets(node: Any, where: str) -> Iterator[str]:
     if not isinstance(node, dict):
         return
     target = node.get("_target_")
-    if target is not None and not (isinstance(target, str) and is_trusted(target)):
+    if target not in (None, "") and not (isinstance(target, str) and is_trusted(target)):
         package = str(target).partition(".")[0]
-        yield (f"{where}._target_={target}: is not in a trusted package; if you trust its code: --trust {package}")
+        hint = f"; if you trust its code: --trust {package}" if package.isidentifier() else ""
+        yield f"{where}._target_={_show(target)}: is not in a trusted package{hint}"
     for key, item in node.items():
         yield from _check_targets(item, f"{where}.{key}".lstrip("."))
 
 
-def _check_root(data: Any) -> list[str]:
+def _from_data(config: Config) -> bool:
+    data = config.get("data")
+    return isinstance(data, dict) and "epochs" in data and data["epochs"] == config.get("epochs")
+
+
+def _check_data(config: Config, known: list[str]) -> Iterator[str]:
     """A folder of data that was named must exist; only the default `data` is ever made by a download."""
-    root = data.get("root") if isinstance(data, dict) else None
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return
+    line = f"data.epochs={_show(data.get('epochs'))}: "
+    if "epochs" in data and not any(line in problem for problem in known):
+        problem = whole(1)(data["epochs"])
+        if problem is not None:
+            yield line + problem
+    root = data.get("root")
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
-        return []
-    return [f"data.root={root}: there is no such folder; name the one that holds the data sets (or DATA_ROOT)"]
+        return
+    what = "is a file" if Path(root).expanduser().exists() else "there is no such folder"
+    yield f"data.root={root}: {what}; name the folder that holds the data sets (or set DATA_ROOT)"
 
 
-def _unknown_key(prefix: str, key: str, known: Iterable[str]) -> str:
-    return unknown("key", str(key), [k for k in known if not k.startswith("_")], prefix)
+def _unknown_key(prefix: str, key: str, known: Iterable[str], value: Any) -> str:
+    names = [str(k) for k in known if not str(k).startswith("_")]
+    shown = "" if isinstance(value, dict) else f"={_show(value)}"
+    return f"{prefix}{key}{shown}: {unknown('key', str(key), names, prefix)}"
 
 
 def _show(value: Any) -> str:
+    """As it would be typed."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_show(item)}" for key, item in value.items()) + "}"
+    return str(value)

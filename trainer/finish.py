@@ -3,10 +3,11 @@
 import logging
 import shlex
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint, run_folder
-from trainer.errors import DiskError
+from trainer.errors import DiskError, Interrupted
 from trainer.evaluation import confusion_matrix, evaluate
 from trainer.files import disk_errors
 from trainer.reporting.curves import draw_curves
@@ -59,7 +60,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
-        for write in (_write_reports, _write_result):
+        # a signal may have come in the middle of anything, an import too: only what says so is written then
+        for write in (_write_result,) if isinstance(error, Interrupted) else (_write_reports, _write_result):
             try:
                 write(run, result)
             except DiskError as problem:
@@ -125,5 +127,5 @@ def _summary(run: Run, result: Result) -> list[str]:
     if result.status == "interrupted":
         lines.append(f"to go on: train resume {shlex.quote(result.folder)}")
     elif result.error is None and not run.is_trial:
-        lines.append(f"to look at it: tensorboard --logdir {shlex.quote(result.folder)}")
+        lines.append(f"to look at it: tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}")
     return lines

@@ -21,6 +21,7 @@ class Report:
 
     def __init__(self, folder: Path, terminal: Terminal, offsets: Mapping[str, Any] | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
+        self._train: dict[str, float] = {}  # the latest, for rows of steps at which they are not logged
         with disk_errors(folder):
             self._open(offsets, step)
             self._log = logs.open_run_log(folder / LOG)
@@ -30,6 +31,12 @@ class Report:
         events, purge_step = (offsets["events"], step + 1) if offsets else (None, None)
         self.tensorboard = TensorBoard(self._folder, events, purge_step)
         self.tensorboard.charts()
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """What is about to run."""
+        self.terminal.header(facts)
+        for name, value in facts.items():
+            log.info("%s: %s", name, value)
 
     def rewind(self, offsets: Mapping[str, Any], step: int) -> None:
         """Take back what was written after the checkpoint that counted `offsets`."""
@@ -47,11 +54,15 @@ class Report:
         with disk_errors(self._folder):
             self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
             self.tensorboard.scalars(step, values)
+        self._train |= {name: value for name, value in values.items() if name.startswith("train/") or name == "lr"}
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
         """An evaluation for the eye."""
-        self.terminal.row(step, epoch, values, best)
+        shown = {**self._train, **values}
+        self.terminal.row(step, epoch, shown, best)
+        words = "  ".join(f"{name} {value:.6g}" for name, value in shown.items() if not name.startswith("throughput"))
+        log.info("epoch %.2f  step %d  %s%s", epoch, step, words, "  best" if best else "")
 
     def message(self, text: str) -> None:
         """A notice for the user, also kept in the log."""

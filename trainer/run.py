@@ -126,6 +126,9 @@ class Run:
 
     def close(self) -> None:
         """Let go of files and folder; safe to call again."""
+        profiler, self.profiler = self.profiler, None
+        if profiler is not None:
+            profiler.stop()
         if self.report is not None:
             self.report.close()
         if self.lock is not None:

@@ -72,6 +72,12 @@ def _remove(temporary: Path, made: list[Path]) -> None:
             folder.rmdir()
 
 
+def shown(folder: Path) -> Path:
+    """A folder as a person would type it: relative to the current one where it lies below it."""
+    absolute, here = folder.resolve(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else folder
+
+
 def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:
     """What is run and what was typed. Raises DiskError."""
     header = "# The resolved configuration of this run; `train repeat` runs it again\n"

@@ -45,6 +45,8 @@ def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool]:
             is_sweep = True
         elif flag in ("--config-dir", "-cd"):
             config_dir = value or next(words, "")
+            if not config_dir:
+                raise ConfigurationError(f"{flag}: must be followed by a folder")
         elif word.startswith("-"):
             raise ConfigurationError(f"train plan: {unknown('flag', word, _FLAGS)}")
         elif "=" not in word and not word.startswith("~"):
