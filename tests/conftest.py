@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# before torch is loaded: tests run side by side, a thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

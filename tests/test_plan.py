@@ -121,7 +121,7 @@ def test_time_grows_with_the_samples_however_few_were_measured(
 
     monkeypatch.setattr(estimate, "train_step", step)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now)
-    blueprint = draw(compose([*MLP, f"batch_size={batch_size}"]))
+    blueprint = draw(compose(["model=mlp", f"batch_size={batch_size}"]))
     found = estimate.estimate(blueprint, seconds=0.5)
     assert found.step_seconds == pytest.approx(0.01 * blueprint.batch_size)
     assert found.measured_samples == min(16, blueprint.batch_size)  # three steps in half a second
@@ -164,8 +164,8 @@ def test_options_of_a_folder_of_ones_own(is_sweep: bool, plan: Plan, tmp_path: P
     [
         (["optimizer.lrr=1"], "key 'optimizer.lrr' does not exist. Did you mean 'optimizer.lr'?"),
         (["model=lenett"], "option 'model=lenett' does not exist. Did you mean 'model=lenet'?"),
-        (["model.hidden=[-1]", "model=mlp"], "model: hidden=[-1]: "),
-        (["some/run"], "train plan takes key=value, not 'some/run'"),
+        (["model.hidden=[-1]", "model=mlp"], "hidden=[-1]: "),
+        (["some/run"], "cannot read 'some/run'"),
         (["--multi"], "train plan: flag '--multi' does not exist. Did you mean '--multirun'?"),
         (["--config-dir"], "--config-dir: must be followed by a folder"),
         (["--config-dir", "nowhere"], "config_dir=nowhere: there is no such folder"),
@@ -174,7 +174,7 @@ def test_options_of_a_folder_of_ones_own(is_sweep: bool, plan: Plan, tmp_path: P
 def test_mistakes_are_told_in_a_line(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         app.run(["plan", *arguments])
-    assert str(caught.value).startswith(message)
+    assert message in str(caught.value)
 
 
 def run_in_a_pipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -3,13 +3,15 @@
 Nothing heavy is imported here: `train --help` and most mistakes are answered without torch.
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from trainer import signals
 from trainer.console import exit_on_error
-from trainer.errors import ConfigurationError, SweepFailed, nearest
+from trainer.errors import ConfigurationError, DiskError, SweepFailed, nearest, one_line, unknown
 
 
 def main() -> None:
@@ -23,6 +25,7 @@ def main() -> None:
         arguments = _own_flags(sys.argv[1:])
         _see_trusted_packages()
         code = run(arguments)
+        sys.stdout.flush()
     raise SystemExit(code)
 
 
@@ -36,16 +39,29 @@ def run(arguments: list[str]) -> int:
 
         print_help(arguments)
         return 0
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(f"gearshift {version('gearshift')}")
+        return 0
     if first in COMMANDS:
         from importlib import import_module
 
         command = import_module(f"trainer.commands.{first}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
-        suggestion = nearest(first, COMMANDS)
-        hint = f" Did you mean '{suggestion}'?" if suggestion else ""
-        raise ConfigurationError(f"'{first}' is neither a command nor key=value.{hint} Commands: {', '.join(COMMANDS)}")
+        raise ConfigurationError(_no_command(first, COMMANDS))
     return run_hydra(arguments)
+
+
+def _no_command(word: str, commands: dict[str, str]) -> str:
+    from trainer.config import GROUPS, PSEUDO_GROUPS, SETTINGS
+
+    keys = (*GROUPS, *PSEUDO_GROUPS, *SETTINGS, "early_stopping", "every")
+    known = {**{name: name for name in commands}, **{key: f"{key}=..." for key in keys}}
+    suggestion = f"{word}=..." if word.partition(".")[0] in keys else known.get(nearest(word, known) or "")
+    hint = f" Did you mean '{suggestion}'?" if suggestion else ""
+    return f"'{word}' is neither a command nor key=value.{hint} Commands: {', '.join(commands)}; see train --help"
 
 
 def run_hydra(arguments: list[str]) -> int:
@@ -55,21 +71,104 @@ def run_hydra(arguments: list[str]) -> int:
     from trainer import composition
     from trainer.job import Jobs
 
+    flags, overrides = hydra_flags(arguments)
     # with it Hydra lets errors through instead of printing them and leaving with code 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], *overrides, *flags]  # in this order: --info would take what follows it
     composition.register_resolvers()
     jobs = Jobs()
     entry = hydra.main(version_base="1.3", config_path=str(composition.config_folder()), config_name=composition.NAME)(
         jobs.run
     )
-    with composition.explained():
+    try:
+        _check_words(flags, overrides)
         entry()
+    except Exception as error:
+        if jobs.count:
+            raise
+        _explain(error, flags, overrides)
     if jobs.failed:
         raise SweepFailed(f"{len(jobs.failed)} of {jobs.count} trials failed: {', '.join(jobs.failed)}")
     if jobs.error is not None:
         raise jobs.error
     return jobs.exit_code
+
+
+def _check_words(flags: list[str], overrides: list[str]) -> None:
+    """Refuse what Hydra would take, such as a key given twice. Raises ConfigurationError."""
+    from trainer.composition import read_overrides
+
+    given = _parser().parse_args(flags)
+    if not given.shell_completion and (problems := read_overrides(overrides, is_sweep=_is_sweep(given, overrides))[0]):
+        raise ConfigurationError(problems)
+
+
+def _is_sweep(given: argparse.Namespace, overrides: list[str]) -> bool:
+    return given.multirun or "hydra.mode=MULTIRUN" in overrides
+
+
+def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoReturn:
+    """Say why Hydra did not come as far as a job, with everything else that is wrong with the command line."""
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+
+    from trainer import composition
+
+    given = _parser().parse_args(flags)
+    if given.config_path is None and not given.shell_completion:
+        with composition.loader_of(given.config_dir) as (loader, search):
+            mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
+            composition.load(loader, given.config_name or composition.NAME, [*overrides, *search], mode)
+    if isinstance(error, OSError):
+        raise DiskError(one_line(error)) from error
+    with composition.explained():
+        if any("hydra" in override for override in overrides):  # plug-ins stumble over their settings in many ways
+            raise HydraException(one_line(error)) from error
+        raise error
+
+
+# --- flags ------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Hydra's own flags; mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message.removeprefix('argument ')}; see train --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.__class__ = _Parser
+    return parser
+
+
+def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides: argparse wants them apart, users mix them.
+
+    Raises ConfigurationError with every problem of the flags.
+    """
+    from trainer.composition import folder_problems
+
+    parser = _parser()
+    given, unread = parser.parse_known_intermixed_args(arguments)
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    problems = [unknown("flag", word.partition("=")[0], [*known, "--debug", "--trust"]) for word in unread]
+    what = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    modes = [flag for flag, value in what.items() if value] + ["--shell-completion"] * given.shell_completion
+    if len(modes) > 1:
+        problems.append(f"{', '.join(modes)}: give one of them")
+    if given.resolve and not given.cfg:
+        problems.append("--resolve: goes with --cfg job")
+    if given.experimental_rerun:
+        problems.append("--experimental-rerun: is not supported; train repeat RUN runs a configuration again")
+    if given.config_dir is not None:
+        problems += folder_problems(Path(given.config_dir))
+    if problems:
+        raise ConfigurationError(problems)
+    return [word for word in arguments if word not in given.overrides], list(given.overrides)
 
 
 def _own_flags(arguments: list[str]) -> list[str]:
@@ -84,7 +183,7 @@ def _own_flags(arguments: list[str]) -> list[str]:
             if not package:
                 index += 1
                 package = arguments[index] if index < len(arguments) else ""
-            if not package.replace(".", "").replace("_", "").isalnum():
+            if not all(part.isidentifier() for part in package.split(".")):
                 raise ConfigurationError(f"--trust {package}: must name a package whose classes may be built")
             os.environ["GEARSHIFT_TRUST"] = f"{os.environ.get('GEARSHIFT_TRUST', '')},{package}"
         else:

@@ -186,14 +186,17 @@ def announce(run: Run, resumed: bool) -> None:
 
 
 def hyper_parameters(config: Config) -> dict[str, Any]:
-    """One flat row: the option of each group, and every number, word and switch that can be tuned."""
+    """One flat row: the option of each group, and every number, word and switch that changes the outcome."""
     row: dict[str, Any] = dict(config["choices"])
+    aside = ("choices", "every", "name", "profile", "threads")
     for key, value in config.items():
-        if isinstance(value, dict) and key != "choices":
+        if key in aside:
+            continue
+        if isinstance(value, dict):
             row |= {
                 f"{key}.{name}": item
                 for name, item in value.items()
-                if isinstance(item, bool | int | float | str) and not name.startswith("_")
+                if isinstance(item, bool | int | float | str) and name not in ("_target_", "root", "download", "epochs")
             }
         elif isinstance(value, bool | int | float | str):
             row[key] = value

@@ -4,6 +4,7 @@ Signatures, ranges inside components, data facts, shapes (the model runs once on
 no memory) and the rules between them. All problems are raised together.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainer.build import build, problems
 from trainer.config import GROUPS, Config
 from trainer.duration import parse_duration
 from trainer.early_stopping import EarlyStopping
-from trainer.errors import ConfigurationError, unknown
+from trainer.errors import ConfigurationError, one_line, unknown
 from trainer.improvement import Improvement
 from trainer.precision import choose_dtype
 
@@ -27,6 +28,19 @@ RUNTIME = {
     "model": ("input_shape", "num_outputs"),
     "optimizer": ("params",),
     "schedule": ("steps_per_epoch", "total_steps"),
+}
+# what the trainer asks of the object of each group
+OFFERS = {
+    "data": ("facts", "load"),
+    "preprocessing": ("fit", "forward", "state_dict"),
+    "sampler": ("order",),
+    "augmentation": ("draw", "__call__"),
+    "initializer": ("__call__",),
+    "loss": ("tasks", "metrics", "__call__"),
+    "optimizer": ("param_groups", "step", "state_dict"),
+    "schedule": ("factor",),
+    "parallelism": ("apply", "slice", "backward"),
+    "diagnostics": ("at_log", "at_start"),
 }
 
 
@@ -81,7 +95,7 @@ def draw(config: Config) -> Blueprint:
     for group in ("data", "preprocessing", "sampler", "augmentation", "initializer", "loss", "diagnostics",
                   "parallelism"):  # fmt: skip
         if group not in broken:
-            _collect(found, lambda group=group: parts.update({group: build(_node(config, group), group)}))
+            _collect(found, lambda group=group: parts.update({group: _build_part(config, group)}))
     if "data" not in parts or "loss" not in parts:
         raise ConfigurationError(found)
     return _draw(config, parts["data"], parts["loss"], parts.get("parallelism"), found, broken)
@@ -126,7 +140,7 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
         if hasattr(blueprint.schedule, "monitor"):
             found += _monitor_problem("schedule.monitor", blueprint.schedule.monitor, metric_names(loss, facts))
     if "optimizer" not in broken:
-        _collect(found, lambda: blueprint.build_optimizer([nn.Parameter(torch.zeros(1))]))
+        _collect(found, lambda: _build_part(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
     if "model" not in broken:
         _collect(found, lambda: _check_model(blueprint))
     if strategy is not None:
@@ -134,6 +148,16 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
     if found:
         raise ConfigurationError(found)
     return blueprint
+
+
+def _build_part(config: Config, group: str, **runtime: Any) -> Any:
+    """The object of a group, if it can do what the group is for."""
+    part = build(_node(config, group), group, **runtime)
+    missing = [name for name in OFFERS[group] if not hasattr(part, name)] if part is not None else []
+    if missing:
+        target = config[group]["_target_"]
+        raise ConfigurationError(f"{group}._target_={target}: is nothing for {group}, it has no {', '.join(missing)}")
+    return part
 
 
 def _node(config: Config, group: str) -> dict[str, Any]:
@@ -148,7 +172,7 @@ def _collect(found: list[str], action: Any) -> None:
     except ConfigurationError as error:
         found += error.problems
     except ValueError as error:
-        found.append(" ".join(str(error).split()))
+        found.append(one_line(error))
 
 
 def choose_device(text: str) -> torch.device:
@@ -176,12 +200,8 @@ def _micro_batch(config: Config, batch_size: int) -> int:
 
 
 def _build_schedule(blueprint: Blueprint) -> None:
-    blueprint.schedule = build(
-        blueprint.config["schedule"],
-        "schedule",
-        steps_per_epoch=blueprint.steps_per_epoch,
-        total_steps=blueprint.total_steps,
-    )
+    steps = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
+    blueprint.schedule = _build_part(blueprint.config, "schedule", **steps)
 
 
 def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
@@ -196,7 +216,7 @@ def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
         try:
             check()
         except (ValueError, OSError) as error:
-            lines.append(f"data: {' '.join(str(error).split())}")
+            lines.append(f"data.{one_line(error)}" if str(error).startswith("root=") else f"data: {one_line(error)}")
         yield from lines
     start = config["init_from"]
     if start is not None and not (Path(start).is_file() or (Path(start) / "checkpoints").is_dir()):
@@ -218,23 +238,38 @@ def _metric_problems(config: Config, loss: Any, facts: Any) -> Iterator[str]:
 
 
 def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
-    return [] if monitor in names else [unknown(f"{where}: metric", monitor, names)]
+    return [] if monitor in names else [f"{where}={monitor}: {unknown('metric', monitor, names)}"]
 
 
 def _check_model(blueprint: Blueprint) -> None:
     """Build and run the model on the meta device: shapes are checked, nothing is allocated."""
     with torch.device("meta"):
         model = blueprint.build_model()
+        if not isinstance(model, nn.Module):
+            target = blueprint.config["model"]["_target_"]
+            raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
         outputs = _run_meta(model, blueprint)
     wanted = (2, blueprint.facts.num_outputs)
     if outputs is not None and tuple(outputs.shape) != wanted:
         raise ConfigurationError(
             f"model: turns a batch of 2 into outputs of shape {tuple(outputs.shape)}; {wanted} is needed"
         )
+    _check_memory(model)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigurationError(
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
             "set accumulate or micro_batch yourself, or use a model without it"
+        )
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Weights and gradients alone must fit into the machine: a model is built on the CPU for every device."""
+    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigurationError(
+            f"model: weights and gradients alone need {needed / 1e9:,.1f} GB of memory; "
+            f"this machine has {there / 1e9:,.1f} GB"
         )
 
 
@@ -246,8 +281,7 @@ def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:
         return None
     except Exception as error:  # whatever a foreign model raises, the user's question is the same
         shape = tuple(blueprint.facts.input_shape)
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigurationError(f"model: cannot take images of shape {shape}: {message}") from error
+        raise ConfigurationError(f"model: cannot take images of shape {shape}: {one_line(error)}") from error
     if not isinstance(outputs, Tensor):
         raise ConfigurationError(f"model: returns {type(outputs).__name__}, a tensor is needed")
     return outputs

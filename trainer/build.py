@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from trainer.config import OPEN, is_trusted
-from trainer.errors import ConfigurationError, one_line, unknown
+from trainer.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 
 Node = Mapping[str, Any]
 
@@ -64,8 +64,11 @@ def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]
         return []
     try:
         target = locate(node["_target_"], where)
+        inspect.signature(target)
     except ConfigurationError as error:
         return error.problems
+    except (ValueError, TypeError):  # a few classes written in C
+        return [f"{where}._target_={node['_target_']}: does not say which arguments it takes"]
     found = list(_signature_problems(target, node, where, runtime))
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -93,6 +96,8 @@ def build(node: Node, where: str, **runtime: Any) -> Any:
         raise
     # RuntimeError and ArithmeticError: torch's own words for a size that cannot be
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ConfigurationError(_about(node, where, one_line(error))) from error
 
 
@@ -112,7 +117,8 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
     parameters = inspect.signature(target).parameters
     given = [key for key in node if key != "_target_"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = [name for name, p in parameters.items() if name not in runtime and p.kind is not p.VAR_KEYWORD]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, p in parameters.items() if name not in runtime and p.kind in by_name]
     for key in given:
         if key in parameters and key in runtime:
             yield f"{where}.{key}: is given by the trainer, not by the configuration"
@@ -122,7 +128,7 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
     missing = [
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.default is p.empty and p.kind in by_name
         if name not in given and name not in runtime
     ]
     if missing:
@@ -143,7 +149,7 @@ def _show(value: Any) -> str:
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError, AttributeError):  # foreign annotations may name what is not imported
+    except Exception:  # foreign annotations may name what is not imported, and much else
         return {}
 
 

@@ -179,7 +179,10 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
     value = item.value()
     if isinstance(value, dict) and group in GROUPS:
         return None  # several keys of the option at once
-    return None if isinstance(value, str) else f"{text}: must be the name of an option, {group}=NAME"
+    if isinstance(value, str):
+        return None
+    options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return f"{text}: must be the name of one option: {', '.join(options)}"
 
 
 def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
@@ -315,7 +318,7 @@ def _explain(error: BaseException, blamed: Sequence[str] = (), loader: ConfigLoa
     line = _translated(error, loader)
     if len(blamed) != 1 or blamed[0] in line:
         return line
-    return f"{blamed[0]}: {line}"
+    return f"{blamed[0]}: {line.removeprefix(blamed[0].partition('=')[0].lstrip('+~') + ': ')}"
 
 
 def _translated(error: BaseException, loader: ConfigLoader | None) -> str:
@@ -358,6 +361,8 @@ def _bad_key(cause: OmegaConfBaseException) -> str:
     full = str(cause.full_key or cause.key or "")
     parent: Any = cause.parent_node
     message = (cause.msg or str(cause)).splitlines()[0]
+    if match := re.match(r"Cannot merge \w+ with (Dict|List)Config", message):
+        message = f"must be a {'list' if match[1] == 'List' else 'mapping'}"
     if re.search(r"not in (struct|')", message) and isinstance(parent, DictConfig):
         prefix, dot, key = full.rpartition(".")
         known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]

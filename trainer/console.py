@@ -4,10 +4,10 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.errors import GearshiftError, Interrupted
+from trainer.errors import ConfigurationError, GearshiftError, Interrupted, OutOfMemory, is_out_of_memory, one_line
 
 _OWN = Path(__file__).resolve().parent
 
@@ -20,27 +20,37 @@ def exit_on_error() -> Iterator[None]:
     except (KeyboardInterrupt, Interrupted) as error:
         raise SystemExit(getattr(error, "exit_code", 130)) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a reader such as `head` has gone
+        with suppress(OSError, ValueError):  # a reader such as `head` has gone; nothing is left to be flushed to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
-        print_failure(error)
-        raise SystemExit(getattr(error, "exit_code", 1)) from None
+        known = print_failure(error)
+        raise SystemExit(getattr(known, "exit_code", 1)) from None
 
 
-def print_failure(error: Exception) -> None:
-    """An error of the user's or of the machine, each problem on a line of its own; else a bug of ours."""
+def print_failure(error: Exception) -> Exception:
+    """An error of the user's or of the machine, each problem on a line of its own; else a bug of ours.
+
+    Returns the error as it was understood.
+    """
     if os.environ.get("GEARSHIFT_DEBUG"):
         traceback.print_exception(error)
+    if not isinstance(error, GearshiftError) and is_out_of_memory(error):
+        error = OutOfMemory(
+            f"out of memory: {one_line(error)}; a smaller batch_size or micro_batch, or a smaller model, needs less"
+        )
     if not isinstance(error, GearshiftError):
         _print_bug(error)
-        return
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        return error
+    problems = error.problems if isinstance(error, ConfigurationError) else [str(error)]
+    for problem in dict.fromkeys(problems):
+        print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return error
 
 
 def _print_bug(error: Exception) -> None:
     """What and where, our frames only."""
-    print(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: unexpected {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if path.is_relative_to(_OWN):

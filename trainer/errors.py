@@ -89,3 +89,9 @@ def one_line(error: BaseException) -> str:
     """What an error of a library says, without the lines of its innards that some add."""
     lines = [line.strip() for line in str(error).partition("Exception raised from")[0].splitlines() if line.strip()]
     return " ".join(lines[:3]) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch says that there is no memory left; torch is not imported to know."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)

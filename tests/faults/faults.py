@@ -1,10 +1,11 @@
-"""Faults inside a run: the process ends, or the power does, at the k-th change of the disk; or the disk is full."""
+"""Faults inside a run: the process ends, or the power does, at a chosen change of the disk; or the disk is full."""
 
 import errno
 import io
 import os
 import pathlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ def install(fault: dict[str, Any]) -> None:
     """Prepare this process for the fault that a job describes."""
     if fault.get("every_checkpoint"):
         _write_every_checkpoint()
+    if fault.get("no_drawing"):
+        _draw_nothing()
     if "folder" in fault:
-        CrashPoints(Path(fault["folder"]), fault.get("at"), fault.get("how", "before"), fault.get("log")).install()
+        at = None if fault.get("at") is None else (fault["at"][0], fault["at"][1])
+        CrashPoints(Path(fault["folder"]), at, fault.get("how", "before"), fault.get("log")).install()
     if "bytes_left" in fault:
         FullDisk(fault["bytes_left"]).install()
 
@@ -37,17 +41,30 @@ def _write_every_checkpoint() -> None:
     CheckpointWriter.put = put_and_wait
 
 
-class CrashPoints:
-    """Counts what changes the files of a folder and ends the process at the `at`-th of it.
+def _draw_nothing() -> None:
+    """Two thirds of a short run are spent in matplotlib."""
+    import numpy
 
-    `before` and `after` the operation as SIGKILL would; `torn`: half of a write has been done; `power`: before
-    it, and of every file only what an fsync has put on the disk is left. Operations are written to `log`.
+    import trainer.finish
+    import trainer.reporting.tensorboard
+    from trainer.files import write_atomic
+
+    trainer.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
+    trainer.reporting.tensorboard.draw_confusion_matrix = lambda *others: numpy.zeros((8, 8, 3), numpy.uint8)
+
+
+class CrashPoints:
+    """Watches what changes the files of a folder and ends the process at one such change.
+
+    `at`: a change, such as "replace last.pt", and which one of its kind (0, 1, ...); threads make the order of
+    different kinds vary. `before`: as SIGKILL would; `torn`: half of a write has been done; `power`: of every
+    file only what an fsync has put on the disk is left. What happens is written to `log`.
     """
 
-    def __init__(self, folder: Path, at: int | None, how: str, log: str | None) -> None:
-        self.folder, self.at, self.how = str(folder.resolve()), at, how
+    def __init__(self, folder: Path, at: tuple[str, int] | None, how: str, log: str | None) -> None:
+        self.folder, self.at, self.how = folder.resolve(), at, how
         self.log = None if log is None else Path(log).open("w")
-        self.count = 0
+        self.count: Counter[str] = Counter()
         self.on_disk = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
     def install(self) -> None:
@@ -80,11 +97,8 @@ class CrashPoints:
 
     def _watched(self, name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
         def watched(path: Any, *others: Any, **options: Any) -> Any:
-            ends = self._point(name, os.fspath(path) if not isinstance(path, int) else str(path), None)
-            result = operation(path, *others, **options)
-            if ends:
-                os._exit(EXIT_CODE)
-            return result
+            self._point(name, str(path), None)
+            return operation(path, *others, **options)
 
         return watched
 
@@ -97,22 +111,22 @@ class CrashPoints:
             start = self.on_disk.get(status.st_ino, 0)
             os.ftruncate(descriptor, start + (status.st_size - start) // 2)
 
-        is_new = ".tmp" in name
-        ends = self._point("fsync", name, tear if is_new else None)
+        self._point("fsync", name, tear if name.endswith(".tmp") else None)
         fsync(descriptor)
         self.on_disk[status.st_ino] = status.st_size
-        if ends:
-            os._exit(EXIT_CODE)
 
-    def _point(self, operation: str, path: str, tear: Callable[[], Any] | None) -> bool:
-        """Ends here, or answers whether to end after the operation."""
-        if not os.path.abspath(path).startswith(self.folder):  # noqa: PTH100
-            return False
-        number, self.count = self.count, self.count + 1
+    def _point(self, operation: str, name: str, tear: Callable[[], Any] | None) -> None:
+        """The process may end here."""
+        path = Path(name).absolute()
+        if not path.is_relative_to(self.folder):
+            return
+        change = f"{operation} {'.' if path == self.folder else re.sub(r'[0-9]+', '#', path.name)}"
+        place = (change, self.count[change])
+        self.count[change] += 1
         if self.log is not None:
-            print(operation, re.sub(r"\d+", "#", Path(path).name), file=self.log, flush=True)
-        if number != self.at or self.how == "after":
-            return number == self.at
+            print(change, file=self.log, flush=True)
+        if place != self.at:
+            return
         if self.how == "torn" and tear is not None:
             tear()
         if self.how == "power":

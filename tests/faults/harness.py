@@ -26,6 +26,13 @@ TIME_LIMIT = 120.0
 # one thread: the last bit must not depend on how busy the machine is
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+
+def but(arguments: Sequence[str], *changes: str) -> list[str]:
+    """The same overrides, some of them changed: a key may be given once only."""
+    keys = {change.partition("=")[0] for change in changes}
+    return [argument for argument in arguments if argument.partition("=")[0] not in keys] + list(changes)
+
+
 # every part matters: batch norm and dropout, ragged micro-batches, clipping, and durations that never meet
 PARTS = [
     "threads=1", "steps=66", "batch_size=62", "accumulate=3", "clip_norm=0.5",
@@ -37,13 +44,14 @@ LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.drop
 CONFIGURATIONS: dict[str, list[str]] = {
     "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup"],
     # improvements become too small to count: the plateau and early stopping both come to act
-    "momentum": [
-        *PARTS, *LENET, "optimizer=momentum", "optimizer.lr=0.1", "schedule=plateau", "schedule.patience=0",
-        "schedule.min_delta=0.3", "early_stopping.patience=3", "early_stopping.min_delta=0.3", "every.evaluate=6step",
-    ],
+    "momentum": but(
+        [*PARTS, *LENET], "every.evaluate=6step", "optimizer=momentum", "optimizer.lr=0.1",
+        "schedule=plateau", "schedule.patience=0", "schedule.min_delta=0.3",
+        "early_stopping.patience=3", "early_stopping.min_delta=0.3",
+    ),
     "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "optimizer.lr=0.1", "schedule=linear_warmup"],
     # weights this large overflow fp16 until the loss scale has fallen
-    "fp16": [*PARTS, *MLP, "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1"],
+    "fp16": but([*PARTS, *MLP], "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1"),
 }  # fmt: skip
 
 

@@ -1,17 +1,9 @@
 """A run that is killed at any instant and resumed ends with the same bits as one that nobody disturbed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import CONFIGURATIONS, RealProcesses, Reference, Zygote, differences, storm, undisturbed
-
-
-@pytest.fixture(scope="module")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -13,14 +13,23 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def print_help(arguments: list[str]) -> None:
-    """Everything that can be typed, on one page."""
+    """Everything that can be typed, on one page. Raises BrokenPipeError where nobody reads on."""
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as page:  # rich would leave with code 1 at a pipe that was closed
+        _show(console, arguments)
+    print(page.get(), end="", flush=True)
+
+
+def _show(console: Console, arguments: list[str]) -> None:
     folders = [_own_folder(), *_user_folders(arguments)]
     defaults = _defaults(folders[0])
-    console = Console(highlight=False, soft_wrap=True)
-    console.print("[bold]train \\[key=value ...][/]            a run:    train optimizer=adamw schedule=cosine_warmup")
-    console.print("[bold]train -m key=a,b ...[/]             a sweep:  train -m optimizer=sgd,adamw seed=1,2")
-    for name, meaning in COMMANDS.items():
-        console.print(f"[bold]{'train ' + name + ' ...':33}[/] {meaning}")
+    usage = {
+        "train [key=value ...]": "a run, such as train optimizer=adamw schedule=cosine_warmup",
+        "train -m key=a,b ...": "a sweep, such as train -m optimizer=sgd,adamw seed=1,2",
+    }
+    usage |= {f"train {name} ...": meaning for name, meaning in COMMANDS.items()}
+    for words, meaning in usage.items():
+        console.print(f"[bold]{escape(f'{words:24}')}[/] {escape(meaning)}")
     console.print("\nSettings of the runner ([bold]configs/train.yaml[/] explains each):")
     console.print("  " + escape(" ".join(f"{k}={v}" for k, v in _settings(folders[0]).items())))
     console.print("\nGroups and their options (* is the default), each with keys of its own: group.key=value")
@@ -61,7 +70,13 @@ def _defaults(folder: Path) -> dict[str, str]:
 def _settings(folder: Path) -> dict[str, object]:
     values = yaml.safe_load((folder / "train.yaml").read_text())
     shown = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
-    return {key: "null" if value is None else str(value).replace("'", "") for key, value in shown.items()}
+    return {key: _typed(value) for key, value in shown.items()}
+
+
+def _typed(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "").replace(": ", ":")
 
 
 def _groups(folders: list[Path]) -> dict[str, dict[str, str]]:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -49,8 +47,6 @@ def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool]:
                 raise ConfigurationError(f"{flag}: must be followed by a folder")
         elif word.startswith("-"):
             raise ConfigurationError(f"train plan: {unknown('flag', word, _FLAGS)}")
-        elif "=" not in word and not word.startswith("~"):
-            raise ConfigurationError(f"train plan takes key=value, not '{word}': train plan [-m] [key=value ...]")
         else:
             overrides.append(word)
     return overrides, config_dir, is_sweep
@@ -83,10 +79,8 @@ def _plan_run(overrides: list[str], config_dir: str | None) -> None:
 def _defaults(config: Config, config_dir: str | None) -> Config:
     """The same choices of options, and nothing else."""
     chosen = [f"{group}={option}" for group, option in config["choices"].items() if group in GROUPS]
-    with composition.explained(), initialize_config_dir(str(composition.config_folder()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        words = [*chosen, *composition.search_path(config_dir)]
-        return composition.plain(loader.load_configuration(composition.NAME, words, run_mode=RunMode.RUN))
+    with composition.loader_of(config_dir) as (loader, search):
+        return composition.plain(composition.load(loader, composition.NAME, [*chosen, *search]))
 
 
 def _choices(config: Config, config_dir: str | None) -> RenderableType:
@@ -227,11 +221,8 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
 
 def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
     """Every trial, checked; all problems of all trials are raised together."""
-    with composition.explained(), initialize_config_dir(str(composition.config_folder()), version_base="1.3"):
-        composition.register_resolvers()
-        loader = GlobalHydra.instance().config_loader()
-        words = [*overrides, *composition.search_path(config_dir)]
-        config = loader.load_configuration(composition.NAME, words, run_mode=RunMode.MULTIRUN)
+    with composition.loader_of(config_dir) as (loader, search):
+        config = composition.load(loader, composition.NAME, [*overrides, *search], RunMode.MULTIRUN)
         grid, of_hydra = trials(config), list(config.hydra.overrides.hydra)
     if not grid:
         raise ConfigurationError(

@@ -1,0 +1,93 @@
+"""A run that ends at any one change of its files goes on from there with the same bits.
+
+A run of 24 steps makes some 150 such changes. Each of them is tried with the process gone before it, with the
+power gone (what no fsync has made safe is lost), and where something is written, with half of it written.
+"""
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from faults import EXIT_CODE
+from harness import CONFIGURATIONS, Zygote, but, differences, finish
+
+QUICK = {"every_checkpoint": True, "no_drawing": True}
+SHORT = but(CONFIGURATIONS["adamw"], "steps=24")
+
+
+@dataclass
+class Story:
+    """A reference, a run to begin from (never trained, or stopped half-way), and what its files go through."""
+
+    reference: Path
+    start: Path
+    changes: list[str]
+
+
+def go_on(zygote: Zygote, folder: Path, /, sitting: int, **fault: object) -> int:
+    return finish(zygote.start(["resume", str(folder)], folder.parent, sitting, fault={**QUICK, **fault}))
+
+
+def watch(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: object) -> tuple[int, list[str]]:
+    """Go on with a copy of `start`; the exit code, and the changes that its files went through."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(start, folder)
+    log = folder.with_name(f"{folder.name}.log")
+    code = go_on(zygote, folder, sitting, folder=str(folder), log=str(log), **fault)
+    return code, log.read_text().splitlines()
+
+
+@pytest.fixture(scope="module", params=["from the start", "from the middle"])
+def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    home = tmp_path_factory.mktemp("story")
+    fresh, reference, start = home / "fresh", home / "reference", home / "start"
+    arguments = [*SHORT, f"hydra.run.dir={fresh}"]
+    assert finish(zygote.start(arguments, home, fault={"folder": str(fresh), "at": ("open metrics.jsonl", 0)})) == EXIT_CODE
+    code, changes = watch(zygote, fresh, reference, sitting=0)
+    assert code == 0
+    if request.param == "from the start":
+        return Story(reference, fresh, changes)
+    code, _ = watch(zygote, fresh, start, sitting=0, at=("replace best.incoming.pt", 1))
+    assert code == EXIT_CODE
+    code, changes = watch(zygote, start, home / "whole", sitting=1)
+    assert (code, differences(reference, home / "whole")) == (0, [])
+    return Story(reference, start, changes)
+
+
+def broken(zygote: Zygote, story: Story, folder: Path, points: list[tuple[str, int, str]]) -> list[str]:
+    """What went wrong where a run ended at these (change, which one, way)."""
+    found = []
+    for change, which, how in points:
+        where = f"{how} {change} ({which})"
+        code, _ = watch(zygote, story.start, folder, sitting=1, at=(change, which), how=how)
+        assert code == EXIT_CODE, f"{where} was not reached"
+        if (code := go_on(zygote, folder, 2)) != 0:
+            found.append(f"{where}: exit code {code}")
+        else:
+            found += [f"{where}: {line}" for line in differences(story.reference, folder)]
+    return found
+
+
+def ways(change: str) -> list[str]:
+    operation, _, name = change.partition(" ")
+    tears = operation == "write" or (operation == "fsync" and name.endswith(".tmp"))
+    return ["before", "power", "torn"] if tears else ["before", "power"]
+
+
+def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path) -> None:
+    """Each kind at its second occurrence where there is one, in one of the ways, taken in turn."""
+    points = []
+    for number, (change, count) in enumerate(Counter(story.changes).items()):
+        possible = ways(change)
+        points.append((change, min(1, count - 1), possible[number % len(possible)]))
+    assert broken(zygote, story, tmp_path / "run", points) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["before", "power", "torn"])
+def test_every_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path, how: str) -> None:
+    kinds = Counter(story.changes)
+    points = [(change, which, how) for change in kinds if how in ways(change) for which in range(kinds[change])]
+    assert broken(zygote, story, tmp_path / "run", points) == []
