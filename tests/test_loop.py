@@ -17,11 +17,12 @@ from trainer.loop import train
 from trainer.reporting.metrics_file import read_metrics
 from trainer.run import Run
 
-TINY = ["model=mlp", "model.hidden=[32]", "threads=1", "limit_batches=6"]
+TINY = {"model": "mlp", "model.hidden": "[32]", "threads": "1", "limit_batches": "6"}
 
 
 def config(*overrides: str) -> Config:
-    return compose([*TINY, *overrides])
+    chosen = TINY | dict(override.split("=", 1) for override in overrides)
+    return compose([f"{key}={value}" for key, value in chosen.items()])
 
 
 def assembled(*overrides: str) -> Run:

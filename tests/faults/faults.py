@@ -1,6 +1,7 @@
 """Faults inside a run: the process ends, or the power does, at a chosen change of the disk; or the disk is full."""
 
 import errno
+import importlib
 import io
 import os
 import pathlib
@@ -22,6 +23,8 @@ def install(fault: dict[str, Any]) -> None:
     if "folder" in fault:
         at = None if fault.get("at") is None else (fault["at"][0], fault["at"][1])
         CrashPoints(Path(fault["folder"]), at, fault.get("how", "before"), fault.get("log")).install()
+    if "signal" in fault:
+        _send_during(fault["signal"], fault["during"])
     if "bytes_left" in fault:
         FullDisk(fault["bytes_left"]).install()
 
@@ -39,6 +42,19 @@ def _write_every_checkpoint() -> None:
 
     trainer.checkpoint._LEAST_SECONDS = 0.0
     CheckpointWriter.put = put_and_wait
+
+
+def _send_during(signum: int, place: str) -> None:
+    """A signal to ourselves at the first call of a function, given by its dotted name."""
+    module_name, _, name = place.rpartition(".")
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signum)
+        return function(*arguments, **options)
+
+    setattr(module, name, interrupted)
 
 
 def _draw_nothing() -> None:

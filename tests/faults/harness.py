@@ -123,13 +123,15 @@ class Zygote:
         *,
         fault: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        terminal: str | None = None,
     ) -> "Fork":
+        """`fault`: see `faults.install`; `terminal`: the path of one that becomes the run's own."""
         assert self._process.stdin is not None
         self._count += 1
         output = self._folder / f"output-{self._count}"
         job = {
             "arguments": list(arguments), "cwd": str(folder), "output": str(output), "sitting": sitting,
-            "fault": fault, "environment": environment or {},
+            "fault": fault, "environment": environment or {}, "terminal": terminal,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -166,6 +168,10 @@ class Fork:
     def output(self) -> str:
         return self._output.read_text() if self._output.exists() else ""
 
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        assert self.wait() == -signal.SIGKILL
+
 
 def _alive(pid: int) -> bool:
     try:
@@ -186,6 +192,12 @@ def finish(process: Process) -> int:
         os.kill(process.pid, signal.SIGKILL)
         raise AssertionError(f"the run hangs:\n{process.output()}")
     return code
+
+
+def train(zygote: Zygote, folder: Path, *arguments: str, **more: Any) -> tuple[int, str]:
+    """A whole run in `folder`: exit code and what it printed."""
+    process = zygote.start(arguments, folder, **more)
+    return finish(process), process.output()
 
 
 # --- moments to kill at -----------------------------------------------------------------------------------
@@ -290,6 +302,13 @@ def storm(
 
 def _num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def wait_for_lines(process: Process, folder: Path, number: int) -> None:
+    """Until a run has written so many lines of metrics."""
+    end = time.monotonic() + TIME_LIMIT
+    while _num_lines(folder / "metrics.jsonl") < number:
+        assert process.wait(0.005) is None and time.monotonic() < end, process.output()
 
 
 # --- what a run leaves behind -----------------------------------------------------------------------------

@@ -44,7 +44,10 @@ def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pyte
     home = tmp_path_factory.mktemp("story")
     fresh, reference, start = home / "fresh", home / "reference", home / "start"
     arguments = [*SHORT, f"hydra.run.dir={fresh}"]
-    assert finish(zygote.start(arguments, home, fault={"folder": str(fresh), "at": ("open metrics.jsonl", 0)})) == EXIT_CODE
+    assert (
+        finish(zygote.start(arguments, home, fault={"folder": str(fresh), "at": ("open metrics.jsonl", 0)}))
+        == EXIT_CODE
+    )
     code, changes = watch(zygote, fresh, reference, sitting=0)
     assert code == 0
     if request.param == "from the start":

@@ -49,12 +49,10 @@ def _warm_up() -> None:
 
 
 def _run(job: dict[str, Any]) -> int:
-    output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _redirect(job["output"], job["terminal"])
     os.chdir(job["cwd"])
     os.environ.update(job["environment"])
+    sys.path[:0] = filter(None, job["environment"].get("PYTHONPATH", "").split(os.pathsep))
     _set_clock_forward(2.0 * job["sitting"])
     sys.argv = ["train", *job["arguments"]]
     if job["fault"] is not None:
@@ -68,6 +66,19 @@ def _run(job: dict[str, Any]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
+
+
+def _redirect(path: str, terminal: str | None) -> None:
+    if terminal is not None:
+        os.setsid()  # the first terminal that is opened now is the controlling one: Ctrl-C comes from it
+        descriptors = [os.open(terminal, os.O_RDWR)] * 3
+        os.environ.update(TERM="xterm-256color")
+        os.environ.pop("CI", None)
+    else:
+        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptors = [os.open(os.devnull, os.O_RDONLY), output, output]
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
 
 
 def _set_clock_forward(seconds: float) -> None:

@@ -13,14 +13,14 @@ def count(model: nn.Module) -> int:
 
 
 def test_caffe_lenet_has_431080_parameters() -> None:
-    model = lenet(input_shape=(1, 28, 28), num_outputs=10, channels=[20, 50], hidden=[500])
+    model = lenet(input_shape=(1, 28, 28), num_outputs=10, channels=[20, 50], hidden=[500], norm="none")
     assert count(model) == 431_080
     # conv1 20*25+20, conv2 50*20*25+50, 4*4*50 = 800 inputs to 500, 500 to 10
     assert [p.numel() for p in model.parameters()] == [500, 20, 25_000, 50, 400_000, 500, 5_000, 10]
 
 
 def test_lenet5_has_61706_parameters() -> None:
-    model = lenet(input_shape=(1, 32, 32), num_outputs=10, channels=[6, 16], hidden=[120, 84])
+    model = lenet(input_shape=(1, 32, 32), num_outputs=10, channels=[6, 16], hidden=[120, 84], norm="none")
     assert count(model) == 61_706
 
 
@@ -35,7 +35,7 @@ def reference(model: nn.Module, images_NCHW: Tensor, padding: int) -> Tensor:
 # 24 is the last size whose unpadded last map (3x3) would be smaller than Caffe's 4x4
 @pytest.mark.parametrize(("size", "padding"), [(28, 0), (32, 0), (8, 2), (16, 2), (24, 2), (27, 2), (4, 2)])
 def test_padding_and_layers_equal_functions_of_torch(size: int, padding: int) -> None:
-    model = lenet(input_shape=(2, size, size), num_outputs=3, channels=[4, 5], hidden=[6])
+    model = lenet(input_shape=(2, size, size), num_outputs=3, channels=[4, 5], hidden=[6], norm="none")
     images_NCHW = torch.randn(3, 2, size, size, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(images_NCHW), reference(model, images_NCHW, padding))
 

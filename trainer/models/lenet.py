@@ -25,7 +25,7 @@ def lenet(
     channels: Sequence[int] = (20, 50),
     hidden: Sequence[int] = (500,),
     activation: str = "relu",
-    norm: str = "none",
+    norm: str = "batch",
     dropout: float = 0.0,
 ) -> nn.Sequential:
     """LeNet-style network (LeCun et al. 1998): 5x5 convolution, norm, activation, 2x2 max pooling for each of

@@ -1,0 +1,96 @@
+"""Damaged checkpoints: noticed, passed over for the one before, and the run still ends with the same bits."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import EXIT_CODE
+from harness import CONFIGURATIONS, Zygote, but, differences, train
+
+QUICK = {"every_checkpoint": True, "no_drawing": True}
+SHORT = but(CONFIGURATIONS["momentum"], "steps=24")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES: list[Callable[[Path], None]] = [flip_a_bit, cut, empty, Path.unlink]
+
+
+@pytest.fixture(scope="module")
+def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("reference")
+    assert train(zygote, home, *SHORT, "hydra.run.dir=run", fault=QUICK)[0] == 0
+    return home / "run"
+
+
+@pytest.fixture(scope="module")
+def killed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed when it had written its fifth checkpoint."""
+    home = tmp_path_factory.mktemp("killed")
+    fault = {**QUICK, "folder": str(home / "run"), "at": ("replace last.pt", 4)}
+    assert train(zygote, home, *SHORT, "hydra.run.dir=run", fault=fault)[0] == EXIT_CODE
+    return home / "run"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(
+    zygote: Zygote, reference: Path, killed: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    damage(tmp_path / "run/checkpoints/last.pt")
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
+    assert code == 0, output
+    said = "run/checkpoints/last.pt is damaged: its checksum does not match; falling back to the one before"
+    assert output.splitlines().count(said) == (damage is not Path.unlink)
+    assert differences(reference, tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_best_weights_are_found_again(
+    zygote: Zygote, reference: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Killed between `best.pt` and the `last.pt` that speaks of it, the best one before is still there."""
+    fault = {**QUICK, "folder": str(tmp_path / "run"), "at": ("replace .last.incoming.pt.#.tmp", 4)}
+    assert train(zygote, tmp_path, *SHORT, "hydra.run.dir=run", fault=fault)[0] == EXIT_CODE
+    damage(tmp_path / "run/checkpoints/best.pt")
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
+    assert code == 0, output
+    assert differences(reference, tmp_path / "run") == []
+
+
+def test_without_any_sound_checkpoint_a_run_is_refused_in_one_line(
+    zygote: Zygote, killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    for name in ("last.pt", "last.previous.pt"):
+        flip_a_bit(tmp_path / "run/checkpoints" / name)
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code == 65
+    assert len(errors) == 1 and errors[0].endswith("no checkpoint is left to continue from")
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
+def test_a_log_that_lost_what_the_checkpoint_counted_is_refused(
+    zygote: Zygote, killed: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(killed, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob(f"{name}*")
+    path.write_bytes(path.read_bytes()[:50])
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
+    assert (code, len(output.splitlines())) == (65, 1)
+    assert f"{path.name}: damaged" in output

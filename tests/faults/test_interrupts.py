@@ -1,0 +1,126 @@
+"""SIGTERM, SIGINT and Ctrl-C: the step is finished and saved, a second one leaves at once."""
+
+import json
+import os
+import pty
+import select
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from harness import CONFIGURATIONS, Fork, Zygote, but, finish, train, wait_for_lines
+
+ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+HIDES, SHOWS = b"\x1b[?25l", b"\x1b[?25h"
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    zygote: Zygote, tmp_path: Path, signum: signal.Signals
+) -> None:
+    run = tmp_path / "a run"
+    process = zygote.start([*ENDLESS, f"hydra.run.dir={run}"], tmp_path)
+    wait_for_lines(process, run, 3)
+    os.kill(process.pid, signum)
+    assert finish(process) == 128 + signum
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["exit_code"]) == ("interrupted", 128 + signum)
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["place"]["step"] == result["steps"]
+    last_line = process.output().splitlines()[-1]
+    assert last_line.startswith("to go on: train resume ") and last_line.endswith("a run'")
+    assert "Traceback" not in process.output()
+
+
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Flatten):
+    def forward(self, images):
+        if self.training and images.device.type == "cpu":
+            time.sleep(1000)
+        return super().forward(images)
+
+def slow(input_shape, num_outputs):
+    return nn.Sequential(Slow(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_outputs))
+"""
+
+
+def start_slow_run(zygote: Zygote, folder: Path) -> Fork:
+    """A run whose first step takes a quarter of an hour."""
+    (folder / "slow_model.py").write_text(SLOW)
+    (folder / "options/model").mkdir(parents=True)
+    (folder / "options/model/slow.yaml").write_text("# slow\n_target_: slow_model.slow\n")
+    arguments = ["--config-dir", str(folder / "options"), "model=slow", f"hydra.run.dir={folder}/run"]
+    environment = {"GEARSHIFT_TRUST": "slow_model", "PYTHONPATH": str(folder)}
+    process = zygote.start(arguments, folder, environment=environment)
+    while "training:" not in process.output():
+        assert process.wait(0.01) is None, process.output()
+    time.sleep(0.5)
+    return process
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: signal.Signals) -> None:
+    process = start_slow_run(zygote, tmp_path)
+    os.kill(process.pid, signum)
+    assert process.wait(0.5) is None, "the first one waits for the step"
+    os.kill(process.pid, signum)
+    assert process.wait(5) == 128 + signum
+
+
+# functions during which a signal comes, from the first moment to the last one before training
+EARLY = [
+    "trainer.composition.settle",
+    "trainer.blueprint.draw",
+    "trainer.run_folder.write_configuration",
+    "trainer.run_folder._settle",
+    "trainer.assembly.load_data",
+    "trainer.assembly.make_model",
+    "trainer.assembly.record_environment",
+]
+
+
+def test_a_signal_before_training_leaves_nothing_half_made(zygote: Zygote, tmp_path: Path) -> None:
+    for number, place in enumerate(EARLY):
+        signum = SIGNALS[number % 2]
+        home = tmp_path / str(number)
+        home.mkdir()
+        fault = {"signal": int(signum), "during": place}
+        code, output = train(zygote, home, *CONFIGURATIONS["adamw"], "hydra.run.dir=made/run", fault=fault)
+        assert (code, output) == (128 + signum, ""), place
+        made = number > EARLY.index("trainer.run_folder._settle")
+        assert [path.name for path in home.iterdir()] == (["made"] if made else []), place
+        if made:
+            assert [path.name for path in (home / "made").iterdir()] == ["run"], place
+            assert train(zygote, home, "resume", "made/run", sitting=1)[0] == 0, place
+
+
+def press_ctrl_c(zygote: Zygote, folder: Path, times: int) -> tuple[int, bytes]:
+    """Exit code and screen of an endless run on a terminal of its own, after Ctrl-C."""
+    screen, keyboard = b"", 0
+    master, slave = pty.openpty()
+    process = zygote.start([*ENDLESS, "hydra.run.dir=run"], folder, terminal=os.ttyname(slave))
+    while process.wait(0) is None:
+        if select.select([master], [], [], 0.01)[0]:
+            screen += os.read(master, 65536)
+        if HIDES in screen and keyboard < times:
+            os.write(master, b"\x03")
+            keyboard += 1
+            time.sleep(0.05)  # two signals that wait for the same step are one
+    while select.select([master], [], [], 0.1)[0]:
+        screen += os.read(master, 65536)
+    os.close(slave)
+    os.close(master)
+    return finish(process), screen
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: int) -> None:
+    code, screen = press_ctrl_c(zygote, tmp_path, times)
+    assert code == 130
+    assert screen.rfind(SHOWS) > screen.rfind(HIDES) >= 0, "the cursor is shown again"
+    assert (b"to go on: train resume run" in screen) == (times == 1)
