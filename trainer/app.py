@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     from trainer.commands import COMMANDS
 
     first = arguments[0] if arguments else ""
-    if "--help" in arguments or "-h" in arguments:
+    if "--help" in arguments or "-h" in arguments or first == "help":
         from trainer.commands.help import print_help
 
         print_help(arguments)
@@ -119,7 +119,7 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
         with composition.loader_of(given.config_dir) as (loader, search):
             mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
             composition.load(loader, given.config_name or composition.NAME, [*overrides, *search], mode)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         raise DiskError(one_line(error)) from error
     with composition.explained():
         if any("hydra" in override for override in overrides):  # plug-ins stumble over their settings in many ways
@@ -154,7 +154,7 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     parser = _parser()
     given, unread = parser.parse_known_intermixed_args(arguments)
-    known = [flag for action in parser._actions for flag in action.option_strings]
+    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     problems = [unknown("flag", word.partition("=")[0], [*known, "--debug", "--trust"]) for word in unread]
     what = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
     modes = [flag for flag, value in what.items() if value] + ["--shell-completion"] * given.shell_completion

@@ -104,7 +104,9 @@ def build(node: Node, where: str, **runtime: Any) -> Any:
 def _about(node: Node, where: str, message: str) -> str:
     """A constructor's "name=value: ..." with the whole key in front."""
     match = re.match(r"(\w+)[.=\[]", message)
-    return f"{where}.{message}" if match and match[1] in node else f"{where}: {message}"
+    if match and match[1] in node:
+        return f"{where}.{message}"
+    return f"{where}: {message.removeprefix(where + ' ')}"
 
 
 def _value(item: Any, where: str) -> Any:

@@ -162,7 +162,8 @@ def _parse(text: str) -> Override:
             hint = _READABLE.format(key)
         else:
             hint = "an override is key=value, such as optimizer.lr=0.1"
-        raise ConfigurationError(f"cannot read '{ascii(text)[1:-1]}': {hint}") from error
+        shown = text.encode(errors="backslashreplace").decode()
+        raise ConfigurationError(f"cannot read '{shown}': {hint}") from error
     return item
 
 
@@ -354,7 +355,7 @@ def _no_such_key(name: str, loader: ConfigLoader | None) -> str:
     groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
     known = {*groups, *rules.SETTINGS, "early_stopping", "every"}
     name = name.partition("@")[0]
-    return f"{name}: cannot be deleted" if name in known else unknown("key", name, known)
+    return f"{name} is there, but not to be deleted or renamed" if name in known else unknown("key", name, known)
 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:
