@@ -247,7 +247,7 @@ def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
     except DataError:
         if start.is_dir():
             raise
-        found = torch.load(path, map_location="cpu", weights_only=True)  # a plain state_dict from elsewhere
+        found = _plain_weights(path)
     state: dict[str, Any] = found.get("model", found)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
@@ -255,6 +255,19 @@ def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
         different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         raise DataError(f"init_from={start}: does not fit the model at {', '.join(different[:3])} ...")
     return state
+
+
+def _plain_weights(path: Path) -> dict[str, Any]:
+    """A state_dict that was saved elsewhere. Raises DataError for anything else."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # other bytes let torch raise almost anything
+        raise DataError(f"init_from={path}: is neither a checkpoint nor a state dict of tensors") from error
+    tensors = found.get("model", found) if isinstance(found, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise DataError(f"init_from={path}: must hold a state dict, tensors by name")
+    whole: dict[str, Any] = found
+    return whole
 
 
 def set_up_torch(config: Config, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trainer.errors import DataError
-from trainer.files import disk_errors, seal, sync_folder, unseal, write_atomic
+from trainer.files import disk_errors, seal, unseal, write_atomic
 
 log = logging.getLogger(__name__)
 State = dict[str, Any]
@@ -34,13 +34,7 @@ def save(path: Path, state: Mapping[str, Any], keep_previous: bool = False) -> N
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    incoming = path.with_suffix(".incoming.pt")
-    write_atomic(incoming, seal(buffer.getvalue()))
-    with disk_errors(path):
-        if path.exists() and not keep_previous:
-            path.replace(previous(path))
-        incoming.replace(path)
-        sync_folder(path.parent)
+    write_atomic(path, seal(buffer.getvalue()), keep=None if keep_previous else previous(path))
 
 
 def load(path: Path) -> State:
@@ -106,7 +100,7 @@ class CheckpointWriter:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
         with disk_errors(folder):
             folder.mkdir(exist_ok=True)
-            for left_over in [*folder.glob("*.incoming.pt"), *folder.glob(".*.tmp")]:
+            for left_over in folder.glob(".*.tmp"):
                 left_over.unlink()
         self._sync, self._keep_previous = sync, keep_previous
         self._next = 0.0

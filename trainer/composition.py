@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer import config as rules
 from trainer.config import GROUPS, PSEUDO_GROUPS, Config
@@ -193,7 +193,7 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     ConfigurationError with every problem.
     """
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
-    typed = typed_keys(hydra.overrides.task)
+    typed = typed_keys(typed_words(hydra))
     folders = OmegaConf.select(hydra, "searchpath") or []
     search = [_searchpath(folders)] if folders else []
     with explained():
@@ -232,6 +232,13 @@ def plain(composed: DictConfig) -> Config:
     if problems:
         raise ConfigurationError(problems)
     return found
+
+
+def typed_words(hydra: DictConfig, part: str = "task") -> list[str]:
+    """The overrides as they were typed (`part`: task, or hydra for those of Hydra's own settings)."""
+    words = OmegaConf.to_container(hydra.overrides[part], resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 def typed_keys(overrides: Iterable[str]) -> list[str]:
@@ -364,6 +371,8 @@ def _bad_key(cause: OmegaConfBaseException) -> str:
     message = (cause.msg or str(cause)).splitlines()[0]
     if match := re.match(r"Cannot merge \w+ with (Dict|List)Config", message):
         message = f"must be a {'list' if match[1] == 'List' else 'mapping'}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{full}=???: must be given a value"
     if re.search(r"not in (struct|')", message) and isinstance(parent, DictConfig):
         prefix, dot, key = full.rpartition(".")
         known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]

@@ -24,6 +24,8 @@ GROUPS = (
 )  # fmt: skip
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
+# the groups whose choice may be nothing
+MAY_BE_NOTHING = ("augmentation", "initializer", "diagnostics")
 # keys whose mapping is open: handed on as it is and checked against a signature later
 OPEN = ("arguments",)
 # the packages whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST widen it
@@ -218,13 +220,24 @@ def check(config: Config, defaults: Config, typed: Iterable[str] = ()) -> list[s
 
     `defaults` is the same choice of options with nothing overridden; `typed` are the keys that the user gave.
     """
+    return [*check_text(config, defaults, typed), *check_surroundings(config)]
+
+
+def check_text(config: Config, defaults: Config, typed: Iterable[str] = ()) -> list[str]:
+    """What is wrong wherever the configuration is read."""
     problems = [*_check_settings(config), *_check_cross_rules(config, set(typed))]
     for group in GROUPS:
         problems += _compare(config.get(group), defaults.get(group), group)
     problems += _check_top(config)
     problems += _check_optimizer(config.get("optimizer"), problems)
-    problems += _check_targets({group: config.get(group) for group in GROUPS}, "")
-    return [*problems, *_check_data(config, problems)]
+    problems += _check_epochs(config.get("data"), problems)
+    return [*problems, *_check_named(config, problems)]
+
+
+def check_surroundings(config: Config) -> list[str]:
+    """What the configuration needs and is not here: packages that are trusted, a folder of data."""
+    groups = {group: config.get(group) for group in GROUPS}
+    return [*_check_targets(groups, ""), *_check_root(config.get("data"))]
 
 
 def _check_top(config: Config) -> Iterator[str]:
@@ -325,11 +338,10 @@ def _check_optimizer(optimizer: Any, known: list[str]) -> Iterator[str]:
     if not isinstance(optimizer, dict):
         return
     for key, rule in OPTIMIZER.items():
-        line = f"optimizer.{key}={_show(optimizer.get(key))}: "
-        if key in optimizer and not any(line in problem for problem in known):
+        if key in optimizer and not _known(f"optimizer.{key}", known):
             problem = rule(optimizer[key])
             if problem is not None:
-                yield line + problem
+                yield f"optimizer.{key}={_show(optimizer[key])}: {problem}"
 
 
 def _check_targets(node: Any, where: str) -> Iterator[str]:
@@ -347,22 +359,36 @@ def _check_targets(node: Any, where: str) -> Iterator[str]:
         yield from _check_targets(item, f"{where}.{key}".lstrip("."))
 
 
+def _check_named(config: Config, known: list[str]) -> Iterator[str]:
+    """A group may be left out where nothing is an option; the others must name a class."""
+    for group in GROUPS:
+        node = config.get(group)
+        if node is not None and not isinstance(node, dict) and not _known(group, known):
+            yield f"{group}={_show(node)}: must be a mapping"
+        named = isinstance(node, dict) and node.get("_target_")
+        if not named and group not in MAY_BE_NOTHING and not _known(group, known):
+            yield f"{group}: names no class; its file needs a line _target_: PACKAGE.CLASS"
+
+
+def _known(key: str, problems: list[str]) -> bool:
+    return any(problem.startswith((f"{key}=", f"{key}.", f"{key}:")) for problem in problems)
+
+
 def _from_data(config: Config) -> bool:
     data = config.get("data")
     return isinstance(data, dict) and "epochs" in data and data["epochs"] == config.get("epochs")
 
 
-def _check_data(config: Config, known: list[str]) -> Iterator[str]:
-    """A folder of data that was named must exist; only the default `data` is ever made by a download."""
-    data = config.get("data")
-    if not isinstance(data, dict):
-        return
-    line = f"data.epochs={_show(data.get('epochs'))}: "
-    if "epochs" in data and not any(line in problem for problem in known):
+def _check_epochs(data: Any, known: list[str]) -> Iterator[str]:
+    if isinstance(data, dict) and "epochs" in data and not _known("data.epochs", known):
         problem = whole(1)(data["epochs"])
         if problem is not None:
-            yield line + problem
-    root = data.get("root")
+            yield f"data.epochs={_show(data['epochs'])}: {problem}"
+
+
+def _check_root(data: Any) -> Iterator[str]:
+    """A folder of data that was named must exist; only the default `data` is ever made by a download."""
+    root = data.get("root") if isinstance(data, dict) else None
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
         return
     what = "is a file" if Path(root).expanduser().exists() else "there is no such folder"

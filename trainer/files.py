@@ -14,10 +14,11 @@ from trainer.errors import DataError, DiskError
 _TRAILER = b"gearshift-sha256"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write so that `path` holds either what it held before or all of `content`, also after a crash.
 
-    Raises DiskError when the disk is full or the file cannot be written; nothing is left behind then.
+    With `keep` the file that was there goes to that name, and a crash may leave it only there. Raises DiskError
+    when the disk is full or the file cannot be written; nothing is left behind then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,6 +27,8 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                path.replace(keep)
             temporary.replace(path)
             sync_folder(path.parent)
     except BaseException:

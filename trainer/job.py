@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trainer import run_folder
+from trainer import composition, run_folder
 from trainer.config import Config
 from trainer.console import print_failure
-from trainer.errors import ConfigurationError
+from trainer.errors import ConfigurationError, DataError, one_line
 
 COMPLETE = ("completed", "early_stopped")
 
@@ -51,9 +52,8 @@ class Jobs:
 
 def run_trial(composed: DictConfig, folder: Path) -> float | None:
     """A trial in its folder: one that is complete is not run again, one that was interrupted goes on."""
-    from trainer.preflight import settle
-
-    config = settle(composed, HydraConfig.get())  # type: ignore[arg-type]
+    hydra: Any = HydraConfig.get()
+    config = composition.settle(composed, hydra, GlobalHydra.instance().config_loader())
     if (folder / run_folder.CONFIG).is_file():
         if run_folder.read_configuration(folder) != config:
             raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")
@@ -62,7 +62,7 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
             best = found["best"]
             return None if best is None else float(best["metrics"][found["monitor"]])
     else:
-        run_folder.write_configuration(folder, config, list(HydraConfig.get().overrides.task))
+        run_folder.write_configuration(folder, config, composition.typed_words(hydra))
     print(f"trial {folder.name}")
     result = train(config, folder, resume=True, is_trial=True)
     if result.status == "interrupted":
@@ -72,9 +72,17 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What `result.json` says, None where the run has not ended."""
+    """What `result.json` says, None where the run has not ended. Raises DataError where it is damaged."""
     path = folder / run_folder.RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        if found is not None and not {"status", "steps", "best", "monitor"} <= found.keys():
+            raise ValueError("a key is missing")
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged: {one_line(error)}; without it the run is taken for an unfinished one"
+        ) from error
+    return found
 
 
 def train(config: Config, folder: Path, *, resume: bool = False, is_trial: bool = False) -> Any:

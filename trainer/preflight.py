@@ -35,21 +35,16 @@ class Preflight(Callback):
             wanted = Path(config.hydra.run.dir)
             if not exact:
                 wanted = wanted.with_name(f"{wanted.name}-{run_folder.default_name(settled)}")
-            folder = run_folder.create(wanted, settled, list(config.hydra.overrides.task), exact=exact)
+            folder = run_folder.create(wanted, settled, composition.typed_words(config.hydra), exact=exact)
             with read_write(config), open_dict(config):
                 config.hydra.run.dir = str(folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every trial of a sweep before the first one starts, and name the sweep after what it is."""
         with exit_on_error():
-            exact = _is_given(config, "hydra.sweep.dir")
-            if not exact and config.get("name") is None:
-                with read_write(config), open_dict(config):
-                    config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).with_name(sweep_hash(config)))
-            problems = folder_problems("hydra.sweep.dir", config.hydra.sweep.dir)
-            if not problems and not (Path(config.hydra.sweep.dir) / "multirun.yaml").is_file():
-                problems = _emptiness_problems("hydra.sweep.dir", Path(config.hydra.sweep.dir))
-            check_trials(config, problems)
+            if not _is_given(config, "hydra.sweep.dir") and config.get("name") is None:
+                _name_sweep(config, sweep_hash(config))
+            check_trials(config, _sweep_folder_problems(Path(config.hydra.sweep.dir)))
 
 
 def settle(composed: DictConfig, hydra: DictConfig) -> Config:
@@ -66,14 +61,15 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
     try:
         settled = settle(composed, composed.hydra)
         if not problems:
-            _check_parts(settled)
+            check_parts(settled)
             return settled
     except ConfigurationError as error:
         problems += error.problems
     raise ConfigurationError(problems)
 
 
-def _check_parts(settled: Config) -> None:
+def check_parts(settled: Config) -> None:
+    """What needs torch: signatures, shapes, devices, and the weights to start from."""
     from trainer.blueprint import draw  # torch is not needed to know that a name is misspelt
 
     blueprint = draw(settled)
@@ -91,7 +87,7 @@ def _check_parts(settled: Config) -> None:
 
 
 def _is_given(config: DictConfig, key: str) -> bool:
-    return any(override.lstrip("+").startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    return key in composition.typed_keys(composition.typed_words(config.hydra, "hydra"))
 
 
 def folder_problems(key: str, folder: str) -> list[str]:
@@ -107,9 +103,19 @@ def folder_problems(key: str, folder: str) -> list[str]:
     return [] if os.access(nearest, os.W_OK | os.X_OK) else [f"{line}{nearest} may not be written to"]
 
 
-def _emptiness_problems(key: str, folder: Path) -> list[str]:
-    used = folder.is_dir() and any(folder.iterdir())
-    return [f"{key}={folder}: is not empty, and no sweep began in it"] if used else []
+def _sweep_folder_problems(folder: Path) -> list[str]:
+    if problems := folder_problems("hydra.sweep.dir", str(folder)):
+        return problems
+    used = folder.is_dir() and any(folder.iterdir()) and not (folder / "multirun.yaml").is_file()
+    return [f"hydra.sweep.dir={folder}: is not empty, and no sweep began in it"] if used else []
+
+
+def _name_sweep(config: DictConfig, name: str) -> None:
+    """Trials are composed anew from the overrides, so the folder must be one of them."""
+    folder = str(Path(config.hydra.sweep.dir).with_name(name))
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def trials(config: DictConfig) -> list[list[str]]:
     with composition.explained():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-        given = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
+        given = [f"{key}={value}" for key, value in params.items()] + composition.typed_words(config.hydra)
         overrides = parser.parse_overrides(given)
     _check_grid(overrides)
     with composition.explained():
@@ -185,17 +191,17 @@ def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
 
 def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str], seen: set[str]) -> None:
     """Parts are looked at once for trials that differ in their seeds alone."""
-    hydra = [o for o in config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
+    hydra = [o for o in composition.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     composed = composition.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
     settled = settle(composed, composed.hydra)
     alike = repr({key: value for key, value in settled.items() if key not in _ALONE})
     if alike not in seen:
-        _check_parts(settled)
+        check_parts(settled)
         seen.add(alike)
 
 
 def sweep_hash(config: DictConfig) -> str:
     """Eight hex digits of what was typed, so that typing it again finds the same folder."""
-    typed = [o for o in config.hydra.overrides.hydra if not o.startswith("hydra.mode=")]
-    text = "\n".join([*config.hydra.overrides.task, *typed])
+    typed = [o for o in composition.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
+    text = "\n".join([*composition.typed_words(config.hydra), *typed])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -71,7 +71,10 @@ class _Warmup:
     """
 
     def __init__(self, warmup: str, start: float, final: float, *, steps_per_epoch: int, total_steps: int) -> None:
-        self.warmup = parse_duration(warmup).steps(steps_per_epoch, total_steps)
+        duration = parse_duration(warmup)
+        self.warmup = duration.steps(steps_per_epoch, total_steps)
+        if duration.unit == "%" and duration.amount < 100:
+            self.warmup = min(self.warmup, total_steps - 1)  # rounding must not make it as long as a short run
         if self.warmup >= total_steps:
             raise ValueError(
                 f"warmup={warmup}: is {self.warmup} steps, must be shorter than the run of {total_steps} steps"

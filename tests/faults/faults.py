@@ -3,6 +3,7 @@
 import errno
 import importlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -24,7 +25,7 @@ def install(fault: dict[str, Any]) -> None:
         at = None if fault.get("at") is None else (fault["at"][0], fault["at"][1])
         CrashPoints(Path(fault["folder"]), at, fault.get("how", "before"), fault.get("log")).install()
     if "signal" in fault:
-        _send_during(fault["signal"], fault["during"])
+        _send_during(fault["signal"], fault["during"], fault.get("call", 1))
     if "bytes_left" in fault:
         FullDisk(fault["bytes_left"]).install()
 
@@ -44,14 +45,15 @@ def _write_every_checkpoint() -> None:
     CheckpointWriter.put = put_and_wait
 
 
-def _send_during(signum: int, place: str) -> None:
-    """A signal to ourselves at the first call of a function, given by its dotted name."""
+def _send_during(signum: int, place: str, call: int) -> None:
+    """A signal to ourselves at the so-manieth call of a function, given by its dotted name."""
     module_name, _, name = place.rpartition(".")
     module = importlib.import_module(module_name)
-    function = getattr(module, name)
+    function, calls = getattr(module, name), itertools.count(1)
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), signum)
+        if next(calls) == call:
+            os.kill(os.getpid(), signum)
         return function(*arguments, **options)
 
     setattr(module, name, interrupted)
@@ -79,7 +81,7 @@ class CrashPoints:
 
     def __init__(self, folder: Path, at: tuple[str, int] | None, how: str, log: str | None) -> None:
         self.folder, self.at, self.how = folder.resolve(), at, how
-        self.log = None if log is None else Path(log).open("w")
+        self.log = None if log is None else Path(log)
         self.count: Counter[str] = Counter()
         self.on_disk = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -119,7 +121,7 @@ class CrashPoints:
         return watched
 
     def _fsync(self, fsync: Callable[[int], None], descriptor: int) -> None:
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
         status = os.fstat(descriptor)
 
         def tear() -> None:
@@ -140,7 +142,8 @@ class CrashPoints:
         place = (change, self.count[change])
         self.count[change] += 1
         if self.log is not None:
-            print(change, file=self.log, flush=True)
+            with self.log.open("a") as log:
+                print(change, file=log)
         if place != self.at:
             return
         if self.how == "torn" and tear is not None:

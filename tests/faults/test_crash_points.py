@@ -24,6 +24,7 @@ class Story:
     reference: Path
     start: Path
     changes: list[str]
+    is_resumed: bool
 
 
 def go_on(zygote: Zygote, folder: Path, /, sitting: int, **fault: object) -> int:
@@ -35,6 +36,7 @@ def watch(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: o
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(start, folder)
     log = folder.with_name(f"{folder.name}.log")
+    log.unlink(missing_ok=True)
     code = go_on(zygote, folder, sitting, folder=str(folder), log=str(log), **fault)
     return code, log.read_text().splitlines()
 
@@ -51,12 +53,12 @@ def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pyte
     code, changes = watch(zygote, fresh, reference, sitting=0)
     assert code == 0
     if request.param == "from the start":
-        return Story(reference, fresh, changes)
-    code, _ = watch(zygote, fresh, start, sitting=0, at=("replace best.incoming.pt", 1))
+        return Story(reference, fresh, changes, is_resumed=False)
+    code, _ = watch(zygote, fresh, start, sitting=0, at=("replace .best.pt.#.tmp", 1))
     assert code == EXIT_CODE
     code, changes = watch(zygote, start, home / "whole", sitting=1)
     assert (code, differences(reference, home / "whole")) == (0, [])
-    return Story(reference, start, changes)
+    return Story(reference, start, changes, is_resumed=True)
 
 
 def broken(zygote: Zygote, story: Story, folder: Path, points: list[tuple[str, int, str]]) -> list[str]:
@@ -80,9 +82,16 @@ def ways(change: str) -> list[str]:
 
 
 def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path) -> None:
-    """Each kind at its second occurrence where there is one, in one of the ways, taken in turn."""
+    """Each kind at its second occurrence where there is one, in one of the ways, taken in turn.
+
+    From the middle on only what a resumed run does until it trains: the rest is the same.
+    """
+    kinds = Counter(story.changes)
+    if story.is_resumed:
+        opening = story.changes[: story.changes.index("write metrics.jsonl")]
+        kinds = Counter({change: count for change, count in kinds.items() if change in opening})
     points = []
-    for number, (change, count) in enumerate(Counter(story.changes).items()):
+    for number, (change, count) in enumerate(kinds.items()):
         possible = ways(change)
         points.append((change, min(1, count - 1), possible[number % len(possible)]))
     assert broken(zygote, story, tmp_path / "run", points) == []

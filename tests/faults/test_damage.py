@@ -63,7 +63,7 @@ def test_damaged_best_weights_are_found_again(
     zygote: Zygote, reference: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     """Killed between `best.pt` and the `last.pt` that speaks of it, the best one before is still there."""
-    fault = {**QUICK, "folder": str(tmp_path / "run"), "at": ("replace .last.incoming.pt.#.tmp", 4)}
+    fault = {**QUICK, "folder": str(tmp_path / "run"), "at": ("replace .last.pt.#.tmp", 3)}
     assert train(zygote, tmp_path, *SHORT, "hydra.run.dir=run", fault=fault)[0] == EXIT_CODE
     damage(tmp_path / "run/checkpoints/best.pt")
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)

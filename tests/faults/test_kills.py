@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from harness import CONFIGURATIONS, RealProcesses, Reference, Zygote, differences, storm, undisturbed
+from harness import CONFIGURATIONS, Zygote, differences, storm, undisturbed
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -1,20 +1,33 @@
-"""Reading the words after a sub-command."""
+"""Reading the words after a sub-command, and the configuration of the run that they name."""
 
+import os
 from pathlib import Path
 
-from trainer.errors import ConfigurationError
+from trainer import config as rules
+from trainer import run_folder
+from trainer.config import Config
+from trainer.errors import ConfigurationError, DataError
+
+SWEEP = "multirun.yaml"
 
 
 def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """Folders and overrides. Raises ConfigurationError for a flag, or a folder that does not exist."""
-    overrides = [word for word in arguments if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in arguments if word not in overrides]
-    for folder in folders:
-        if str(folder).startswith("-"):
-            raise ConfigurationError(f"train {command} has no option {folder}")
-        if not folder.is_dir():
-            raise ConfigurationError(f"{folder}: there is no such run folder")
-    return folders, overrides
+    """Folders and overrides. Raises ConfigurationError with every flag, and every folder that does not exist."""
+    # a trial's folder has an equals sign in its name, too
+    overrides = [word for word in arguments if "=" in word and "/" not in word.partition("=")[0]]
+    overrides = [word for word in overrides if not word.startswith("-") and not os.path.exists(word)]  # noqa: PTH110
+    folders = [word for word in arguments if word not in overrides]
+    problems = []
+    for word in folders:
+        if word.startswith("-"):
+            problems.append(f"train {command} has no option {word}")
+        elif os.path.isfile(word):  # noqa: PTH113 (a Path raises for a name that is too long)
+            problems.append(f"{word}: is a file; a run folder is needed")
+        elif not os.path.isdir(word):  # noqa: PTH112
+            problems.append(f"{word}: there is no such run folder")
+    if problems:
+        raise ConfigurationError(problems)
+    return [Path(word) for word in folders], overrides
 
 
 def run_and_overrides(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
@@ -23,3 +36,19 @@ def run_and_overrides(command: str, arguments: list[str]) -> tuple[Path, list[st
     if len(folders) != 1:
         raise ConfigurationError(f"train {command} takes one run folder: train {command} RUN [key=value ...]")
     return folders[0], overrides
+
+
+def recorded_configuration(folder: Path) -> Config:
+    """The configuration of a run, checked as text.
+
+    Raises DataError where the file is damaged, ConfigurationError where there is none, or where it needs what is
+    not here (a data folder, a package that is not trusted).
+    """
+    if (folder / SWEEP).is_file():
+        raise ConfigurationError(f"{folder} is a sweep; name one of the runs in it")
+    config = run_folder.read_configuration(folder)
+    if problems := rules.check_text(config, config):
+        raise DataError(f"{folder / run_folder.CONFIG} is damaged, or of another version: {problems[0]}")
+    if problems := rules.check_surroundings(config):
+        raise ConfigurationError(problems)
+    return config

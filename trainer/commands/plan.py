@@ -177,15 +177,15 @@ def _curve(blueprint: Any, console: Console) -> tuple[str, RenderableType]:
 
 def _step_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
     total, an_epoch, config = blueprint.total_steps, blueprint.steps_per_epoch, blueprint.config
-    yield "length", f"{total:,} steps = {total / an_epoch:.4g} epochs of {an_epoch:,} steps"
+    yield "length", f"{_count(total, 'step')} = {total / an_epoch:.4g} epochs of {_count(an_epoch, 'step')}"
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
     split = f", computed {blueprint.micro_batch:,} at a time" if parts > 1 else ""
-    yield "batch", f"{blueprint.batch_size:,} samples{split}"
+    yield "batch", f"{_count(blueprint.batch_size, 'sample')}{split}"
     if warmup := getattr(blueprint.schedule, "warmup", None):
-        yield "warm-up", f"{warmup:,} steps"
+        yield "warm-up", _count(warmup, "step")
     for name in ("log", "evaluate", "checkpoint"):
         every = getattr(blueprint, f"every_{name}")
-        yield name, f"every {every:,} steps ({-(-total // every):,} in all)"
+        yield name, f"every {_count(every, 'step')} ({-(-total // every):,} in all)"
     stopping = config["early_stopping"]
     if stopping is not None:
         yield (
@@ -240,7 +240,7 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
                 found.setdefault(problem, " ".join(trial))
     if found:
         raise ConfigurationError(f"{problem} [trial {trial}]" for problem, trial in found.items())
-    _show(_console(), f"{len(grid):,} trial{'s' if len(grid) > 1 else ''}", table)
+    _show(_console(), _count(len(grid), "trial"), table)
 
 
 def _trial(config: Config) -> tuple[int, int]:
@@ -288,6 +288,10 @@ def _table(*right: str, left: Sequence[str]) -> Table:
 def _some(names: Sequence[str], most: int) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -4,23 +4,22 @@ from datetime import datetime
 from pathlib import Path
 
 from trainer import composition, run_folder
-from trainer.commands.arguments import run_and_overrides
+from trainer.commands.arguments import recorded_configuration, run_and_overrides
 from trainer.commands.resume import recorded_overrides, recorded_threads
+from trainer.preflight import check_parts
 
 
 def main(arguments: list[str]) -> int:
     """Run it; without overrides, on the same machine, the metrics come out the same to the last bit."""
     folder, overrides = run_and_overrides("repeat", arguments)
-    config = run_folder.read_configuration(folder)
+    config = recorded_configuration(folder)
     if overrides:
         config = composition.override(config, overrides)
-    composition.check_settings(config)
     config["threads"] = config["threads"] or recorded_threads(folder)
+    check_parts(config)
     from trainer.assembly import assemble
-    from trainer.blueprint import draw
     from trainer.loop import fit
 
-    draw(config)
     now = datetime.now()
     wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
     made = run_folder.create(wanted, config, [*recorded_overrides(folder), *overrides])

@@ -1,14 +1,18 @@
 """`train resume RUN [epochs=... | steps=...]`: continue where a run stopped, in the same folder."""
 
 import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from trainer import composition, run_folder
-from trainer.commands.arguments import run_and_overrides
+from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
 from trainer.config import Config
-from trainer.errors import ConfigurationError
+from trainer.errors import ConfigurationError, DataError, one_line
 from trainer.job import COMPLETE, read_result
 
 # more training, and another way to spread it, are the only changes under which a run is still the same run
@@ -18,13 +22,14 @@ MAY_CHANGE = ("epochs", "steps", "parallelism")
 def main(arguments: list[str]) -> int:
     """Continue with the same bits; on the folder of a sweep, run what is left of it."""
     folder, overrides = run_and_overrides("resume", arguments)
-    if (folder / "multirun.yaml").is_file():
+    if (folder / SWEEP).is_file():
         return resume_sweep(folder, overrides)
-    before = run_folder.read_configuration(folder)
+    before = recorded_configuration(folder)
     config = changed(before, overrides)
     result = read_result(folder)
     if result is not None and result["status"] in COMPLETE and config == before:
-        print(f"{folder} is complete ({result['status']}); to train it further: train resume {folder} epochs=...")
+        words = shlex.quote(str(folder))
+        print(f"{folder} is complete ({result['status']}); to train it further: train resume {words} epochs=...")
         return 0
     return resume(folder, before, config, overrides)
 
@@ -36,15 +41,33 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     from trainer.loop import fit
 
     config = config | {"threads": config["threads"] or recorded_threads(folder)}
-    draw(config)
+    total = draw(config).total_steps
+    result = read_result(folder)
+    if result is not None and result["steps"] > total:
+        raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")
     lock = run_folder.Lock(folder)
-    # first of all: a complete result beside a configuration that asks for more would end the run here
-    (folder / run_folder.RESULT).unlink(missing_ok=True)
-    changes = [f"{key}: {before[key]} -> {config[key]}" for key in MAY_CHANGE if config[key] != before[key]]
-    if changes:
-        print("\n".join(changes))
-        run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
-    return fit(assemble(config, folder, resume=True, lock=lock)).exit_code
+    with put_back(folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES):
+        # first of all: a complete result beside a configuration that asks for more would end the run here
+        (folder / run_folder.RESULT).unlink(missing_ok=True)
+        changes = [f"{key}: {before[key]} -> {config[key]}" for key in MAY_CHANGE if config[key] != before[key]]
+        if changes:
+            print("\n".join(changes))
+            run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
+        run = assemble(config, folder, resume=True, lock=lock)
+    return fit(run).exit_code
+
+
+@contextmanager
+def put_back(*files: Path) -> Iterator[None]:
+    """Leave these files as they were when what follows is refused or stopped."""
+    before = {path: path.read_bytes() if path.is_file() else None for path in files}
+    try:
+        yield
+    except BaseException:
+        for path, content in before.items():
+            if content is not None:
+                path.write_bytes(content)
+        raise
 
 
 def resume_sweep(folder: Path, overrides: list[str]) -> int:
@@ -53,28 +76,52 @@ def resume_sweep(folder: Path, overrides: list[str]) -> int:
 
     if overrides:
         raise ConfigurationError(f"a sweep is resumed as it is; start another one for {' '.join(overrides)}")
-    hydra = yaml.safe_load((folder / "multirun.yaml").read_text())["hydra"]
-    return run_hydra(["--multirun", *hydra["overrides"]["task"], f"hydra.sweep.dir={folder}"])
+    try:
+        hydra = yaml.safe_load((folder / SWEEP).read_text())["hydra"]
+        typed, sources = hydra["overrides"], hydra["runtime"]["config_sources"]
+        own = [word for word in typed["hydra"] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+        folders = [source["path"] for source in sources if source["provider"] == "command-line"]
+        words = ["--multirun", *typed["task"], *own, f"hydra.sweep.dir={quoted(str(folder))}"]
+        words += [f"--config-name={hydra['job']['config_name']}", *(f"--config-dir={path}" for path in folders)]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / SWEEP} is damaged: {one_line(error)}") from error
+    return run_hydra(words)
+
+
+def quoted(text: str) -> str:
+    """As a value of an override that Hydra reads back unchanged."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def changed(before: Config, overrides: list[str]) -> Config:
     """The configuration with `overrides`, of which only those of MAY_CHANGE are accepted."""
     config = composition.override(before, overrides) if overrides else before
-    composition.check_settings(config)
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     if different:
         raise ConfigurationError(
-            f"{key}={config[key]}: the run has {before[key]}; resume may change {', '.join(MAY_CHANGE)} only "
-            "(a new run: train repeat)"
+            f"{line}; resume may change {', '.join(MAY_CHANGE)} only (a new run: train repeat)"
             for key in different
+            for line in _differences(key, before.get(key), config[key])
         )
     return config
+
+
+def _differences(key: str, before: Any, after: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys((*before, *after)):
+            if before.get(name) != after.get(name):
+                yield from _differences(f"{key}.{name}", before.get(name), after.get(name))
+    else:
+        yield f"{key}={after}: the run has {before}"
 
 
 def recorded_threads(folder: Path) -> int | None:
     """The number of CPU threads that the run began with: another one would give other last bits."""
     path = folder / run_folder.ENVIRONMENT
-    return json.loads(path.read_text())["threads"] if path.is_file() else None
+    try:
+        return int(json.loads(path.read_text())["threads"]) if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def recorded_overrides(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ class TensorBoard:
         self._resumed = bool(offsets)
         _cut(folder, offsets or {})
         _wait_for_a_later_name(folder)
+        _leave_errors_to_the_caller()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._events: Any = self._writer.file_writer
 
@@ -217,6 +219,19 @@ def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
             os.truncate(path, offsets[name])
         else:
             path.unlink()
+
+
+def _leave_errors_to_the_caller() -> None:
+    """The thread that writes events ends with an error which the next call raises: it need not be printed, too."""
+    before = threading.excepthook
+    if getattr(before, "__name__", "") == "not_printed":
+        return
+
+    def not_printed(error: threading.ExceptHookArgs) -> None:
+        if not (isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")):
+            before(error)
+
+    threading.excepthook = not_printed
 
 
 def _wait_for_a_later_name(folder: Path) -> None:

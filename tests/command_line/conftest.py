@@ -1,0 +1,100 @@
+"""The whole program, run in a folder of its own: in this process, or as a process of its own."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from trainer import app
+from trainer.signals import stop_request
+
+PROGRAM = Path(sys.executable).with_name("train")
+_VARIABLES = ("GEARSHIFT_DEBUG", "GEARSHIFT_TRUST", "HYDRA_FULL_ERROR", "DATA_ROOT", "GOMP_SPINCOUNT")
+
+
+@dataclass
+class Done:
+    """What a command line came to."""
+
+    code: int | str | None
+    out: str
+    err: str
+    seconds: float = 0.0
+
+    @property
+    def problems(self) -> list[str]:
+        """The lines on stderr; nothing but errors of one line each may stand there."""
+        lines = self.err.splitlines()
+        assert all(line.startswith("error: ") for line in lines), self.err
+        return [line.removeprefix("error: ") for line in lines]
+
+
+Train = Callable[..., Done]
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    for name in _VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def train(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Train]:
+    """`train(*arguments)`, in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+
+    def run(*arguments: str) -> Done:
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        GlobalHydra.instance().clear()
+        stop_request.signum = None
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            app.main()
+        captured = capsys.readouterr()
+        return Done(leaving.value.code, captured.out, captured.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    logging.getLogger("trainer").handlers.clear()
+
+
+@pytest.fixture
+def process(folder: Path) -> Train:
+    """`train(*arguments)`, as a process of its own."""
+
+    def run(*arguments: str, program: tuple[str, ...] = (str(PROGRAM),), **variables: str) -> Done:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | variables
+        start = time.perf_counter()
+        done = subprocess.run(
+            [*program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        return Done(done.returncode, done.stdout, done.stderr, time.perf_counter() - start)
+
+    return run

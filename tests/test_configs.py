@@ -1,0 +1,118 @@
+"""Every option of every group: described, complete, and working; found by looking into the folder."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trainer import assemble, checkpoint, compose, fit
+from trainer.assembly import put_together
+from trainer.blueprint import RUNTIME, draw
+from trainer.build import locate
+from trainer.loop import train
+from trainer.state import capture, restore
+
+FOLDER = Path(__file__).parent.parent / "configs"
+OPTIONS = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))
+WHOLE = ("experiment", "debug")  # options over all groups
+GROUP_OPTIONS = [path for path in OPTIONS if path.parent.name not in WHOLE]
+EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
+# a small run of one epoch; what an option needs to fit to it
+TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
+NEEDS = {"plateau": ["every.evaluate=1step"]}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [f"{path.parent.name}={path.stem}" for path in paths]
+
+
+def tiny(path: Path) -> list[str]:
+    chosen = f"{path.parent.name}={path.stem}"
+    rest = [o for o in TINY if not (path.parent.name == "model" and o.startswith("model"))]
+    return [*rest, chosen, *NEEDS.get(path.stem, [])]
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=names(OPTIONS))
+def test_every_option_is_described_and_every_key_explained(path: Path) -> None:
+    lines = (FOLDER / path).read_text().splitlines()
+    head = [line for line in lines if not line.startswith("# @package")]
+    assert re.fullmatch(r"# \S.{9,}", head[0])
+    if path.parent.name not in WHOLE:
+        for line in lines:
+            key = re.match(r"\s*(\w+): ?(.*)", line)
+            if key and key[1] not in ("_target_", "defaults") and not line.startswith("#") and key[2]:
+                assert " # " in line, f"{key[1]} has no comment"
+
+
+@pytest.mark.parametrize("path", GROUP_OPTIONS, ids=names(GROUP_OPTIONS))
+def test_every_tunable_argument_is_listed(path: Path) -> None:
+    node = yaml.safe_load((FOLDER / path).read_text()) or {}
+    for part in [node, *(value for value in node.values() if isinstance(value, dict))]:
+        if not part.get("_target_", "").startswith("trainer."):
+            continue
+        signature = inspect.signature(locate(part["_target_"], path.stem))
+        wanted = {n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        assert wanted - set(RUNTIME.get(path.parent.name, ())) <= set(part)
+
+
+@pytest.mark.parametrize("path", GROUP_OPTIONS, ids=names(GROUP_OPTIONS))
+def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path, tmp_path: Path) -> None:
+    if path.parent.name == "data" and path.stem in EXTERNAL:
+        pytest.skip("needs real data; see test_data_options_read_their_sets")
+    blueprint = draw(compose(tiny(path)))
+    run = put_together(blueprint)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert train(run) == "completed"
+    assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    checkpoint.save(tmp_path / "last.pt", capture(run))
+    again = put_together(draw(compose(tiny(path))), run.splits)
+    restore(again, checkpoint.load(tmp_path / "last.pt"))
+    assert again.step == run.step == 2
+    for (name, value), other in zip(run.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    for group in ("param_groups", "state"):
+        assert str(run.optimizer.state_dict()[group]) == str(again.optimizer.state_dict()[group])
+
+
+@pytest.mark.parametrize("name", sorted(EXTERNAL))
+def test_external_data_options_are_checked_without_their_data(name: str, tmp_path: Path) -> None:
+    facts = draw(compose([f"data={name}", f"data.root={tmp_path}", "model=linear"])).facts
+    assert facts.num_test == 10_000
+    assert facts.num_train + facts.num_val in (50_000, 60_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10"])
+def test_data_options_read_their_sets(name: str, data_root: Path, tmp_path: Path) -> None:
+    root = data_root
+    if name == "cifar10":
+        import subprocess
+        import sys
+
+        subprocess.run([sys.executable, data_root / "unpack.py", tmp_path], check=True)
+        root = tmp_path
+    run = put_together(draw(compose([f"data={name}", f"data.root={root}", "model=lenet", "steps=30", "threads=1"])))
+    assert len(run.splits.train) == run.blueprint.facts.num_train
+    assert train(run) == "completed"
+
+
+@pytest.mark.parametrize("name", [p.stem for p in OPTIONS if p.parent.name in WHOLE])
+def test_whole_configurations_run(name: str, tmp_path: Path) -> None:
+    group = next(p.parent.name for p in OPTIONS if p.parent.name in WHOLE and p.stem == name)
+    result = fit(assemble(compose([f"{group}={name}", "threads=1"]), tmp_path))
+    assert result.status in ("completed", "early_stopped")
+    if name == "overfit":
+        records = (tmp_path / "metrics.jsonl").read_text()
+        assert '"train/accuracy": 1.0' in records
+    if name == "one_step":
+        assert result.steps == 1
+    if name == "profile":
+        import json
+
+        trace = json.loads((tmp_path / "trace.json").read_text())
+        steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep#")}
+        assert len(steps) == 20
