@@ -138,6 +138,7 @@ def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
         schedule=torch.profiler.schedule(wait=5, warmup=5, active=steps, repeat=1),
         on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / "trace.json")),
         record_shapes=True,
+        acc_events=True,  # there is one cycle only; torch 2.11 warns without it
     )
     profiler.start()
     return profiler

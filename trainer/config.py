@@ -363,11 +363,10 @@ def _check_named(config: Config, known: list[str]) -> Iterator[str]:
     """A group may be left out where nothing is an option; the others must name a class."""
     for group in GROUPS:
         node = config.get(group)
-        if node is not None and not isinstance(node, dict) and not _known(group, known):
-            yield f"{group}={_show(node)}: must be a mapping"
         named = isinstance(node, dict) and node.get("_target_")
-        if not named and group not in MAY_BE_NOTHING and not _known(group, known):
-            yield f"{group}: names no class; its file needs a line _target_: PACKAGE.CLASS"
+        nothing = node in (None, {}) and group in MAY_BE_NOTHING
+        if not named and not nothing and not _known(group, known):
+            yield f"{group}={_show(node)}: names no class; its file needs a line _target_: PACKAGE.CLASS"
 
 
 def _known(key: str, problems: list[str]) -> bool:

@@ -71,6 +71,8 @@ def train(run: Run) -> str:
             ends = stop or interrupted or run.step == total
             at_once = ends or plan.config["on_nonfinite"] == "rollback"  # a place to go back to hangs on no clock
             if (save_now or improved or ends) and run.checkpoints is not None:
+                if interrupted:
+                    run.checkpoints.finish()  # a place to go back to that still waits is not passed over
                 run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
             if stop or interrupted:
                 return "early_stopped" if stop else "interrupted"

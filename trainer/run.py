@@ -127,8 +127,8 @@ class Run:
     def close(self) -> None:
         """Let go of files and folder; safe to call again."""
         profiler, self.profiler = self.profiler, None
-        if profiler is not None:
-            profiler.stop()
+        if profiler is not None and profiler.current_action is not torch.profiler.ProfilerAction.WARMUP:
+            profiler.stop()  # in its warm-up torch 2.11 would crash
         if self.report is not None:
             self.report.close()
         if self.lock is not None:

@@ -49,12 +49,14 @@ def listing(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    yield tmp_path
+    for name in _VARIABLES:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

@@ -1,0 +1,571 @@
+"""What a user can get wrong: each is told in a line that names it and what is allowed, and leaves nothing behind.
+
+A case is what is typed, and a line for each problem: pieces that stand in it, joined by " & ". Commands run in a
+folder that holds `file.txt`, the folder `full` with a file in it, and `options`, a folder of options of one's own.
+"""
+
+import random
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Done, Train, listing
+
+OPTIONS = {
+    "model/broken.yaml": "# Broken\n_target_: [trainer.models.mlp.mlp\nhidden: 3\n",
+    "model/latin.yaml": b"# caf\xe9\n_target_: trainer.models.mlp.mlp\n",
+    "model/listed.yaml": "- 1\n- 2\n",
+    "model/nameless.yaml": "# Nothing but a number\nwidth: 3\n",
+    "model/foreign.yaml": "# Not trusted\n_target_: mypackage.Net\n",
+    "model/missing.yaml": "# Trusted, but not there\n_target_: trainer.models.nothere.net\n",
+    "model/narrow.yaml": "# Gives one output too few\n_target_: torch.nn.LazyLinear\nout_features: 9\n",
+    "optimizer/empty.yaml": "# Nothing\n",
+    "experiment/good.yaml": "# @package _global_\nseed: 3\n",
+    "experiment/odd.yaml": "# @package _global_\n# A key that there is not\nsead: 3\noptimizer: {lrr: 1}\n",
+    "experiment/chooses.yaml": "# @package _global_\ndefaults:\n  - override /optimizer: adamx\n",
+    "experiment/unpacked.yaml": "# The package line is missing\nseed: 3\n",
+    "experiment/bad_value.yaml": "# @package _global_\nepochs: many\n",
+    "experiment/callback.yaml": "# @package _global_\nsteps: 2\nepochs: 3\n",
+}
+
+
+@pytest.fixture
+def place(folder: Path) -> Path:
+    (folder / "file.txt").write_text("not a folder, not a checkpoint")
+    (folder / "full").mkdir()
+    (folder / "full/note.txt").write_text("mine")
+    for name, content in OPTIONS.items():
+        path = folder / "options" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def check(done: Done, lines: tuple[str, ...], code: int = 2) -> None:
+    """One `error: ` line a problem, in order, each with its pieces; nothing on stdout."""
+    problems = done.problems
+    assert done.code == code, done
+    assert done.out == ""
+    assert len(problems) == len(lines), problems
+    for problem, pieces in zip(problems, lines, strict=True):
+        for piece in pieces.split(" & "):
+            assert piece in problem
+
+
+# --- overrides --------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "name": ["a/b", "", ".", "..", "true", "[a]", "a" * 101, "'ü" + "ü" * 50 + "'", "'a\tb'"],
+    "tags": ["x", "5", "null", "[[a]]"],
+    "epochs": ["0", "-4", "1.5", "abc", "true", "[1]", "inf", "99999999999999999999"],
+    "steps": ["0", "-1", "2.5", "abc", "false"],
+    "batch_size": ["0", "-64", "1.5", "null", "ful", "true", "[64]"],
+    "accumulate": ["0", "null", "1.5", "two"],
+    "limit_batches": ["0", "-1", "0.5", "all"],
+    "micro_batch": ["0", "1.5", "aut", "true"],
+    "seed": ["-1", "1.5", "true", "abc", "null", "9223372036854775808"],
+    "deterministic": ["maybe", "1", "null"],
+    "device": ["gpu", "null", "cuda:x", "5"],
+    "threads": ["0", "1.5", "many", "1000000"],
+    "precision": ["fp8", "null", "32"],
+    "compile": ["yes", "1", "null"],
+    "channels_last": ["sometimes", "null", "1"],
+    "clip_norm": ["0", "-1", "inf", "nan", "abc", "true", "1e-400"],
+    "clip_value": ["0", "-0.5", "nan", "[1]"],
+    "no_weight_decay": ["bias", "null", "[1]"],
+    "on_nonfinite": ["ignore", "null", "true"],
+    "init_from": ["5", "[a]"],
+    "profile": ["0", "-1", "1.5"],
+    "early_stopping": ["5", "true", "patience"],
+    "early_stopping.monitor": ["null", "3"],
+    "early_stopping.mode": ["up", "null", "5"],
+    "early_stopping.patience": ["0", "-1", "1.5", "null", "long"],
+    "early_stopping.min_delta": ["-1", "nan", "inf", "null", "small"],
+    "early_stopping.after": ["3", "soon", "null", "-1ep", "101%", "9" * 400 + "ep"],
+    "every": ["null", "5ep", "3"],
+    "every.log": ["50", "0step", "null", "1.5step", "often"],
+    "every.evaluate": ["1", "150%", "0ep", "0%"],
+    "every.checkpoint": ["-1ep", "1e3step", "true"],
+}  # fmt: skip
+# what each of these must name as allowed
+ALLOWED = {
+    "name": "null", "tags": "list", "epochs": "at least 1", "steps": "at least 1", "batch_size": "full",
+    "accumulate": "at least 1", "limit_batches": "null", "micro_batch": "auto", "seed": "at least 0",
+    "deterministic": "true, false", "device": "auto, cpu, cuda", "threads": "at most 1024",
+    "precision": "fp32, bf16, fp16, auto", "compile": "true, false", "channels_last": "auto, true, false",
+    "clip_norm": "above 0", "clip_value": "above 0", "no_weight_decay": "bias, norm", "init_from": "null",
+    "on_nonfinite": "stop, skip, rollback", "profile": "at least 1",
+    "early_stopping": "monitor, mode, patience, min_delta, after", "early_stopping.monitor": "name of a metric",
+    "early_stopping.mode": "min, max or auto", "early_stopping.patience": "at least 1",
+    "early_stopping.min_delta": "at least 0", "early_stopping.after": "", "every": "log, evaluate, checkpoint",
+    "every.log": "", "every.evaluate": "", "every.checkpoint": "duration with a unit: 5ep, 500step or 10%",
+}  # fmt: skip
+
+
+# these would hide others when typed together with them
+ALONE = ("steps", "early_stopping", "every")
+
+
+@pytest.mark.parametrize("turn", range(max(map(len, SETTINGS.values()))))
+def test_settings_of_the_runner_all_wrong_at_once(turn: int, train: Train, place: Path) -> None:
+    """The first bad value of every setting in one command line, then the second of every one, and so on."""
+    before = listing(place)
+    typed = {key: values[turn] for key, values in SETTINGS.items() if turn < len(values)}
+    together = {key: value for key, value in typed.items() if key not in ALONE}
+    alone = [{key: value} for key, value in typed.items() if key in ALONE]
+    for words in ([together] if together else []) + alone:
+        done = train(*(f"{key}={value}" for key, value in words.items()))
+        assert done.code == 2, done
+        assert len(done.problems) == len(words), done.problems
+        for key, value in words.items():
+            (problem,) = (line for line in done.problems if line.startswith(f"{key}="))
+            shown = {"1e-400": "0.0", "[[a]]": "[[a]]"}.get(value, value.strip("'").replace(":", ": "))
+            assert shown in problem or value in problem
+            assert ALLOWED[key] in problem
+    assert listing(place) == before
+
+
+def test_every_setting_is_in_the_table() -> None:
+    written = yaml.safe_load((Path(__file__).parents[2] / "configs/train.yaml").read_text())
+    del written["defaults"], written["hydra"]
+    keys = {key for key in written} | {f"{k}.{name}" for k in ("early_stopping", "every") for name in written[k]}
+    assert keys == set(SETTINGS)
+
+
+OVERRIDES = [
+    # names
+    ("optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'? & adamw, momentum, sgd"),
+    ("optimizr=adamw", "optimizr=adamw & Did you mean 'optimizer'? & schedule"),
+    ("optimizer.lrr=1", "optimizer.lrr=1 & Did you mean 'optimizer.lr'? & weight_decay"),
+    ("+optimizer.lrr=1", "optimizer.lrr=1 & Did you mean 'optimizer.lr'?"),
+    ("++optimizer.lrr=1", "optimizer.lrr=1 & Did you mean 'optimizer.lr'?"),
+    ("+seeed=1", "seeed=1 & Did you mean 'seed'?"),
+    ("early_stopping.patince=3", "early_stopping.patince=3 & Did you mean 'early_stopping.patience'?"),
+    ("every.chekpoint=1ep", "every.chekpoint=1ep & Did you mean 'every.checkpoint'?"),
+    ("augmentation=crop augmentation.crop.pading=2", "augmentation.crop.pading=2 & 'augmentation.crop.padding'?"),
+    ("augmentation=crop +augmentation.blur=2", "augmentation.blur=2 & does not exist & crop"),
+    ("model/lenet=x", "model/lenet=x & does not exist"),
+    ("optimizer@other=adam", "optimizer@other=adam"),
+    ("+optimizer@other=adam", "other & does not exist"),
+    ("+optimizer=adam", "+optimizer=adam & leave out the +"),
+    ("'tags={a:1}'", "tags={a:1} & must be a list"),
+    ("'optimizer.lr={a:1}' +optimizer.lr.b=1", "optimizer.lr={a: 1, b: 1} & a number"),
+    ("+optimizer.lr=1", "+optimizer.lr=1 & leave out the +"),
+    ("experiment=nosuch", "experiment=nosuch & does not exist & template"),
+    ("debug=overfitt", "debug=overfitt & Did you mean 'debug=overfit'? & one_step"),
+    ("model.input_shape=[1,8,8]", "model.input_shape=[1,8,8] & does not exist"),
+    ("+model.num_outputs=5", "model.num_outputs=5 & does not exist"),
+    # what an override is
+    ("optimizer=", "optimizer= & adam, adamw, momentum, sgd"),
+    ("model=null", "model=null & lenet, linear, mlp"),
+    ("optimizer=null", "optimizer=null & adam, adamw, momentum, sgd"),
+    ("model=5", "model=5 & lenet, linear, mlp"),
+    ("optimizer=[sgd]", "optimizer=[sgd] & one option"),
+    ("=5", "'=5' & key=value"),
+    ("optimizer..lr=5", "'optimizer..lr=5' & key=value"),
+    ("optimizer.=5", "'optimizer.=5' & key=value"),
+    ("seed=1 optimizer", "'optimizer' & neither key=value nor"),
+    ("seed=1 plan", "'plan' & as the first word, a command"),
+    ("'optimizer.lr=[1'", "'optimizer.lr=[1' & quoted: \"optimizer.lr='...'\""),
+    ("name=a=b", "name=a=b & quoted: \"name='...'\""),
+    ("name=ümläut", "name=ümläut & quoted: \"name='...'\""),
+    ("optimizer=sgd,adamw", "optimizer=sgd,adamw & train -m"),
+    ("'seed=range(1,3)'", "seed=range(1,3) & train -m"),
+    ("optimizer.lr=1 optimizer.lr=2", "optimizer.lr=1, optimizer.lr=2 & given twice"),
+    ("optimizer=sgd optimizer=adamw", "optimizer=sgd, optimizer=adamw & given twice"),
+    ("seed=1 ++seed=1", "seed=1, ++seed=1 & given twice"),
+    ("epochs=2 steps=3", "epochs=2, steps=3 & one of the two"),
+    ("epochs=null", "epochs=null, steps=null & one of the two"),
+    ("accumulate=2 micro_batch=4", "accumulate=2, micro_batch=4 & one of the two"),
+    ("~optimizer", "optimizer=null & an option of optimizer"),
+    ("~optimizer.lr", "optimizer.lr & is missing"),
+    ("~optimizer._target_", "optimizer._target_ & must name a class"),
+    ("~epochs", "epochs & is missing"),
+    ("~early_stopping", "early_stopping & early_stopping=null"),
+    ("~early_stopping.patience", "early_stopping.patience & is missing"),
+    ("~every.log", "every.log & is missing"),
+    ("~optimizr", "~optimizr & Did you mean 'optimizer'?"),
+    ("~name", "~name & not to be deleted"),
+    ("augmentation=crop ~augmentation.crop", "augmentation & at least one & augmentation=none"),
+    ("'optimizer.lr=${nosuch}'", "optimizer.lr & nosuch"),
+    ("'optimizer.lr=${oc.env:NOSUCH}'", "optimizer.lr & NOSUCH"),
+    ("'epochs=${epochs}'", "epochs & Recursive"),
+    ("'optimizer.lr=???'", "optimizer.lr=??? & must be given"),
+    # values of the groups
+    ("optimizer.lr=abc", "optimizer.lr=abc & a number"),
+    ("optimizer.lr=nan", "optimizer.lr=nan & a number"),
+    ("optimizer.lr=inf", "optimizer.lr=inf & (0, inf)"),
+    ("optimizer.lr=0", "optimizer.lr=0 & (0, inf)"),
+    ("optimizer.lr=-1", "optimizer.lr=-1 & (0, inf)"),
+    ("optimizer.lr=null", "optimizer.lr=null & (0, inf)"),
+    ("optimizer.lr=true", "optimizer.lr=true & a number"),
+    ("'optimizer.lr={a:1}'", "optimizer.lr={a: 1} & a number"),
+    ("optimizer.betas=0.9", "optimizer.betas=0.9 & a list & [0.9, 0.999]"),
+    ("optimizer.betas=[0.9,2]", "optimizer.betas=[0.9, 2] & [0, 1)"),
+    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] & a list of a number and a number"),
+    ("optimizer.eps=-1", "optimizer.eps=-1 & [0, inf)"),
+    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1 & [0, inf)"),
+    ("optimizer.amsgrad=5", "optimizer.amsgrad=5 & true or false"),
+    ("optimizer=momentum optimizer.momentum=1.5", "optimizer.momentum=1.5 & [0, 1)"),
+    ("optimizer=momentum optimizer.nesterov=true optimizer.dampening=0.5", "optimizer & Nesterov"),
+    ("schedule.warmup=5", "schedule.warmup=5 & a duration with a unit & 5%"),
+    ("schedule.warmup=100%", "schedule.warmup=100% & 690 steps & shorter than the run"),
+    ("schedule.warmup=30ep", "schedule.warmup=30ep & shorter than the run"),
+    ("steps=10 schedule.warmup=10step", "schedule.warmup=10step & shorter than the run of 10 steps"),
+    ("schedule.start=2", "schedule.start=2 & [0, 1]"),
+    ("schedule=step schedule.every=0ep", "schedule.every=0ep & longer than nothing"),
+    ("schedule=step schedule.factor=1", "schedule.factor=1 & (0, 1)"),
+    ("schedule=plateau schedule.monitor=val/los", "schedule.monitor=val/los & Did you mean 'val/loss'?"),
+    ("data.val_fraction=0", "data.val_fraction=0 & between 0 and 1"),
+    ("data.val_fraction=0.99", "data.val_fraction=0.99 & test_fraction"),
+    ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
+    ("data.epochs=0", "data.epochs=0 & at least 1"),
+    ("data.epochs=abc", "data.epochs=abc & a number"),
+    ("data=mnist data.download=maybe", "data.download=maybe & true or false"),
+    ("data=mnist data.root=/nowhere", "data.root=/nowhere & no such folder & DATA_ROOT"),
+    ("data=mnist data.root=file.txt", "data.root=file.txt & is a file"),
+    ("data=mnist data.root=full data.download=false", "mnist & not complete & data.download=true"),
+    ("loss.label_smoothing=1", "loss.label_smoothing=1 & [0, 1)"),
+    ("loss.base=10", "loss.base=10 & e, 2"),
+    ("model.dropout=1", "model.dropout=1 & [0, 1)"),
+    ("model.activation=rleu", "model.activation=rleu & did you mean relu?"),
+    ("model.channels=[20.5]", "model.channels=[20.5] & a whole number"),
+    ("model=mlp model.hidden=5", "model.hidden=5 & a list"),
+    ("model=resnet model.depth=21", "model.depth=21 & 20 and 26"),
+    ("preprocessing.per=chanel", "preprocessing.per=chanel & channel, feature"),
+    ("initializer=normal initializer.std=-1", "initializer.std=-1 & above 0"),
+    ("augmentation=crop augmentation.crop.padding=-1", "augmentation.crop.padding=-1 & 0 or more"),
+    ("augmentation=crop augmentation.crop=null", "augmentation.crop=null & a mapping"),
+    # what does not go together
+    ("early_stopping.monitor=val/acuracy", "early_stopping.monitor=val/acuracy & Did you mean 'val/accuracy'?"),
+    ("batch_size=1000000000", "batch_size=1000000000 & at most 1437 & full"),
+    ("accumulate=100", "accumulate=100 & at most batch_size=64"),
+    ("device=cuda:99", "device=cuda:99 & this machine has cpu"),
+    ("micro_batch=auto model=resnet20", "micro_batch=auto & batch norm"),
+    ("model.channels=[20,50,50,50]", "model & at least 16x16 & data gives 8x8"),
+    ("model=mlp 'model.hidden=[1000000000000]'", "model & memory & this machine has"),
+    ("model=mlp 'model.hidden=[99999999999999999999]'", "model & size"),
+    ("init_from=/nowhere", "init_from=/nowhere & neither a run folder nor a file"),
+    ("init_from=full", "init_from=full & neither a run folder nor a file"),
+    # classes
+    ("optimizer._target_=null", "optimizer._target_=null & torch.optim.AdamW"),
+    ("optimizer._target_=5", "optimizer._target_=5 & not in a trusted package"),
+    ("optimizer._target_=os.system", "optimizer._target_=os.system & --trust os"),
+    ("optimizer._target_=builtins.eval", "optimizer._target_=builtins.eval & --trust builtins"),
+    ("augmentation=crop augmentation.crop._target_=os.system", "augmentation.crop._target_=os.system & --trust os"),
+    ("optimizer._target_=torch.optim.Adamx", "torch.optim.Adamx & Did you mean 'torch.optim.Adamax'?"),
+    ("optimizer._target_=torch.optim", "optimizer._target_=torch.optim & a module"),
+    ("optimizer._target_=torch.nn.nosuch.X", "torch.nn.nosuch.X & cannot import"),
+    ("optimizer._target_=torch.optim.optimizer.os.system", "torch.optim.optimizer.os.system & cannot import"),
+    ("model._target_=trainer.data.digits.torch.hub.load", "trainer.data.digits.torch.hub.load & cannot import"),
+    ("model._target_=trainer.models.lenet.lennet", "lennet & Did you mean 'trainer.models.lenet.lenet'?"),
+    ("loss._target_=torch.nn.CrossEntropyLoss ~loss.base", "loss._target_=torch.nn.CrossEntropyLoss & tasks, metrics"),
+    ("sampler._target_=torch.nn.ReLU", "sampler._target_=torch.nn.ReLU & order"),
+    ("model=linear model._target_=torch.nn.Linear", "model & torch.nn.Linear also needs in_features, out_features"),
+    ("model=linear model._target_=torch.nn.Bilinear", "model & in1_features"),
+    # Hydra's own
+    ("hydra.run.dir=/dev/null/x", "hydra.run.dir=/dev/null/x & no folder"),
+    ("hydra.run.dir=file.txt", "hydra.run.dir=file.txt & no folder"),
+    ("hydra.run.dir=file.txt/x/y", "hydra.run.dir=file.txt/x/y & file.txt is no folder"),
+    ("hydra.run.dir=full", "hydra.run.dir=full & not empty & train resume full"),
+    ("hydra.run.dir=", "hydra.run.dir= & must name a folder"),
+    ("hydra.run.dir=null", "hydra.run.dir=null"),
+    ("hydra.callbacks=null", "hydra.callbacks=null & left as it is"),
+    ("hydra.output_subdir=x", "hydra.output_subdir=x & left as it is"),
+    ("hydra.mode=foo", "hydra.mode=foo & MULTIRUN"),
+    ("hydra.nosuch=1", "hydra.nosuch=1 & does not exist"),
+    ("hydra/launcher=nosuch", "hydra/launcher=nosuch & basic"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "line"), OVERRIDES, ids=[typed for typed, _ in OVERRIDES])
+def test_overrides(typed: str, line: str, train: Train, place: Path) -> None:
+    before = listing(place)
+    check(train(*shlex.split(typed)), (line,))
+    assert listing(place) == before
+
+
+COMMANDS = [
+    ("trian", "'trian' & plan, resume, repeat, evaluate"),
+    ("pln optimizer=adamw", "'pln' & Did you mean 'plan'?"),
+    ("optimizer", "'optimizer' & Did you mean 'optimizer=...'?"),
+    ("optimzer lr=5", "'optimzer' & Did you mean 'optimizer=...'?"),
+    ("resume", "train resume RUN"),
+    ("resume nowhere", "nowhere & no such run folder"),
+    ("resume full", "full & no run folder & config.yaml"),
+    ("resume full full", "train resume RUN"),
+    ("resume file.txt", "file.txt & is a file"),
+    ("resume --frob", "no option --frob"),
+    ("resume outputs/0_optimizer=sgd", "outputs/0_optimizer=sgd & no such run folder"),
+    (f"resume {'x' * 300}", "no such run folder"),
+    ("repeat", "train repeat RUN"),
+    ("repeat nowhere optimizer=sgd", "nowhere & no such run folder"),
+    ("repeat full", "full & no run folder"),
+    ("evaluate", "train evaluate RUN"),
+    ("evaluate full", "full & no run folder"),
+    ("evaluate nowhere elsewhere", "nowhere & no such run folder", "elsewhere & no such run folder"),
+    ("plan nosuch=1", "nosuch=1 & does not exist"),
+    ("--nosuch", "'--nosuch' & --multirun"),
+    ("--mutlirun seed=1,2", "'--mutlirun' & Did you mean '--multirun'?"),
+    ("seed=1 --nosuch --mutlirun", "'--nosuch'", "'--mutlirun'"),
+    ("--cfg", "--cfg"),
+    ("--cfg jobs", "'jobs' & 'job'"),
+    ("--cfg job --info config", "--cfg, --info & one of them"),
+    ("-m --cfg job seed=1,2", "--multirun, --cfg & one of them"),
+    ("--resolve", "--resolve & --cfg"),
+    ("--experimental-rerun full", "--experimental-rerun & train repeat"),
+    ("--trust", "--trust & package"),
+    ("--trust ';rm' seed=1", "--trust ;rm & package"),
+    ("--config-dir", "--config-dir"),
+    ("--config-dir nowhere", "nowhere & no such folder"),
+    ("--config-dir file.txt", "file.txt & no such folder"),
+    ("--config-name nosuch", "nosuch"),
+    ("--config-path /nowhere", "/nowhere"),
+    ("--cfg job optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'?"),
+    ("--config-dir options model=broken", "options/model/broken.yaml, line 3 & not YAML"),
+    ("--config-dir options model=latin", "options/model/latin.yaml & UTF-8"),
+    ("--config-dir options model=listed", "model=[1, 2] & names no class & _target_"),
+    ("--config-dir options model=nameless", "model & names no class & _target_"),
+    ("--config-dir options optimizer=empty", "optimizer & names no class & _target_"),
+    ("--config-dir options model=foreign", "model._target_=mypackage.Net & --trust mypackage"),
+    ("--trust mypackage --config-dir options model=foreign", "mypackage.Net & cannot import mypackage"),
+    ("--config-dir options model=missing", "trainer.models.nothere.net & cannot import"),
+    ("--config-dir options model=narrow", "model & (2, 1, 8, 9) & (2, 10)"),
+    ("--config-dir options model=nosuch", "model=nosuch & foreign"),
+    ("--config-dir options experiment=godo", "experiment=godo & Did you mean 'experiment=good'?"),
+    ("--config-dir options experiment=odd",
+     "optimizer.lrr=1 & Did you mean 'optimizer.lr'?", "sead=3 & Did you mean 'seed'?"),
+    ("--config-dir options experiment=chooses", "optimizer=adamx & Did you mean 'optimizer=adam'?"),
+    ("--config-dir options experiment=unpacked", "experiment & # @package _global_"),
+    ("--config-dir options experiment=bad_value", "epochs=many & at least 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COMMANDS, ids=[case[0][:60] for case in COMMANDS])
+def test_commands_flags_and_files(case: tuple[str, ...], train: Train, place: Path) -> None:
+    before = listing(place)
+    check(train(*shlex.split(case[0])), case[1:])
+    assert listing(place) == before
+
+
+def test_an_option_with_the_name_of_one_of_ours_is_refused(train: Train, place: Path) -> None:
+    (place / "options/optimizer/adamw.yaml").write_text("# Mine\n_target_: torch.optim.SGD\n")
+    check(train("--config-dir", "options", "optimizer=adamw"), ("options/optimizer/adamw.yaml & rename",))
+
+
+SWEEPS = [
+    ("optimizer=sgd,adamx", "optimizer=adamx & Did you mean 'optimizer=adam'? & [trial optimizer=adamx]"),
+    ("optimizer.lr=0.1,abc", "optimizer.lr=abc & a number & [trial optimizer.lr=abc]"),
+    ("model=null,mlp", "model=null & lenet & [trial model=null]"),
+    ("epochs=1,2 steps=5", "epochs=1, steps=5 & one of the two", "epochs=2, steps=5 & one of the two"),
+    ("name=a/b,c", "name=a/b & folder"),
+    ("seed=1,2 early_stopping.monitor=val/los", "val/los & Did you mean 'val/loss'?"),
+    ("seed=1,2 optimizr=sgd", "optimizr=sgd & Did you mean 'optimizer'?"),
+    ("seed=1,2 seed=3", "seed=1,2, seed=3 & given twice"),
+    ("'seed=range(0,0)'", "seed=range(0,0) & no values"),
+    ("'seed=range(0,1,0)'", "seed=range(0,1,0) & never ends"),
+    ("'seed=range(0,1000000000)'", "1,000,000,000 trials"),
+    ("'seed=shuffle(1,2)'", "seed=shuffle(1,2) & another order"),
+    ("'optimizer.lr=interval(0,1)'", "optimizer.lr=interval(0,1) & no list of values"),
+    ("seed=1,2 hydra.sweep.dir=full", "hydra.sweep.dir=full & not empty"),
+    ("seed=1,2 hydra.sweep.dir=file.txt/x", "hydra.sweep.dir=file.txt/x & no folder"),
+    ("seed=1,2 hydra/sweeper=nosuch", "hydra/sweeper=nosuch & basic"),
+    ("seed=1,2 hydra.launcher._target_=os.system", "os.system"),
+    ("seed=1,2 hydra.mode=RUN,MULTIRUN", "hydra.mode=RUN,MULTIRUN"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SWEEPS, ids=[case[0] for case in SWEEPS])
+def test_a_sweep_with_one_bad_trial_starts_none(case: tuple[str, ...], train: Train, place: Path) -> None:
+    before = listing(place)
+    check(train("-m", *shlex.split(case[0])), case[1:])
+    assert listing(place) == before
+
+
+def test_all_problems_are_told_at_once(train: Train, place: Path) -> None:
+    words = "optimizr=1 optimizer.lrr=1 epochs=-3 model=lenett batch_size=0 seed=1 seed=2 data.rot=5 foo schedule.start=x"
+    done = train(*words.split())
+    check(
+        done,
+        (
+            "seed=1, seed=2", "'foo'", "'model=lenett' & Did you mean 'model=lenet'?", "optimizr=1", "optimizer.lrr=1",
+            "data.rot=5", "epochs=-3", "batch_size=0", "schedule.start=x",
+        ),
+    )  # fmt: skip
+    # those that only torch knows of come together, too
+    words = "model.dropout=2 schedule.warmup=100% batch_size=100000 loss.label_smoothing=1 data.val_fraction=3 device=mps"
+    done = train(*words.split())
+    assert {"data.val_fraction=3", "loss.label_smoothing=1"} <= {line.partition(":")[0] for line in done.problems}
+    words = "model.dropout=2 schedule.warmup=100% batch_size=100000 early_stopping.monitor=x optimizer.betas=[0.9]"
+    check(train(*words.split()), ("optimizer.betas", "batch_size", "early_stopping.monitor", "schedule", "model"))
+
+
+def test_what_is_not_utf8_is_refused(train: Train, place: Path) -> None:
+    before = listing(place)
+    check(train("name='\udcff'"), ("\\udcff & cannot read",))
+    assert listing(place) == before
+
+
+# --- recorded runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(train: Train, place: Path) -> Path:
+    """A small run that is complete."""
+    done = train("model=linear", "steps=2", "schedule=constant", "hydra.run.dir=run", "batch_size=32")
+    assert (done.code, done.err) == (0, "")
+    return place / "run"
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    config = yaml.safe_load(path.read_text())
+    *groups, last = key.split(".")
+    node = config
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_words_after_a_run(train: Train, run: Path) -> None:
+    cases = [
+        ("resume run optimizer.lr=1", "optimizer.lr=1 & the run has 0.002 & epochs, steps, parallelism"),
+        ("resume run optimizer=sgd", "optimizer._target_=torch.optim.SGD"),
+        ("resume run model.hidden=[3]", "model.hidden & does not exist"),
+        ("resume run steps=1", "steps=1 & done 2"),
+        ("resume run steps=0", "steps=0 & at least 1"),
+        ("resume run epochs=2 steps=3", "epochs=2, steps=3 & one of the two"),
+        ("resume run epochs=2 epochs=3", "epochs=2, epochs=3 & given twice"),
+        ("resume run epochs=x", "epochs=x & at least 1"),
+        ("resume run +epochs=3", "+epochs=3 & key=value"),
+        ("resume run parallelism=doubl", "parallelism=doubl & single"),
+        ("repeat run optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'?"),
+        ("repeat run optimizr=sgd", "optimizr & Did you mean 'optimizer'?"),
+        ("repeat run optimizer.lr=abc", "optimizer.lr=abc & a number"),
+        ("repeat run seed=a", "seed=a & at least 0"),
+        ("repeat run seed=1,2", "seed=1,2 & train -m"),
+        ("repeat run ~seed", "~seed & no such run folder"),
+        ("repeat run batch_size=99999", "batch_size=99999 & at most 1437"),
+        ("repeat run init_from=nowhere", "init_from=nowhere"),
+        ("evaluate run model=mlp", "best.pt & does not fit & model=mlp"),
+        ("evaluate run data=mnist data.root=nowhere", "data.root=nowhere & no such folder"),
+    ]  # fmt: skip
+    before = listing(run.parent)
+    for typed, line in cases:
+        done = train(*shlex.split(typed))
+        assert done.code == 2, (typed, done)
+        assert any(all(piece in problem for piece in line.split(" & ")) for problem in done.problems), (typed, done)
+    assert listing(run.parent) == before
+
+
+@pytest.mark.parametrize("command", ["resume", "repeat", "evaluate"])
+def test_a_damaged_configuration_is_code_65(command: str, train: Train, run: Path) -> None:
+    good = (run / "config.yaml").read_text()
+    for damaged in ("", "{", "- 1", "seed: 1", good.replace("epochs", "epoxhs"), good.replace("choices:", "choises:"),
+                    good.replace("batch_size: 32", "batch_size: x"), "\x00" + good):  # fmt: skip
+        (run / "config.yaml").write_text(damaged)
+        before = listing(run.parent)
+        check(train(command, "run"), ("run/config.yaml & damaged",), 65)
+        assert listing(run.parent) == before
+    (run / "config.yaml").write_bytes(good.encode().replace(b"linear", b"line\xe1r"))
+    check(train(command, "run"), ("run/config.yaml & damaged",), 65)
+
+
+def test_what_a_run_needs_and_is_not_here(train: Train, run: Path) -> None:
+    edit(run / "config.yaml", "model._target_", "mypackage.Net")
+    check(train("evaluate", "run"), ("model._target_=mypackage.Net & --trust mypackage",))
+    edit(run / "config.yaml", "model._target_", "trainer.models.mlp.linear")
+    edit(run / "config.yaml", "data.root", "/nowhere")
+    check(train("repeat", "run"), ("data.root=/nowhere & no such folder",))
+
+
+def test_a_damaged_result_is_code_65(train: Train, run: Path) -> None:
+    for damaged in ("{", "[]", "{}"):
+        (run / "result.json").write_text(damaged)
+        check(train("resume", "run", "steps=4"), ("run/result.json & damaged",), 65)
+        assert (run / "result.json").read_text() == damaged
+
+
+def test_weights_to_start_from_that_do_not_fit_are_code_65(train: Train, run: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, "other.pt")
+    torch.save([1, 2], "list.pt")
+    before = listing(run.parent)
+    check(train("init_from=file.txt"), ("init_from=file.txt",), 65)
+    check(train("init_from=list.pt"), ("init_from=list.pt & state dict",), 65)
+    check(train("init_from=other.pt"), ("init_from=other.pt & does not fit",), 65)
+    check(train("init_from=run", "model=mlp"), ("init_from=run & does not fit",), 65)
+    check(train("-m", "init_from=run", "model=mlp,linear"), ("init_from=run & does not fit",), 65)
+    assert listing(run.parent) == before
+    assert train("init_from=run", "model=linear", "steps=1", "schedule=constant").code == 0
+
+
+# --- as processes, and at random --------------------------------------------------------------------------
+
+WITHOUT_TORCH = ["optimizer=adamx", "optimizr=adamw", "optimizer.lrr=1", "+optimizer.lrr=1", "optimizer.lr=abc", "epochs=-4",
+                 "data=mnist data.root=/nowhere", "hydra.run.dir=/dev/null/x", "seed=1 seed=2", "trian"]  # fmt: skip
+WITH_TORCH = ["early_stopping.monitor=val/acuracy", "batch_size=1000000000", "model.channels=[20,50,50,50]"]
+
+
+@pytest.mark.parametrize("typed", [*WITHOUT_TORCH, WITH_TORCH[0]])
+def test_the_installed_program_says_the_same(typed: str, process: Train, train: Train, place: Path) -> None:
+    before = listing(place)
+    done = process(*typed.split())
+    assert (done.code, len(done.problems), done.out) == (2, 1, "")
+    assert listing(place) == before
+    assert done.err == train(*typed.split()).err
+
+
+def test_what_is_known_without_torch_is_said_without_torch(process: Train, place: Path) -> None:
+    script = "import sys; from trainer.app import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    program = (sys.executable, "-c", script)
+    for typed in (*WITHOUT_TORCH, "resume full", "--config-dir options model=broken", "hydra.run.dir=file.txt"):
+        done = process(*typed.split(), program=program)
+        assert (done.code, done.out) == (2, "False\n"), typed
+    assert process(WITH_TORCH[0], program=program).out == "True\n"
+
+
+@pytest.mark.slow
+def test_mistakes_are_told_quickly(process: Train, place: Path) -> None:
+    """On a quiet machine with two cores: within 1.5 s, or 6 s where torch has to be asked."""
+    for limit, cases in ((1.5, WITHOUT_TORCH), (6.0, WITH_TORCH)):
+        for typed in cases:
+            seconds = min(process(*typed.split()).seconds for _ in range(3))
+            assert seconds < limit, typed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_random_mistakes_are_never_a_bug_of_ours(seed: int, train: Train, run: Path) -> None:
+    """Overrides with a few characters changed, and the files of a run likewise."""
+    draw = random.Random(seed)
+    quick = ["model=linear", "steps=1", "schedule=constant", "every.evaluate=100%", "diagnostics=off"]
+    valid = [
+        "optimizer=sgd", "optimizer.lr=0.1", "schedule=cosine", "epochs=1", "seed=3", "early_stopping.patience=3",
+        "early_stopping=null", "batch_size=64", "precision=bf16", "clip_norm=1.0", "data.val_fraction=0.2", "tags=[a,b]",
+        "name=abc", "every.log=5step", "optimizer.weight_decay=0.1", "loss=mse", "augmentation=crop", "init_from=run",
+        "preprocessing.per=feature", "hydra.run.dir=here", "~tags", "+tags=[c]", "limit_batches=2", "device=cpu",
+    ]  # fmt: skip
+    alphabet = "abz019.,=+-~/[]{}()$:'\"\\@%*! \té\x7f"
+    def mutated(text: str) -> str:
+        for _ in range(draw.randint(1, 3)):
+            place = draw.randrange(len(text) + 1)
+            text = text[:place] + draw.choice([draw.choice(alphabet), ""]) + text[place + draw.randint(0, 1) :]
+        return text
+
+    def survive(*words: str) -> None:
+        done = train(*words)
+        assert done.code in (0, 2, 65, 70, 74), (words, done)
+        assert "Traceback" not in done.err and "unexpected" not in done.err, (words, done)
+
+    for _ in range(60):
+        words = quick + draw.sample(valid, 1)
+        words[draw.randrange(len(words))] = mutated(draw.choice(valid))
+        survive(*draw.choice([[], ["-m"], ["plan"]]), *words)
+    original = (run / "config.yaml").read_text()
+    for _ in range(20):
+        place = draw.randrange(len(original))
+        (run / "config.yaml").write_text(original[:place] + draw.choice(alphabet) + original[place + 1 :])
+        survive(draw.choice(["repeat", "evaluate", "resume"]), "run")

@@ -1,0 +1,67 @@
+"""`train resume RUN epochs=N`: a finished run, trained further, is a run that was to be that long all along."""
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+from harness import CONFIGURATIONS, Zygote, but, differences, metric_lines, train
+
+# 23 steps an epoch, and a schedule that does not know how long the run is
+CONSTANT = but(CONFIGURATIONS["adamw"], "schedule=constant", "steps=null", "epochs=2", "batch_size=64")
+ON_THE_GRID = but(CONSTANT, "every.log=23step", "every.evaluate=1ep", "every.checkpoint=1ep")
+
+
+def test_more_epochs_give_the_bits_of_a_longer_run(zygote: Zygote, tmp_path: Path) -> None:
+    assert train(zygote, tmp_path, *but(ON_THE_GRID, "epochs=3"), "hydra.run.dir=reference")[0] == 0
+    assert train(zygote, tmp_path, *ON_THE_GRID, "hydra.run.dir=run")[0] == 0
+    code, output = train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1)
+    assert code == 0
+    assert output.startswith("epochs: 2 -> 3\n")
+    found = differences(tmp_path / "reference", tmp_path / "run")
+    # what was configured at first is told at step 0
+    assert [line for line in found if "['config/text_summary']['0']" not in line] == []
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["epochs"] == 3
+
+
+def test_an_end_off_the_grid_leaves_one_more_record_and_nothing_else(zygote: Zygote, tmp_path: Path) -> None:
+    """Step 46 is logged and evaluated because it was the last one; the next mean begins there."""
+    longer = but(CONSTANT, "early_stopping=null")
+    assert train(zygote, tmp_path, *but(longer, "epochs=3"), "hydra.run.dir=reference")[0] == 0
+    assert train(zygote, tmp_path, *longer, "hydra.run.dir=run")[0] == 0
+    assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1)[0] == 0
+    states = [torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("reference", "run")]
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+    for index, moments in states[0]["optimizer"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, states[1]["optimizer"]["state"][index][name]), name
+    reference, run = (
+        {record["step"]: record for record in map(json.loads, metric_lines(tmp_path / name)) if "lr" in record}
+        for name in ("reference", "run")
+    )
+    assert run.keys() - reference.keys() == {46}
+    assert [step for step in reference if reference[step] != run[step]] == [49]
+
+
+def test_a_run_that_stopped_early_stays_stopped(zygote: Zygote, tmp_path: Path) -> None:
+    """As a run of that length would have."""
+    stopping = but(CONFIGURATIONS["momentum"], "schedule=constant", "schedule.patience=0", "schedule.min_delta=0")
+    stopping = [argument for argument in stopping if not argument.startswith("schedule.")]
+    assert train(zygote, tmp_path, *but(stopping, "steps=120"), "hydra.run.dir=reference")[0] == 0
+    assert train(zygote, tmp_path, *stopping, "hydra.run.dir=run")[0] == 0
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "early_stopped"
+    assert train(zygote, tmp_path, "resume", "run", "steps=120", sitting=1)[0] == 0
+    found = differences(tmp_path / "reference", tmp_path / "run")
+    assert [line for line in found if "['config/text_summary']['0']" not in line] == []
+
+
+def test_killed_after_the_change_was_written_the_new_length_holds(zygote: Zygote, tmp_path: Path) -> None:
+    """The configuration asks for more, so the old result must be gone before."""
+    assert train(zygote, tmp_path, *ON_THE_GRID, "hydra.run.dir=run")[0] == 0
+    fault = {"folder": str(tmp_path / "run"), "at": ("replace .overrides.yaml.#.tmp", 0)}
+    assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)[0] == 99
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=2)
+    assert code == 0
+    assert "is complete" not in output
+    assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 69

@@ -1,0 +1,57 @@
+"""What the first and the second signal do, by themselves; whole runs are interrupted in faults/."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from trainer.errors import Interrupted
+from trainer.signals import StopRequest
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_where_nobody_looks_the_first_signal_is_an_exception(signum: int) -> None:
+    request = StopRequest()
+    with pytest.raises(Interrupted) as caught:
+        request.receive(signum)
+    assert caught.value.exit_code == 128 + signum
+    assert not isinstance(caught.value, Exception), "no one who handles errors may swallow it"
+
+
+def test_a_loop_that_looks_is_not_disturbed() -> None:
+    request = StopRequest()
+    request.can_wait = True
+    request.receive(signal.SIGTERM)
+    assert request.signum == signal.SIGTERM
+
+
+@pytest.mark.parametrize("can_wait", [False, True])
+def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, can_wait: bool) -> None:
+    request, codes = StopRequest(), []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    request.can_wait = True
+    request.receive(signal.SIGTERM)
+    request.can_wait = can_wait
+    try:
+        request.receive(signal.SIGINT)
+    except Interrupted:
+        assert codes, "the process was to be gone"
+    assert codes == [130]
+
+
+def test_both_signals_are_heard_before_torch_is_imported() -> None:
+    program = (
+        "import sys, os, signal; from trainer import signals; signals.install(); "
+        "from trainer.console import exit_on_error\n"
+        "with exit_on_error():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('not reached')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, trainer.app; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert loaded.stdout == "False\n"
