@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import os
-import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,13 +78,13 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
         damaged = bytearray(sound)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="last.pt is damaged: its checksum does not match"):
+        with pytest.raises(DataError, match=r"last\.pt is damaged: its checksum does not match"):
             load(path)
         try:
             torch.load(io.BytesIO(damaged), weights_only=True)
             silent += 1
-        except (RuntimeError, pickle.UnpicklingError, KeyError, ValueError, EOFError, UnicodeDecodeError):
-            pass
+        except Exception:
+            continue
     assert silent > 100, "the control: without a checksum much damage goes unnoticed"
 
 
@@ -99,7 +98,7 @@ def test_a_file_cut_short_is_noticed(tmp_path: Path, length: int) -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="last.pt does not exist"):
+    with pytest.raises(DataError, match=r"last\.pt does not exist"):
         load(tmp_path / "last.pt")
 
 
@@ -122,17 +121,22 @@ def test_a_checkpoint_is_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     buffer = io.BytesIO()
     torch.save({"model": Payload(trace)}, buffer)
     path.write_bytes(seal(buffer.getvalue()))
-    with pytest.raises(DataError, match="last.pt is no checkpoint: "):
+    with pytest.raises(
+        DataError, match=r"last\.pt is no checkpoint: it must be an archive of tensors and plain values"
+    ):
         load(path)
     assert not trace.exists()
     if forced:
-        torch.load(path)
+        with pytest.warns(UserWarning, match="forcing weights_only=False"):
+            torch.load(path)
         assert trace.exists(), "the control: it is harmful"
 
 
 def test_what_is_no_archive_at_all_is_told(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(seal(b"not a zip file"))
-    with pytest.raises(DataError, match="last.pt is no checkpoint: "):
+    with pytest.raises(
+        DataError, match=r"last\.pt is no checkpoint: it must be an archive of tensors and plain values"
+    ):
         load(tmp_path / "last.pt")
 
 

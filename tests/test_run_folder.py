@@ -1,7 +1,6 @@
 """Run folders: whole or not at all, never the same for two runs, used by one process at a time."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -37,7 +36,6 @@ def test_a_new_folder_holds_what_is_run_and_what_was_typed(tmp_path: Path) -> No
 def test_two_runs_never_get_the_same_folder(tmp_path: Path) -> None:
     """Twenty threads at once, as a launcher would."""
     made: list[Path] = []
-    # the threads share one process id, which is in the temporary name
     threads = [
         threading.Thread(target=lambda: made.append(create(tmp_path / "outputs/run", CONFIG, []))) for _ in range(20)
     ]
@@ -108,14 +106,14 @@ def test_the_name_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_a_wrong_argument(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is no run folder: there is no config.yaml in it"):
+    with pytest.raises(ConfigurationError, match=r"is no run folder: there is no config\.yaml in it"):
         read_configuration(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe", b"", b"just text", b"seed: 3\n"])
 def test_a_damaged_configuration_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(DataError, match="config.yaml is damaged: ") as caught:
+    with pytest.raises(DataError, match=r"config\.yaml is damaged: ") as caught:
         read_configuration(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -147,11 +145,11 @@ def test_a_second_process_is_turned_away_until_the_first_is_gone(tmp_path: Path)
 
 def test_a_lock_that_is_refused_leaves_no_file_open(tmp_path: Path) -> None:
     lock = Lock(tmp_path)
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     for _ in range(5):
         with pytest.raises(RunInUse):
             Lock(tmp_path)
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(list(Path("/dev/fd").iterdir())) == before
     lock.release()
     lock.release()  # again does no harm
     Lock(tmp_path).release()

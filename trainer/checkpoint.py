@@ -19,7 +19,7 @@ from trainer.files import disk_errors, seal, unseal, write_atomic
 
 log = logging.getLogger(__name__)
 State = dict[str, Any]
-_LEAST_SECONDS = 0.25  # between two checkpoints
+_LEAST_SECONDS = 1.0  # between two checkpoints
 
 
 def previous(path: Path) -> Path:
@@ -44,7 +44,7 @@ def load(path: Path) -> State:
     try:
         state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise DataError(f"{path} is no checkpoint: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} is no checkpoint: it must be an archive of tensors and plain values") from error
     return state
 
 
@@ -90,8 +90,8 @@ def snapshot(value: Any) -> Any:
 class CheckpointWriter:
     """Writes checkpoints in a thread, from snapshots, while training goes on.
 
-    Where they are asked for more often than four times a second the newest is written when its turn comes: a
-    kill then costs a quarter of a second of training, and no bit. `best.pt` is always written before the
+    Where they are asked for more often than once a second the newest is written when its turn comes: a
+    kill then costs a second of training, and no bit. `best.pt` is always written before the
     `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
     counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
     """

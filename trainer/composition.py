@@ -87,12 +87,15 @@ def folder_problems(config_dir: Path) -> list[str]:
     ours = config_folder()
     if config_dir.resolve() == ours:
         return []
-    names = [path.relative_to(config_dir) for path in (*config_dir.glob("*.yaml"), *config_dir.glob("*/*.yaml"))]
-    return [
-        f"{config_dir / name}: has the name of an option of Gearshift, which would be taken instead; rename it"
-        for name in sorted(names)
-        if (ours / name).is_file()
-    ]
+    problems = []
+    for path in sorted((*config_dir.glob("*.yaml"), *config_dir.glob("*/*.yaml"))):
+        if (ours / path.relative_to(config_dir)).is_file():
+            problems.append(f"{path}: has the name of an option of Gearshift, which would be taken instead; rename it")
+        try:
+            path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:  # Hydra would not say which file it is
+            problems.append(f"{path}: cannot be read as UTF-8: {getattr(error, 'reason', error)}")
+    return problems
 
 
 def _searchpath(entries: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 from importlib import metadata
@@ -33,7 +34,7 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
     """
     parent = wanted.parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
-    temporary = parent / f".{wanted.name}.{os.getpid()}"
+    temporary = parent / f".{wanted.name}.{secrets.token_hex(4)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
