@@ -283,7 +283,7 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
     if epochs is None and steps is None and {"epochs", "steps"} <= config.keys():
         yield "epochs=null, steps=null: one of the two must be given"
     accumulate, micro_batch = config.get("accumulate"), config.get("micro_batch")
-    if _is_int(accumulate) and accumulate > 1 and micro_batch is not None:
+    if isinstance(accumulate, int) and accumulate > 1 and micro_batch is not None:
         yield f"accumulate={accumulate}, micro_batch={micro_batch}: both split the batch; give one of the two"
 
 

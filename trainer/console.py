@@ -19,13 +19,32 @@ def exit_on_error() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
         raise SystemExit(getattr(error, "exit_code", 130)) from None
-    except BrokenPipeError:
-        with suppress(OSError, ValueError):  # a reader such as `head` has gone; nothing is left to be flushed to it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # a reader such as `head` has gone
+        _let_go_of_stdout()
         raise SystemExit(0) from None
     except Exception as error:
         known = print_failure(error)
         raise SystemExit(getattr(known, "exit_code", 1)) from None
+
+
+def say(text: str) -> None:
+    """Print a line during a run, which goes on when nobody reads it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _let_go_of_stdout()
+
+
+def outlive_readers() -> None:
+    """Let what rich prints be lost when nobody reads it (`train ... | head`); rich would end the program."""
+    from rich import get_console
+
+    get_console().on_broken_pipe = _let_go_of_stdout  # type: ignore[method-assign]
+
+
+def _let_go_of_stdout() -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_failure(error: Exception) -> Exception:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from trainer import composition, run_folder
 from trainer.config import Config
-from trainer.console import print_failure
+from trainer.console import outlive_readers, print_failure, say
 from trainer.errors import ConfigurationError, DataError, one_line
 
 COMPLETE = ("completed", "early_stopped")
@@ -58,12 +58,12 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
         if run_folder.read_configuration(folder) != config:
             raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")
         if (found := read_result(folder)) and found["status"] in COMPLETE:
-            print(f"{folder.name}: {found['status']} before")
+            say(f"{folder.name}: {found['status']} before")
             best = found["best"]
             return None if best is None else float(best["metrics"][found["monitor"]])
     else:
         run_folder.write_configuration(folder, config, composition.typed_words(hydra))
-    print(f"trial {folder.name}")
+    say(f"trial {folder.name}")
     result = train(config, folder, resume=True, is_trial=True)
     if result.status == "interrupted":
         raise SystemExit(result.exit_code)
@@ -90,4 +90,5 @@ def train(config: Config, folder: Path, *, resume: bool = False, is_trial: bool 
     from trainer.assembly import assemble
     from trainer.loop import fit
 
+    outlive_readers()
     return fit(assemble(config, folder, resume=resume, is_trial=is_trial))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import CONFIGURATIONS, Fork, Zygote, but, finish, train, wait_for_lines
+from harness import CONFIGURATIONS, Fork, Zygote, but, differences, finish, train, wait_for_lines
 
 ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -124,3 +124,19 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     assert code == 130
     assert screen.rfind(SHOWS) > screen.rfind(HIDES) >= 0, "the cursor is shown again"
     assert (b"to go on: train resume run" in screen) == (times == 1)
+
+
+@pytest.mark.parametrize("place", ["trainer.finish.evaluate", "trainer.finish.confusion_matrix"])
+def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(zygote: Zygote, tmp_path: Path, place: str) -> None:
+    """It may come in the middle of an import: what would need another one is left out."""
+    reference, run = tmp_path / "reference", tmp_path / "run"
+    assert train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={reference}")[0] == 0
+    fault = {"signal": int(signal.SIGTERM), "during": place}
+    code, output = train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={run}", fault=fault)
+    assert code == 143
+    assert output.splitlines()[-1] == "to go on: train resume run"
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["exit_code"], result["test"]) == ("interrupted", 143, None)
+    assert not (run / "curves.png").exists()
+    assert train(zygote, tmp_path, "resume", str(run), sitting=1)[0] == 0
+    assert differences(reference, run) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, run_and_overrides
 from trainer.commands.resume import recorded_overrides, recorded_threads
+from trainer.job import train
 from trainer.preflight import check_parts
 
 
@@ -17,10 +18,7 @@ def main(arguments: list[str]) -> int:
         config = composition.override(config, overrides)
     config["threads"] = config["threads"] or recorded_threads(folder)
     check_parts(config)
-    from trainer.assembly import assemble
-    from trainer.loop import fit
-
     now = datetime.now()
     wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
     made = run_folder.create(wanted, config, [*recorded_overrides(folder), *overrides])
-    return fit(assemble(config, made)).exit_code
+    return int(train(config, made).exit_code)

@@ -12,6 +12,7 @@ import yaml
 from trainer import composition, run_folder
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
 from trainer.config import Config
+from trainer.console import outlive_readers, say
 from trainer.errors import ConfigurationError, DataError, one_line
 from trainer.job import COMPLETE, read_result
 
@@ -51,9 +52,10 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
         (folder / run_folder.RESULT).unlink(missing_ok=True)
         changes = [f"{key}: {before[key]} -> {config[key]}" for key in MAY_CHANGE if config[key] != before[key]]
         if changes:
-            print("\n".join(changes))
+            say("\n".join(changes))
             run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
         run = assemble(config, folder, resume=True, lock=lock)
+    outlive_readers()
     return fit(run).exit_code
 
 

@@ -110,7 +110,9 @@ class TorchvisionSet:
             # NumPy 2.4.0 to 2.4.4 complains of pickles as old as CIFAR's
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             # Python 3.12 and 3.13 of any unpacking that names no filter; torchvision has compared the archive's md5
-            warnings.filterwarnings("ignore", message="Python 3.14 will, by default, filter", category=DeprecationWarning)
+            warnings.filterwarnings(
+                "ignore", message="Python 3.14 will, by default, filter", category=DeprecationWarning
+            )
             return getattr(torchvision.datasets, self.torchvision_class)(root, train=train, download=download)
 
     def _read(self, train: bool) -> Part:

@@ -1,0 +1,113 @@
+"""Hydra's `--multirun`: a folder a trial, found again, gone on with, and seen by TensorBoard."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+TINY = ["model=linear", "epochs=1", "threads=1", "limit_batches=5"]
+FILES = {"config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "result.json", "train.log", "curves.png"}
+
+
+def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    program = Path(sys.executable).with_name("train")
+    return subprocess.run(
+        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four trials."""
+    folder = tmp_path_factory.mktemp("sweep")
+    done = train(folder, "-m", "optimizer=sgd,adamw", "seed=1,2", *TINY)
+    assert (done.returncode, done.stderr) == (0, "")
+    (found,) = (folder / "outputs" / "sweeps").iterdir()
+    return found
+
+
+def test_four_trials_leave_four_complete_run_folders(sweep: Path) -> None:
+    trials = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert len(trials) == 4
+    seen = set()
+    for number, trial in enumerate(trials):
+        assert trial.name.startswith(f"{number}_")
+        names = {path.name for path in trial.iterdir()}
+        assert names >= FILES
+        assert sum(name.startswith("events.out.tfevents") for name in names) == 1
+        config = yaml.safe_load((trial / "config.yaml").read_text())
+        seen.add((config["choices"]["optimizer"], config["seed"]))
+        result = json.loads((trial / "result.json").read_text())
+        assert result["status"] == "completed"
+        assert result["test"] is None  # a sweep does not look at the test part
+    assert seen == {("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)}
+
+
+def test_the_hparams_tab_shows_them_with_values(sweep: Path) -> None:
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2
+    from tensorboard.plugins.hparams.backend_context import Context
+    from tensorboard.plugins.hparams.list_session_groups import Handler
+
+    multiplexer = EventMultiplexer(tensor_size_guidance={"scalars": 0})
+    multiplexer.AddRunsFromDirectory(str(sweep.parents[1]))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(sweep.parents[1]))
+    context = Context(TBContext(data_provider=provider, multiplexer=multiplexer))
+    request = api_pb2.ListSessionGroupsRequest(allowed_statuses=api_pb2.Status.values(), slice_size=100)
+    groups = Handler(RequestContext(), context, "", request).run().session_groups
+    rows = {
+        (group.hparams["optimizer"].string_value, group.hparams["seed"].number_value): {
+            value.name.tag: value.value for value in group.sessions[0].metric_values
+        }
+        for group in groups
+    }
+    assert set(rows) == {("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)}
+    for trial in (path for path in sweep.iterdir() if path.is_dir()):
+        config = yaml.safe_load((trial / "config.yaml").read_text())
+        written = json.loads((trial / "result.json").read_text())["best"]["metrics"]["val/loss"]
+        assert rows[config["choices"]["optimizer"], config["seed"]]["val/loss"] == pytest.approx(written, rel=1e-5)
+
+
+def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
+    trials = sorted(path for path in sweep.iterdir() if path.is_dir())
+    (trials[1] / "result.json").unlink()
+    before = [(path / "metrics.jsonl").read_bytes() for path in trials]
+    times = [(path / "curves.png").stat().st_mtime_ns for path in trials]
+    done = train(sweep.parents[2], "-m", "optimizer=sgd,adamw", "seed=1,2", *TINY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(sweep.parent.iterdir()) == [sweep]
+    assert done.stdout.count("completed before") == 3
+    assert [(path / "metrics.jsonl").read_bytes() for path in trials] == before
+    changed = [(path / "curves.png").stat().st_mtime_ns for path in trials]
+    assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
+
+
+def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    # infinite weights after one step at this rate: the loss is not finite from then on
+    done = train(tmp_path, "-m", "optimizer=sgd", "optimizer.lr=0.1,1.0e+38", "schedule=constant", *TINY, "name=mixed")
+    assert done.returncode == 3
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert "diverged" in lines[0]
+    assert "1 of 2 trials failed" in lines[1]
+    statuses = {
+        path.parent.name: json.loads(path.read_text())["status"]
+        for path in (tmp_path / "outputs" / "sweeps" / "mixed").glob("*/result.json")
+    }
+    assert sorted(statuses.values()) == ["completed", "diverged"]
+
+
+def test_one_bad_trial_is_refused_before_any_starts(tmp_path: Path) -> None:
+    done = train(tmp_path, "-m", "optimizer=sgd,adamx", "seed=1,2", *TINY)
+    assert done.returncode == 2
+    assert "optimizer=adamx" in done.stderr
+    assert not list(tmp_path.iterdir())
