@@ -63,7 +63,12 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
 
+    root = logging.getLogger()
+    level, known = root.level, list(root.handlers)
+
     def run(*arguments: str) -> Done:
+        root.setLevel(level)
+        root.handlers[:] = [handler for handler in root.handlers if handler in known]  # Hydra's --info adds one
         for name in _VARIABLES:
             os.environ.pop(name, None)
         GlobalHydra.instance().clear()

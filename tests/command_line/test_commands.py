@@ -1,165 +1,400 @@
-"""The commands of the program, as a user types them."""
+"""Sub-commands, Hydra's own flags, and the files and exit codes that runs leave: the whole program."""
 
+import fcntl
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import PROGRAM, Train
+import torch
+import yaml
 
-from trainer.commands import COMMANDS
-from trainer.reporting.metrics_file import read_metrics
-from trainer.run_folder import Lock
+from tests.command_line.conftest import PROGRAM, Train, listing
+from trainer import app, checkpoint
 
 ROOT = Path(__file__).parents[2]
-TINY = ["model=linear", "epochs=2", "threads=1", "limit_batches=5"]
+CONFIGS = ROOT / "configs"
+SMALL = ["model=linear", "epochs=2", "batch_size=128", "every.log=3step", "seed=5", "threads=1"]
 
 
-def run_folder(folder: Path) -> Path:
-    (found,) = (folder / "outputs").glob("*/*")
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """All lines; throughput may differ between a run and its repetition."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("throughput/")} for line in lines]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The records without what may differ between a run and its repetition."""
-    return [
-        {name: value for name, value in record.items() if not name.startswith("throughput/")}
-        for record in read_metrics(run / "metrics.jsonl")
-    ]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that is complete, not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train"])
+        assert app.run([*SMALL, "hydra.run.dir=run"]) == 0
+    return folder / "run"
 
 
-def result(run: Path) -> dict:
-    return json.loads((run / "result.json").read_text())
+@pytest.fixture
+def run(trained: Path, folder: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, folder / "run"))
 
 
-def test_help_names_every_command_group_and_option(train: Train) -> None:
-    said = train("--help")
-    assert (said.code, said.err) == (0, "")
-    for path in (ROOT / "configs").glob("*/*.yaml"):
-        assert path.stem in said.out
-        assert path.parent.name in said.out
-    assert all(f"train {name}" in said.out for name in COMMANDS)
+# --- help and Hydra's flags -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--cfg", "job", "-p", "optimizer", "optimizer=sgd"], "_target_: torch.optim.SGD"),
-        (["--info", "searchpath"], "Config search path"),
-        (["--version"], "gearshift"),
-        (["-cn", "train", "--cfg", "job", "-p", "every"], "log: 50step"),
-    ],
-)
-def test_hydra_s_own_flags_work_and_make_nothing(process: Train, folder: Path, arguments, expected) -> None:
-    said = process(*arguments)
-    assert (said.code, said.err) == (0, "")
-    assert expected in said.out
-    assert not list(folder.iterdir())
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["resume", "--help"], ["optimizer=sgd", "--help"]])
+def test_help_is_complete(words: list[str], train: Train) -> None:
+    done = train(*words)
+    assert (done.code, done.err) == (0, "")
+    lines = [" ".join(line.split()) for line in done.out.splitlines()]
+    for command in ("plan", "resume", "repeat", "evaluate"):
+        assert any(line.startswith(f"train {command} ...") for line in lines)
+    for path in CONFIGS.glob("*/*.yaml"):
+        head = next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+        assert any(line.removeprefix("* ") == f"{path.stem} {head[2:]}" for line in lines), path
+    defaults = yaml.safe_load((CONFIGS / "train.yaml").read_text())["defaults"]
+    chosen = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
+    for group, option in chosen.items():
+        if option is not None and not group.startswith("override"):
+            place = lines.index(group)
+            following = lines[place : place + 1 + len(list((CONFIGS / group).glob("*.yaml")))]
+            assert any(line.startswith(f"* {option} ") for line in following), group
+    assert not any(line.startswith("[") for line in lines), "markup is shown"
 
 
-def test_completion_offers_the_options_of_a_group(process: Train) -> None:
-    line = f"{PROGRAM} optimizer=ada"
-    said = process("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert {"optimizer=adam", "optimizer=adamw"} <= set(said.out.split())
-
-
-def test_all_three_ways_to_start_it_are_the_same_program(process: Train) -> None:
-    wanted = process("optimizer=adamx")
-    assert wanted.code == 2
-    for program in ([sys.executable, str(ROOT / "cli.py")], [sys.executable, "-m", "trainer"]):
-        said = process("optimizer=adamx", program=tuple(program), PYTHONPATH=str(ROOT))
-        assert (said.code, said.out, said.err) == (wanted.code, wanted.out, wanted.err)
-
-
-def test_a_run_repeated_gives_the_same_bits_in_a_new_folder(train: Train, folder: Path) -> None:
-    assert train(*TINY, "name=first").code == 0
-    first = run_folder(folder)
-    assert train("repeat", str(first)).code == 0
-    second = next(path for path in (folder / "outputs").glob("*/*") if path != first)
-    assert metrics(second) == metrics(first)
-    assert train("repeat", str(first), "seed=1", "name=third").code == 0
-    third = next(path for path in (folder / "outputs").glob("*/*third"))
-    assert metrics(third) != metrics(first)
-
-
-def test_a_complete_run_says_so_and_more_epochs_go_on_in_its_folder(train: Train, folder: Path) -> None:
-    assert train(*TINY, "schedule=constant").code == 0
-    run = run_folder(folder)
-    before = metrics(run)
-    again = train("resume", str(run))
-    assert (again.code, metrics(run)) == (0, before)
-    assert "complete" in again.out
-    assert train("resume", str(run), "epochs=4").code == 0
-    after = metrics(run)
-    trained = [record for record in after if "val/loss" in record]
-    assert [record["step"] for record in trained] == [5, 10, 15, 20]
-    assert trained[:2] == [record for record in before if "val/loss" in record]
-    assert result(run)["steps"] == 20
-    assert "test/accuracy" in after[-1]
-    assert sum("test/accuracy" in record for record in after) == 1
-
-
-@pytest.mark.parametrize("change", ["optimizer.lr=1", "seed=5", "model=mlp"])
-def test_resume_refuses_another_run(train: Train, folder: Path, change: str) -> None:
-    assert train(*TINY).code == 0
-    run = run_folder(folder)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    said = train("resume", str(run), change)
-    assert said.code == 2
-    assert change.partition("=")[0] in said.problems[0]
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
-def test_evaluate_gives_the_metrics_of_the_result(train: Train, folder: Path) -> None:
-    assert train(*TINY).code == 0
-    run = run_folder(folder)
-    said = train("evaluate", str(run))
-    assert said.code == 0
-    told = json.loads(said.out)
-    expected = result(run)["best"]["metrics"] | result(run)["test"]
-    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_folder_in_use_is_left_alone(train: Train, folder: Path) -> None:
-    assert train(*TINY).code == 0
-    run = run_folder(folder)
-    lock = Lock(run)
-    said = train("resume", str(run), "epochs=3")
-    lock.release()
-    assert said.code == 75
-    assert "in use" in said.problems[0]
-
-
-def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
-    done = subprocess.run(
-        f"{PROGRAM} --help | head -n 1", shell=True, capture_output=True, text=True, executable="/bin/bash", cwd=folder
-    )
-    assert done.stderr == ""
-    assert done.stdout.startswith("train")
-
-
-def test_a_user_s_own_options_are_found(train: Train, folder: Path) -> None:
-    own = folder / "mine" / "optimizer"
-    own.mkdir(parents=True)
-    (own / "slow.yaml").write_text("# SGD, slowly\n_target_: torch.optim.SGD\nlr: 1.0e-9\n")
-    assert train("--config-dir", "mine", *TINY, "optimizer=slow").code == 0
-    assert max(record.get("lr", 0.0) for record in metrics(run_folder(folder))) < 1e-9
-    assert "SGD, slowly" in train("--help", "--config-dir", "mine").out
+def test_help_lists_options_of_a_users_own_folder(train: Train, folder: Path) -> None:
+    (folder / "mine/model").mkdir(parents=True)
+    (folder / "mine/model/tower.yaml").write_text("# Seven storeys\n_target_: trainer.models.mlp.mlp\n")
+    for words in (["--config-dir", "mine", "--help"], ["--help", "--config-dir=mine"], ["-cd", "mine", "-h"]):
+        assert re.search(r"^ +tower +Seven storeys$", train(*words).out, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_help_takes_a_quarter_of_importing_torch(folder: Path) -> None:
-    def seconds(command: list[str]) -> float:
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=os.environ)
-        return time.perf_counter() - start
+def test_help_is_quick(process: Train) -> None:
+    """Under 0.6 s, and under a quarter of what importing torch and torchvision takes."""
+    helped = min(process("--help").seconds for _ in range(5))
+    program = (sys.executable, "-c", "import torch, torchvision")
+    imported = min(process(program=program).seconds for _ in range(3))
+    assert helped < 0.6
+    assert helped < imported / 4
 
-    pairs = [
-        (seconds([str(PROGRAM), "--help"]), seconds([sys.executable, "-c", "import torch, torchvision"]))
-        for _ in range(3)
-    ]
-    assert min(ours for ours, _ in pairs) < 0.6
-    assert min(ours / theirs for ours, theirs in pairs) < 0.25
+
+def test_the_version_is_ours(train: Train) -> None:
+    assert re.fullmatch(r"gearshift \d+\.\d+\.\d+\n", train("--version").out)
+
+
+def test_the_configuration_is_shown(train: Train, folder: Path) -> None:
+    done = train("--cfg", "job", "optimizer=sgd", "optimizer.lr=0.5")
+    shown = yaml.safe_load(done.out)
+    assert (done.code, done.err, shown["optimizer"]["lr"]) == (0, "", 0.5)
+    assert shown["optimizer"]["_target_"] == "torch.optim.SGD"
+    assert "hydra" not in shown
+    assert train("optimizer=sgd", "-c", "job", "-p", "optimizer").out.startswith("# @package optimizer\n")
+    assert listing(folder) == {}
+
+
+def test_information_is_shown(train: Train, folder: Path) -> None:
+    done = train("optimizer=sgd", "--info", "defaults")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"\| optimizer/sgd +\| optimizer +\|", done.out)
+    assert "Config search path" in train("--info", "searchpath").out
+    assert listing(folder) == {}
+
+
+def test_a_primary_configuration_and_options_of_ones_own(train: Train, folder: Path) -> None:
+    (folder / "mine/model").mkdir(parents=True)
+    (folder / "mine/model/narrow.yaml").write_text("# Narrow\n_target_: trainer.models.mlp.mlp\nhidden: [3]\n")
+    (folder / "mine/narrow_run.yaml").write_text("defaults: [train, override model: narrow, _self_]\nsteps: 2\n")
+    words = ["--config-dir", "mine", "-cn", "narrow_run", "schedule=constant"]
+    done = train(*words, "hydra.run.dir=run")
+    assert (done.code, done.err) == (0, "")
+    assert result(folder / "run")["steps"] == 2
+    config = yaml.safe_load((folder / "run/config.yaml").read_text())
+    assert (config["model"]["hidden"], config["choices"]["model"]) == ([3], "narrow")
+    assert checkpoint.load(folder / "run/checkpoints/last.pt")["model"]["linear1.weight"].shape == (3, 64)
+    # a recorded run does without the folder of options
+    assert train("repeat", "run", "optimizer=sgd").code == 0
+    # a sweep remembers it
+    assert train("-m", "seed=1,2", *words, "name=sweep").code == 0
+    (folder / "outputs/sweeps/sweep").joinpath(second := _trial(folder, 1), "result.json").unlink()
+    done = train("resume", "outputs/sweeps/sweep")
+    assert (done.code, done.err) == (0, "")
+    assert "completed before" in done.out.splitlines()[0] and f"trial {second}" in done.out
+
+
+def _trial(folder: Path, number: int) -> str:
+    (found,) = (folder / "outputs/sweeps/sweep").glob(f"{number}_*")
+    return found.name
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("optimizer=ad", {"optimizer=adam", "optimizer=adamw"}),
+        ("schedule=cosine optimizer=mom", {"optimizer=momentum"}),
+        ("optimizer.we", {"optimizer.weight_decay="}),
+        ("batch", {"batch_size="}),
+        ("nosuch", set()),
+    ],
+)
+def test_the_shell_completes(typed: str, offered: set[str], train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the function that `eval "$(train -sc install=bash)"` defines asks for it."""
+    monkeypatch.setenv("COMP_LINE", f"train {typed}")
+    monkeypatch.setenv("COMP_POINT", str(len(typed) + 6))
+    done = train("-sc", "query=bash")
+    assert (done.code, done.err) == (0, "")
+    assert set(done.out.split()) == offered
+
+
+def test_bash_itself_completes(folder: Path) -> None:
+    script = f"""
+        PATH={PROGRAM.parent}:$PATH
+        eval "$(train -sc install=bash)"
+        COMP_LINE="train optimizer=ad" COMP_POINT=18 COMP_WORDS=(train optimizer=ad) COMP_CWORD=1
+        hydra_bash_completion train optimizer=ad train
+        echo "${{COMPREPLY[@]}}"
+        complete -p train
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
+    offered, rule = done.stdout.splitlines()
+    assert set(offered.split()) == {"optimizer=adam", "optimizer=adamw"}
+    assert "-F hydra_bash_completion train" in rule
+
+
+def test_flags_may_stand_anywhere(train: Train, folder: Path) -> None:
+    done = train("steps=1", "-m", "seed=1,2", "model=linear", "schedule=constant", "name=mixed")
+    assert (done.code, done.err) == (0, "")
+    assert len(list((folder / "outputs/sweeps/mixed").glob("*/result.json"))) == 2
+
+
+# --- one program under three names ------------------------------------------------------------------------
+
+
+def test_cli_py_and_the_module_are_the_same_program(process: Train, folder: Path) -> None:
+    module, script = (sys.executable, "-m", "trainer"), (sys.executable, str(ROOT / "cli.py"))
+    for words in (["optimizer=adamx"], ["--cfg", "job"], ["evaluate"]):
+        wanted = process(*words)
+        for program in (module, script):
+            done = process(*words, program=program)
+            assert (done.code, done.out, done.err) == (wanted.code, wanted.out, wanted.err)
+    done = process(*SMALL, "hydra.run.dir=script", program=script)
+    assert (done.code, done.err) == (0, "")
+    assert process(*SMALL, "hydra.run.dir=module", program=module).code == 0
+    assert metrics(folder / "script") == metrics(folder / "module")
+
+
+# --- runs and their files ---------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_files_that_are_promised(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "checkpoints", "result.json", "train.log",
+        "curves.png",
+    } <= names  # fmt: skip
+    assert [name for name in names if name.startswith(".")] == []
+    assert len([name for name in names if name.startswith("events.out.tfevents.")]) == 1
+    assert {"last.pt", "best.pt"} <= {path.name for path in (run / "checkpoints").iterdir()}
+    assert yaml.safe_load((run / "overrides.yaml").read_text()) == SMALL
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["packages"]["torch"], environment["threads"]) == (torch.__version__, 1)
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(folder: Path) -> None:
+    words = ["steps=1", "schedule=constant", "model=linear", "name=twin"]
+    children = [subprocess.Popen([PROGRAM, *words], cwd=folder, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    folders = list(folder.glob("outputs/*/*"))
+    assert len(folders) == 2
+    assert all(result(path)["status"] == "completed" for path in folders)
+
+
+def test_typed_epochs_count_over_the_steps_of_a_debug_option(train: Train, folder: Path) -> None:
+    assert train("debug=overfit", "epochs=3", "model=linear", "hydra.run.dir=run").code == 0
+    assert result(folder / "run")["steps"] == 3
+
+
+def test_a_complete_run_says_so(train: Train, run: Path, folder: Path) -> None:
+    before = listing(folder)
+    done = train("resume", "run")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "run is complete (completed); to train it further: train resume run epochs=...\n"
+    assert listing(folder) == before
+
+
+def test_more_epochs_go_on_in_the_same_folder(train: Train, folder: Path) -> None:
+    """As if it had been so long from the start, but for what was written at the end of the short run."""
+    assert train(*SMALL, "schedule=constant", "hydra.run.dir=short").code == 0
+    done = train("resume", "short", "epochs=4")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0] == "epochs: 2 -> 4"
+    longer = [word.replace("epochs=2", "epochs=4") for word in SMALL]
+    assert train(*longer, "schedule=constant", "hydra.run.dir=long").code == 0
+    end = 24
+    resumed, straight = ([line for line in metrics(folder / name) if line["step"] != end] for name in ("short", "long"))
+    assert resumed == straight
+    assert [line["step"] for line in straight if "lr" in line] == [n for n in range(3, 49, 3) if n != end]
+    assert sum("test/loss" in line for line in metrics(folder / "short")) == 1
+    assert result(folder / "short")["test"] == result(folder / "long")["test"]
+    assert yaml.safe_load((folder / "short/overrides.yaml").read_text())[-1] == "epochs=4"
+    assert {path.name for path in folder.iterdir()} == {"short", "long"}
+
+
+def test_resume_accepts_nothing_but_more_training(train: Train, run: Path, folder: Path) -> None:
+    before = listing(folder)
+    done = train("resume", "run", "optimizer.lr=1", "seed=7", "epochs=3")
+    assert done.code == 2
+    assert sorted(line.partition(":")[0] for line in done.problems) == ["optimizer.lr=1", "seed=7"]
+    assert all("train repeat" in line for line in done.problems)
+    assert listing(folder) == before
+
+
+def test_a_repetition_is_the_same_to_the_last_bit(train: Train, run: Path, folder: Path) -> None:
+    done = train("repeat", "run")
+    assert (done.code, done.err) == (0, "")
+    (again,) = folder.glob("outputs/*/*")
+    assert metrics(again) == metrics(run)
+    assert result(again)["test"] == result(run)["test"]
+    first, second = (checkpoint.load(path / "checkpoints/last.pt")["model"] for path in (run, again))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_repetition_with_changes(train: Train, run: Path, folder: Path) -> None:
+    assert train("repeat", "run", "optimizer=sgd", "seed=6", "optimizer.lr=0.5", "steps=3", "name=new").code == 0
+    (again,) = folder.glob("outputs/*/*")
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    assert (config["choices"]["optimizer"], config["optimizer"]["lr"], config["seed"]) == ("sgd", 0.5, 6)
+    assert "betas" not in config["optimizer"]
+    assert (config["steps"], config["epochs"], again.name.endswith("-new")) == (3, None, True)
+    assert result(again)["steps"] == 3
+    assert yaml.safe_load((again / "overrides.yaml").read_text())[-1] == "name=new"
+
+
+def test_an_evaluation_gives_the_metrics_of_the_result(train: Train, run: Path, folder: Path) -> None:
+    shutil.copytree(run, "twin")
+    before = listing(folder)
+    done = train("evaluate", "run", "twin")
+    assert (done.code, done.err) == (0, "")
+    first, second = (json.loads(line) for line in done.out.splitlines())
+    assert (first.pop("run"), second.pop("run")) == ("run", "twin")
+    assert first == second == result(run)["best"]["metrics"] | result(run)["test"]
+    assert listing(folder) == before
+
+
+# --- exit codes -------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_use_is_code_75(train: Train, run: Path, folder: Path) -> None:
+    before = listing(folder)
+    holder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        done = train("resume", "run", "epochs=3")
+    finally:
+        os.close(holder)
+    assert (done.code, len(done.problems)) == (75, 1)
+    assert "run is in use" in done.problems[0]
+    assert listing(folder) == before
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_checkpoints(train: Train, run: Path, folder: Path) -> None:
+    """One: the one before is taken, with a warning. Both: code 65, and nothing is touched."""
+    newest, before_it = run / "checkpoints/last.pt", run / "checkpoints/last.previous.pt"
+    if not before_it.exists():
+        shutil.copy(newest, before_it)
+    flip(newest)
+    shutil.copytree(run, "other")
+    done = train("resume", "run", "epochs=3")
+    assert done.code == 0
+    assert "last.pt is damaged: its checksum does not match; falling back" in done.err
+    assert result(run)["steps"] == 36
+
+    flip(folder / "other/checkpoints/last.previous.pt")
+    before = listing(folder)
+    done = train("resume", "other", "epochs=3")
+    assert done.code == 65
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "other/checkpoints/last.pt is damaged" in errors[0]
+    assert listing(folder) == before
+
+
+def test_damaged_best_weights_are_code_65(train: Train, run: Path) -> None:
+    flip(run / "checkpoints/best.pt")
+    done = train("evaluate", "run")
+    assert (done.code, len(done.problems)) == (65, 1)
+    assert "best.pt is damaged" in done.problems[0]
+    (run / "checkpoints/best.pt").unlink()
+    assert train("evaluate", "run").code == 65
+
+
+def test_a_diverged_run_is_code_70(train: Train, folder: Path) -> None:
+    done = train(
+        "model=mlp", "steps=20", "schedule=constant", "optimizer=sgd", "optimizer.lr=1e38", "hydra.run.dir=run"
+    )
+    assert (done.code, len(done.problems)) == (70, 1)
+    assert (result(folder / "run")["status"], result(folder / "run")["exit_code"]) == ("diverged", 70)
+
+
+def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, process: Train) -> None:
+    words = ["model=linear", "epochs=100000", "early_stopping=null", "hydra.run.dir=run", "every.log=10step"]
+    child = subprocess.Popen([PROGRAM, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if (folder / "run/metrics.jsonl").is_file() and "val/loss" in (folder / "run/metrics.jsonl").read_text():
+            break
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (143, "")
+    assert out.splitlines()[-1] == "to go on: train resume run"
+    stopped = result(folder / "run")
+    assert (stopped["status"], stopped["exit_code"]) == ("interrupted", 143)
+    done = process("resume", "run", f"steps={stopped['steps'] + 7}")
+    assert (done.code, done.err) == (0, "")
+    assert result(folder / "run")["steps"] == stopped["steps"] + 7
+
+
+# --- pipes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("--help", r"train \[key=value \.\.\.\] .*"),
+        ("--cfg job", "name: null"),
+        ("steps=30 model=linear every.evaluate=1step hydra.run.dir=run", "run: run"),
+        ("-m steps=3 model=linear schedule=constant seed=1,2 name=x", "trial 0_.*"),
+    ],
+)
+def test_a_reader_that_leaves_does_no_harm(command: str, first: str, folder: Path) -> None:
+    script = f'{PROGRAM} {command} | (read -r line; echo "$line"); exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(first, done.stdout.strip())
+    found = [result(path.parent)["status"] for path in folder.rglob("result.json")]
+    assert found == ["completed"] * {"steps": 1, "-m st": 2}.get(command[:5], 0)
+
+
+def test_help_on_a_full_disk_is_no_bug_of_ours(folder: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run([PROGRAM, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert done.returncode == 74
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
