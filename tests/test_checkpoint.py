@@ -250,6 +250,7 @@ def test_what_is_asked_for_too_often_is_thinned_but_no_best_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, now = Disk(monkeypatch), [100.0]
+    monkeypatch.setattr(checkpoint, "_LEAST_SECONDS", 0.25)
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     writer = CheckpointWriter(tmp_path, lambda: None)
     disk.write(100)

@@ -41,6 +41,27 @@ def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, can_wai
     assert codes == [130]
 
 
+def test_a_signal_that_meets_a_finalizer_is_not_lost() -> None:
+    """Python prints what is raised there, and goes on as if nothing had been."""
+    program = """
+import os, signal, sys, time
+from trainer import signals
+from trainer.console import exit_on_error
+signals.install()
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+with exit_on_error():
+    thing = Finalized()
+    del thing
+    print("passed over", flush=True)
+    time.sleep(30)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "passed over\n", "")
+
+
 def test_both_signals_are_heard_before_torch_is_imported() -> None:
     program = (
         "import sys, os, signal; from trainer import signals; signals.install(); "

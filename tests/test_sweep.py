@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,34 @@ def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
     assert [(path / "metrics.jsonl").read_bytes() for path in trials] == before
     changed = [(path / "curves.png").stat().st_mtime_ns for path in trials]
     assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
+
+
+def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    words = ["-m", "seed=1,2", "model=linear", "steps=4000", "early_stopping=null", "every.log=50step", "name=long"]
+    program = Path(sys.executable).with_name("train")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    second = next(line for line in child.stdout if line.startswith("trial 1_")).split()[1]
+    next(line for line in child.stdout if line.startswith("epoch "))  # its first evaluation
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (143, "")
+    folder = tmp_path / "outputs/sweeps/long"
+    stopped = json.loads((folder / second / "result.json").read_text())
+    assert stopped["status"] == "interrupted"
+    assert 0 < stopped["steps"] < 4000
+
+    done = train(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("0_") and lines[0].endswith("completed before")
+    assert f"run: outputs/sweeps/long/{second} (resumed at step {stopped['steps']})" in lines
+    steps = [json.loads(line)["step"] for line in (folder / second / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 4000
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {lines[0].partition(":")[0], second}
 
 
 def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:

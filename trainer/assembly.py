@@ -19,7 +19,7 @@ from trainer.checkpoint import CheckpointWriter
 from trainer.closure import Closure
 from trainer.config import Config
 from trainer.errors import ConfigurationError, DataError
-from trainer.files import write_json
+from trainer.files import disk_errors, write_json
 from trainer.gradients import GradientGuard
 from trainer.metrics import Meter
 from trainer.parameter_groups import parameter_groups
@@ -123,7 +123,8 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
         raise DataError(str(error)) from error
     run.folder = folder
     record_environment(run, folder, resumed=state is not None)
-    announce(run, resumed=state is not None)
+    with disk_errors(folder):
+        announce(run, resumed=state is not None)
     on_signal = state is not None and not is_planned(run, state)
     run.profiler = start_profiler(run, folder)
     run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync, keep_previous=on_signal)

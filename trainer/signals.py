@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
+import threading
 from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 from trainer.errors import Interrupted
 
@@ -39,3 +42,16 @@ def install() -> None:
     """Handle SIGINT and SIGTERM from now on; called first thing, before torch is imported."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_request.receive)
+    sys.unraisablehook = _send_again
+
+
+def _send_again(ignored: Any) -> None:
+    """Python ignores exceptions in finalizers and weak references; a signal that met one comes again."""
+    error = ignored.exc_value
+    if not isinstance(error, Interrupted):
+        sys.__unraisablehook__(ignored)
+        return
+    stop_request.signum = None
+    timer = threading.Timer(0.01, os.kill, (os.getpid(), error.exit_code - 128))
+    timer.daemon = True
+    timer.start()

@@ -67,8 +67,6 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     level, known = root.level, list(root.handlers)
 
     def run(*arguments: str) -> Done:
-        root.setLevel(level)
-        root.handlers[:] = [handler for handler in root.handlers if handler in known]  # Hydra's --info adds one
         for name in _VARIABLES:
             os.environ.pop(name, None)
         GlobalHydra.instance().clear()
@@ -86,6 +84,8 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
     logging.getLogger("trainer").handlers.clear()
+    root.setLevel(level)
+    root.handlers[:] = known  # Hydra's --info adds one
 
 
 @pytest.fixture

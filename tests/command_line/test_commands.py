@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_flags_may_stand_anywhere(train: Train, folder: Path) -> None:
 # --- one program under three names ------------------------------------------------------------------------
 
 
-def test_cli_py_and_the_module_are_the_same_program(process: Train, folder: Path) -> None:
+def test_cli_py_and_the_module_are_the_same_program(process: Train, run: Path, folder: Path) -> None:
     module, script = (sys.executable, "-m", "trainer"), (sys.executable, str(ROOT / "cli.py"))
     for words in (["optimizer=adamx"], ["--cfg", "job"], ["evaluate"]):
         wanted = process(*words)
@@ -192,8 +193,7 @@ def test_cli_py_and_the_module_are_the_same_program(process: Train, folder: Path
             assert (done.code, done.out, done.err) == (wanted.code, wanted.out, wanted.err)
     done = process(*SMALL, "hydra.run.dir=script", program=script)
     assert (done.code, done.err) == (0, "")
-    assert process(*SMALL, "hydra.run.dir=module", program=module).code == 0
-    assert metrics(folder / "script") == metrics(folder / "module")
+    assert metrics(folder / "script") == metrics(run)
 
 
 # --- runs and their files ---------------------------------------------------------------------------------
@@ -210,16 +210,7 @@ def test_a_run_leaves_the_files_that_are_promised(run: Path) -> None:
     assert {"last.pt", "best.pt"} <= {path.name for path in (run / "checkpoints").iterdir()}
     assert yaml.safe_load((run / "overrides.yaml").read_text()) == SMALL
     environment = json.loads((run / "environment.json").read_text())
-    assert (environment["packages"]["torch"], environment["threads"]) == (torch.__version__, 1)
-
-
-def test_runs_of_the_same_second_get_folders_of_their_own(folder: Path) -> None:
-    words = ["steps=1", "schedule=constant", "model=linear", "name=twin"]
-    children = [subprocess.Popen([PROGRAM, *words], cwd=folder, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
-    folders = list(folder.glob("outputs/*/*"))
-    assert len(folders) == 2
-    assert all(result(path)["status"] == "completed" for path in folders)
+    assert (environment["packages"]["torch"], environment["threads"]) == (version("torch"), 1)
 
 
 def test_typed_epochs_count_over_the_steps_of_a_debug_option(train: Train, folder: Path) -> None:
@@ -316,16 +307,17 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_checkpoints(train: Train, run: Path, folder: Path) -> None:
+def test_damaged_checkpoints(train: Train, process: Train, run: Path, folder: Path) -> None:
     """One: the one before is taken, with a warning. Both: code 65, and nothing is touched."""
     newest, before_it = run / "checkpoints/last.pt", run / "checkpoints/last.previous.pt"
     if not before_it.exists():
         shutil.copy(newest, before_it)
     flip(newest)
     shutil.copytree(run, "other")
-    done = train("resume", "run", "epochs=3")
+    done = process("resume", "run", "epochs=3")
     assert done.code == 0
-    assert "last.pt is damaged: its checksum does not match; falling back" in done.err
+    assert done.err.startswith("run/checkpoints/last.pt is damaged: its checksum does not match; falling back")
+    assert done.err.count("\n") == 1
     assert result(run)["steps"] == 36
 
     flip(folder / "other/checkpoints/last.previous.pt")
@@ -354,7 +346,7 @@ def test_a_diverged_run_is_code_70(train: Train, folder: Path) -> None:
     assert (result(folder / "run")["status"], result(folder / "run")["exit_code"]) == ("diverged", 70)
 
 
-def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, process: Train) -> None:
+def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train) -> None:
     words = ["model=linear", "epochs=100000", "early_stopping=null", "hydra.run.dir=run", "every.log=10step"]
     child = subprocess.Popen([PROGRAM, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
@@ -367,7 +359,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, process: Train) 
     assert out.splitlines()[-1] == "to go on: train resume run"
     stopped = result(folder / "run")
     assert (stopped["status"], stopped["exit_code"]) == ("interrupted", 143)
-    done = process("resume", "run", f"steps={stopped['steps'] + 7}")
+    done = train("resume", "run", f"steps={stopped['steps'] + 7}")
     assert (done.code, done.err) == (0, "")
     assert result(folder / "run")["steps"] == stopped["steps"] + 7
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ def install(fault: dict[str, Any]) -> None:
     """Prepare this process for the fault that a job describes."""
     if fault.get("every_checkpoint"):
         _write_every_checkpoint()
+    if "slow_disk" in fault:
+        _slow_down(fault["slow_disk"])
     if fault.get("no_drawing"):
         _draw_nothing()
     if "folder" in fault:
@@ -43,6 +46,19 @@ def _write_every_checkpoint() -> None:
 
     trainer.checkpoint._LEAST_SECONDS = 0.0
     CheckpointWriter.put = put_and_wait
+
+
+def _slow_down(seconds: float) -> None:
+    """Every checkpoint takes so long."""
+    import trainer.checkpoint
+
+    save = trainer.checkpoint.save
+
+    def slow_save(*arguments: Any) -> None:
+        time.sleep(seconds)
+        save(*arguments)
+
+    trainer.checkpoint.save = slow_save
 
 
 def _send_during(signum: int, place: str, call: int) -> None:

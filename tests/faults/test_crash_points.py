@@ -94,6 +94,8 @@ def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_
     for number, (change, count) in enumerate(kinds.items()):
         possible = ways(change)
         points.append((change, min(1, count - 1), possible[number % len(possible)]))
+    # a complete result is the last change of all: nothing that it speaks of may be lost after it
+    points.append(("fsync .", Counter(story.changes)["fsync ."] - 1, "power"))
     assert broken(zygote, story, tmp_path / "run", points) == []
 
 

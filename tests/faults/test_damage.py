@@ -3,10 +3,16 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from faults import EXIT_CODE
 from harness import CONFIGURATIONS, Zygote, but, differences, train
+
+from trainer.assembly import keep_matching_best
+from trainer.checkpoint import load, save
+from trainer.errors import DataError
+from trainer.run import Best
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}
 SHORT = but(CONFIGURATIONS["momentum"], "steps=24")
@@ -69,6 +75,23 @@ def test_damaged_best_weights_are_found_again(
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
     assert code == 0, output
     assert differences(reference, tmp_path / "run") == []
+
+
+def test_best_weights_of_a_future_that_was_lost_are_put_aside(tmp_path: Path) -> None:
+    """A run that goes on in another way (more epochs) may never come to them again."""
+    path, run = tmp_path / "best.pt", SimpleNamespace(best=Best(5, 1.0, {}))
+    for step in (3, 5, 8):
+        save(path, {"step": step})
+    keep_matching_best(run, path)
+    assert load(path)["step"] == 5
+    keep_matching_best(run, path)
+    assert load(path)["step"] == 5, "again it changes nothing"
+    for step in (8, 9):
+        save(path, {"step": step})
+    with pytest.raises(DataError, match=r"best\.pt: the best weights of step 5 are lost"):
+        keep_matching_best(run, path)
+    run.best = None
+    keep_matching_best(run, path)
 
 
 def test_without_any_sound_checkpoint_a_run_is_refused_in_one_line(

@@ -1,11 +1,13 @@
 """A run that is killed at any instant and resumed ends with the same bits as one that nobody disturbed."""
 
 import json
+import signal
 from itertools import count
 from pathlib import Path
 
 import pytest
-from harness import CONFIGURATIONS, RealProcesses, Zygote, but, differences, events, storm, undisturbed
+from faults import EXIT_CODE
+from harness import CONFIGURATIONS, RealProcesses, Zygote, but, differences, events, storm, train, undisturbed
 
 
 def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path: Path) -> None:
@@ -21,10 +23,36 @@ def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_run_in_many_sittings_is_one_run(zygote: Zygote, tmp_path: Path, name: str) -> None:
+    """Asked to stop every 13 steps: each time in another state of epoch, logs, plateau, patience, loss scale."""
+    reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference").folder
+    arguments = [*CONFIGURATIONS[name], f"hydra.run.dir={tmp_path}/run"]
+    fault = {"signal": int(signal.SIGTERM), "during": "trainer.loop.train_step", "call": 13, "no_drawing": True}
+    for sitting in count():
+        code, output = train(zygote, tmp_path, *arguments, sitting=sitting, fault=fault)
+        if code != 128 + signal.SIGTERM:
+            break
+        arguments = ["resume", str(tmp_path / "run")]
+    assert code == 0, output
+    assert sitting == json.loads((reference / "result.json").read_text())["steps"] // 13
+    picture = "events['test/confusion_matrix']"
+    assert [line for line in differences(reference, tmp_path / "run") if not line.startswith(picture)] == []
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum"])
 def test_kills_at_random_leave_no_trace(zygote: Zygote, tmp_path: Path, name: str) -> None:
     reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference")
     kills = storm(zygote, CONFIGURATIONS[name], tmp_path / "run", reference, seed=0, num_kills=2)
     assert differences(reference.folder, tmp_path / "run") == [], kills
+
+
+def test_killed_between_the_decision_to_stop_early_and_the_result(zygote: Zygote, tmp_path: Path) -> None:
+    reference = undisturbed(zygote, CONFIGURATIONS["momentum"], tmp_path / "reference").folder
+    fault = {"folder": str(tmp_path / "run"), "at": ("replace .result.json.#.tmp", 0)}
+    arguments = [*CONFIGURATIONS["momentum"], f"hydra.run.dir={tmp_path}/run"]
+    assert train(zygote, tmp_path, *arguments, fault=fault)[0] == EXIT_CODE
+    assert train(zygote, tmp_path, "resume", str(tmp_path / "run"), sitting=1)[0] == 0
+    assert differences(reference, tmp_path / "run") == []
 
 
 @pytest.mark.slow
