@@ -1,8 +1,8 @@
 """What our whole `fit` costs beside hand-written loops: `python benchmarks/step_overhead.py [--rounds 15]`.
 
 Ours runs with everything on: TensorBoard, metrics file, live display, early stopping, clipping, the schedule,
-evaluation and a checkpoint each epoch; one parameter group, as the hand-written loops have. Two hand-written loops over the same model, data and AdamW are timed in
-turn with it, in one process with fixed threads:
+evaluation and a checkpoint each epoch; one parameter group, as the hand-written loops have. Two hand-written
+loops over the same model, data and AdamW are timed in turn with it, in one process with fixed threads:
 
 - bare: preloaded float tensors, fused AdamW; neither clips, nor logs, nor evaluates, nor saves
 - same work: also clips (foreach), sets the rate by a cosine, evaluates and saves each epoch

@@ -4,10 +4,13 @@ Nothing heavy is imported here: `train --help` and most mistakes are answered wi
 """
 
 import argparse
+import io
 import os
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainer import signals
 from trainer.console import exit_on_error
@@ -82,7 +85,7 @@ def run_hydra(arguments: list[str]) -> int:
     )
     try:
         _check_words(flags, overrides)
-        entry()
+        _enter(entry)
     except Exception as error:
         if jobs.count:
             raise
@@ -92,6 +95,21 @@ def run_hydra(arguments: list[str]) -> int:
     if jobs.error is not None:
         raise jobs.error
     return jobs.exit_code
+
+
+def _enter(entry: Callable[[], Any]) -> None:
+    """Hydra leaves with code 1 where it cannot show a package, after a line of its own on stderr."""
+    said = io.StringIO()
+    if not {"--package", "-p"} & {word.partition("=")[0] for word in sys.argv}:
+        entry()
+        return
+    try:
+        with redirect_stderr(said):
+            entry()
+    except SystemExit as leaving:
+        if leaving.code == 1:
+            raise ConfigurationError(f"--package: {said.getvalue().strip()}") from None
+        raise
 
 
 def _check_words(flags: list[str], overrides: list[str]) -> None:
@@ -122,7 +140,8 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         raise DiskError(one_line(error)) from error
     with composition.explained():
-        if any("hydra" in override for override in overrides):  # plug-ins stumble over their settings in many ways
+        # plug-ins stumble over their settings in many ways
+        if given.shell_completion or any("hydra" in override for override in overrides):
             raise HydraException(one_line(error)) from error
         raise error
 
@@ -160,8 +179,11 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     modes = [flag for flag, value in what.items() if value] + ["--shell-completion"] * given.shell_completion
     if len(modes) > 1:
         problems.append(f"{', '.join(modes)}: give one of them")
-    if given.resolve and not given.cfg:
-        problems.append("--resolve: goes with --cfg job")
+    problems += [
+        f"--{flag}: goes with --cfg job" for flag in ("resolve", "package") if getattr(given, flag) and not given.cfg
+    ]
+    if given.multirun and "hydra.mode=RUN" in given.overrides:
+        problems.append("--multirun, hydra.mode=RUN: give one of them")
     if given.experimental_rerun:
         problems.append("--experimental-rerun: is not supported; train repeat RUN runs a configuration again")
     if given.config_dir is not None:

@@ -3,6 +3,7 @@
 import json
 import os
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     layout = torch.channels_last if channels_last else torch.preserve_format
     model = strategy.apply(model.to(device).to(memory_format=layout))
-    decay = config["optimizer"].get("weight_decay", 0.0)
+    decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
@@ -105,12 +106,21 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
 def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> None:
     """Open log, metrics, TensorBoard and checkpoints in `folder`; with `resume`, at the last checkpoint."""
     last = folder / run_folder.CHECKPOINTS / "last.pt"
-    state = checkpoint.load_newest(last) if resume else None
-    if state is not None:
+    found = checkpoint.find_newest(last, lambda state: True) if resume else None
+    state = None if found is None else found[1]
+    if found is not None and state is not None:
         if state["format"] != FORMAT:
             raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
+        compare_data(run, folder)
         restore(run, state)
+        if run.step > run.blueprint.total_steps:
+            raise ConfigurationError(
+                f"epochs={run.blueprint.config['epochs']}, steps={run.blueprint.config['steps']}: is "
+                f"{run.blueprint.total_steps} steps; the run has done {run.step} already"
+            )
         keep_matching_best(run, last.with_name("best.pt"))
+        if found[0] != last:
+            found[0].replace(last)  # the next one to be kept must not be the damaged one
     blueprint, stopping = run.blueprint, run.blueprint.config["early_stopping"]
     terminal = Terminal(
         blueprint.total_steps, blueprint.steps_per_epoch, blueprint.monitor,
@@ -145,16 +155,21 @@ def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
     return profiler
 
 
+def compare_data(run: Run, folder: Path) -> None:
+    """Raises DataError when the data are not those that the run began with."""
+    path = folder / run_folder.ENVIRONMENT
+    if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
+        raise DataError("the data are not those that the run began with (another checksum)")
+
+
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
-    """Write `environment.json`, or compare with it: other data are refused, anything else is said."""
+    """Write `environment.json`, or say where the present one is another that may change the last bits."""
     now = run_folder.describe_environment(str(run.device), torch.get_num_threads(), run.splits.checksum())
     path = folder / run_folder.ENVIRONMENT
     if not resumed or not path.is_file():
         write_json(path, now)
         return
     before = json.loads(path.read_text())
-    if before["data_sha256"] != now["data_sha256"]:
-        raise DataError("the data are not those that the run began with (another checksum)")
     for key in ("packages", "device", "threads", "platform"):
         if before[key] != now[key] and run.report is not None:
             run.report.message(f"{key} differ from when the run began; the last bits may, too: {now[key]}")
@@ -194,15 +209,15 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
     for key, value in config.items():
         if key in aside:
             continue
-        if isinstance(value, dict):
-            row |= {
-                f"{key}.{name}": item
-                for name, item in value.items()
-                if isinstance(item, bool | int | float | str) and name not in ("_target_", "root", "download", "epochs")
-            }
-        elif isinstance(value, bool | int | float | str):
-            row[key] = value
+        row |= _flattened(key, value)
     return row
+
+
+def _flattened(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        inner = {name: item for name, item in value.items() if name not in ("_target_", "root", "download", "epochs")}
+        return {k: v for name, item in inner.items() for k, v in _flattened(f"{key}.{name}", item).items()}
+    return {} if value is None else {key: value}
 
 
 def keep_matching_best(run: Run, path: Path) -> None:
@@ -220,11 +235,20 @@ def keep_matching_best(run: Run, path: Path) -> None:
 def load_data(blueprint: Blueprint) -> Any:
     """The splits, on the CPU. Raises ConfigurationError for data that is missing, DataError for damage."""
     try:
-        return blueprint.data.load()
+        splits = blueprint.data.load()
     except ValueError as error:
         raise DataError(f"data: {error}") from error
     except OSError as error:
         raise ConfigurationError(f"data: {error}") from error
+    facts = blueprint.facts
+    for name, count in (("train", facts.num_train), ("val", facts.num_val), ("test", facts.num_test)):
+        part = getattr(splits, name)
+        shape = tuple(part.images_NCHW.shape)
+        if shape != (count, *facts.input_shape) or len(part.targets_N) != count:
+            raise DataError(f"data: the {name} part has images {shape}; its facts say {(count, *facts.input_shape)}")
+        if facts.task == "classification" and not 0 <= part.targets_N.min() <= part.targets_N.max() < facts.num_outputs:
+            raise DataError(f"data: the {name} part has classes outside 0..{facts.num_outputs - 1}")
+    return splits
 
 
 def make_model(blueprint: Blueprint) -> nn.Module:
@@ -274,14 +298,22 @@ def _plain_weights(path: Path) -> dict[str, Any]:
 
 def set_up_torch(config: Config, device: torch.device) -> None:
     """Threads and determinism; they hold for the whole process."""
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
+    torchs_own_threads()
+    torch.set_num_threads(config["threads"] or torchs_own_threads())
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=device.type != "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # torch.cuda.manual_seed means the current one
     torch.backends.cudnn.benchmark = not config["deterministic"]
     # new memory need not be filled: nothing here reads what it has not written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@cache
+def torchs_own_threads() -> int:
+    """How many threads torch chose for itself: what `threads=null` means, also after a run that had another number."""
+    return torch.get_num_threads()
 
 
 def use_channels_last(wanted: bool | str, model: nn.Module, blueprint: Blueprint) -> bool:

@@ -4,6 +4,7 @@ Signatures, ranges inside components, data facts, shapes (the model runs once on
 no memory) and the rules between them. All problems are raised together.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from trainer.duration import parse_duration
 from trainer.early_stopping import EarlyStopping
 from trainer.errors import ConfigurationError, one_line, unknown
 from trainer.improvement import Improvement
+from trainer.parameter_groups import unmatched
 from trainer.precision import choose_dtype
 
 # given to constructors by the trainer: they may be asked for in a signature, but not set in YAML
@@ -111,6 +113,7 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
     steps_per_epoch = -(-samples // batch_size)
     total_steps = config["steps"] or config["epochs"] * steps_per_epoch
     found += _metric_problems(config, loss, facts)
+    found += _contradictions(config, total_steps)
     device = torch.device("cpu")
     try:
         device = choose_device(config["device"])
@@ -206,6 +209,9 @@ def _build_schedule(blueprint: Blueprint) -> None:
 
 def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
     batch_size, samples = config["batch_size"], facts.num_train
+    for part, count in (("training", samples), ("validation", facts.num_val), ("test", facts.num_test)):
+        if count < 1:
+            yield f"data: the {part} part is empty; it needs at least one sample"
     if batch_size != "full" and batch_size > samples:
         yield f"batch_size={batch_size}: must be at most {samples}, the training samples (or `full`)"
     elif batch_size != "full" and config["accumulate"] > batch_size:
@@ -221,6 +227,16 @@ def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
     start = config["init_from"]
     if start is not None and not (Path(start).is_file() or (Path(start) / "checkpoints").is_dir()):
         yield f"init_from={start}: is neither a run folder nor a file"
+
+
+def _contradictions(config: Config, total_steps: int) -> Iterator[str]:
+    """Settings of which one would make the other do nothing."""
+    weights = config["init_from"] or (config["model"] or {}).get("weights")
+    if weights is not None and (config["initializer"] or {}).get("_target_"):
+        option = config["choices"].get("initializer", "initializer")
+        yield f"initializer={option}: the weights come from {weights}; leave initializer=default"
+    if config["profile"] is not None and config["profile"] + 10 > total_steps:
+        yield f"profile={config['profile']}: ten steps to get warm and these are more than the run's {total_steps}"
 
 
 def metric_names(loss: Any, facts: Any) -> list[str]:
@@ -241,6 +257,20 @@ def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
     return [] if monitor in names else [f"{where}={monitor}: {unknown('metric', monitor, names)}"]
 
 
+def _check_optimizer(blueprint: Blueprint) -> None:
+    """Build it over one number; what wants a closure must say so, and cannot have a loss scale."""
+    optimizer = blueprint.build_optimizer([nn.Parameter(torch.zeros(1))])
+    needs_closure = getattr(optimizer, "needs_closure", False)
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty and not needs_closure:
+        raise ConfigurationError(
+            f"optimizer: {type(optimizer).__name__} evaluates the loss itself; it needs a class with "
+            "needs_closure = True that calls closure.gradient()"
+        )
+    if needs_closure and blueprint.dtype is torch.float16:
+        raise ConfigurationError("precision=fp16: cannot be scaled under an optimizer that evaluates a closure")
+
+
 def _check_model(blueprint: Blueprint) -> None:
     """Build and run the model on the meta device: shapes are checked, nothing is allocated."""
     with torch.device("meta"):
@@ -249,6 +279,11 @@ def _check_model(blueprint: Blueprint) -> None:
             target = blueprint.config["model"]["_target_"]
             raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
         outputs = _run_meta(model, blueprint)
+    for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
+        names = [name for name, _ in model.named_parameters()]
+        raise ConfigurationError(
+            f"no_weight_decay={pattern}: is neither bias nor norm nor a pattern of a parameter, such as {names[0]}"
+        )
     wanted = (2, blueprint.facts.num_outputs)
     if outputs is not None and tuple(outputs.shape) != wanted:
         raise ConfigurationError(
@@ -280,6 +315,8 @@ def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:
     except NotImplementedError:  # an operation that has no meta kernel says nothing about the shapes
         return None
     except Exception as error:  # whatever a foreign model raises, the user's question is the same
+        if "meta" in str(error):  # it reads a value, or mixes in a tensor made elsewhere: no word about shapes
+            return None
         shape = tuple(blueprint.facts.input_shape)
         raise ConfigurationError(f"model: cannot take images of shape {shape}: {one_line(error)}") from error
     if not isinstance(outputs, Tensor):

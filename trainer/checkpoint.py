@@ -90,7 +90,7 @@ def snapshot(value: Any) -> Any:
 class CheckpointWriter:
     """Writes checkpoints in a thread, from snapshots, while training goes on.
 
-    Where they are asked for more often than once a second the newest is written when its turn comes: a
+    Where they are asked for more often than once a second only some are written: a
     kill then costs a second of training, and no bit. `best.pt` is always written before the
     `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
     counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
@@ -127,12 +127,19 @@ class CheckpointWriter:
         with self._changed:
             self._raise_failure()
             self._waiting |= waiting
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-                self._thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread.start()
 
     def finish(self) -> None:
         """Wait until everything is on the disk. Raises DiskError when it could not be written."""
+        with self._changed:
+            if self._new_best is not None:  # of a run that failed before its turn came
+                self._waiting[self.best], self._new_best = self._new_best, None
+                self._start()
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -155,8 +162,9 @@ class CheckpointWriter:
                 self._sync()
                 if self.best in pair:
                     save(self.best, pair[self.best])
-                save(self.last, pair[self.last], self._keep_previous)
-                self._keep_previous = False
+                if self.last in pair:
+                    save(self.last, pair[self.last], self._keep_previous)
+                    self._keep_previous = False
             except Exception as error:
                 with self._changed:
                     self._failure, self._thread = error, None

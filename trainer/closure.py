@@ -132,6 +132,13 @@ class Closure:
         if self._evaluations == 0:
             self._seen.append((loss_sum, self._outputs.detach(), targets))
 
+    def forget(self) -> None:
+        """Let go of outputs and gradients of an evaluation that failed."""
+        self._outputs = torch.empty(0)
+        self._seen = []
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def _count_evaluation(self) -> None:
         """Hand the first evaluation to the meter, when it is whole: one that ran out of memory left nothing."""
         for seen in self._seen:

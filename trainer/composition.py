@@ -23,7 +23,8 @@ from trainer.errors import ConfigurationError, GearshiftError, unknown
 
 NAME = "train"
 # what Hydra does for us stands on these; another value would only break it
-_FIXED = ("hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra/callbacks", "hydra.run")
+_FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
+          "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
@@ -176,8 +177,10 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
         if not is_sweep:
             return f"{text}: several values are a sweep: train -m ... (a list is written [a,b], text is quoted)"
         return None
-    if group.startswith(_FIXED) and group != "hydra.run.dir":
+    if group in _FIXED or group.startswith("hydra.callbacks.") or (item.is_delete() and group.startswith("hydra.")):
         return f"{text}: must be left as it is"
+    if group == "hydra.searchpath":
+        return _search_problem(text, item.value())
     if group not in (*GROUPS, *PSEUDO_GROUPS) or item.is_delete():
         return None
     value = item.value()
@@ -187,6 +190,14 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
         return None
     options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
     return f"{text}: must be the name of one option: {', '.join(options)}"
+
+
+def _search_problem(text: str, value: Any) -> str | None:
+    """Hydra passes over a folder that is not there."""
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        return f"{text}: must be a list of folders, [file://FOLDER] or [pkg://PACKAGE]"
+    missing = [e for e in value if e.startswith("file://") and not Path(e.removeprefix("file://")).is_dir()]
+    return f"{text}: there is no such folder as {', '.join(missing)}" if missing else None
 
 
 def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
@@ -212,6 +223,8 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
             config["steps"] = None
         elif "epochs" not in typed:
             config["epochs"] = None
+    if "choices" in config:
+        raise ConfigurationError("choices: is written by Gearshift; choose by GROUP=OPTION")
     config["choices"] = choices
     if problems := rules.check(config, plain(defaults), typed):
         raise ConfigurationError(problems)
@@ -294,12 +307,6 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     return changed
 
 
-def check_settings(config: Config) -> None:
-    """Check a finished configuration that was read back. Raises ConfigurationError."""
-    if problems := rules.check(config, config):
-        raise ConfigurationError(problems)
-
-
 # --- Hydra's errors in a line -----------------------------------------------------------------------------
 
 
@@ -350,7 +357,7 @@ def _translated(error: BaseException, loader: ConfigLoader | None) -> str:
         return f"{match[1]} has an option already; leave out the +"
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"{match[1]} exists; leave out the +"
-    return text or type(error).__name__
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()
 
 
 def _missing_option(error: MissingConfigException, loader: ConfigLoader | None) -> str:

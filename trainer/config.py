@@ -280,7 +280,8 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
     epochs, steps = config.get("epochs"), config.get("steps")
     if {"epochs", "steps"} <= typed and epochs is not None and steps is not None:
         yield f"epochs={epochs}, steps={steps}: give one of the two"
-    if epochs is None and steps is None and {"epochs", "steps"} <= config.keys():
+    given = {"epochs", "steps"} <= config.keys() and not _from_data(config)
+    if epochs is None and steps is None and given:
         yield "epochs=null, steps=null: one of the two must be given"
     accumulate, micro_batch = config.get("accumulate"), config.get("micro_batch")
     if isinstance(accumulate, int) and accumulate > 1 and micro_batch is not None:

@@ -1,6 +1,5 @@
 """How errors reach the user: one line each on stderr, and the documented exit code."""
 
-import errno
 import os
 import sys
 import traceback
@@ -8,15 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.errors import (
-    ConfigurationError,
-    DiskError,
-    GearshiftError,
-    Interrupted,
-    OutOfMemory,
-    is_out_of_memory,
-    one_line,
-)
+from trainer.errors import ConfigurationError, DiskError, GearshiftError, Interrupted, one_line, understood
 
 _OWN = Path(__file__).resolve().parent
 
@@ -63,13 +54,11 @@ def print_failure(error: Exception) -> Exception:
     """
     if os.environ.get("GEARSHIFT_DEBUG"):
         traceback.print_exception(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    known = understood(error)
+    if isinstance(known, Exception):
+        error = known
+    if isinstance(error, DiskError):
         _let_go_of_stdout()  # which may be what is full
-        error = DiskError(one_line(error))
-    if not isinstance(error, GearshiftError) and is_out_of_memory(error):
-        error = OutOfMemory(
-            f"out of memory: {one_line(error)}; a smaller batch_size or micro_batch, or a smaller model, needs less"
-        )
     if not isinstance(error, GearshiftError):
         _print_bug(error)
         return error

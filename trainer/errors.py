@@ -4,6 +4,7 @@ An error of ours is printed as one line on stderr, `error: ` first; anything els
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 _NAMES_SHOWN = 50
@@ -95,3 +96,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch says that there is no memory left; torch is not imported to know."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)
+
+
+def understood(error: BaseException) -> BaseException:
+    """The error of ours that an error of the machine means: a full disk, no memory left; else itself."""
+    if isinstance(error, GearshiftError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(one_line(error))
+    if isinstance(error, Exception) and is_out_of_memory(error):
+        return OutOfMemory(
+            f"out of memory: {one_line(error)}; a smaller batch_size or micro_batch, or a smaller model, needs less"
+        )
+    return error

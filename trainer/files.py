@@ -17,8 +17,8 @@ _TRAILER = b"gearshift-sha256"
 def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write so that `path` holds either what it held before or all of `content`, also after a crash.
 
-    With `keep` the file that was there goes to that name, and a crash may leave it only there. Raises DiskError
-    when the disk is full or the file cannot be written; nothing is left behind then.
+    With `keep` the file that was there stays under that name. Raises DiskError when the disk is full or the
+    file cannot be written; nothing is left behind then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -28,12 +28,26 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             if keep is not None and path.exists():
-                path.replace(keep)
+                _keep_as(path, keep)
             temporary.replace(path)
             sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _keep_as(path: Path, keep: Path) -> None:
+    """Give a file a second name, so that it never has none; where there are no hard links, another name."""
+    second = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        path.replace(keep)
+        return
+    second.replace(keep)
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:

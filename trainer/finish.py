@@ -2,12 +2,13 @@
 
 import logging
 import shlex
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint, run_folder
-from trainer.errors import DiskError, Interrupted
+from trainer.errors import DiskError, Interrupted, understood
 from trainer.evaluation import confusion_matrix, evaluate
 from trainer.files import disk_errors
 from trainer.reporting.curves import draw_curves
@@ -50,10 +51,13 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     test = None
     if error is None:
         _wait_for_checkpoints(run)
-        if status != "interrupted":
-            restore_best(run)
-            if not run.is_trial:
-                test = evaluate(run, run.splits.test, "test")
+    elif not isinstance(error, Interrupted):
+        with suppress(DiskError):  # what failed first is what the user hears of
+            _wait_for_checkpoints(run)
+    if error is None and status != "interrupted":
+        restore_best(run)
+        if not run.is_trial:
+            test = evaluate(run, run.splits.test, "test")
     result = Result(
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
         monitor=run.blueprint.monitor, best=None if run.best is None else asdict(run.best), test=test,
@@ -76,7 +80,7 @@ def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:
         return status, 128 + (stop_request.signum or 2)
     if error is None:
         return status, 0
-    code = int(getattr(error, "exit_code", 1))
+    code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(understood(error), "exit_code", 1))
     return {70: "diverged"}.get(code, "interrupted" if code >= 128 else "failed"), code
 
 

@@ -15,7 +15,7 @@ from trainer.precision import LossScale
 class GradientGuard:
     """Clips gradients and leaves out a step whose loss or gradient is not finite, without waiting.
 
-    Global norm (A): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before the norm is
+    Global norm (A): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before that norm is
     taken. Fused optimizers divide by `grad_scale` and skip on `found_inf` inside their own kernel, so that
     nothing is read from the device; other optimizers need the flag on the host at each step.
     """
@@ -34,13 +34,15 @@ class GradientGuard:
         self._loss_scale = loss_scale
         # a step's record_function and hooks cost 13 microseconds; nothing here registers hooks
         self._step = partial(getattr(type(optimizer).step, "__wrapped__", type(optimizer).step), optimizer)
-        self._fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        # the fused kernels take scale and flag in float32 only
+        double = any(p.dtype is torch.float64 for group in optimizer.param_groups for p in group["params"])
+        self._fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not double
         self._started = False
         self.reset()
 
     def reset(self) -> None:
         """Forget the norms and flags of the steps since the last reading."""
-        self._norms: list[Tensor] = []
+        self._norm: Tensor | None = None
         self._flags: list[Tensor] = []
 
     def step(self, gradients: list[Tensor], loss_sum: Tensor) -> None:
@@ -58,21 +60,22 @@ class GradientGuard:
     def _look(self, gradients: list[Tensor], loss_sum: Tensor) -> tuple[Tensor | None, Tensor]:
         """What the gradients are to be divided by (None: nothing), and 1.0 where something is not finite."""
         divisor = None if self._loss_scale is None else self._loss_scale.scale
+        norm = self._strategy.grad_norm(gradients)
+        if divisor is not None:
+            norm = norm / divisor
+        total = norm + loss_sum
+        flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; stays a float for the fused kernels
+        self._norm = norm
+        self._flags.append(flag)
         if self._clip_value is not None:
             _divide(gradients, divisor)
             divisor = None
             torch._foreach_clamp_min_(gradients, -self._clip_value)
             torch._foreach_clamp_max_(gradients, self._clip_value)
-        norm = self._strategy.grad_norm(gradients)
-        if divisor is not None:
-            norm = norm / divisor
-        total = norm + loss_sum
-        flag = total.sub(total).ne_(0.0)  # inf - inf and nan - nan are nan; stays a float for the fused kernels
+            norm = self._strategy.grad_norm(gradients) if self._clip_norm is not None else norm
         if self._clip_norm is not None:
             shrink = (norm / self._clip_norm).clamp_(min=1.0)
             divisor = shrink if divisor is None else divisor * shrink
-        self._norms.append(norm)
-        self._flags.append(flag)
         return divisor, flag
 
     def _apply(self, gradients: list[Tensor], divisor: Tensor | None, flag: Tensor) -> None:
@@ -90,9 +93,9 @@ class GradientGuard:
     def read(self) -> tuple[float | None, list[bool]]:
         """The last step's gradient norm before clipping, and for each step since the last reading whether it
         was left out; waits for the device and starts anew."""
-        if not self._norms:
+        if self._norm is None:
             return None, []
-        norm, *flags = torch.stack([self._norms[-1], *self._flags]).tolist()
+        norm, *flags = torch.stack([self._norm, *self._flags]).tolist()
         self.reset()
         return norm, [bool(flag) for flag in flags]
 

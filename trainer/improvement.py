@@ -35,7 +35,8 @@ class Improvement:
         """Whether `value` is better than all before it."""
         if math.isnan(value):
             return False
-        if self.best is not None and self.sign * (value - self.best) <= self.min_delta:
+        # compared, not subtracted: inf - inf is not a number
+        if self.best is not None and not self.sign * value > self.sign * self.best + self.min_delta:
             return False
         self.best = value
         return True

@@ -46,6 +46,11 @@ def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
     return found
 
 
+def _wide(value: Tensor) -> Tensor:
+    """As float64; MPS has none, there as float32."""
+    return value.float() if value.device.type == "mps" else value.double()
+
+
 # parts of a batch whose outputs are kept before their metrics are computed together, and a bound on their size
 _FOLD_PARTS, _FOLD_ELEMENTS = 32, 1 << 20
 
@@ -84,7 +89,7 @@ class Meter:
     def _fold(self) -> None:
         outputs, targets = torch.cat(self._outputs).float(), torch.cat(self._targets)
         for name, total in self._sums.items():
-            value = total(outputs, targets).double()
+            value = _wide(total(outputs, targets))
             self._totals[name] = self._totals[name] + value if name in self._totals else value
         self._outputs, self._targets, self._elements = [], [], 0
 
@@ -94,7 +99,7 @@ class Meter:
             return {}
         if self._outputs:
             self._fold()
-        loss = torch.stack(self._losses).double().sum()
+        loss = _wide(torch.stack(self._losses)).sum()
         values = torch.stack([loss, *self._totals.values()]).div(self._num_samples).tolist()
         names = ["loss", *self._totals]
         self.reset()

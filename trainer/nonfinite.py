@@ -79,8 +79,7 @@ def _first_nonfinite(replay: Run, images: Tensor) -> str:
     found: list[str] = []
     hooks = [
         module.register_forward_hook(_reporter(name or "the model", found))
-        for name, module in replay.model.named_modules()
-        if not list(module.children())
+        for name, module in replay.model.named_modules()  # inner ones answer first
     ]
     loss_sum = replay.closure.backward()
     for hook in hooks:

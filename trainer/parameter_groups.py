@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, exclude: Sequence[str]) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequence[str]) -> list[dict[str, Any]]:
     """Two groups, `decay` and `no_decay`, as torch optimizers take them (an empty one is left out).
 
     `exclude` holds "bias", "norm" (every parameter of a normalization layer) and patterns over names, such as
@@ -24,12 +24,14 @@ def parameter_groups(model: nn.Module, weight_decay: float, exclude: Sequence[st
     }
 
     def excluded(name: str) -> bool:
-        if "bias" in exclude and name.rpartition(".")[2] == "bias":
+        if "bias" in exclude and name.endswith("bias"):
             return True
         if "norm" in exclude and name in norms:
             return True
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
+    if weight_decay is None:  # the optimizer's own affair
+        return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad]}]
     if weight_decay == 0:
         exclude = ()  # one group: an optimizer's step costs its overhead once a group
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -38,3 +40,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, exclude: Sequence[st
         {"name": "no_decay", "weight_decay": 0.0, "params": [p for n, p in named if excluded(n)]},
     ]
     return [group for group in groups if group["params"]]
+
+
+def unmatched(model: nn.Module, exclude: Sequence[str]) -> list[str]:
+    """The patterns of `exclude` that no parameter has: misspelt, most likely."""
+    names = [name for name, _ in model.named_parameters()]
+    return [
+        pattern
+        for pattern in map(str, exclude)
+        if pattern not in ("bias", "norm") and not any(fnmatchcase(name, pattern) for name in names)
+    ]

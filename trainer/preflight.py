@@ -178,7 +178,10 @@ def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
     problems = list(known or [])
     found: dict[str, str] = {}
     seen: set[str] = set()
-    for overrides in trials(config):
+    grid = trials(config)
+    if len(grid) > 1 and not OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
+        problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ from trial to trial")
+    for overrides in grid:
         try:
             _check_trial(loader, config, overrides, seen)
         except ConfigurationError as error:

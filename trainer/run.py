@@ -119,6 +119,8 @@ class Run:
         """A part of the data in order, preprocessed, about 4 MB of images at a time (at least a batch)."""
         images, targets = part.images_NCHW, part.targets_N
         size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, images[0].numel() * 4))
+        if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
+            size = self.closure.micro_batch
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         for image, target in zip(images.split(size), targets.split(size), strict=True):
             ready = self.preprocessing(image.to(self.device)).contiguous(memory_format=layout)

@@ -20,6 +20,7 @@ def capture(run: Run) -> dict[str, Any]:
         "meter": run.meter.state_dict(),
         "micro_batch": run.closure.micro_batch,
         "initial_loss": run.initial_loss,
+        "total_steps": run.blueprint.total_steps,
         "place": {"step": run.step, "epoch": run.epoch, "samples_seen": run.samples_seen},
         "rollbacks": run.rollbacks,
         "best": None if run.best is None else vars(run.best),
@@ -50,6 +51,9 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     ):
         if part is not None and state[name] is not None:
             part.load_state_dict(state[name])
+    stopping = run.blueprint.early_stopping
+    if stopping is not None and stopping.has_stopped and run.blueprint.total_steps != state["total_steps"]:
+        stopping.waited = 0  # whoever asks for more training after the stop wants it
     run.blueprint.best.best = state["improvement"]
     run.meter.load_state_dict(state["meter"], run.device)
     if run.blueprint.config["micro_batch"] == "auto":

@@ -12,12 +12,14 @@ from trainer.run import Run
 def train_step(run: Run, batch: Batch) -> None:
     """One update of the weights from one batch."""
     run.set_learning_rate()
-    run.closure.begin(run.step, batch)
-    try:
-        _update(run)
-    except torch.OutOfMemoryError as error:
-        halve_micro_batch(run, len(batch.targets), error)
-        train_step(run, batch)
+    while True:
+        run.closure.begin(run.step, batch)
+        try:
+            return _update(run)
+        except torch.OutOfMemoryError as error:
+            refuse_or_halve(run, len(batch.targets), error)
+        # only here the error is gone, and with it the frames that hold what the attempt computed
+        free_memory(run)
 
 
 def _update(run: Run) -> None:
@@ -31,7 +33,7 @@ def _update(run: Run) -> None:
         run.initial_loss = loss_sum / run.closure.num_local
 
 
-def halve_micro_batch(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
+def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
     """`micro_batch=auto`: compute a step in smaller parts from now on. Raises OutOfMemory where it may not."""
     size = min(run.closure.micro_batch, batch_size)
     if run.blueprint.config["micro_batch"] != "auto" or size == 1:
@@ -39,7 +41,13 @@ def halve_micro_batch(run: Run, batch_size: int, error: torch.OutOfMemoryError) 
             f"out of memory with {size} samples at a time; set accumulate=2 or more, or micro_batch=auto"
         ) from error
     run.closure.micro_batch = size // 2
+
+
+def free_memory(run: Run) -> None:
+    """Let go of what a step that ran out of memory had computed."""
+    run.closure.forget()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
     if run.report is not None:
-        run.report.message(f"out of memory: computing {size // 2} samples at a time from step {run.step} on")
+        size = run.closure.micro_batch
+        run.report.message(f"out of memory: computing {size} samples at a time from step {run.step} on")

@@ -196,61 +196,12 @@ OVERRIDES = [
     ("'optimizer.lr=${oc.env:NOSUCH}'", "optimizer.lr & NOSUCH"),
     ("'epochs=${epochs}'", "epochs & Recursive"),
     ("'optimizer.lr=???'", "optimizer.lr=??? & must be given"),
-    # values of the groups
-    ("optimizer.lr=abc", "optimizer.lr=abc & a number"),
-    ("optimizer.lr=nan", "optimizer.lr=nan & a number"),
-    ("optimizer.lr=inf", "optimizer.lr=inf & (0, inf)"),
-    ("optimizer.lr=0", "optimizer.lr=0 & (0, inf)"),
-    ("optimizer.lr=-1", "optimizer.lr=-1 & (0, inf)"),
-    ("optimizer.lr=null", "optimizer.lr=null & (0, inf)"),
-    ("optimizer.lr=true", "optimizer.lr=true & a number"),
-    ("'optimizer.lr={a:1}'", "optimizer.lr={a: 1} & a number"),
-    ("optimizer.betas=0.9", "optimizer.betas=0.9 & a list & [0.9, 0.999]"),
-    ("optimizer.betas=[0.9,2]", "optimizer.betas=[0.9, 2] & [0, 1)"),
-    ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] & a list of a number and a number"),
-    ("optimizer.eps=-1", "optimizer.eps=-1 & [0, inf)"),
-    ("optimizer.weight_decay=-0.1", "optimizer.weight_decay=-0.1 & [0, inf)"),
-    ("optimizer.amsgrad=5", "optimizer.amsgrad=5 & true or false"),
-    ("optimizer=momentum optimizer.momentum=1.5", "optimizer.momentum=1.5 & [0, 1)"),
-    ("optimizer=momentum optimizer.nesterov=true optimizer.dampening=0.5", "optimizer & Nesterov"),
-    ("schedule.warmup=5", "schedule.warmup=5 & a duration with a unit & 5%"),
-    ("schedule.warmup=100%", "schedule.warmup=100% & 690 steps & shorter than the run"),
-    ("schedule.warmup=30ep", "schedule.warmup=30ep & shorter than the run"),
-    ("steps=10 schedule.warmup=10step", "schedule.warmup=10step & shorter than the run of 10 steps"),
-    ("schedule.start=2", "schedule.start=2 & [0, 1]"),
-    ("schedule=step schedule.every=0ep", "schedule.every=0ep & longer than nothing"),
-    ("schedule=step schedule.factor=1", "schedule.factor=1 & (0, 1)"),
-    ("schedule=plateau schedule.monitor=val/los", "schedule.monitor=val/los & Did you mean 'val/loss'?"),
-    ("data.val_fraction=0", "data.val_fraction=0 & between 0 and 1"),
-    ("data.val_fraction=0.99", "data.val_fraction=0.99 & test_fraction"),
-    ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
-    ("data.epochs=0", "data.epochs=0 & at least 1"),
-    ("data.epochs=abc", "data.epochs=abc & a number"),
-    ("data=mnist data.download=maybe", "data.download=maybe & true or false"),
-    ("data=mnist data.root=/nowhere", "data.root=/nowhere & no such folder & DATA_ROOT"),
-    ("data=mnist data.root=file.txt", "data.root=file.txt & is a file"),
-    ("data=mnist data.root=full data.download=false", "mnist & not complete & data.download=true"),
-    ("loss.label_smoothing=1", "loss.label_smoothing=1 & [0, 1)"),
-    ("loss.base=10", "loss.base=10 & e, 2"),
-    ("model.dropout=1", "model.dropout=1 & [0, 1)"),
-    ("model.activation=rleu", "model.activation=rleu & did you mean relu?"),
-    ("model.channels=[20.5]", "model.channels=[20.5] & a whole number"),
-    ("model=mlp model.hidden=5", "model.hidden=5 & a list"),
-    ("model=resnet model.depth=21", "model.depth=21 & 20 and 26"),
-    ("preprocessing.per=chanel", "preprocessing.per=chanel & channel, feature"),
-    ("initializer=normal initializer.std=-1", "initializer.std=-1 & above 0"),
-    ("augmentation=crop augmentation.crop.padding=-1", "augmentation.crop.padding=-1 & 0 or more"),
-    ("augmentation=crop augmentation.crop=null", "augmentation.crop=null & a mapping"),
     # what does not go together
-    ("early_stopping.monitor=val/acuracy", "early_stopping.monitor=val/acuracy & Did you mean 'val/accuracy'?"),
-    ("batch_size=1000000000", "batch_size=1000000000 & at most 1437 & full"),
-    ("accumulate=100", "accumulate=100 & at most batch_size=64"),
-    ("device=cuda:99", "device=cuda:99 & this machine has"),
     ("micro_batch=auto model=resnet20", "micro_batch=auto & batch norm"),
-    ("model.channels=[20,50,50,50]", "model & at least 16x16 & data gives 8x8"),
     ("model=mlp 'model.hidden=[1000000000000]'", "model & memory & this machine has"),
     ("model=mlp 'model.hidden=[99999999999999999999]'", "model & size"),
-    ("init_from=/nowhere", "init_from=/nowhere & neither a run folder nor a file"),
+    ("steps=10 schedule.warmup=10step", "schedule.warmup=10step & shorter than the run of 10 steps"),
+    ("data=mnist data.root=full data.download=false", "mnist & not complete & data.download=true"),
     ("init_from=full", "init_from=full & neither a run folder nor a file"),
     # classes
     ("optimizer._target_=null", "optimizer._target_=null & torch.optim.AdamW"),
@@ -277,6 +228,11 @@ OVERRIDES = [
     ("hydra.run.dir=null", "hydra.run.dir=null"),
     ("hydra.callbacks=null", "hydra.callbacks=null & left as it is"),
     ("hydra.output_subdir=x", "hydra.output_subdir=x & left as it is"),
+    ("hydra=5", "hydra=5 & left as it is"),
+    ("~hydra.run.dir", "~hydra.run.dir & left as it is"),
+    ("hydra.searchpath=[file:///nowhere]", "hydra.searchpath=[file:///nowhere] & no such folder"),
+    ("hydra.searchpath=5", "hydra.searchpath=5 & a list"),
+    ("+choices={a:1}", "choices & GROUP=OPTION"),
     ("hydra.mode=foo", "hydra.mode=foo & MULTIRUN"),
     ("hydra.nosuch=1", "hydra.nosuch=1 & does not exist"),
     ("hydra/launcher=nosuch", "hydra/launcher=nosuch & basic"),
@@ -287,6 +243,66 @@ OVERRIDES = [
 def test_overrides(typed: str, line: str, train: Train, place: Path) -> None:
     before = listing(place)
     check(train(*shlex.split(typed)), (line,))
+    assert listing(place) == before
+
+
+# several problems in one command line; those of a line of the table are found at the same moment
+VALUES = [
+    (("optimizer.lr=abc optimizer.betas=0.9 optimizer.eps=-1 optimizer.weight_decay=-0.1 optimizer.amsgrad=5 "
+      "schedule.warmup=5 data.epochs=0 model.channels=5"),
+     "optimizer.lr=abc & a number", "optimizer.betas=0.9 & a list & [0.9, 0.999]", "optimizer.eps=-1 & [0, inf)",
+     "optimizer.weight_decay=-0.1 & [0, inf)", "optimizer.amsgrad=5 & true or false",
+     "schedule.warmup=5 & a duration with a unit & 5%", "data.epochs=0 & at least 1", "model.channels=5 & a list"),
+    ("optimizer.lr=nan optimizer.betas=[0.9,2] data.epochs=abc augmentation=crop augmentation.crop=null",
+     "optimizer.lr=nan & a number", "optimizer.betas=[0.9, 2] & [0, 1)", "data.epochs=abc & a number",
+     "augmentation.crop=null & a mapping"),
+    ("optimizer.lr=inf data.epochs=null", "optimizer.lr=inf & (0, inf)", "data.epochs=null & at least 1"),
+    ("optimizer.lr=0 data=mnist data.download=maybe data.root=/nowhere", "optimizer.lr=0 & (0, inf)",
+     "data.download=maybe & true or false", "data.root=/nowhere & no such folder & DATA_ROOT"),
+    ("optimizer.lr=-1 data=mnist data.root=file.txt", "optimizer.lr=-1 & (0, inf)", "data.root=file.txt & is a file"),
+    ("optimizer.lr=null model=mlp model.hidden=5", "optimizer.lr=null & (0, inf)", "model.hidden=5 & a list"),
+    ("optimizer=momentum optimizer.lr=true optimizer.momentum=1.5",
+     "optimizer.lr=true & a number", "optimizer.momentum=1.5 & [0, 1)"),
+    ("'optimizer.lr={a:1}'", "optimizer.lr={a: 1} & a number"),
+    (("data.val_fraction=0 loss.label_smoothing=1 preprocessing.per=chanel initializer=normal initializer.std=-1 "
+      "augmentation=crop augmentation.crop.padding=-1 optimizer.betas=[0.9]"),
+     "data.val_fraction=0 & between 0 and 1", "loss.label_smoothing=1 & [0, 1)",
+     "preprocessing.per=chanel & channel, feature", "initializer.std=-1 & above 0",
+     "augmentation.crop.padding=-1 & 0 or more", "optimizer.betas=[0.9] & a list of a number and a number"),
+    ("data.val_fraction=0.99 loss.base=10 initializer=kaiming_normal initializer.mode=fan",
+     "data.val_fraction=0.99 & test_fraction", "loss.base=10 & e, 2", "initializer.mode=fan & did you mean fan_in?"),
+    ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
+    (("model.dropout=1 schedule.warmup=100% batch_size=1000000000 device=cuda:99 early_stopping.monitor=val/acuracy "
+      "init_from=/nowhere"),
+     "model.dropout=1 & [0, 1)", "schedule.warmup=100% & shorter than the run",
+     "batch_size=1000000000 & at most 1437 & full",
+     "device=cuda:99 & this machine has", "early_stopping.monitor=val/acuracy & Did you mean 'val/accuracy'?",
+     "init_from=/nowhere & neither a run folder nor a file"),
+    (("model.activation=rleu schedule.warmup=30ep accumulate=100 optimizer=momentum optimizer.nesterov=true "
+      "optimizer.dampening=0.5"),
+     "model.activation=rleu & did you mean relu?", "schedule.warmup=30ep & 690 steps",
+     "accumulate=100 & at most batch_size=64", "optimizer & Nesterov"),
+    ("model.channels=[20.5] schedule.start=2", "model.channels=[20.5] & a whole number", "schedule.start=2 & [0, 1]"),
+    ("model=resnet model.depth=21 schedule=step schedule.every=0ep",
+     "model.depth=21 & 20 and 26", "schedule.every=0ep & longer than nothing"),
+    ("model.channels=[20,50,50,50] schedule=step schedule.factor=1",
+     "model & at least 16x16 & data gives 8x8", "schedule.factor=1 & (0, 1)"),
+    ("model=torchvision model.name=alexnet schedule=plateau schedule.monitor=val/los",
+     "alexnet & at least 63x63 & data gives 8x8", "schedule.monitor=val/los & Did you mean 'val/loss'?"),
+    ("model=torchvision model.name=alexnett +model.arguments.width=2",
+     "model.name=alexnett & did you mean alexnet?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VALUES, ids=[case[0] for case in VALUES])
+def test_values_of_the_groups(case: tuple[str, ...], train: Train, place: Path) -> None:
+    before = listing(place)
+    done = train(*shlex.split(case[0]))
+    assert done.code == 2, done
+    assert len(done.problems) == len(case) - 1, done.problems
+    for line in case[1:]:
+        found = [problem for problem in done.problems if all(piece in problem for piece in line.split(" & "))]
+        assert len(found) == 1, (line, done.problems)
     assert listing(place) == before
 
 
@@ -318,6 +334,11 @@ COMMANDS = [
     ("--cfg job --info config", "--cfg, --info & one of them"),
     ("-m --cfg job seed=1,2", "--multirun, --cfg & one of them"),
     ("--resolve", "--resolve & --cfg"),
+    ("--package optimizer", "--package & --cfg"),
+    ("--cfg job --package nosuch", "--package & 'nosuch'"),
+    ("-sc", "install"),
+    ("-sc query=nosuch", "'nosuch' & bash"),
+    ("-m seed=1,2 hydra.mode=RUN", "--multirun, hydra.mode=RUN"),
     ("--experimental-rerun full", "--experimental-rerun & train repeat"),
     ("--trust", "--trust & package"),
     ("--trust ';rm' seed=1", "--trust ;rm & package"),
@@ -379,6 +400,8 @@ SWEEPS = [
     ("seed=1,2 hydra.sweep.dir=file.txt/x", "hydra.sweep.dir=file.txt/x & no folder"),
     ("seed=1,2 hydra/sweeper=nosuch", "hydra/sweeper=nosuch & basic"),
     ("seed=1,2 hydra.launcher._target_=os.system", "os.system"),
+    ("seed=1,2 hydra.sweeper=null", "hydra.sweeper=null & left as it is"),
+    ("seed=1,2 hydra.sweep.subdir=same", "hydra.sweep.subdir=same & differ"),
     ("seed=1,2 hydra.mode=RUN,MULTIRUN", "hydra.mode=RUN,MULTIRUN"),
 ]  # fmt: skip
 
@@ -528,7 +551,7 @@ WITHOUT_TORCH = ["optimizer=adamx", "optimizr=adamw", "optimizer.lrr=1", "+optim
 WITH_TORCH = ["early_stopping.monitor=val/acuracy", "batch_size=1000000000", "model.channels=[20,50,50,50]"]
 
 
-@pytest.mark.parametrize("typed", [*WITHOUT_TORCH, WITH_TORCH[0]])
+@pytest.mark.parametrize("typed", [*WITHOUT_TORCH[::2], WITH_TORCH[0]])
 def test_the_installed_program_says_the_same(typed: str, process: Train, train: Train, place: Path) -> None:
     before = listing(place)
     done = process(*typed.split())

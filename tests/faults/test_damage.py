@@ -44,9 +44,9 @@ def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed when it had written its fifth checkpoint."""
+    """A run that was killed while it wrote its sixth checkpoint."""
     home = tmp_path_factory.mktemp("killed")
-    fault = {**QUICK, "folder": str(home / "run"), "at": ("replace last.pt", 4)}
+    fault = {**QUICK, "folder": str(home / "run"), "at": ("link last.pt", 4)}
     assert train(zygote, home, *SHORT, "hydra.run.dir=run", fault=fault)[0] == EXIT_CODE
     return home / "run"
 

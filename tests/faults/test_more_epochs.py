@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from faults import EXIT_CODE
 from harness import CONFIGURATIONS, Zygote, but, differences, metric_lines, train
 
 # 23 steps an epoch, and a schedule that does not know how long the run is
@@ -44,23 +45,62 @@ def test_an_end_off_the_grid_leaves_one_more_record_and_nothing_else(zygote: Zyg
     assert [step for step in reference if reference[step] != run[step]] == [49]
 
 
-def test_a_run_that_stopped_early_stays_stopped(zygote: Zygote, tmp_path: Path) -> None:
-    """As a run of that length would have."""
-    stopping = but(CONFIGURATIONS["momentum"], "schedule=constant", "schedule.patience=0", "schedule.min_delta=0")
-    stopping = [argument for argument in stopping if not argument.startswith("schedule.")]
-    assert train(zygote, tmp_path, *but(stopping, "steps=120"), "hydra.run.dir=reference")[0] == 0
-    assert train(zygote, tmp_path, *stopping, "hydra.run.dir=run")[0] == 0
-    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "early_stopped"
+STOPPING = but(
+    [argument for argument in CONFIGURATIONS["momentum"] if not argument.startswith("schedule.")],
+    "schedule=constant", "every.evaluate=5step",
+)  # fmt: skip
+
+
+def status_of(run: Path) -> tuple[str, int]:
+    result = json.loads((run / "result.json").read_text())
+    return result["status"], result["steps"]
+
+
+def test_more_epochs_do_not_renew_patience_that_is_not_spent(zygote: Zygote, tmp_path: Path) -> None:
+    """Interrupted with some patience gone and then made longer: it stops where a run of that length stops."""
+    assert train(zygote, tmp_path, *but(STOPPING, "steps=120"), "hydra.run.dir=reference")[0] == 0
+    status, stopped_at = status_of(tmp_path / "reference")
+    assert status == "early_stopped" and stopped_at < 66
+    fault = {"signal": 15, "during": "trainer.loop.train_step", "call": stopped_at - 2}
+    assert train(zygote, tmp_path, *STOPPING, "hydra.run.dir=run", fault=fault)[0] == 143
     assert train(zygote, tmp_path, "resume", "run", "steps=120", sitting=1)[0] == 0
     found = differences(tmp_path / "reference", tmp_path / "run")
     assert [line for line in found if "['config/text_summary']['0']" not in line] == []
+
+
+def test_a_run_that_stopped_early_goes_on_when_more_is_asked_for(zygote: Zygote, tmp_path: Path) -> None:
+    """And does so after a kill, too, when nobody asks again."""
+    for name in ("reference", "run"):
+        assert train(zygote, tmp_path, *STOPPING, f"hydra.run.dir={name}")[0] == 0
+    status, stopped_at = status_of(tmp_path / "run")
+    assert status == "early_stopped" and stopped_at < 66
+    assert train(zygote, tmp_path, "resume", "run", sitting=1)[1].startswith("run is complete")
+    assert train(zygote, tmp_path, "resume", "reference", "steps=100", sitting=1)[0] == 0
+    assert status_of(tmp_path / "reference")[1] > stopped_at
+    fault = {"folder": str(tmp_path / "run"), "at": ("write metrics.jsonl", 0)}
+    assert train(zygote, tmp_path, "resume", "run", "steps=100", sitting=1, fault=fault)[0] == EXIT_CODE
+    assert train(zygote, tmp_path, "resume", "run", sitting=2)[0] == 0
+    assert differences(tmp_path / "reference", tmp_path / "run") == []
+
+
+def test_what_is_refused_changes_nothing_even_on_a_full_disk(zygote: Zygote, tmp_path: Path) -> None:
+    assert train(zygote, tmp_path, *ON_THE_GRID, "hydra.run.dir=run")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    fault = {"bytes_left": 0}
+    code, output = train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)
+    assert code == 74, output
+    for name, content in before.items():
+        # the result is written last of all, and says now that the run is not complete
+        assert name == "result.json" or (tmp_path / "run" / name).read_bytes() == content, name
+    assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=2)[0] == 0
+    assert status_of(tmp_path / "run") == ("completed", 69)
 
 
 def test_killed_after_the_change_was_written_the_new_length_holds(zygote: Zygote, tmp_path: Path) -> None:
     """The configuration asks for more, so the old result must be gone before."""
     assert train(zygote, tmp_path, *ON_THE_GRID, "hydra.run.dir=run")[0] == 0
     fault = {"folder": str(tmp_path / "run"), "at": ("replace .overrides.yaml.#.tmp", 0)}
-    assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)[0] == 99
+    assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)[0] == EXIT_CODE
     code, output = train(zygote, tmp_path, "resume", "run", sitting=2)
     assert code == 0
     assert "is complete" not in output

@@ -14,6 +14,7 @@ from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_ov
 from trainer.config import Config
 from trainer.console import outlive_readers, say
 from trainer.errors import ConfigurationError, DataError, one_line
+from trainer.files import write_atomic
 from trainer.job import COMPLETE, read_result
 
 # more training, and another way to spread it, are the only changes under which a run is still the same run
@@ -67,8 +68,8 @@ def put_back(*files: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path, content in before.items():
-            if content is not None:
-                path.write_bytes(content)
+            if content is not None and not (path.is_file() and path.read_bytes() == content):
+                write_atomic(path, content)
         raise
 
 
