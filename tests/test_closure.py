@@ -5,8 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from trainer import compose
 from trainer.batches import Batch
+from trainer.blueprint import draw
 from trainer.closure import Closure
+from trainer.errors import ConfigurationError
 from trainer.gradients import GradientGuard
 from trainer.losses import CrossEntropy
 from trainer.metrics import Meter, available
@@ -97,3 +100,10 @@ def test_loss_can_be_differentiated_twice() -> None:
 def test_a_loss_without_graph_leaves_none() -> None:
     closure, _ = make(linear())
     assert not closure.loss().requires_grad
+
+
+def test_an_optimizer_that_wants_a_closure_must_be_made_for_ours() -> None:
+    config = compose(["model=linear", "optimizer=sgd"])
+    config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 1.0}
+    with pytest.raises(ConfigurationError, match="LBFGS evaluates the loss itself"):
+        draw(config)

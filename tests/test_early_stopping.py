@@ -21,6 +21,11 @@ def test_improvement_by_hand() -> None:
     assert seen == [True, False, False, True, False, True, True]
 
 
+def test_infinity_again_is_no_improvement() -> None:
+    improvement = Improvement("val/loss", "min")
+    assert [improvement.observe(value) for value in (math.inf, math.inf, 5.0, math.inf)] == [True, False, True, False]
+
+
 def stops_at(values: list[float], **settings: object) -> int | None:
     stopping = EarlyStopping(**{"monitor": "val/loss", "mode": "min", "patience": 2, "min_delta": 0.0, **settings})
     for step, value in enumerate(values, start=1):

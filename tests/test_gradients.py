@@ -121,3 +121,31 @@ def test_scaled_gradients_give_the_step_of_plain_ones() -> None:
     assert guard.read()[0] == pytest.approx(plain.read()[0])
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q)
+
+
+def test_clipping_by_value_does_not_hide_a_gradient_that_is_not_finite() -> None:
+    params = parameters()
+    before = [p.detach().clone() for p in params]
+    guard = GradientGuard(torch.optim.SGD(params, lr=0.1, fused=True), Single(), 1.0, 0.3, None)
+    gradients = give_gradients(params, 1.0)
+    gradients[0][0, 0] = math.inf
+    guard.step(gradients, LOSS)
+    assert guard.read()[1] == [True]
+    assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+def test_double_precision_trains_under_a_fused_optimizer() -> None:
+    ours, theirs = ([nn.Parameter(p.detach().double()) for p in parameters()] for _ in range(2))
+    guard = GradientGuard(torch.optim.AdamW(ours, lr=0.1, fused=True), Single(), 1.0, None, None)
+    reference = torch.optim.AdamW(theirs, lr=0.1)
+    generator = torch.Generator().manual_seed(3)
+    for p, q in zip(ours, theirs, strict=True):
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        q.grad = p.grad.clone()
+    guard.step([p.grad for p in ours if p.grad is not None], LOSS.double())
+    norm = torch.cat([q.grad.flatten() for q in theirs if q.grad is not None]).norm()
+    for q in theirs:
+        q.grad = q.grad / norm.clamp(min=1.0) if q.grad is not None else None
+    reference.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)

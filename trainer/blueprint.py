@@ -143,7 +143,7 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
         if hasattr(blueprint.schedule, "monitor"):
             found += _monitor_problem("schedule.monitor", blueprint.schedule.monitor, metric_names(loss, facts))
     if "optimizer" not in broken:
-        _collect(found, lambda: _build_part(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
+        _collect(found, lambda: _check_optimizer(blueprint))
     if "model" not in broken:
         _collect(found, lambda: _check_model(blueprint))
     if strategy is not None:
@@ -259,7 +259,7 @@ def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
 
 def _check_optimizer(blueprint: Blueprint) -> None:
     """Build it over one number; what wants a closure must say so, and cannot have a loss scale."""
-    optimizer = blueprint.build_optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = _build_part(blueprint.config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
     needs_closure = getattr(optimizer, "needs_closure", False)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty and not needs_closure:
