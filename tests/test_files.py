@@ -81,6 +81,35 @@ def test_the_file_before_can_be_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_file_itself_never_goes_away_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any rename, also twice at the same place: there is always a whole file of that name."""
+    path, keep, rename = tmp_path / "file", tmp_path / "before", os.replace
+    write_atomic(path, b"0")
+    for number in range(1, 4):
+
+        def replace(source: Path, target: Path) -> None:
+            assert path.read_bytes() in (b"0", b"1", b"2", b"3")
+            if target == path:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, "replace", replace)
+            write_atomic(path, b"lost", keep)
+        write_atomic(path, str(number).encode(), keep)
+        assert (path.read_bytes(), keep.read_bytes()) == (str(number).encode(), str(number - 1).encode())
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_hard_links_the_file_before_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    path, keep = tmp_path / "file", tmp_path / "before"
+    for content in (b"1", b"2"):
+        write_atomic(path, content, keep)
+    assert (path.read_bytes(), keep.read_bytes()) == (b"2", b"1")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"^cannot write .*/nowhere/file: No such file or directory$"):
         write_atomic(tmp_path / "nowhere/file", b"")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,7 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     typed = typed_keys(typed_words(hydra))
     folders = OmegaConf.select(hydra, "searchpath") or []
     search = [_searchpath(folders)] if folders else []
-    with explained():
-        defaults = loader.load_configuration(
-            NAME, [*(f"{g}={o}" for g, o in choices.items() if g in GROUPS), *search], run_mode=RunMode.RUN
-        )
+    defaults = _as_written(loader, tuple(f"{g}={o}" for g, o in choices.items() if g in GROUPS), tuple(search))
     config = plain(composed)
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])
@@ -226,9 +224,16 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     if "choices" in config:
         raise ConfigurationError("choices: is written by Gearshift; choose by GROUP=OPTION")
     config["choices"] = choices
-    if problems := rules.check(config, plain(defaults), typed):
+    if problems := rules.check(config, defaults, typed):
         raise ConfigurationError(problems)
     return config
+
+
+@lru_cache(maxsize=32)
+def _as_written(loader: ConfigLoader, choices: tuple[str, ...], search: tuple[str, ...]) -> Config:
+    """The same options with nothing overridden; the trials of a sweep, which share a loader, ask again and again."""
+    with explained():
+        return plain(loader.load_configuration(NAME, [*choices, *search], run_mode=RunMode.RUN))
 
 
 def plain(composed: DictConfig) -> Config:

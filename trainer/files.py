@@ -48,6 +48,7 @@ def _keep_as(path: Path, keep: Path) -> None:
         path.replace(keep)
         return
     second.replace(keep)
+    second.unlink(missing_ok=True)  # a rename does nothing where both are names of one file, as after a kill here
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:

@@ -214,6 +214,8 @@ OVERRIDES = [
     ("optimizer._target_=torch.nn.nosuch.X", "torch.nn.nosuch.X & cannot import"),
     ("optimizer._target_=torch.optim.optimizer.os.system", "torch.optim.optimizer.os.system & cannot import"),
     ("model._target_=trainer.data.digits.torch.hub.load", "trainer.data.digits.torch.hub.load & cannot import"),
+    ("model._target_=trainer.data.torchvision_sets.Path", "torchvision_sets.Path & comes from pathlib & --trust"),
+    ("model._target_=torch.nn.functional.handle_torch_function", "comes from torch.overrides & --trust"),
     ("model._target_=trainer.models.lenet.lennet", "lennet & Did you mean 'trainer.models.lenet.lenet'?"),
     ("loss._target_=torch.nn.CrossEntropyLoss ~loss.base", "loss._target_=torch.nn.CrossEntropyLoss & tasks, metrics"),
     ("sampler._target_=torch.nn.ReLU", "sampler._target_=torch.nn.ReLU & order"),
