@@ -241,6 +241,11 @@ def check_surroundings(config: Config) -> list[str]:
 
 
 def _check_top(config: Config) -> Iterator[str]:
+    choices = config.get("choices")
+    if not isinstance(choices, dict):
+        yield "choices: is missing"
+    else:
+        yield from (f"choices.{g}: is missing" for g in GROUPS if not isinstance(choices.get(g), str))
     top = {*SETTINGS, "early_stopping", "every", *GROUPS}
     for key, value in config.items():
         if key in PSEUDO_GROUPS:

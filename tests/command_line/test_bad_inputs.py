@@ -508,6 +508,7 @@ def test_words_after_a_run(train: Train, run: Path) -> None:
 def test_a_damaged_configuration_is_code_65(command: str, train: Train, run: Path) -> None:
     good = (run / "config.yaml").read_text()
     for damaged in ("", "{", "- 1", "seed: 1", good.replace("epochs", "epoxhs"), good.replace("choices:", "choises:"),
+                    good.replace("  schedule: constant", "  shedule: constant"),
                     good.replace("batch_size: 32", "batch_size: x"), "\x00" + good):  # fmt: skip
         (run / "config.yaml").write_text(damaged)
         before = listing(run.parent)
