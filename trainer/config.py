@@ -241,11 +241,6 @@ def check_surroundings(config: Config) -> list[str]:
 
 
 def _check_top(config: Config) -> Iterator[str]:
-    choices = config.get("choices")
-    if not isinstance(choices, dict):
-        yield "choices: is missing"
-    else:
-        yield from (f"choices.{g}: is missing" for g in GROUPS if not isinstance(choices.get(g), str))
     top = {*SETTINGS, "early_stopping", "every", *GROUPS}
     for key, value in config.items():
         if key in PSEUDO_GROUPS:
@@ -366,13 +361,15 @@ def _check_targets(node: Any, where: str) -> Iterator[str]:
 
 
 def _check_named(config: Config, known: list[str]) -> Iterator[str]:
-    """A group may be left out where nothing is an option; the others must name a class."""
+    """A group may be nothing where that is an option; the others must name a class. All have been chosen."""
     for group in GROUPS:
         node = config.get(group)
         named = isinstance(node, dict) and node.get("_target_")
         nothing = node in (None, {}) and group in MAY_BE_NOTHING
         if not named and not nothing and not _known(group, known):
             yield f"{group}={_show(node)}: names no class; its file needs a line _target_: PACKAGE.CLASS"
+        elif not isinstance(config["choices"].get(group), str) and not _known(group, known):
+            yield f"choices.{group}: is missing"
 
 
 def _known(key: str, problems: list[str]) -> bool:
