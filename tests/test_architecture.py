@@ -25,7 +25,7 @@ LAYERS = [
     ["config", "console", "metrics", "files", "precision", "signals", "early_stopping", "parameter_groups"],
     ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "schedules",
      "parallelism", "diagnostics", "examples"],
-    ["randomness", "duration", "improvement", "errors"],
+    ["randomness", "duration", "improvement", "errors", "place"],
 ]  # fmt: skip
 COMPONENTS = LAYERS[-2]
 HELPERS = LAYERS[-1]  # small and pure; a component may use them

@@ -12,8 +12,9 @@ def make(batch_size: int = 16, n: int = 100, **changes: object) -> TrainingBatch
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
     settings = {
-        "batch_size": batch_size, "limit": None, "seed": 0, "sampler": Shuffle(), "augmentation": None,
-        "preprocessing": Scale(), "strategy": Single(), "channels_last": False, **changes,
+        "batch_size": batch_size, "micro_batch": batch_size, "limit": None, "seed": 0, "sampler": Shuffle(),
+        "augmentation": None, "preprocessing": Scale(), "strategy": Single(), "channels_last": False,
+        **changes,
     }  # fmt: skip
     return TrainingBatches(images, torch.arange(n), **settings)  # type: ignore[arg-type]
 

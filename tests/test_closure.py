@@ -29,7 +29,9 @@ def make(model: nn.Module, micro_batch: int = 100, clip_norm: float | None = Non
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     guard = GradientGuard(optimizer, Single(), clip_norm, None, None)
     meter = Meter(available(("accuracy",), 3))
-    closure = Closure(model, CrossEntropy(), Single(), meter, guard, StepRandomness(0, CPU), None, None, micro_batch)
+    closure = Closure(
+        model, model, CrossEntropy(), Single(), meter, guard, StepRandomness(0, CPU), None, None, micro_batch
+    )
     closure.begin(3, batch())
     return closure, meter
 

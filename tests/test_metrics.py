@@ -45,7 +45,7 @@ def test_an_interruption_leaves_no_trace_in_the_last_bit(cut: int) -> None:
     whole, first, second = Meter(sums), Meter(sums), Meter(sums)
     for index, (outputs, targets) in enumerate(batches(100)):
         if index == cut:
-            second.load_state_dict(first.state_dict(), torch.device("cpu"))
+            second.load_state_dict([first.state_dict()], 0, 1, torch.device("cpu"))
         whole.add(outputs.sum(), outputs, targets)
         (first if index < cut else second).add(outputs.sum(), outputs, targets)
     assert second.read() == whole.read()

@@ -166,14 +166,14 @@ def test_whoever_holds_the_folder_clears_up_after_a_killed_process(tmp_path: Pat
 
 
 def test_the_environment_says_what_bits_hang_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = describe_environment("cpu", 2, "abc")
+    found = describe_environment("cpu", 2, 1, "abc")
     assert (found["device"], found["threads"], found["data_sha256"]) == ("cpu", 2, "abc")
     import torch
 
     assert found["packages"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     monkeypatch.chdir(tmp_path)
-    assert describe_environment("cpu", 2, "abc")["git"] is None, "no repository here"
+    assert describe_environment("cpu", 2, 1, "abc")["git"] is None, "no repository here"
 
 
 def test_the_commit_and_changes_beside_it_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +188,6 @@ def test_the_commit_and_changes_beside_it_are_noted(tmp_path: Path, monkeypatch:
     git("add", "file")
     git("commit", "-q", "-m", "first")
     monkeypatch.chdir(tmp_path)
-    assert describe_environment("cpu", 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert describe_environment("cpu", 1, 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "file").write_text("2")
-    assert describe_environment("cpu", 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert describe_environment("cpu", 1, 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": True}

@@ -24,6 +24,7 @@ from trainer.files import disk_errors, write_json
 from trainer.gradients import GradientGuard
 from trainer.metrics import Meter
 from trainer.parameter_groups import parameter_groups
+from trainer.place import place
 from trainer.precision import LossScale
 from trainer.randomness import StepRandomness, seed_for
 from trainer.report import Report
@@ -31,6 +32,8 @@ from trainer.reporting.terminal import Terminal
 from trainer.run import Run
 from trainer.run_folder import Lock
 from trainer.state import FORMAT, is_planned, restore
+
+SINGLE = {"_target_": "trainer.parallelism.single.Single"}
 
 
 def assemble(
@@ -48,6 +51,13 @@ def assemble(
     the run continues where its last checkpoint was taken. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
     blueprint = draw(config)
+    connect(blueprint)
+    if not blueprint.strategy.is_main:
+        assert folder is not None
+        run = put_together(blueprint)
+        run.is_trial = is_trial
+        join(run, folder, resume=resume)
+        return run
     if folder is None:
         now = datetime.now()
         wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
@@ -64,6 +74,14 @@ def assemble(
     return run
 
 
+def connect(blueprint: Blueprint) -> None:
+    """Take one's place among the ranks. Raises ConfigurationError where there are none."""
+    try:
+        blueprint.strategy.connect(blueprint.device)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
     """Everything a run computes with, and no file: data, model, optimizer, and what lies between them."""
     config, device = blueprint.config, blueprint.device
@@ -76,30 +94,33 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
     model = make_model(blueprint)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     layout = torch.channels_last if channels_last else torch.preserve_format
-    model = strategy.apply(model.to(device).to(memory_format=layout))
+    model = model.to(device).to(memory_format=layout)
+    compute = strategy.apply(model)
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
+    optimizer = strategy.wrap_optimizer(optimizer, model)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
     meter = Meter(blueprint.metrics)
     closure = Closure(
-        model, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
+        model, compute, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
         loss_scale, blueprint.dtype, blueprint.micro_batch,
     )  # fmt: skip
     batches = TrainingBatches(
         splits.train.images_NCHW.to(device), splits.train.targets_N.to(device),
-        batch_size=blueprint.batch_size, limit=config["limit_batches"], seed=config["seed"],
+        batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
+        seed=config["seed"],
         sampler=build(config["sampler"], "sampler"), augmentation=build(config["augmentation"], "augmentation"),
         preprocessing=preprocessing, strategy=strategy, channels_last=channels_last,
     )  # fmt: skip
     if config["compile"]:
-        model.compile()
+        compute.compile()
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
         diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
-        replica=lambda: put_together(draw(config), splits),
+        replica=lambda: put_together(draw(config | {"parallelism": SINGLE}), splits),
     )  # fmt: skip
 
 
@@ -108,16 +129,10 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     last = folder / run_folder.CHECKPOINTS / "last.pt"
     found = checkpoint.find_newest(last, lambda state: True) if resume else None
     state = None if found is None else found[1]
-    if found is not None and state is not None:
-        if state["format"] != FORMAT:
-            raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
-        compare_data(run, folder)
-        restore(run, state)
-        if run.step > run.blueprint.total_steps:
-            raise ConfigurationError(
-                f"epochs={run.blueprint.config['epochs']}, steps={run.blueprint.config['steps']}: is "
-                f"{run.blueprint.total_steps} steps; the run has done {run.step} already"
-            )
+    if state is not None and state["format"] != FORMAT:
+        raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
+    continue_from(run, state, folder, resume)
+    if found is not None:
         keep_matching_best(run, last.with_name("best.pt"))
         if found[0] != last:
             found[0].replace(last)  # the next one to be kept must not be the damaged one
@@ -135,9 +150,41 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     record_environment(run, folder, resumed=state is not None)
     with disk_errors(folder):
         announce(run, resumed=state is not None)
-    on_signal = state is not None and not is_planned(run, state)
     run.profiler = start_profiler(run, folder)
-    run.checkpoints = CheckpointWriter(folder / run_folder.CHECKPOINTS, run.report.sync, keep_previous=on_signal)
+    run.checkpoints = checkpoint_writer(run, state)
+
+
+def join(run: Run, folder: Path, *, resume: bool) -> None:
+    """What a rank that is not the main one has to do with the run folder: its share of what is kept there."""
+    run.folder = folder
+    continue_from(run, None, folder, resume)
+    run.checkpoints = checkpoint_writer(run, None)
+
+
+def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
+    """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
+    if not resume or (state := run.strategy.broadcast(state)) is None:
+        return
+    compare_data(run, folder)
+    restore(run, state)
+    if run.step > run.blueprint.total_steps:
+        config = run.blueprint.config
+        raise ConfigurationError(
+            f"epochs={config['epochs']}, steps={config['steps']}: is {run.blueprint.total_steps} steps; "
+            f"the run has done {run.step} already"
+        )
+
+
+def checkpoint_writer(run: Run, state: Any) -> CheckpointWriter:
+    """The writer of the main rank, or what takes another rank's share of each snapshot."""
+    assert run.folder is not None
+    return CheckpointWriter(
+        run.folder / run_folder.CHECKPOINTS,
+        run.report.sync if run.report is not None else lambda: None,
+        keep_previous=state is not None and not is_planned(run, state),
+        decide=run.strategy.broadcast,
+        is_main=run.strategy.is_main,
+    )
 
 
 def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
@@ -164,13 +211,15 @@ def compare_data(run: Run, folder: Path) -> None:
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
     """Write `environment.json`, or say where the present one is another that may change the last bits."""
-    now = run_folder.describe_environment(str(run.device), torch.get_num_threads(), run.splits.checksum())
+    now = run_folder.describe_environment(
+        str(run.device), torch.get_num_threads(), run.strategy.world_size, run.splits.checksum()
+    )
     path = folder / run_folder.ENVIRONMENT
     if not resumed or not path.is_file():
         write_json(path, now)
         return
     before = json.loads(path.read_text())
-    for key in ("packages", "device", "threads", "platform"):
+    for key in ("packages", "device", "threads", "world_size", "platform"):
         if before[key] != now[key] and run.report is not None:
             run.report.message(f"{key} differ from when the run began; the last bits may, too: {now[key]}")
 
@@ -183,6 +232,8 @@ def announce(run: Run, resumed: bool) -> None:
     parameters = sum(p.numel() for p in run.model.parameters())
     length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
+    ranks = run.strategy.world_size
+    spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}
     run.report.header(
         {
             "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
@@ -190,8 +241,11 @@ def announce(run: Run, resumed: bool) -> None:
             "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
             "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
             "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",
+            **spread,
         }
     )
+    for notice in run.strategy.notices(run.model):
+        run.report.message(notice)
     if resumed:
         return
     board = run.report.tensorboard
@@ -299,7 +353,9 @@ def _plain_weights(path: Path) -> dict[str, Any]:
 def set_up_torch(config: Config, device: torch.device) -> None:
     """Threads and determinism; they hold for the whole process."""
     torchs_own_threads()
-    torch.set_num_threads(config["threads"] or torchs_own_threads())
+    here = place()
+    sharing = here.local_size if here is not None and device.type == "cpu" else 1
+    torch.set_num_threads(config["threads"] or max(1, torchs_own_threads() // sharing))
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config["deterministic"], warn_only=device.type != "cpu")

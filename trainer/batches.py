@@ -21,6 +21,12 @@ class Batch(NamedTuple):
     num_global: int
 
 
+def part_sizes(count: int, micro_batch: int) -> list[int]:
+    """How `count` samples are cut into parts of `micro_batch`; the last one may be smaller."""
+    whole, rest = divmod(count, micro_batch)
+    return [micro_batch] * whole + [rest] * (rest > 0)
+
+
 class Sampler(Protocol):
     """The order of an epoch."""
 
@@ -48,6 +54,7 @@ class TrainingBatches:
         targets_N: Tensor,
         *,
         batch_size: int,
+        micro_batch: int,
         limit: int | None,
         seed: int,
         sampler: Sampler,
@@ -58,7 +65,7 @@ class TrainingBatches:
     ) -> None:
         self.images, self.targets = images_NCHW, targets_N
         self._targets_cpu = targets_N.cpu()
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self._sampler, self._augmentation = sampler, augmentation
         self._preprocessing, self._strategy = preprocessing, strategy
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -90,7 +97,7 @@ class TrainingBatches:
         self, order: Tensor, table: dict[str, Tensor] | None, start: int, stop: int
     ) -> Iterator[Batch]:
         chunks = order[start:stop].split(self.batch_size)
-        mine = [self._strategy.slice(chunk) for chunk in chunks]
+        mine = [self._mine(chunk) for chunk in chunks]
         indices = torch.cat(mine)
         images = self.images.index_select(0, indices)
         if self._augmentation is not None and table is not None:
@@ -108,4 +115,10 @@ class TrainingBatches:
         if not self._sampler.repeats:
             return indices
         places = torch.arange(start, stop, device=indices.device).split(self.batch_size)
-        return torch.cat([self._strategy.slice(chunk) for chunk in places])
+        return torch.cat([self._mine(chunk) for chunk in places])
+
+    def _mine(self, chunk: Tensor) -> Tensor:
+        """This rank's share of a step: of each part that is computed at once, so that batch norm sees the same."""
+        parts = chunk.split(self.micro_batch)
+        shares = [part[self._strategy.share(len(part))] for part in parts]
+        return shares[0] if len(shares) == 1 else torch.cat(shares)

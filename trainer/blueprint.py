@@ -23,6 +23,7 @@ from trainer.early_stopping import EarlyStopping
 from trainer.errors import ConfigurationError, one_line, unknown
 from trainer.improvement import Improvement
 from trainer.parameter_groups import unmatched
+from trainer.place import place
 from trainer.precision import choose_dtype
 
 # given to constructors by the trainer: they may be asked for in a signature, but not set in YAML
@@ -41,7 +42,7 @@ OFFERS = {
     "loss": ("tasks", "metrics", "__call__"),
     "optimizer": ("param_groups", "step", "state_dict"),
     "schedule": ("factor",),
-    "parallelism": ("apply", "slice", "backward"),
+    "parallelism": ("plan", "validate", "connect", "apply", "share", "backward"),
     "diagnostics": ("at_log", "at_start"),
 }
 
@@ -116,9 +117,12 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
     found += _contradictions(config, total_steps)
     device = torch.device("cpu")
     try:
-        device = choose_device(config["device"])
+        device = choose_device(config["device"], several=getattr(strategy, "devices", 1) != 1)
     except ConfigurationError as error:
         found += error.problems
+
+    if strategy is not None:
+        _collect(found, lambda: _settle_ranks(strategy, device))
 
     def steps(text: str) -> int:
         return parse_duration(text).steps(steps_per_epoch, total_steps)
@@ -146,8 +150,6 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
         _collect(found, lambda: _check_optimizer(blueprint))
     if "model" not in broken:
         _collect(found, lambda: _check_model(blueprint))
-    if strategy is not None:
-        _collect(found, lambda: strategy.validate(config))
     if found:
         raise ConfigurationError(found)
     return blueprint
@@ -178,18 +180,39 @@ def _collect(found: list[str], action: Any) -> None:
         found.append(one_line(error))
 
 
-def choose_device(text: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here. Raises ConfigurationError."""
+_BYTES_PER_RANK = 300e6  # of a process with torch in it, before it has any data
+
+
+def _settle_ranks(strategy: Any, device: torch.device) -> None:
+    """How many processes there will be. Raises ValueError for more than there can be."""
+    here = place()
+    if here is not None:
+        strategy.plan(here.local_size, here.machines)
+        return
+    strategy.plan(torch.cuda.device_count() if device.type == "cuda" else None, 1)
+    room = int(_memory() // _BYTES_PER_RANK)
+    if strategy.devices > room:
+        raise ValueError(f"parallelism.devices={strategy.devices}: this machine has memory for {room} processes")
+
+
+def choose_device(text: str, several: bool = False) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here; with `several` ranks each has its own
+    CUDA device, or all share the CPU. Raises ConfigurationError."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if several and (text == "mps" or text.startswith("cuda:")):
+        raise ConfigurationError(f"device={text}: is one device; under this parallelism give cuda, cpu or auto")
+    if several and cuda and text in ("auto", "cuda"):
+        here = place()
+        return torch.device("cuda", here.local_rank if here is not None else 0)
     if text == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    here = [
+        return torch.device("cuda" if cuda else "mps" if mps and not several else "cpu")
+    devices = [
         "cpu",
         *(["mps"] if mps else []),
         *(f"cuda:{index}" for index in range(torch.cuda.device_count())),
     ]
-    if text not in (*here, *(["cuda"] if cuda else [])):
-        raise ConfigurationError(f"device={text}: this machine has {', '.join(here)}")
+    if text not in (*devices, *(["cuda"] if cuda else [])):
+        raise ConfigurationError(f"device={text}: this machine has {', '.join(devices)}")
     return torch.device(text)
 
 
@@ -290,6 +313,8 @@ def _check_model(blueprint: Blueprint) -> None:
             f"model: turns a batch of 2 into outputs of shape {tuple(outputs.shape)}; {wanted} is needed"
         )
     _check_memory(model)
+    if blueprint.strategy is not None:
+        blueprint.strategy.validate(blueprint.config, model)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigurationError(
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
@@ -300,12 +325,17 @@ def _check_model(blueprint: Blueprint) -> None:
 def _check_memory(model: nn.Module) -> None:
     """Weights and gradients alone must fit into the machine: a model is built on the CPU for every device."""
     needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = _memory()
     if needed > there:
         raise ConfigurationError(
             f"model: weights and gradients alone need {needed / 1e9:,.1f} GB of memory; "
             f"this machine has {there / 1e9:,.1f} GB"
         )
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:

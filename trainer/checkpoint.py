@@ -94,14 +94,25 @@ class CheckpointWriter:
     kill then costs a second of training, and no bit. `best.pt` is always written before the
     `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
     counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
+
+    All ranks take part in a snapshot, so `decide` makes the main rank's clock that of all; it alone writes.
     """
 
-    def __init__(self, folder: Path, sync: Callable[[], None], keep_previous: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sync: Callable[[], None],
+        keep_previous: bool = False,
+        decide: Callable[[bool], bool] = lambda due: due,
+        is_main: bool = True,
+    ) -> None:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
-        with disk_errors(folder):
-            folder.mkdir(exist_ok=True)
-            for left_over in folder.glob(".*.tmp"):
-                left_over.unlink()
+        self._decide, self._is_main = decide, is_main
+        if is_main:
+            with disk_errors(folder):
+                folder.mkdir(exist_ok=True)
+                for left_over in folder.glob(".*.tmp"):
+                    left_over.unlink()
         self._sync, self._keep_previous = sync, keep_previous
         self._next = 0.0
         self._new_best: State | None = None
@@ -118,12 +129,14 @@ class CheckpointWriter:
         if best is not None:
             self._new_best = snapshot(best())
         now = time.monotonic()
-        if now < self._next and not at_once:
+        if not self._decide(now >= self._next or at_once):
             return
         self._next = now + _LEAST_SECONDS
         waiting = {self.last: snapshot(last())}
         if self._new_best is not None:
             waiting[self.best], self._new_best = self._new_best, None
+        if not self._is_main:
+            return
         with self._changed:
             self._raise_failure()
             self._waiting |= waiting
@@ -137,7 +150,7 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Wait until everything is on the disk. Raises DiskError when it could not be written."""
         with self._changed:
-            if self._new_best is not None:  # of a run that failed before its turn came
+            if self._is_main and self._new_best is not None:  # of a run that failed before its turn came
                 self._waiting[self.best], self._new_best = self._new_best, None
                 self._start()
         thread = self._thread

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trainer.batches import Batch
+from trainer.batches import Batch, part_sizes
 from trainer.gradients import GradientGuard
 from trainer.metrics import Meter
-from trainer.parallelism.strategy import Strategy
+from trainer.parallelism.strategy import Part, Strategy
 from trainer.precision import LossScale
 from trainer.randomness import StepRandomness
 
@@ -22,6 +22,7 @@ class Closure:
     def __init__(
         self,
         model: nn.Module,
+        compute: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         strategy: Strategy,
         meter: Meter,
@@ -31,7 +32,7 @@ class Closure:
         dtype: torch.dtype | None,
         micro_batch: int,
     ) -> None:
-        self._model, self._loss, self._strategy = model, loss, strategy
+        self._model, self._compute, self._loss, self._strategy = model, compute, loss, strategy
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
@@ -39,7 +40,6 @@ class Closure:
         self._device = self._parameters[0].device
         self._weights: dict[int, Tensor] = {}
         self._batch: Batch
-        self._outputs: Tensor
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._evaluations = 0
 
@@ -70,10 +70,10 @@ class Closure:
             weight = weight * self._loss_scale.scale
         *earlier, last = self._parts()
         total: Tensor | float = 0.0
-        for images, targets in earlier:
+        for part in earlier:
             with self._strategy.accumulating():
-                total = total + self._backward(images, targets, weight)
-        loss_sum = self._backward(*last, weight)
+                total = total + self._backward(part, weight)
+        loss_sum = self._backward(last, weight)
         if earlier:
             loss_sum = loss_sum + total
         if statistics is not None:
@@ -87,10 +87,11 @@ class Closure:
         self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):
             loss_sum = torch.zeros((), device=self._device)
-            for images, targets in self._parts():
-                part = self._objective(images, targets)
-                self._see(part.detach(), targets)
-                loss_sum = loss_sum + part
+            for part in self._parts():
+                outputs = self.forward(part.images)
+                value = self._loss(outputs, part.targets)
+                self._see(value.detach(), outputs.detach(), part.targets)
+                loss_sum = loss_sum + value
         if statistics is not None:
             self._restore(statistics)
         self._count_evaluation()
@@ -101,9 +102,9 @@ class Closure:
         return self._strategy.sum(loss_sum) * self._weight(self._batch.num_global)
 
     @property
-    def num_local(self) -> int:
-        """This rank's samples of the step."""
-        return len(self._batch.targets)
+    def num_global(self) -> int:
+        """The samples of the step, over all ranks."""
+        return self._batch.num_global
 
     def gradients(self) -> list[Tensor]:
         """The gradients that the last `gradient()` left."""
@@ -113,28 +114,23 @@ class Closure:
         """The model's outputs in the run's precision."""
         outputs: Tensor
         if self._dtype is None:
-            outputs = self._model(images)
+            outputs = self._compute(images)
         else:
             with torch.autocast(self._device.type, self._dtype):
-                outputs = self._model(images)
+                outputs = self._compute(images)
         return outputs
 
-    def _objective(self, images: Tensor, targets: Tensor) -> Tensor:
-        self._outputs = self.forward(images)
-        return self._loss(self._outputs, targets)
-
-    def _backward(self, images: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        loss_sum = self._strategy.backward(self._objective, images, targets, weight)
-        self._see(loss_sum, targets)
+    def _backward(self, part: Part, weight: Tensor) -> Tensor:
+        loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, part, weight)
+        self._see(loss_sum, outputs, targets)
         return loss_sum
 
-    def _see(self, loss_sum: Tensor, targets: Tensor) -> None:
+    def _see(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         if self._evaluations == 0:
-            self._seen.append((loss_sum, self._outputs.detach(), targets))
+            self._seen.append((loss_sum, outputs, targets))
 
     def forget(self) -> None:
         """Let go of outputs and gradients of an evaluation that failed."""
-        self._outputs = torch.empty(0)
         self._seen = []
         for parameter in self._parameters:
             parameter.grad = None
@@ -146,12 +142,15 @@ class Closure:
         self._seen = []
         self._evaluations += 1
 
-    def _parts(self) -> list[tuple[Tensor, Tensor]]:
-        images, targets, _ = self._batch
-        if len(targets) <= self.micro_batch:
-            return [(images, targets)]
-        size = self.micro_batch
-        return list(zip(images.split(size), targets.split(size), strict=True))
+    def _parts(self) -> list[Part]:
+        """What is computed at once: this rank's shares of `micro_batch` samples each."""
+        images, targets, num_global = self._batch
+        if num_global <= self.micro_batch:
+            return [Part(images, targets, num_global)]
+        counts = part_sizes(num_global, self.micro_batch)
+        shares = [self._strategy.share(count) for count in counts]
+        sizes = [share.stop - share.start for share in shares]
+        return [Part(*part) for part in zip(images.split(sizes), targets.split(sizes), counts, strict=True)]
 
     def _weight(self, count: int) -> Tensor:
         """1 / count on the device, made once."""

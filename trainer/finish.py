@@ -4,8 +4,11 @@ import logging
 import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from trainer import checkpoint, run_folder
 from trainer.errors import DiskError, Interrupted, understood
@@ -48,7 +51,7 @@ class Result:
 def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     """Write checkpoints, test metrics, result and curves, and say how it went."""
     status, exit_code = _verdict(status, error)
-    test = None
+    test = matrix = None
     if error is None:
         _wait_for_checkpoints(run)
     elif not isinstance(error, Interrupted):
@@ -58,6 +61,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         restore_best(run)
         if not run.is_trial:
             test = evaluate(run, run.splits.test, "test")
+            if run.blueprint.facts.task == "classification":
+                matrix = confusion_matrix(run, run.splits.test)
     result = Result(
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
         monitor=run.blueprint.monitor, best=None if run.best is None else asdict(run.best), test=test,
@@ -65,7 +70,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
         # a signal may have come in the middle of anything, an import too: only what says so is written then
-        for write in (_write_result,) if isinstance(error, Interrupted) else (_write_reports, _write_result):
+        reports = partial(_write_reports, matrix=matrix)
+        for write in (_write_result,) if isinstance(error, Interrupted) else (reports, _write_result):
             try:
                 write(run, result)
             except DiskError as problem:
@@ -93,17 +99,16 @@ def restore_best(run: Run) -> None:
     """Put the best weights into the model (where there was an evaluation at all)."""
     if run.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
-        restore_weights(run, checkpoint.load(path))
+        restore_weights(run, run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None))
 
 
-def _write_reports(run: Run, result: Result) -> None:
+def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
     assert run.folder is not None and run.report is not None
     with disk_errors(run.folder):
         if result.test is not None:
             run.report.record(run.step, run.epochs_done, result.test)
-            if run.blueprint.facts.task == "classification":
+            if matrix is not None:
                 names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
-                matrix = confusion_matrix(run, run.splits.test)
                 run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
         run.report.tensorboard.finish_hparams(result.status)
         records = read_metrics(run.folder / run_folder.METRICS)

@@ -63,7 +63,7 @@ class GradientGuard:
         norm = self._strategy.grad_norm(gradients)
         if divisor is not None:
             norm = norm / divisor
-        total = norm + loss_sum
+        total = norm + self._strategy.sum(loss_sum)
         flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; stays a float for the fused kernels
         self._norm = norm
         self._flags.append(flag)

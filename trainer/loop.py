@@ -83,8 +83,8 @@ def train(run: Run) -> str:
 
 def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     """What is known of the steps since the last logged one."""
-    values = {f"train/{name}": value for name, value in run.meter.read().items()}
-    values |= {"lr": run.lr}
+    values = {f"train/{name}": value for name, value in run.meter.read(run.strategy.sum).items()}
+    values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
         values |= run.diagnostics.at_log(grad_norm)
         if run.initial_loss is not None:

@@ -89,19 +89,24 @@ class Meter:
     def _fold(self) -> None:
         outputs, targets = torch.cat(self._outputs).float(), torch.cat(self._targets)
         for name, total in self._sums.items():
-            value = _wide(total(outputs, targets))
+            value = _wide(total(outputs, targets)) if len(targets) else _wide(torch.zeros_like(self._losses[0]))
             self._totals[name] = self._totals[name] + value if name in self._totals else value
         self._outputs, self._targets, self._elements = [], [], 0
 
-    def read(self) -> dict[str, float]:
-        """`loss` and the other means, in one wait for the device; starts anew. Empty when nothing was seen."""
-        if self._num_samples == 0:
+    def read(self, over_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, float]:
+        """`loss` and the other means, in one wait for the device; starts anew. Empty when nothing was seen.
+
+        `over_ranks` sums a tensor over the ranks; all of them call this.
+        """
+        if not self._losses:
             return {}
         if self._outputs:
             self._fold()
         loss = _wide(torch.stack(self._losses)).sum()
-        values = torch.stack([loss, *self._totals.values()]).div(self._num_samples).tolist()
-        names = ["loss", *self._totals]
+        count = torch.full_like(loss, self._num_samples)
+        sums = over_ranks(torch.stack([count, loss, *(self._totals[name] for name in self._sums)]))
+        values = (sums[1:] / sums[0]).tolist()
+        names = ["loss", *self._sums]
         self.reset()
         return dict(zip(names, values, strict=True))
 
@@ -114,11 +119,21 @@ class Meter:
             "num_samples": self._num_samples,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state_dict(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int, device: torch.device
+    ) -> None:
+        """Go on from `states`, which the ranks of the run had; every `world_size`-th one is this rank's, so that
+        nothing is lost or counted twice when there are more or fewer ranks now."""
         self.reset()
-        self._losses = [] if state["losses"] is None else list(state["losses"].to(device).unbind())
-        self._outputs = [outputs.to(device) for outputs in state["outputs"]]
-        self._targets = [targets.to(device) for targets in state["targets"]]
-        self._elements = sum(outputs.numel() for outputs in self._outputs)
-        self._totals = {name: total.to(device) for name, total in state["totals"].items()}
-        self._num_samples = state["num_samples"]
+        for state in states[rank::world_size]:
+            self._take(state, device)
+
+    def _take(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._losses += [] if state["losses"] is None else list(state["losses"].to(device).unbind())
+        self._outputs += [outputs.to(device) for outputs in state["outputs"]]
+        self._targets += [targets.to(device) for targets in state["targets"]]
+        self._elements += sum(outputs.numel() for outputs in state["outputs"])
+        for name, total in state["totals"].items():
+            value = total.to(device)
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+        self._num_samples += state["num_samples"]

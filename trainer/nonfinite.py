@@ -40,13 +40,15 @@ def survives(run: Run) -> tuple[float | None, bool]:
 
 
 def _roll_back(run: Run, bad_step: int) -> None:
-    state = _last_state(run, lambda state: is_planned(run, state))
-    if state is None or run.report is None or run.folder is None:
+    state = _last_state(run, lambda state: is_planned(run, state)) if run.strategy.is_main else None
+    state = run.strategy.broadcast(state)
+    if state is None:
         raise Diverged(f"{locate(run, bad_step)}; there is no checkpoint to roll back to")
     rollbacks, seconds_before = run.rollbacks + 1, run.seconds_before
     restore(run, state)
     run.rollbacks, run.seconds_before = rollbacks, seconds_before
-    run.report.rewind(state["offsets"], run.step)
+    if run.report is not None:
+        run.report.rewind(state["offsets"], run.step)
     if run.checkpoints is not None:
         run.checkpoints.put(lambda: state | {"rollbacks": rollbacks}, None, at_once=True)
     _say(
@@ -56,7 +58,12 @@ def _roll_back(run: Run, bad_step: int) -> None:
 
 
 def locate(run: Run, bad_step: int) -> str:
-    """Replay from the last checkpoint to the step and say in which layer the first non-finite value appears."""
+    """Replay from the last checkpoint to the step and say in which layer the first non-finite value appears.
+
+    The main rank does it, alone and on one device: all synchronous strategies compute the same.
+    """
+    if not run.strategy.is_main:
+        return f"diverged at step {bad_step}"
     replay = run.replica()
     state = _last_state(run)
     if state is not None:

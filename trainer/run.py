@@ -116,15 +116,17 @@ class Run:
             self.epoch, self.samples_seen = self.epoch + 1, 0
 
     def evaluation_batches(self, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """A part of the data in order, preprocessed, about 4 MB of images at a time (at least a batch)."""
+        """This rank's share of a part of the data, preprocessed, about 4 MB of images at a time (or a batch)."""
         images, targets = part.images_NCHW, part.targets_N
         size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, images[0].numel() * 4))
         if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
             size = self.closure.micro_batch
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        size *= self.strategy.world_size
         for image, target in zip(images.split(size), targets.split(size), strict=True):
-            ready = self.preprocessing(image.to(self.device)).contiguous(memory_format=layout)
-            yield ready, target.to(self.device)
+            share = self.strategy.share(len(target))
+            ready = self.preprocessing(image[share].to(self.device)).contiguous(memory_format=layout)
+            yield ready, target[share].to(self.device)
 
     def close(self) -> None:
         """Let go of files and folder; safe to call again."""

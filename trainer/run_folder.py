@@ -122,7 +122,7 @@ class Lock:
             self._descriptor = -1
 
 
-def describe_environment(device: str, threads: int, data_checksum: str) -> dict[str, Any]:
+def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> dict[str, Any]:
     """Where and with what a run happened: versions, commit, device, threads, data."""
     packages = ("gearshift", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")
     return {
@@ -132,7 +132,7 @@ def describe_environment(device: str, threads: int, data_checksum: str) -> dict[
         "platform": platform.platform(),
         "device": device,
         "threads": threads,
-        "world_size": 1,
+        "world_size": world_size,
         "data_sha256": data_checksum,
     }
 

@@ -5,19 +5,20 @@ from typing import Any
 from trainer.duration import is_time
 from trainer.run import Best, Run
 
-FORMAT = 1
+FORMAT = 2
 
 
 def capture(run: Run) -> dict[str, Any]:
     """All that `last.pt` holds: with it the run goes on with the same bits."""
     return {
         **weights(run),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
+        "ranks": run.strategy.gather(run.strategy.local_state(run.model, run.optimizer)),
         "schedule": _state_of(run.blueprint.schedule),
         "early_stopping": _state_of(run.blueprint.early_stopping),
         "improvement": run.blueprint.best.best,
         "loss_scale": _state_of(run.loss_scale),
-        "meter": run.meter.state_dict(),
+        "meter": run.strategy.gather(run.meter.state_dict()),
         "micro_batch": run.closure.micro_batch,
         "initial_loss": run.initial_loss,
         "total_steps": run.blueprint.total_steps,
@@ -43,7 +44,9 @@ def weights(run: Run) -> dict[str, Any]:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Bring a freshly assembled run to where `state` was captured."""
     restore_weights(run, state)
-    run.optimizer.load_state_dict(state["optimizer"])
+    run.strategy.load_optimizer_state(run.model, run.optimizer, state["optimizer"])
+    if len(state["ranks"]) == run.strategy.world_size and state["ranks"][run.strategy.rank] is not None:
+        run.strategy.load_local_state(run.model, run.optimizer, state["ranks"][run.strategy.rank])
     for part, name in (
         (run.blueprint.schedule, "schedule"),
         (run.blueprint.early_stopping, "early_stopping"),
@@ -55,7 +58,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if stopping is not None and stopping.has_stopped and run.blueprint.total_steps != state["total_steps"]:
         stopping.waited = 0  # whoever asks for more training after the stop wants it
     run.blueprint.best.best = state["improvement"]
-    run.meter.load_state_dict(state["meter"], run.device)
+    run.meter.load_state_dict(state["meter"], run.strategy.rank, run.strategy.world_size, run.device)
     if run.blueprint.config["micro_batch"] == "auto":
         run.closure.micro_batch = state["micro_batch"]
     run.guard.reset()

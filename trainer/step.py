@@ -15,7 +15,8 @@ def train_step(run: Run, batch: Batch) -> None:
     while True:
         run.closure.begin(run.step, batch)
         try:
-            return _update(run)
+            _update(run)
+            return run.strategy.stepped(run.model, run.step + 1)
         except torch.OutOfMemoryError as error:
             refuse_or_halve(run, len(batch.targets), error)
         # only here the error is gone, and with it the frames that hold what the attempt computed
@@ -30,7 +31,7 @@ def _update(run: Run) -> None:
     loss_sum = run.closure.backward()
     run.guard.step(run.closure.gradients(), loss_sum)
     if run.step == 0:
-        run.initial_loss = loss_sum / run.closure.num_local
+        run.initial_loss = run.strategy.sum(loss_sum) / run.closure.num_global
 
 
 def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:

@@ -1,0 +1,142 @@
+"""Ranks for tests: real processes with gloo between them, forked from a server that has torch loaded."""
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer import assembly, compose
+from trainer.blueprint import draw
+from trainer.config import Config
+from trainer.run import Run
+from trainer.step import train_step
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.parallelism.harness"])
+
+
+def spawn(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """What `function(*args)` returns on each of `world_size` ranks. Raises AssertionError with a rank's trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder, "store"))
+        pipes, processes = [], []
+        for rank in range(world_size):
+            here, there = _context.Pipe()
+            process = _context.Process(target=_rank, args=(there, store, rank, world_size, function, args), daemon=True)
+            process.start()
+            there.close()
+            pipes.append(here)
+            processes.append(process)
+        try:
+            return [_answer(pipe, rank, timeout) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _answer(pipe: Any, rank: int, timeout: float) -> Any:
+    assert pipe.poll(timeout), f"rank {rank} gave no answer in {timeout} s"
+    kind, value = pickle.loads(pipe.recv_bytes())
+    assert kind == "result", f"rank {rank}: {value}"
+    return value
+
+
+def _rank(pipe: Any, store: str, rank: int, world_size: int, function: Callable[..., Any], args: Any) -> None:
+    for name, value in (
+        ("RANK", rank),
+        ("WORLD_SIZE", world_size),
+        ("LOCAL_RANK", rank),
+        ("LOCAL_WORLD_SIZE", world_size),
+    ):
+        os.environ[name] = str(value)
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        answer = ("result", function(*args))
+        dist.barrier()  # nobody leaves while another one still speaks to it
+    except BaseException:
+        answer = ("trace", traceback.format_exc())
+    pipe.send_bytes(pickle.dumps(answer))  # not `send`, by which tensors would be shared with who is leaving
+    pipe.close()
+    os._exit(0)
+
+
+# --- what a rank does -------------------------------------------------------------------------------------
+
+
+class ToDouble(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+
+def make(overrides: list[str], double: bool = False) -> Run:
+    """A run without a folder; in float64 where asked."""
+    return make_from(compose(overrides), double)
+
+
+def make_from(config: Config, double: bool = False) -> Run:
+    blueprint = draw(config)
+    assembly.connect(blueprint)
+    if not double:
+        return assembly.put_together(blueprint)
+    make_model = assembly.make_model
+    assembly.make_model = lambda plan: make_model(plan).double()  # type: ignore[assignment]
+    try:
+        run = assembly.put_together(blueprint)
+    finally:
+        assembly.make_model = make_model
+    run.preprocessing = run.batches._preprocessing = nn.Sequential(run.preprocessing, ToDouble())
+    return run
+
+
+def advance(run: Run, steps: int) -> list[float]:
+    """So many steps; the mean loss of each."""
+    losses: list[float] = []
+    run.model.train()
+    while len(losses) < steps:
+        for batch in run.batches.epoch(run.epoch, run.samples_seen):
+            train_step(run, batch)
+            run.advance(batch.num_global)
+            losses.append(run.meter.read(run.strategy.sum)["loss"])
+            if len(losses) == steps:
+                break
+    return losses
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Weights, buffers and optimizer state under whole-model names."""
+    return {
+        "model": {name: value.clone() for name, value in run.strategy.state_dict(run.model).items()},
+        "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
+    }
+
+
+def curve(overrides: list[str], steps: int = 50, double: bool = False) -> dict[str, Any]:
+    """Train and return `losses`, `model`, `optimizer`."""
+    run = make([*overrides, f"steps={steps}"], double)
+    return {"losses": advance(run, steps), **state_of(run)}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Largest difference of losses, and of weights, buffers and optimizer state."""
+    assert one["model"].keys() == other["model"].keys()
+    losses = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+    model = max(float((one["model"][n].double() - other["model"][n].double()).abs().max()) for n in one["model"])
+    states, others = one["optimizer"]["state"], other["optimizer"]["state"]
+    assert states.keys() == others.keys()
+    kept = [
+        float((torch.as_tensor(state[key]).double() - torch.as_tensor(others[name][key]).double()).abs().max())
+        for name, state in states.items()
+        for key in state
+        if state[key] is not None
+    ]
+    return {"losses": losses, "model": model, "optimizer": max(kept, default=0.0)}

@@ -1,0 +1,76 @@
+"""Data parallelism: every rank has the whole model and a share of the batch; gradients are summed (A)."""
+
+import inspect
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.parallelism.ranks import Ranks
+
+_SYNC_BUFFERS = (  # torch 2.15 gave it another name
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
+
+
+class DataParallel(Ranks):
+    """The batch is cut into shares, each rank's gradient is of its share, and their sum is the batch's:
+
+    g = sum over ranks of sum over the share of dl/dw / N, N the samples of all shares. That is the average of
+    the lectures for equal shares, and right for unequal ones. Source: A "Data Parallelism".
+
+    `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each share, which is
+    faster and another model. `unused_parameters`: look for parameters that a step does not use. Raises
+    ValueError for other values.
+    """
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        batch_norm: Literal["synchronized", "plain"] = "synchronized",
+        unused_parameters: bool = False,
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        super().__init__(devices, max_restarts, timeout)
+        if batch_norm not in ("synchronized", "plain"):
+            raise ValueError(f"batch_norm={batch_norm}: must be synchronized or plain")
+        self.batch_norm, self.unused_parameters = batch_norm, unused_parameters
+        self._wrapped: Any = None
+
+    def notices(self, model: nn.Module) -> list[str]:
+        if self.batch_norm == "plain" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            return ["batch norm is plain: its statistics are those of a share, the curve is not that of one device"]
+        return []
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.share_model(model, synchronize=self.batch_norm == "synchronized")
+        buffers: Any = {_SYNC_BUFFERS: False}  # they are the same already, or meant to differ
+        self._wrapped = DistributedDataParallel(
+            model,
+            process_group=self.data_group,
+            **buffers,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=self.unused_parameters,
+        )
+        self._wrapped.register_comm_hook(self.data_group, sum_gradients)
+        return self._wrapped  # type: ignore[no-any-return]
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self._wrapped.no_sync()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._wrapped = None
+        super().close()
+
+
+def sum_gradients(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """The communication hook: a sum where torch's own takes the mean (torch wants the name `bucket`)."""
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])

@@ -1,0 +1,153 @@
+"""What the strategies over several processes share: a rank's place, and collectives in which everything is a sum."""
+
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.parallelism.share_draws import share_draws
+from trainer.parallelism.single import Single
+from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
+from trainer.place import open_store, place
+
+
+class Ranks(Single):
+    """Several processes, each with a share of every batch: the base of all other strategies.
+
+    `devices` are the processes on each machine (`auto`: every CUDA device; on a CPU as many as make sense);
+    `max_restarts` is how often a run whose rank is lost starts again from its last checkpoint; `timeout` how
+    many seconds a rank waits for the others. Raises ValueError for other values.
+    """
+
+    # processes on a CPU where the user does not say
+    default_devices = 2
+
+    def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
+        if devices != "auto" and (isinstance(devices, str) or devices < 1):
+            raise ValueError(f"devices={devices}: must be auto or at least 1")
+        if max_restarts < 0:
+            raise ValueError(f"max_restarts={max_restarts}: must be at least 0")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+        self.devices, self.max_restarts, self.timeout = devices, max_restarts, timeout
+        self.data_rank, self.data_size = 0, 1
+        self.num_global = 0  # samples over all ranks that are being computed right now
+        self._flag: tuple[Tensor, Any] | None = None
+        self._control: Any = None
+
+    # --- before any process is started
+
+    def plan(self, available: int | None, machines: int) -> None:
+        if self.devices == "auto":
+            self.devices = self.default_devices if available is None else available
+        assert isinstance(self.devices, int)
+        if available is not None and self.devices > available:
+            raise ValueError(f"parallelism.devices={self.devices}: there are {available} to be had")
+        self.world_size = self.devices * machines
+        self.data_size = self.data_shares()
+
+    def data_shares(self) -> int:
+        """Into how many shares a batch is cut. Raises ValueError for degrees that do not divide."""
+        return self.world_size
+
+    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+        batch_size = config["batch_size"]
+        if isinstance(batch_size, int) and self.data_size > batch_size:
+            raise ValueError(
+                f"parallelism: a batch of {batch_size} samples cannot be shared by {self.data_size} ranks; "
+                f"batch_size must be at least {self.data_size}"
+            )
+        if config["micro_batch"] == "auto" and self.world_size > 1:
+            raise ValueError("micro_batch=auto: needs parallelism=single; set accumulate or micro_batch yourself")
+
+    # --- one's place
+
+    def connect(self, device: torch.device) -> None:
+        here, store = place(), open_store()
+        assert here is not None
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=here.rank,
+            world_size=here.world_size,
+            timeout=timedelta(seconds=self.timeout),
+            device_id=device if device.type == "cuda" else None,
+        )
+        self.rank, self.world_size = here.rank, here.world_size
+        # stops and objects go over the CPU, beside whatever the device is computing
+        self._control = dist.new_group(backend="gloo")
+        self.data_rank, self.data_size = self.rank, self.data_shares()
+
+    def share(self, count: int) -> slice:
+        """Contiguous; the first ones are longer by one where it does not divide."""
+        size, longer = divmod(count, self.data_size)
+        start = self.data_rank * size + min(self.data_rank, longer)
+        return slice(start, start + size + (self.data_rank < longer))
+
+    @property
+    def data_group(self) -> Any:
+        """The ranks among which a batch is shared; None: all."""
+        return None
+
+    # --- collectives
+
+    def sum(self, value: Tensor) -> Tensor:
+        if self.data_size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total, group=self.data_group)
+        return total
+
+    def agree(self, flag: bool) -> bool:
+        before = self._flag
+        now = torch.tensor(float(flag))
+        self._flag = now, dist.all_reduce(now, group=self._control, async_op=True)
+        if before is None:
+            return False
+        said, handle = before
+        handle.wait()
+        return bool(said.item())
+
+    def broadcast(self, value: Any) -> Any:
+        box = [on_cpu(value)]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world_size
+        dist.all_gather_object(values, on_cpu(value), group=self._control)
+        return values
+
+    # --- the model
+
+    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.num_global = part.num_global
+        return super().backward(forward, loss, part, weight)
+
+    def share_model(self, model: nn.Module, synchronize: bool = True) -> None:
+        """Let batch norm see, and dropout draw for, the whole batch of which each rank has a share."""
+        if self.data_size > 1:
+            share_draws(model, self.share, total=lambda _: self.num_global)
+            if synchronize:
+                synchronize_batch_norms(model, self.data_group)
+
+    def close(self) -> None:
+        self._flag = self._control = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def on_cpu(value: Any) -> Any:
+    """Nested containers with every tensor on the CPU: what can be sent to another process."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item) for item in value)
+    return value
