@@ -16,6 +16,7 @@ from torch import nn
 from trainer import assembly, compose
 from trainer.blueprint import draw
 from trainer.config import Config
+from trainer.place import Place, take
 from trainer.run import Run
 from trainer.step import train_step
 
@@ -51,18 +52,12 @@ def _answer(pipe: Any, rank: int, timeout: float) -> Any:
 
 
 def _rank(pipe: Any, store: str, rank: int, world_size: int, function: Callable[..., Any], args: Any) -> None:
-    for name, value in (
-        ("RANK", rank),
-        ("WORLD_SIZE", world_size),
-        ("LOCAL_RANK", rank),
-        ("LOCAL_WORLD_SIZE", world_size),
-    ):
-        os.environ[name] = str(value)
+    take(Place(rank, world_size, rank, world_size), lambda: dist.FileStore(store, world_size))
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
         answer = ("result", function(*args))
-        dist.barrier()  # nobody leaves while another one still speaks to it
+        if dist.is_initialized():
+            dist.barrier()  # nobody leaves while another one still speaks to it
     except BaseException:
         answer = ("trace", traceback.format_exc())
     pipe.send_bytes(pickle.dumps(answer))  # not `send`, by which tensors would be shared with who is leaving
