@@ -16,7 +16,9 @@ LAYERS = [
     ["app", "__main__"],
     ["commands"],
     ["job", "estimate"],
-    ["preflight", "loop"],
+    ["preflight"],
+    ["launching"],
+    ["loop"],
     ["assembly"],
     ["finish", "nonfinite", "evaluation", "step", "state"],
     ["run"],
@@ -29,7 +31,7 @@ LAYERS = [
 ]  # fmt: skip
 COMPONENTS = LAYERS[-2]
 HELPERS = LAYERS[-1]  # small and pure; a component may use them
-LIGHT = ["app", "__main__", "commands", "job", "preflight", "composition", "config", "console", "errors", "run_folder",
+LIGHT = ["app", "__main__", "commands", "job", "launching", "preflight", "composition", "config", "console", "errors", "run_folder",
          "duration", "improvement", "signals", "files", "build"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 

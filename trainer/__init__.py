@@ -5,9 +5,14 @@ From Python: `run = assemble(compose(["optimizer=adamw"]))`, then `fit(run)`.
 
 from typing import Any
 
-__all__ = ["assemble", "compose", "fit"]
+__all__ = ["assemble", "compose", "fit", "launch"]
 
-_HOMES = {"compose": "trainer.composition", "assemble": "trainer.assembly", "fit": "trainer.loop"}
+_HOMES = {
+    "compose": "trainer.composition",
+    "assemble": "trainer.assembly",
+    "fit": "trainer.loop",
+    "launch": "trainer.launching",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer import signals
+from trainer import launching, signals
 from trainer.console import exit_on_error
 from trainer.errors import ConfigurationError, DiskError, SweepFailed, nearest, one_line, unknown
 
@@ -27,7 +27,11 @@ def main() -> None:
     with exit_on_error():
         arguments = _own_flags(sys.argv[1:])
         _see_trusted_packages()
-        code = run(arguments)
+        launching.see_slurm()
+        if launching.is_follower():
+            raise SystemExit(launching.follow())
+        with launching.followed():
+            code = run(arguments)
         sys.stdout.flush()
     raise SystemExit(code)
 

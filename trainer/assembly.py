@@ -2,7 +2,6 @@
 
 import json
 import os
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ def assemble(
         join(run, folder, resume=resume)
         return run
     if folder is None:
-        now = datetime.now()
-        wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
-        folder = run_folder.create(wanted, config, [])
+        folder = run_folder.new(config)
     folder = run_folder.shown(folder)
     lock = lock or Lock(folder)
     try:

@@ -44,6 +44,12 @@ class Diverged(GearshiftError):
     exit_code = 70
 
 
+class RankLost(GearshiftError):
+    """A rank was killed, stopped or failed in a way that is nobody's fault, and restarts are spent."""
+
+    exit_code = 71
+
+
 class OutOfMemory(GearshiftError):
     """The device has no memory left."""
 

@@ -1,5 +1,6 @@
 """The end of a run, however it came: best weights back, the test read once, results where they are looked for."""
 
+import json
 import logging
 import shlex
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer import checkpoint, run_folder
-from trainer.errors import DiskError, Interrupted, understood
+from trainer.errors import DiskError, GearshiftError, Interrupted, understood
 from trainer.evaluation import confusion_matrix, evaluate
 from trainer.files import disk_errors
 from trainer.reporting.curves import draw_curves
@@ -79,6 +80,20 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
                     raise
                 log.warning("%s", problem)
     return result
+
+
+def record_failure(folder: Path, config: dict[str, Any], error: GearshiftError) -> None:
+    """`result.json` of a run whose main rank could not write it, or did not know why it failed."""
+    path = folder / run_folder.RESULT
+    records = read_metrics(folder / run_folder.METRICS) if (folder / run_folder.METRICS).is_file() else []
+    stopping = config["early_stopping"]
+    last = records[-1] if records else {"step": 0, "epoch": 0.0}
+    known = json.loads(path.read_text()) if path.is_file() else {
+        "steps": last["step"], "epochs": last["epoch"], "monitor": stopping["monitor"] if stopping else "val/loss",
+        "best": None, "test": None, "wall_seconds": 0.0, "folder": str(run_folder.shown(folder)),
+    }  # fmt: skip
+    told = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
+    run_folder.write_result(folder, known | told)
 
 
 def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:

@@ -10,9 +10,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from trainer import composition, run_folder
-from trainer.config import Config
-from trainer.console import outlive_readers, print_failure, say
+from trainer.console import print_failure, say
 from trainer.errors import ConfigurationError, DataError, one_line
+from trainer.launching import folder_of_earlier_attempt, train
 
 COMPLETE = ("completed", "early_stopped")
 
@@ -38,7 +38,8 @@ class Jobs:
         try:
             if self.is_sweep:
                 return run_trial(composed, folder)
-            result = train(run_folder.read_configuration(folder), folder)
+            restarted = folder_of_earlier_attempt() == folder.absolute()
+            result = train(run_folder.read_configuration(folder), folder, resume=restarted)
             self.exit_code = result.exit_code
             value: float | None = result.value
             return value
@@ -83,12 +84,3 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged: {one_line(error)}; without it the run is taken for an unfinished one"
         ) from error
     return found
-
-
-def train(config: Config, folder: Path, *, resume: bool = False, is_trial: bool = False) -> Any:
-    """Assemble and fit."""
-    from trainer.assembly import assemble
-    from trainer.loop import fit
-
-    outlive_readers()
-    return fit(assemble(config, folder, resume=resume, is_trial=is_trial))

@@ -17,6 +17,7 @@ from trainer import composition, run_folder
 from trainer.config import Config
 from trainer.console import exit_on_error
 from trainer.errors import ConfigurationError
+from trainer.launching import folder_of_earlier_attempt
 
 _MOST_TRIALS = 10_000
 # settings that no other rule looks at: trials that differ in nothing else need one look
@@ -32,12 +33,14 @@ class Preflight(Callback):
             exact = _is_given(config, "hydra.run.dir")
             problems = folder_problems("hydra.run.dir", config.hydra.run.dir) if exact else []
             settled = check(config, problems)
+            if (earlier := folder_of_earlier_attempt()) is not None:
+                _set_run_folder(config, earlier)
+                return
             wanted = Path(config.hydra.run.dir)
             if not exact:
                 wanted = wanted.with_name(f"{wanted.name}-{run_folder.default_name(settled)}")
             folder = run_folder.create(wanted, settled, composition.typed_words(config.hydra), exact=exact)
-            with read_write(config), open_dict(config):
-                config.hydra.run.dir = str(folder)
+            _set_run_folder(config, folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every trial of a sweep before the first one starts, and name the sweep after what it is."""
@@ -81,6 +84,11 @@ def check_parts(settled: Config) -> None:
         with torch.device("meta"):
             model = blueprint.build_model()
         read_weights(Path(settled["init_from"]), model)
+
+
+def _set_run_folder(config: DictConfig, folder: Path) -> None:
+    with read_write(config), open_dict(config):
+        config.hydra.run.dir = str(folder)
 
 
 # --- folders ----------------------------------------------------------------------------------------------

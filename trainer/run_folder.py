@@ -6,6 +6,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
     except BaseException:
         _remove(temporary, made)
         raise
+
+
+def new(config: Config) -> Path:
+    """The folder of a run that was started from Python, under `outputs/` as from the command line."""
+    now = datetime.now()
+    wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{default_name(config)}")
+    return create(wanted, config, [])
 
 
 def _settle(temporary: Path, wanted: Path, exact: bool) -> Path:
@@ -120,6 +128,13 @@ class Lock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class HeldLock(Lock):
+    """Stands for a lock that another process of the same job holds."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
 
 
 def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> dict[str, Any]:

@@ -21,14 +21,14 @@ class StopRequest:
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """The signal handler."""
         if self.signum is not None:
-            _show_cursor()
+            show_cursor()
             os._exit(128 + signum)
         self.signum = signum
         if not self.can_wait:
             raise Interrupted(signum)
 
 
-def _show_cursor() -> None:
+def show_cursor() -> None:
     """A live display has hidden it."""
     with suppress(OSError):
         if os.isatty(1):

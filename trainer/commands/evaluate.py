@@ -36,13 +36,13 @@ def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
     if overrides:
         config = composition.override(config, overrides)
     from trainer import checkpoint
-    from trainer.assembly import put_together
+    from trainer.assembly import SINGLE, put_together
     from trainer.blueprint import draw
     from trainer.evaluation import evaluate
     from trainer.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
-    blueprint = draw(config | {"compile": False, "init_from": None})
+    blueprint = draw(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
     state = checkpoint.load(best)
     run = put_together(blueprint)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, run_and_overrides
 from trainer.commands.resume import recorded_overrides, recorded_threads
-from trainer.job import train
+from trainer.launching import train
 from trainer.preflight import check_parts
 
 

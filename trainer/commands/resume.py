@@ -16,6 +16,7 @@ from trainer.console import outlive_readers, say
 from trainer.errors import ConfigurationError, DataError, one_line
 from trainer.files import write_atomic
 from trainer.job import COMPLETE, read_result
+from trainer.launching import train
 
 # more training, and another way to spread it, are the only changes under which a run is still the same run
 MAY_CHANGE = ("epochs", "steps", "parallelism")
@@ -38,11 +39,12 @@ def main(arguments: list[str]) -> int:
 
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check, lock, write down what changes, and go on."""
-    from trainer.assembly import assemble
+    from trainer.assembly import SINGLE, assemble
     from trainer.blueprint import draw
     from trainer.loop import fit
 
-    config = config | {"threads": config["threads"] or recorded_threads(folder)}
+    if config["parallelism"] == before["parallelism"]:
+        config = config | {"threads": config["threads"] or recorded_threads(folder)}
     total = draw(config).total_steps
     result = read_result(folder)
     if result is not None and result["steps"] > total:
@@ -51,13 +53,26 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     with put_back(folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES):
         # first of all: a complete result beside a configuration that asks for more would end the run here
         (folder / run_folder.RESULT).unlink(missing_ok=True)
-        changes = [f"{key}: {before[key]} -> {config[key]}" for key in MAY_CHANGE if config[key] != before[key]]
-        if changes:
+        if changes := list(announced(before, config)):
             say("\n".join(changes))
             run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
-        run = assemble(config, folder, resume=True, lock=lock)
+        run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
     outlive_readers()
-    return fit(run).exit_code
+    return int((fit(run) if run is not None else train(config, folder, resume=True, lock=lock)).exit_code)
+
+
+def announced(before: Config, config: Config) -> Iterator[str]:
+    """What changes, a line each."""
+    for key in MAY_CHANGE:
+        if config[key] == before[key]:
+            continue
+        if key == "parallelism":
+            names = before["choices"][key], config["choices"][key]
+            keys = [k for k in config[key] if config[key][k] != before[key].get(k) and k != "_target_"]
+            settings = ", ".join(f"{k}={config[key][k]}" for k in keys)
+            yield f"parallelism: {names[0]} -> {names[1]} ({settings}): the same curve, to rounding"
+        else:
+            yield f"{key}: {before[key]} -> {config[key]}"
 
 
 @contextmanager

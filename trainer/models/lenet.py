@@ -1,6 +1,5 @@
 """LeNet: convolutions with pooling, then fully connected layers."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -12,6 +11,8 @@ from trainer.models.parts import (
     check_image_size,
     check_widths,
     dense_layers,
+    paired,
+    with_plans,
 )
 
 # the last feature map of Caffe's LeNet on 28x28 images; anything smaller calls for padding
@@ -60,7 +61,7 @@ def lenet(
     num_features = num_channels
     for size in (height, width):
         num_features *= _last_size(size, len(channels), padding)
-    layers |= dense_layers(
+    dense = dense_layers(
         num_features,
         hidden,
         num_outputs,
@@ -69,7 +70,7 @@ def lenet(
         dropout=dropout,
         first=len(channels) + 1,
     )
-    return nn.Sequential(OrderedDict(layers))
+    return with_plans(layers | dense, paired(layers) | paired(dense))
 
 
 def _last_size(size: int, num_stages: int, padding: int) -> int:

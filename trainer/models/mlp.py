@@ -1,17 +1,17 @@
 """Fully connected networks: softmax (or linear) regression and the multi-layer perceptron."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 
 from torch import nn
 
-from trainer.models.parts import check_choice, check_dropout, check_widths, dense_layers
+from trainer.models.parts import check_choice, check_dropout, check_widths, dense_layers, paired, with_plans
 
 
 def linear(*, input_shape: tuple[int, int, int], num_outputs: int) -> nn.Sequential:
     """One linear layer on all pixels: softmax regression, or linear regression (C, D)."""
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), output=nn.Linear(prod(input_shape), num_outputs)))
+    output = nn.Linear(prod(input_shape), num_outputs)
+    return with_plans({"flatten": nn.Flatten(), "output": output}, {"output": "gather"})
 
 
 def mlp(
@@ -32,4 +32,4 @@ def mlp(
     check_choice("norm", norm, ("none", "batch", "layer"))
     check_dropout(dropout)
     layers = dense_layers(prod(input_shape), hidden, num_outputs, activation=activation, norm=norm, dropout=dropout)
-    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))
+    return with_plans({"flatten": nn.Flatten(), **layers}, paired(layers))

@@ -1,7 +1,9 @@
 """What the models share: activations by name, fully connected layers, checks of arguments."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -53,6 +55,50 @@ def dense_layers(
         num_inputs = width
     layers["output"] = nn.Linear(num_inputs, num_outputs)
     return layers
+
+
+def with_plans(
+    layers: Mapping[str, nn.Module], tensor_plan: Mapping[str, str], stages: Iterable[str] | None = None
+) -> nn.Sequential:
+    """The layers one after another, and how they may be spread over devices: two attributes, data only.
+
+    `pipeline_plan`: names of the children at which a pipeline stage may begin (None: all but the first).
+    `tensor_plan`: how a tensor-parallel group shares a module, by its name; one that is not named is whole.
+    column: input whole, weight split by outputs, output split; row: input split, weight split by inputs, output
+    whole; gather: as column, then the outputs are gathered; cross: input gathered first, then as column; group:
+    a grouped convolution of split channels; split: parameters or draws per channel, of split channels.
+    """
+    model: Any = nn.Sequential(OrderedDict(layers))
+    model.pipeline_plan = list(layers)[1:] if stages is None else list(stages)
+    model.tensor_plan = dict(tensor_plan)
+    return model  # type: ignore[no-any-return]
+
+
+def paired(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """A tensor plan for whole input and output: the layers with weights in pairs, a column and a row.
+
+    What is left over at the end is whole, or gathered where it is a convolution or the only layer. So is a layer
+    before layer norm, which needs all features at once.
+    """
+    plan: dict[str, str] = {}
+    weighted = [name for name, layer in layers.items() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    before_layer_norm = any(isinstance(layer, nn.LayerNorm) for layer in layers.values())
+    is_split = False
+    for name, layer in layers.items():
+        if name in weighted:
+            is_last = name == weighted[-1]
+            if is_split:
+                plan[name], is_split = "row", False
+            elif is_last:
+                if isinstance(layer, nn.Conv2d) or len(weighted) == 1:
+                    plan[name] = "gather"
+            elif before_layer_norm:
+                plan[name] = "gather"
+            else:
+                plan[name], is_split = "column", True
+        elif is_split and isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.Dropout):
+            plan[name] = "split"
+    return plan
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.parts import activation_layer, check_choice, check_image_size, check_widths
+from trainer.models.parts import activation_layer, check_choice, check_image_size, check_widths, with_plans
 
 
 class PadShortcut(nn.Module):
@@ -89,7 +89,15 @@ def resnet(
             num_channels = num_filters
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     layers["output"] = nn.Linear(num_channels, num_outputs)
-    return nn.Sequential(OrderedDict(layers))
+    blocks = [name for name, layer in layers.items() if isinstance(layer, Block)]
+    plan = {f"{block}.{name}": kind for block in blocks for name, kind in _BLOCK_PLAN.items()}
+    if norm == "none":
+        plan = {name: kind for name, kind in plan.items() if kind != "split"}
+    return with_plans(layers, plan, [*blocks, "pool", "output"])
+
+
+# the sum with the shortcut is of whole feature maps
+_BLOCK_PLAN = {"conv1": "column", "norm1": "split", "conv2": "row"}
 
 
 def _conv(num_inputs: int, num_filters: int, kernel_size: int, stride: int, norm: str) -> nn.Conv2d:
