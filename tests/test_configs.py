@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from trainer import assemble, checkpoint, compose, fit
+from trainer import assemble, checkpoint, compose, fit, launch, run_folder
 from trainer.assembly import put_together
 from trainer.blueprint import RUNTIME, draw
 from trainer.build import locate
@@ -22,7 +22,11 @@ GROUP_OPTIONS = [path for path in OPTIONS if path.parent.name not in WHOLE]
 EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
 # a small run of one epoch; what an option needs to fit to it
 TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
-NEEDS = {"plateau": ["every.evaluate=1step"]}
+NEEDS = {
+    "plateau": ["every.evaluate=1step"],
+    "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],
+    "weird_trick": ["model=lenet", "model.channels=[4,4]"],
+}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -31,7 +35,8 @@ def names(paths: list[Path]) -> list[str]:
 
 def tiny(path: Path) -> list[str]:
     chosen = f"{path.parent.name}={path.stem}"
-    rest = [o for o in TINY if not (path.parent.name == "model" and o.startswith("model"))]
+    own_model = path.parent.name == "model" or any(o.startswith("model") for o in NEEDS.get(path.stem, []))
+    rest = [o for o in TINY if not (own_model and o.startswith("model"))]
     return [*rest, chosen, *NEEDS.get(path.stem, [])]
 
 
@@ -62,6 +67,8 @@ def test_every_tunable_argument_is_listed(path: Path) -> None:
 def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path, tmp_path: Path) -> None:
     if path.parent.name == "data" and path.stem in EXTERNAL:
         pytest.skip("needs real data; see test_data_options_read_their_sets")
+    if path.parent.name == "parallelism" and path.stem != "single":
+        return trains_and_resumes(tiny(path), tmp_path)
     blueprint = draw(compose(tiny(path)))
     run = put_together(blueprint)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
@@ -80,6 +87,19 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
         one.blueprint.total_steps += 1
         assert train(one) == "completed"
     assert_same(run.model.state_dict(), again.model.state_dict())
+
+
+def trains_and_resumes(overrides: list[str], folder: Path) -> None:
+    """A strategy needs its processes."""
+    config = compose(overrides)
+    run_folder.write_configuration(folder, config, overrides)
+    assert launch(config, folder).steps == 2
+    state = checkpoint.load(folder / "checkpoints" / "last.pt")
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert launch(config | {"epochs": 2}, folder).steps == 4
+    assert not any(path.stat().st_size for path in (folder / "ranks").glob("*.log")), "the ranks had nothing to say"
+    after = checkpoint.load(folder / "checkpoints" / "last.pt")
+    assert any(not torch.equal(value, state["model"][name]) for name, value in after["model"].items())
 
 
 def assert_same(one: object, other: object) -> None:

@@ -89,6 +89,7 @@ def run_hydra(arguments: list[str]) -> int:
     )
     try:
         _check_words(flags, overrides)
+        _check_hydra(flags, overrides)
         _enter(entry)
     except Exception as error:
         if jobs.count:
@@ -125,6 +126,26 @@ def _check_words(flags: list[str], overrides: list[str]) -> None:
         raise ConfigurationError(problems)
 
 
+def _check_hydra(flags: list[str], overrides: list[str]) -> None:
+    """Look at Hydra's own node before Hydra acts on it, where a folder of the user's may have put something there.
+
+    Raises ConfigurationError.
+    """
+    given = _parser().parse_args(flags)
+    searches = any(word.lstrip("+").startswith("hydra.searchpath") for word in overrides)
+    if given.shell_completion or (given.config_dir is None and not searches):
+        return
+    from hydra.types import RunMode
+
+    from trainer import composition
+
+    with composition.loader_of(given.config_dir) as (loader, search):
+        mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
+        composed = composition.load(loader, given.config_name or composition.NAME, [*overrides, *search], mode)
+        if problems := composition.hydra_problems(composed.hydra):
+            raise ConfigurationError(problems)
+
+
 def _is_sweep(given: argparse.Namespace, overrides: list[str]) -> bool:
     return given.multirun or "hydra.mode=MULTIRUN" in overrides
 
@@ -137,7 +158,7 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
     from trainer import composition
 
     given = _parser().parse_args(flags)
-    if given.config_path is None and not given.shell_completion:
+    if not given.shell_completion:
         with composition.loader_of(given.config_dir) as (loader, search):
             mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
             composition.load(loader, given.config_name or composition.NAME, [*overrides, *search], mode)
@@ -190,6 +211,8 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
         problems.append("--multirun, hydra.mode=RUN: give one of them")
     if given.experimental_rerun:
         problems.append("--experimental-rerun: is not supported; train repeat RUN runs a configuration again")
+    if given.config_path is not None:
+        problems.append("--config-path: is not supported; --config-dir adds a folder of options to ours")
     if given.config_dir is not None:
         problems += folder_problems(Path(given.config_dir))
     if problems:

@@ -193,6 +193,7 @@ class LocalRanks:
 
                     assert self._ranks[0].result is not None
                     return Result(**self._ranks[0].result)
+                signals.show_cursor()
                 if failure.kind in _OURS:
                     raise _OURS[failure.kind](failure.line)
                 if stop_request.signum is not None:
@@ -224,7 +225,6 @@ class LocalRanks:
             return self._failure()
         finally:
             self._kill()
-            signals.show_cursor()
 
     def _start(self, store: Path, restarted: bool) -> None:
         # quiet: that a peer's connection was closed is told in our own words

@@ -65,7 +65,7 @@ def train(run: Run) -> str:
                 record |= evaluate(run, run.splits.val, "val")
                 improved, stop = judge(run, record)
             if record and run.report is not None:
-                run.report.record(run.step, run.epochs_done, record)
+                run.report.record(run.step, run.epochs_done, record, run.strategy.histograms() if log_now else {})
                 if evaluate_now:
                     run.report.row(run.step, run.epochs_done, record, improved)
             ends = stop or interrupted or run.step == total

@@ -204,6 +204,8 @@ def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str],
     """Parts are looked at once for trials that differ in their seeds alone."""
     hydra = [o for o in composition.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     composed = composition.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
+    if problems := composition.hydra_problems(composed.hydra):
+        raise ConfigurationError(problems)
     settled = settle(composed, composed.hydra)
     alike = repr({key: value for key, value in settled.items() if key not in _ALONE})
     if alike not in seen:

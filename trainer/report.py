@@ -49,11 +49,15 @@ class Report:
         """After every step: a bar to move, ten times a second at most."""
         self.terminal.tick(step)
 
-    def record(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
-        """All metrics of a step: one line, one event."""
+    def record(
+        self, step: int, epoch: float, values: Mapping[str, float], histograms: Mapping[str, Any] | None = None
+    ) -> None:
+        """All metrics of a step: one line, one event; distributions beside them."""
         with disk_errors(self._folder):
             self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
             self.tensorboard.scalars(step, values)
+            for name, sample in (histograms or {}).items():
+                self.tensorboard.histogram(name, sample, step)
         self._train |= {name: value for name, value in values.items() if name.startswith("train/") or name == "lr"}
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 

@@ -348,7 +348,7 @@ COMMANDS = [
     ("--config-dir nowhere", "nowhere & no such folder"),
     ("--config-dir file.txt", "file.txt & no such folder"),
     ("--config-name nosuch", "nosuch"),
-    ("--config-path /nowhere", "/nowhere"),
+    ("--config-path /nowhere", "--config-path: is not supported & --config-dir"),
     ("--cfg job optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'?"),
     ("--config-dir options model=broken", "options/model/broken.yaml, line 3 & not YAML"),
     ("--config-dir options model=listed", "model=[1, 2] & names no class & _target_"),
@@ -382,6 +382,26 @@ def test_files_of_options_that_hydra_would_stumble_over(train: Train, place: Pat
     lines = ("options/optimizer/adamw.yaml & rename", "options/optimizer/latin.yaml & UTF-8")
     for command in ((), ("-m",), ("plan",)):
         check(train(*command, "--config-dir", "options", "model=mlp"), lines)
+
+
+HYDRAS_OWN = [
+    "callbacks: {evil: {_target_: subprocess.call, args: touch was_here}}",
+    "callbacks: {evil: {_target_: logging.os.system, command: touch was_here}}",
+    "job_logging: {handlers: {h: {(): subprocess.call, args: [touch, was_here]}}, root: {handlers: [h]}}",
+    "hydra_logging: {version: 1, handlers: {h: {class: os.system, command: touch was_here}}}",
+    "launcher: {_target_: subprocess.call}",
+]
+
+
+@pytest.mark.parametrize("node", HYDRAS_OWN)
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]])
+def test_hydra_runs_nothing_that_is_not_trusted(node: str, words: list[str], train: Train, place: Path) -> None:
+    """Hydra acts on its own node before any job; whoever gets a folder of options from elsewhere is safe."""
+    (place / "options/experiment/evil.yaml").write_text(f"# @package _global_\n# Evil\nhydra:\n  {node}\n")
+    before = listing(place)
+    check(train(*words, "--config-dir", "options", "experiment=evil"), ("hydra. & not trusted",))
+    check(train(*words, "hydra.searchpath=[file://options]", "experiment=evil"), ("hydra. & not trusted",))
+    assert listing(place) == before
 
 
 SWEEPS = [

@@ -96,5 +96,8 @@ class Single:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def histograms(self) -> dict[str, Tensor]:
+        return {}
+
     def close(self) -> None:
         pass

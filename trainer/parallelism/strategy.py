@@ -142,6 +142,10 @@ class Strategy(Protocol):
         """Numbers of its own since the last call, for a logged step."""
         ...
 
+    def histograms(self) -> dict[str, Tensor]:
+        """Values of its own since the last call, for TensorBoard."""
+        ...
+
     def close(self) -> None:
         """Let go of groups and connections."""
         ...

@@ -71,6 +71,10 @@ class TensorBoard:
         """One grid of all images, uint8 or floats in 0..1; see `image_grid`."""
         self._writer.add_image(tag, image_grid(images_NCHW), step)
 
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """The distribution of some values."""
+        self._writer.add_histogram(tag, values.float(), step)
+
     def confusion_matrix(
         self, matrix_KK: Tensor, class_names: Sequence[str], step: int, tag: str = "val/confusion_matrix"
     ) -> None:
