@@ -270,7 +270,7 @@ def test_a_rank_that_fails_is_one_line_with_its_number(what: str, code: int, lin
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["parallelism.devices=100000"], "parallelism.devices=100000: this machine has memory for"),
+        (["parallelism.devices=100000"], "parallelism.devices=100000: this machine has"),
         (["parallelism.devices=0"], "parallelism.devices=0: must be auto or at least 1"),
         (["parallelism.devices=4", "batch_size=3"], "a batch of 3 samples cannot be shared by 4 ranks"),
         (["micro_batch=auto", "model=linear"], "micro_batch=auto: needs parallelism=single"),
@@ -375,6 +375,25 @@ def test_torchrun_s_own_restart_goes_on_in_the_same_folder(undisturbed: Path, tm
     code, _, err = end(process)
     assert code == 0, err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_two_machines(undisturbed: Path, tmp_path: Path) -> None:
+    """Two agents of torchrun, a rank each, as on two machines."""
+    words = [*[o for o in RUN if not o.startswith("parallelism.devices")], "parallelism.devices=1"]
+    port = free_port()
+    agents = [
+        start(
+            tmp_path, *words,
+            program=(TORCHRUN, "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1",
+                     f"--master-port={port}", "-m", "trainer"),
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    ended = [end(agent) for agent in agents]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
     same(tmp_path / "run", undisturbed)
 
 

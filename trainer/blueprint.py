@@ -180,6 +180,7 @@ def _collect(found: list[str], action: Any) -> None:
         found.append(one_line(error))
 
 
+_RANKS_PER_CORE = 4  # more would only wait for one another
 _BYTES_PER_RANK = 300e6  # of a process with torch in it, before it has any data
 
 
@@ -190,9 +191,13 @@ def _settle_ranks(strategy: Any, device: torch.device) -> None:
         strategy.plan(here.local_size, here.machines)
         return
     strategy.plan(torch.cuda.device_count() if device.type == "cuda" else None, 1)
-    room = int(_memory() // _BYTES_PER_RANK)
-    if strategy.devices > room:
-        raise ValueError(f"parallelism.devices={strategy.devices}: this machine has memory for {room} processes")
+    cores = os.cpu_count() or 1
+    room = min(_RANKS_PER_CORE * cores, int(_memory() // _BYTES_PER_RANK))
+    if device.type == "cpu" and strategy.devices > room:
+        raise ValueError(
+            f"parallelism.devices={strategy.devices}: this machine has {cores} cores and {_memory() / 1e9:.0f} GB of "
+            f"memory, enough for {room} processes"
+        )
 
 
 def choose_device(text: str, several: bool = False) -> torch.device:

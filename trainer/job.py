@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trainer import composition, run_folder
+from trainer import composition, launching, run_folder
 from trainer.console import print_failure, say
 from trainer.errors import ConfigurationError, DataError, one_line
 from trainer.launching import folder_of_earlier_attempt, train
@@ -31,6 +31,14 @@ class Jobs:
 
     def run(self, composed: DictConfig) -> float | None:
         """One job; returns its best monitored value."""
+        launching.see_slurm()  # a launcher of Hydra's may have started several tasks, each of which comes here
+        if launching.is_follower():
+            launching.follow()
+            return None
+        with launching.followed():
+            return self._run(composed)
+
+    def _run(self, composed: DictConfig) -> float | None:
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         self.count += 1

@@ -456,6 +456,7 @@ class Bus:
 
 
 _bus: Bus | None = None
+_is_followed = False
 
 
 def bus() -> Bus:
@@ -520,13 +521,16 @@ def follow() -> int:
 @contextmanager
 def followed() -> Iterator[None]:
     """Wraps the first process's work: at its end, however it comes, the others may go."""
+    global _is_followed
     here = given_place()
-    if here is None or here.world_size == 1:
+    if here is None or here.world_size == 1 or _is_followed:
         yield
         return
+    _is_followed = True
     try:
         yield
     finally:
+        _is_followed = False
         bus().store.set(bus().next(), json.dumps(None))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(1)  # the store is ours: let the others read
