@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.strategy import Forward, Loss, Part
 """
-RUN = ["threads=1", "model=lenet", "model.dropout=0.2", "batch_size=50", "device=cpu", "accumulate=3"]
+RUN = [
+    "threads=1",
+    "model=lenet",
+    "model.dropout=0.2",
+    "batch_size=50",
+    "device=cpu",
+    "accumulate=3",
+    "optimizer=momentum",
+]
 
 
 def shown(folder: str) -> dict[str, Any]:
