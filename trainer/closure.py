@@ -1,6 +1,7 @@
 """What an optimizer may ask of a step: the gradient, or the loss, as often as it likes on the same batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,12 @@ class Closure:
         self._dtype, self.micro_batch = dtype, micro_batch
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device = self._parameters[0].device
+        self._sharded = any(hasattr(p, "to_local") for p in self._parameters)
         self._weights: dict[int, Tensor] = {}
         self._batch: Batch
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._evaluations = 0
+        self.num_seen = 0  # samples of the step whose loss this rank has
 
     def begin(self, step: int, batch: Batch) -> None:
         """Turn to the batch of optimizer step `step`."""
@@ -101,14 +104,10 @@ class Closure:
         """The step's mean loss over all ranks."""
         return self._strategy.sum(loss_sum) * self._weight(self._batch.num_global)
 
-    @property
-    def num_global(self) -> int:
-        """The samples of the step, over all ranks."""
-        return self._batch.num_global
-
     def gradients(self) -> list[Tensor]:
-        """The gradients that the last `gradient()` left."""
-        return [p.grad for p in self._parameters if p.grad is not None]
+        """The gradients that the last `gradient()` left; of sharded ones this rank's part, in the same memory."""
+        gradients: list[Any] = [p.grad for p in self._parameters if p.grad is not None]
+        return [gradient.to_local() for gradient in gradients] if self._sharded else gradients
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's outputs in the run's precision."""
@@ -137,6 +136,8 @@ class Closure:
 
     def _count_evaluation(self) -> None:
         """Hand the first evaluation to the meter, when it is whole: one that ran out of memory left nothing."""
+        if self._seen:
+            self.num_seen = sum(len(targets) for _, _, targets in self._seen)
         for seen in self._seen:
             self._meter.add(*seen)
         self._seen = []

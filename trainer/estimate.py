@@ -2,18 +2,21 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.assembly import put_together
 from trainer.batches import Batch
 from trainer.blueprint import Blueprint
 from trainer.data import DataFacts, Part, Splits
 from trainer.evaluation import evaluate
+from trainer.parallelism import cost
+from trainer.parallelism.pipeline import cut, largest_divisor
+from trainer.parallelism.single import Single
 from trainer.run import Run
 from trainer.step import train_step
 
@@ -47,14 +50,14 @@ class Estimate:
 
 
 def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
-    """Take optimizer steps of this run on random images for about `seconds`.
+    """Take optimizer steps of this run, on one device, on random images for about `seconds`.
 
     Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
     Nothing is written, and the run's data are not read. Raises ConfigurationError or DataError as assembling
     the run would, and OutOfMemory.
     """
     # compiling would take the time there is, and more
-    plain = replace(blueprint, config=blueprint.config | {"compile": False})
+    plain = replace(blueprint, config=blueprint.config | {"compile": False}, strategy=Single())
     num_probe = min(_PROBE, blueprint.batch_size)
     probe = _run(plain, num_probe)
     per_step, _ = _time_steps(probe, 0.0)
@@ -73,6 +76,53 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         activations=_activations(run, blueprint.micro_batch),
         data=_data_bytes(blueprint.facts),
     )
+
+
+def cost_of(blueprint: Blueprint, model: nn.Module) -> cost.Cost | None:
+    """What the run's strategy costs by the formulas of `trainer.parallelism.cost`; `model` is on the meta device.
+
+    None for one device, for a strategy that is not ours, and for a model whose layers cannot be seen.
+    """
+    strategy: Any = blueprint.strategy
+    known = type(strategy).__module__.startswith("trainer.parallelism.")
+    formula = _COSTS.get(type(strategy).__name__) if known else None
+    if formula is None or strategy.world_size == 1:
+        return None
+    try:
+        layers = cost.layers_of(model, blueprint.facts.input_shape)
+    except RuntimeError:
+        return None
+    activation_bytes = 4 if blueprint.dtype is None else blueprint.dtype.itemsize
+    step = cost.Step(layers, blueprint.batch_size, blueprint.micro_batch, activation_bytes=activation_bytes)
+    return formula(step, strategy, model)
+
+
+def _hybrid(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
+    return cost.hybrid(step, strategy.data_size, strategy.tensor_size, _is_synchronized(strategy))
+
+
+def _pipeline(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
+    stages = cut(model, strategy.world_size)
+    micro_batches = largest_divisor(step.micro_batch or step.batch_size, strategy.micro_batches)
+    in_flight = None if strategy.schedule == "gpipe" else len(stages)
+    return cost.pipeline(step, stages, micro_batches, in_flight)
+
+
+def _is_synchronized(strategy: Any) -> bool:
+    return bool(strategy.batch_norm == "synchronized")
+
+
+_COSTS: dict[str, Callable[[cost.Step, Any, nn.Module], cost.Cost]] = {
+    "DataParallel": lambda step, s, _: cost.data_parallel(step, s.world_size, _is_synchronized(s)),
+    "FullySharded": lambda step, s, _: cost.fully_sharded(step, s.world_size),
+    "TensorParallel": _hybrid,
+    "HybridParallel": _hybrid,
+    "TwoColumn": _hybrid,
+    "WeirdTrick": lambda step, s, _: cost.weird_trick(step, s.world_size, _is_synchronized(s)),
+    "Pipeline": _pipeline,
+    "LocalSGD": lambda step, s, _: cost.local_sgd(step, s.world_size, s.period),
+    "Downpour": lambda step, s, _: cost.downpour(step, s.world_size, s.period),
+}
 
 
 def _run(blueprint: Blueprint, num_samples: int) -> Run:

@@ -110,6 +110,7 @@ def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
     run = assemble(job.config, Path(job.folder), resume=job.resume, is_trial=job.is_trial, lock=lock)
     if run.strategy.is_main or not hasattr(run.strategy, "work"):
         return fit(run)
+    stop_request.can_wait = True  # the main rank decides, and says so
     try:
         run.strategy.work(run, train_step)
     finally:

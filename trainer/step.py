@@ -31,7 +31,9 @@ def _update(run: Run) -> None:
     loss_sum = run.closure.backward()
     run.guard.step(run.closure.gradients(), loss_sum)
     if run.step == 0:
-        run.initial_loss = run.strategy.sum(loss_sum) / run.closure.num_global
+        count = torch.full_like(loss_sum, run.closure.num_seen)
+        total, seen = run.strategy.sum(torch.stack([loss_sum, count]))
+        run.initial_loss = total / seen
 
 
 def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:

@@ -19,6 +19,7 @@ from trainer.config import GROUPS, Config
 from trainer.errors import ConfigurationError, unknown
 from trainer.preflight import trials
 
+_SPREAD = ("weights", "gradients", "optimizer", "activations")
 _FLAGS = ("-m", "--multirun", "--config-dir", "-cd")
 _NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
 # on a pipe nothing is folded: lines are as long as they are
@@ -59,7 +60,7 @@ def _plan_run(overrides: list[str], config_dir: str | None) -> None:
     config = composition.compose(overrides, config_dir)
     defaults = _defaults(config, config_dir)
     from trainer.blueprint import draw  # torch is not needed to know that a name is misspelt
-    from trainer.estimate import estimate
+    from trainer.estimate import cost_of, estimate
 
     blueprint = draw(config)
     model = _meta_model(blueprint)
@@ -74,6 +75,8 @@ def _plan_run(overrides: list[str], config_dir: str | None) -> None:
     _show(console, "steps", _grid(_step_rows(blueprint)))
     found = estimate(blueprint)
     _show(console, "estimate", _grid(_estimate_rows(blueprint, found)))
+    if (cost := cost_of(blueprint, model)) is not None:
+        _show(console, "parallelism", _grid(_parallelism_rows(blueprint.strategy, found, cost)))
 
 
 def _defaults(config: Config, config_dir: str | None) -> Config:
@@ -207,13 +210,29 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
     )
     evaluations = -(-blueprint.total_steps // blueprint.every_evaluate)
     total = blueprint.total_steps * found.step_seconds + evaluations * found.evaluation_seconds
+    where = " on one device" if blueprint.strategy.world_size > 1 else ""
     more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
     notes = " (not compiled)" if blueprint.config["compile"] else ""
-    yield "time", f"about {_time(total)} for all steps and evaluations{more}"
+    yield "time", f"about {_time(total)} for all steps and evaluations{where}{more}"
     yield "", f"a step {_time(found.step_seconds)}{notes}, an evaluation {_time(found.evaluation_seconds)}"
-    yield "memory", f"about {_size(found.bytes)}, beside what Python and torch take"
+    yield "memory", f"about {_size(found.bytes)}{where}, beside what Python and torch take"
     parts = ("weights", "gradients", "optimizer", "activations", "data")
     yield "", ", ".join(f"{name} {_size(getattr(found, name))}" for name in parts)
+
+
+def _parallelism_rows(strategy: Any, found: Any, cost: Any) -> Iterator[tuple[str, str]]:
+    shares = getattr(strategy, "data_size", strategy.world_size)
+    mesh = f" = {_count(shares, 'share')} of the samples x {strategy.world_size // shares} parts of the model"
+    yield "ranks", f"{strategy.world_size}{mesh if shares < strategy.world_size else ''}"
+    rows = ", ".join(f"{name} {_size(round(sent.bytes))}" for name, sent in cost.sent.items())
+    yield "sent", f"{_size(round(cost.total.bytes))} a step and rank: {rows}"
+    memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
+    yield "memory", f"about {_size(sum(memory.values()))} a rank, beside what Python and torch take"
+    yield "", ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
+    yield (
+        "speed-up",
+        f"at best {_two_digits(cost.speed_up)} over one such device: computing alone, sending and waiting left out",
+    )
 
 
 # --- a sweep ----------------------------------------------------------------------------------------------

@@ -1,78 +1,164 @@
 """Sharded data parallelism: each rank keeps a part of every weight, its gradient and its optimizer state."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.strategy import Forward, Loss, Part
+
+# what they do to a number depends on its own gradients only, so a part of a weight can be stepped alone
+_ELEMENTWISE = {
+    f"torch.optim.{name}"
+    for name in ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+}
 
 
 class FullySharded(Ranks):
-    """As data parallelism, with 1 / ranks of the weights on each rank: a layer's are gathered just before it is
-    computed and let go of after it; its gradient is summed and scattered, so that a rank steps its own part only.
+    """Data parallelism in which a rank keeps 1 / ranks of the weights, gradients and optimizer state.
 
-    Same gradient as `ddp` (g = sum over all samples of dl/dw / N), two thirds of its memory's worst part spared:
-    weights, gradients and optimizer state take 1 / ranks each, for half as much communication again. Batch norm is
-    synchronized. Sources: A "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3); Zhao et al. 2023.
+    A layer's weights are gathered just before it is computed and let go of after it; its gradient, g = sum over all
+    samples of dl/dw / N, is summed and scattered, and every rank steps its own part. Batch norm is synchronized.
+    Takes optimizers that treat each number by itself: torch's, and classes that say `elementwise = True`; raises
+    ValueError for others. Sources: A "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
-    _sharded: Any = None
+    def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
+        super().__init__(devices, max_restarts, timeout)
+        self._model: Any = None
+        self._parts: dict[str, nn.Parameter] = {}  # a rank's part of each parameter, as a plain tensor
+
+    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+        super().validate(config, model)
+        target = config["optimizer"]["_target_"]
+        module, _, name = target.rpartition(".")
+        chosen = getattr(sys.modules.get(module), name, None)  # it was built once by now
+        if not getattr(chosen, "elementwise", target in _ELEMENTWISE):
+            raise ValueError(
+                f"optimizer._target_={target}: under parallelism=fsdp it would see parts of weights; it must be "
+                f"elementwise, as {', '.join(sorted(name.rpartition('.')[2] for name in _ELEMENTWISE))} are"
+            )
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.share_model(model)
-        device = next(model.parameters()).device.type
-        mesh = init_device_mesh(device, (self.world_size,))
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()  # rows are cut: no channels last
+            parameter.data = parameter.data.contiguous()  # rows are cut: weights cannot be laid out channels last
         for unit in [*_units(model), model]:
-            _shard(unit, mesh)
-        self._sharded = model
+            sharded: Any = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+            # a sum, and not torch's mean; without the second line it would come as a scaled sum that gloo lacks
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
+        self._model = model
         return model
 
+    def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """Let it step this rank's parts: fused kernels, and the flag that skips a step, want plain tensors."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        for group in optimizer.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                part = nn.Parameter(_local(parameter))
+                self._parts[names[id(parameter)]] = group["params"][index] = part
+        return optimizer
+
+    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = super().backward(forward, loss, part, weight)
+        for name, parameter in self._model.named_parameters():
+            if name in self._parts:
+                self._parts[name].grad = None if parameter.grad is None else _local(parameter.grad)
+        return seen
+
     @contextmanager
-    def accumulating(self) -> Iterator[None]:  # type: ignore[override]
-        self._sharded.set_requires_gradient_sync(False)
+    def accumulating(self) -> Iterator[None]:
+        self._model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self._sharded.set_requires_gradient_sync(True)
+            self._model.set_requires_gradient_sync(True)
 
     @contextmanager
-    def evaluating(self, model: nn.Module) -> Iterator[None]:  # type: ignore[override]
-        # what is gathered into lives on: made in inference mode, training could not use it any more
+    def evaluating(self, model: nn.Module) -> Iterator[None]:
+        # the memory that weights are gathered into is kept: made in inference mode, training could not use it
         with torch.inference_mode(False), torch.no_grad():
             yield
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """|g| of all shards: sqrt of the sum over ranks of the local squares."""
         return self.sum(super().grad_norm(gradients).square()).sqrt()
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        return {name: _whole(name, value) for name, value in model.state_dict().items()}
+        return {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in model.state_dict().items()
+        }
 
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         now = model.state_dict()
-        model.load_state_dict({name: _like(value, now.get(name)) for name, value in state.items()})
+        model.load_state_dict({name: _laid_out_as(now.get(name), value) for name, value in state.items()})
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        self._sharded.reshard()
-        return named_state(model, optimizer, whole=_whole)
+        parameters = dict(model.named_parameters())
+
+        def whole(name: str, part: Tensor) -> Tensor:
+            like: Any = parameters[name]
+            full: Tensor = DTensor.from_local(
+                part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+            ).full_tensor()
+            return full
+
+        return named_state(_Named(self._parts), optimizer, whole)
 
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        self._sharded.reshard()
         parameters = dict(model.named_parameters())
-        load_named_state(model, optimizer, state, local=lambda name, value: _like(value, parameters[name]))
+        load_named_state(
+            _Named(self._parts), optimizer, state, lambda name, value: _local(_laid_out_as(parameters[name], value))
+        )
 
     def close(self) -> None:
-        self._sharded = None
+        self._model, self._parts = None, {}
         super().close()
+
+
+class _Named(nn.Module):
+    """The parts under the names of the parameters that they are of."""
+
+    def __init__(self, parts: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._parts = parts
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return iter(self._parts.items())
+
+
+def _units(model: nn.Module) -> Iterator[nn.Module]:
+    """What is gathered at once: top-level layers that have parameters, and share none with another layer."""
+    owners = Counter(id(p) for child in model.children() for p in set(child.parameters()))
+    for child in model.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # never called itself
+            yield from _units(child)
+        elif all(owners[id(p)] == 1 for p in child.parameters()) and any(True for _ in child.parameters()):
+            yield child
+
+
+def _local(tensor: Any) -> Tensor:
+    """This rank's part, in the same memory."""
+    with torch.no_grad():
+        part: Tensor = tensor.to_local()
+    return part
+
+
+def _laid_out_as(like: Any, full: Tensor) -> Any:
+    """`full` in parts where `like` is, else as it is; every rank has the whole, nothing is sent."""
+    if not isinstance(like, DTensor):
+        return full
+    full = full.to(like.device).contiguous()
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,159 @@
+"""The pipeline against one device, its cuts against all cuts there are, and what it refuses."""
+
+from collections import OrderedDict
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.parallelism.harness import advance, difference, make, spawn, state_of
+from trainer import compose
+from trainer.blueprint import draw
+from trainer.errors import ConfigurationError
+from trainer.evaluation import confusion_matrix, evaluate
+from trainer.parallelism.pipeline import Pipeline, cut, largest_divisor
+
+BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
+MLP = [*BASE, "model=mlp", "model.hidden=[24,16,16]", "optimizer=adamw"]
+LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "model.norm=none", "optimizer=momentum"]
+
+
+# --- cuts -------------------------------------------------------------------------------------------------
+
+
+def sequential(widths: list[int], plan: list[str] | None) -> nn.Sequential:
+    """A linear layer and an activation for each pair of neighbouring widths."""
+    layers: dict[str, nn.Module] = {}
+    for i, (a, b) in enumerate(pairwise(widths)):
+        layers |= {f"linear{i}": nn.Linear(a, b), f"activation{i}": nn.ReLU()}
+    model = nn.Sequential(OrderedDict(layers))
+    if plan is not None:
+        model.pipeline_plan = plan  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("widths", [[3, 4, 5, 6, 7], [50, 2, 3, 40, 2, 9], [7, 7, 7, 7, 7, 7, 7]])
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
+def test_cuts_are_the_most_even_ones_of_all(widths: list[int], num_stages: int) -> None:
+    names = [name for name, _ in sequential(widths, None).named_children()]
+    model = sequential(widths, names)
+    stages = cut(model, num_stages)
+    assert [name for stage in stages for name in stage] == names
+
+    sizes = [a * b + b for a, b in pairwise(widths)]
+
+    def cost(ends: tuple[int, ...]) -> int:
+        return sum(sum(sizes[a:b]) ** 2 for a, b in zip((0, *ends), (*ends, len(sizes)), strict=True))
+
+    given = [sum(p.numel() for name in stage for p in model.get_submodule(name).parameters()) for stage in stages]
+    assert min(given) > 0
+    assert sum(size**2 for size in given) == min(map(cost, combinations(range(1, len(sizes)), num_stages - 1)))
+
+
+def test_stages_begin_where_the_model_says() -> None:
+    model = sequential([5, 5, 5, 5, 5], ["activation0", "linear2"])
+    assert cut(model, 2) == [
+        ["linear0", "activation0", "linear1", "activation1"],
+        ["linear2", "activation2", "linear3", "activation3"],
+    ]
+    assert cut(model, 3)[:2] == [["linear0"], ["activation0", "linear1", "activation1"]]
+    with pytest.raises(ValueError, match="4 stages cannot be cut from this model; it has 3 pieces"):
+        cut(model, 4)
+    with pytest.raises(ValueError, match=r"Sequential names no children .* pipeline_plan"):
+        cut(sequential([5, 5], None), 1)
+
+
+def test_the_largest_divisor() -> None:
+    for number in range(1, 60):
+        for limit in range(1, 9):
+            assert largest_divisor(number, limit) == max(d for d in range(1, limit + 1) if number % d == 0)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model.norm=batch"], "parallelism.micro_batches=4: the statistics of batch norm .norm1."),
+        (["parallelism.schedule=1f1b", "parallelism.micro_batches=1"], "micro_batches=1: .* 2 stages needs at least 2"),
+        (["parallelism.devices=5"], "5 stages cannot be cut from this model; it has 4 pieces"),
+        (["parallelism.schedule=zero"], "parallelism.schedule=zero: must be one of gpipe, 1f1b"),
+        (["parallelism.micro_batches=0"], "micro_batches=0: must be at least 1"),
+        (["compile=true"], "compile=true: the stages of parallelism=pipeline cannot be compiled"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        draw(compose([*MLP, "parallelism=pipeline", *words]))
+
+
+def test_dropout_that_is_no_product_is_refused() -> None:
+    model = sequential([3, 3, 3], ["linear1"])
+    model.add_module("drop", nn.AlphaDropout(0.1))
+    strategy = Pipeline(devices=2)
+    strategy.plan(None, 1)
+    with pytest.raises(ValueError, match=r"AlphaDropout \(drop\) cannot be drawn for a whole batch"):
+        strategy.validate({"batch_size": 8, "micro_batch": None, "compile": False}, model)
+
+
+# --- against one device -----------------------------------------------------------------------------------
+
+
+def trained(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
+    """A curve with an evaluation before, between and after, and what the rank had of the model."""
+    run = make([*overrides, f"steps={steps}"], double)
+    found = evaluate(run, run.splits.val, "before")
+    losses = advance(run, steps // 2)
+    matrix = confusion_matrix(run, run.splits.val)
+    losses += advance(run, steps - steps // 2)
+    norm = run.guard.read()[0]
+    found |= evaluate(run, run.splits.val, "after")
+    strategy = run.strategy
+    counts = (
+        {s[0]: k._n_microbatches for s, (k, _) in strategy._schedules.items()} if isinstance(strategy, Pipeline) else {}
+    )
+    before = state_of(run)  # and the round trip through the whole state changes nothing
+    strategy.load_state_dict(run.model, {name: value + 0 for name, value in before["model"].items()})
+    strategy.load_optimizer_state(run.model, run.optimizer, before["optimizer"])
+    return {
+        "losses": losses, **state_of(run), "before": before, "metrics": found, "matrix": matrix, "norm": norm,
+        "counts": counts,
+        "own": [name for name, _ in run.model.named_parameters()], "kind": type(run.optimizer).__name__,
+    }  # fmt: skip
+
+
+# 1437 samples in batches of 700: the third has 37, a prime number of samples, which flow as one
+ROWS = [
+    (MLP, ["batch_size=700", "parallelism.schedule=1f1b", "clip_norm=0.5", "model.dropout=0.3"], 2, True),
+    pytest.param(LENET, ["batch_size=60", "accumulate=3"], 2, True, marks=pytest.mark.slow),
+    pytest.param(LENET, ["batch_size=60", "parallelism.schedule=1f1b", "model.dropout=0.3"], 4, True,
+                 marks=pytest.mark.slow),
+    pytest.param(MLP, ["batch_size=700", "accumulate=3", "clip_norm=0.5"], 4, False, marks=pytest.mark.slow),
+    pytest.param(
+        [*LENET[:-2], "model.norm=batch", "optimizer=adamw"], ["batch_size=50", "parallelism.micro_batches=1"], 2, True,
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(MLP, ["batch_size=60"], 1, True, marks=pytest.mark.slow),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "words", "world_size", "double"), ROWS)
+def test_equals_one_device(model: list[str], words: list[str], world_size: int, double: bool) -> None:
+    steps = 4 if world_size == 2 and "batch_size=700" in words else 50
+    alone = [word for word in words if not word.startswith("parallelism")]
+    [reference] = spawn(1, trained, [*model, *alone, "parallelism=single"], steps, double)
+    answers = spawn(world_size, trained, [*model, *words, "parallelism=pipeline"], steps, double)
+    for answer in answers:
+        assert max(difference(reference, answer).values()) < (1e-12 if double else 1e-5)
+        assert difference(answer | answer["before"], answer) == {"losses": 0, "model": 0, "optimizer": 0}
+        assert list(answer["model"]) == list(reference["model"])
+        assert answer["norm"] == pytest.approx(reference["norm"], rel=1e-9 if double else 1e-3)
+        assert torch.equal(answer["matrix"], reference["matrix"])
+        assert answer["metrics"] == pytest.approx(reference["metrics"], abs=1e-12 if double else 1e-5)
+    owned = [name for answer in answers for name in answer["own"]]
+    assert owned == reference["own"] and all(answer["own"] for answer in answers)
+    if "batch_size=700" in words and "accumulate=3" not in words:
+        assert answers[0]["counts"] == {700: 4, 37: 1}

@@ -1,0 +1,102 @@
+"""Convolutions data-parallel, fully connected layers model-parallel: together they are one device."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.parallelism.harness import advance, make, spawn
+from tests.parallelism.test_tensor import (
+    COLUMNS,
+    FEW,
+    LENET,
+    MLP,
+    MUCH,
+    PROBLEM,
+    RESNET,
+    assert_equal_to_single,
+    row,
+)
+from trainer import compose
+from trainer.blueprint import draw
+from trainer.errors import ConfigurationError
+from trainer.evaluation import evaluate
+from trainer.parallelism.weird_trick import dense_plan
+
+
+def test_a_few_steps_are_those_of_one_device() -> None:
+    assert_equal_to_single("weird_trick", 2, [row(LENET, "optimizer=momentum", *FEW)], steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_long_runs_are_those_of_one_device(world_size: int) -> None:
+    rows = [
+        row(LENET, "optimizer=adamw", "model.norm=none", *MUCH),
+        row(LENET, "optimizer=momentum", "batch_size=50", double=False),
+        row(COLUMNS, "optimizer=momentum", "model.norm=batch", *MUCH),
+        row(MLP, "optimizer=adamw", "model.norm=none", *MUCH),
+    ]
+    assert_equal_to_single("weird_trick", world_size, rows, steps=30)
+
+
+def test_ranks_may_have_nothing_to_convolve() -> None:
+    # the fifth batch has one sample
+    assert_equal_to_single("weird_trick", 4, [row(LENET, "model.norm=none", "batch_size=359")], steps=5)
+
+
+def look(overrides: list[str]) -> dict[str, Any]:
+    run = make(overrides)
+    losses = advance(run, 2)
+    return {
+        "losses": losses,
+        "shapes": {name: tuple(p.shape) for name, p in run.model.named_parameters()},
+        "val": evaluate(run, run.splits.val, "val"),
+        "test": evaluate(run, run.splits.test, "test"),
+        "logits": run.closure.forward(next(run.batches.epoch(0)).images).shape[0],
+    }
+
+
+def test_convolutions_are_whole_and_dense_layers_are_shared() -> None:
+    overrides = [*PROBLEM, *LENET, "batch_size=51"]
+    threads = torch.get_num_threads()
+    wanted = look([*overrides, "parallelism=single"])
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    answers = spawn(2, look, [*overrides, "parallelism=weird_trick"])
+    assert [answer["logits"] for answer in answers] == [26, 25]
+    for answer in answers:
+        assert answer["shapes"]["conv1.weight"] == wanted["shapes"]["conv1.weight"] == (8, 1, 5, 5)
+        assert answer["shapes"]["linear3.weight"] == (20, wanted["shapes"]["linear3.weight"][1])
+        assert answer["shapes"]["output.weight"] == (10, 20)
+        assert answer["val"] == pytest.approx(wanted["val"], rel=1e-5)
+        assert answer["test"] == pytest.approx(wanted["test"], rel=1e-5)
+
+
+def test_the_border_is_the_first_dense_layer() -> None:
+    with torch.device("meta"):
+        model = draw(compose([*PROBLEM, *COLUMNS])).build_model()
+    assert dense_plan(model) == {
+        "linear6": "column", "dropout6": "split", "linear7": "cross", "dropout7": "split", "output": "row",
+    }  # fmt: skip
+    assert dense_plan(nn.Sequential(nn.Linear(2, 2))) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["parallelism=weird_trick", *RESNET],
+            r"parallelism=weird_trick: model=resnet \(Sequential\) has no fully connected layers that can be shared",
+        ),
+        (["parallelism=weird_trick", "model=template"], r"model=template \(StripeNet\) has no tensor plan"),
+        (
+            ["parallelism=weird_trick", "parallelism.devices=3", *LENET],
+            "parallelism.devices=3: must divide the 40 outputs of linear3",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_in_a_sentence(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        draw(compose([*PROBLEM, *overrides]))

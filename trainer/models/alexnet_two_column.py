@@ -1,0 +1,92 @@
+"""AlexNet in two columns, as it was made for two devices."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from trainer.models.parts import (
+    activation_layer,
+    check_choice,
+    check_dropout,
+    check_image_size,
+    check_widths,
+    dense_layers,
+    with_plans,
+)
+
+# the third convolution takes the feature maps of both columns, the others those of their own
+_KERNELS, _COLUMNS = (None, 5, 3, 3, 3), (1, 2, 1, 2, 2)
+_POOLED = (1, 2, 5)
+_LARGE = 64
+
+
+def alexnet_two_column(
+    *,
+    input_shape: tuple[int, int, int],
+    num_outputs: int,
+    channels: Sequence[int] = (96, 256, 384, 384, 256),
+    hidden: Sequence[int] = (4096, 4096),
+    activation: str = "relu",
+    norm: str = "none",
+    dropout: float = 0.5,
+) -> nn.Sequential:
+    """AlexNet (Krizhevsky et al. 2012; A "Model parallelism"): five convolutions with half of the filters in each
+    of two columns, which meet at the third convolution and at the fully connected layers. With the default
+    widths, images of 224x224 and 1000 classes: 60,965,224 parameters, as in the paper.
+
+    On one device it is an ordinary model whose second, fourth and fifth convolutions have two groups; under
+    `parallelism=two_column` each of two devices has a column.
+
+    Images of at least 64x64: the first convolution is 11x11 with stride 4 and padding 2, and the maximum is taken
+    over 3x3 with stride 2. Smaller ones: 5x5 with stride 1 and padding 2, and 2x2 with stride 2. The poolings
+    stand after the convolutions 1, 2 and 5. Local response normalization is left out.
+
+    `channels`: filters of the five convolutions, even; `hidden`: widths of the fully connected layers; `norm`:
+    none or batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of the
+    fully connected layers. Raises ValueError for other values and for images under 8x8.
+    """
+    if len(channels) != 5 or any(not isinstance(width, int) or width < 2 or width % 2 for width in channels):
+        raise ValueError(f"channels={list(channels)}: must be a list of 5 even numbers >= 2, half of each a column")
+    check_widths("hidden", hidden)
+    check_choice("norm", norm, ("none", "batch"))
+    check_dropout(dropout)
+    check_image_size("alexnet_two_column", input_shape, 8)
+    num_channels, height, width = input_shape
+    is_large = min(height, width) >= _LARGE
+    sides = [height, width]
+    layers: dict[str, nn.Module] = {}
+    plan: dict[str, str] = {}
+    for i, num_filters in enumerate(channels, 1):
+        kernel_size, columns = _KERNELS[i - 1] or (11 if is_large else 5), _COLUMNS[i - 1]
+        stride = 4 if i == 1 and is_large else 1
+        padding = 2 if i == 1 else kernel_size // 2
+        layers[f"conv{i}"] = nn.Conv2d(
+            num_channels, num_filters, kernel_size, stride, padding, groups=columns, bias=norm == "none"
+        )
+        plan[f"conv{i}"] = "column" if i == 1 else "group" if columns == 2 else "cross"
+        if norm == "batch":
+            layers[f"norm{i}"], plan[f"norm{i}"] = nn.BatchNorm2d(num_filters), "split"
+        layers[f"activation{i}"] = activation_layer(activation)
+        sides = [(side + 2 * padding - kernel_size) // stride + 1 for side in sides]
+        if i in _POOLED:
+            pooled = 3 if is_large else 2
+            layers[f"pool{i}"] = nn.MaxPool2d(pooled, 2)
+            sides = [(side - pooled) // 2 + 1 for side in sides]
+        num_channels = num_filters
+    layers["flatten"] = nn.Flatten()
+    dense = dense_layers(
+        num_channels * sides[0] * sides[1],
+        hidden,
+        num_outputs,
+        activation=activation,
+        norm=norm,
+        dropout=dropout,
+        first=6,
+    )
+    return with_plans(layers | dense, plan | _crossing(dense))
+
+
+def _crossing(dense: dict[str, nn.Module]) -> dict[str, str]:
+    """Every fully connected layer takes what all columns have; each gives to the sums of the last one."""
+    kinds = {nn.Linear: "cross", nn.BatchNorm1d: "split", nn.Dropout: "split"}
+    return {name: kinds[type(layer)] for name, layer in dense.items() if type(layer) in kinds} | {"output": "row"}

@@ -1,0 +1,434 @@
+"""What a strategy costs, worked out before anything runs: bytes sent, memory a rank, the speed-up at best.
+
+Sizes come from the model on the meta device, the rest is arithmetic. Over n ranks in a ring each rank sends, of
+a tensor of B bytes,
+
+    all-reduce                     2 (n - 1) / n * B   in 2 (n - 1) messages
+    all-gather, reduce-scatter       (n - 1) / n * B   in    n - 1  messages
+
+(Patarasuk & Yuan 2009). What is left out everywhere are single numbers: the loss, the gradient norm, the flag
+that a rank wants to stop. Sources: A "Data parallelism", "Model parallelism", "Hybrid data and model parallelism".
+"""
+
+import copy
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Sent(NamedTuple):
+    """What one rank sends in a step: bytes, and messages that wait for one another."""
+
+    bytes: float = 0.0
+    messages: float = 0.0
+
+    def plus(self, other: "Sent") -> "Sent":
+        return Sent(self.bytes + other.bytes, self.messages + other.messages)
+
+    def times(self, factor: float) -> "Sent":
+        return Sent(factor * self.bytes, factor * self.messages)
+
+    def seconds(self, bytes_per_second: float, latency: float) -> float:
+        """Time on a link, nothing of it hidden behind computing; `latency` is seconds a message."""
+        return self.bytes / bytes_per_second + self.messages * latency
+
+
+def all_reduce(size: float, ranks: int) -> Sent:
+    """A sum of `size` bytes that every rank gets."""
+    return Sent(2 * (ranks - 1) / ranks * size, 2 * (ranks - 1))
+
+
+def all_gather(size: float, ranks: int) -> Sent:
+    """`size` bytes in all, of which every rank has a share before; backwards it is a reduce-scatter."""
+    return Sent((ranks - 1) / ranks * size, ranks - 1)
+
+
+# --- the model --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of a module without children. Numbers, not bytes; `inputs`, `outputs` and `work` are a sample's.
+
+    `weights` are its parameters with two or more axes, `others` the rest; `work` its multiply-adds forward (of
+    convolutions and linear layers); `channels` those of a batch norm; `plan` how a tensor-parallel group shares
+    it ("" : each has it whole). `needs_gradient`: whether anything before it learns.
+    """
+
+    name: str
+    weights: int
+    others: int
+    inputs: int
+    outputs: int
+    work: int
+    channels: int = 0
+    plan: str = ""
+    needs_gradient: bool = True
+    is_linear: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return self.weights + self.others
+
+
+def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, str] | None = None) -> tuple[Layer, ...]:
+    """The layers in the order in which they are called, for one image of `input_shape`.
+
+    `plan` takes the place of the model's own `tensor_plan`. Parameters that two layers share are counted once,
+    and so are those that no call of a child shows. Raises RuntimeError for a model that cannot run on the meta
+    device.
+    """
+    words: Mapping[str, str] = (getattr(model, "tensor_plan", None) or {}) if plan is None else plan
+    copied = copy.deepcopy(model).eval()
+    calls: list[tuple[str, nn.Module, int, int]] = []
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            calls.append((name, module, _numbers(inputs), _numbers((output,))))
+
+        return hook
+
+    for name, module in copied.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(remember(name))
+    state = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*copied.named_parameters(), *copied.named_buffers())
+    }
+    with torch.no_grad():
+        torch.func.functional_call(copied, state, (torch.empty(1, *input_shape, device="meta"),))
+    counted: set[int] = set()
+    layers: list[Layer] = []
+    for name, module, inputs, outputs in calls:
+        needs_gradient = bool(counted)
+        sizes = _new_parameters(module.parameters(recurse=False), counted)
+        channels = module.num_features if isinstance(module, _BatchNorm) else 0
+        layers.append(Layer(
+            name, *sizes, inputs, outputs, _work(module, outputs), channels, words.get(name, ""), needs_gradient,
+            isinstance(module, nn.Linear),
+        ))  # fmt: skip
+    if any(rest := _new_parameters(copied.parameters(), counted)):
+        layers.append(Layer("", *rest, 0, 0, 0))
+    return tuple(layers)
+
+
+def _numbers(values: Iterable[Any]) -> int:
+    return sum(value.numel() for value in values if isinstance(value, Tensor))
+
+
+def _new_parameters(parameters: Iterable[nn.Parameter], counted: set[int]) -> tuple[int, int]:
+    weights = others = 0
+    for parameter in parameters:
+        if id(parameter) not in counted:
+            counted.add(id(parameter))
+            if parameter.dim() > 1:
+                weights += parameter.numel()
+            else:
+                others += parameter.numel()
+    return weights, others
+
+
+def _work(module: nn.Module, outputs: int) -> int:
+    """Every output of a convolution or linear layer takes as many multiply-adds as it has inputs."""
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return 0
+    return outputs * math.prod(module.weight.shape[1:])
+
+
+# --- strategies -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step computes: `batch_size` samples over all ranks, `micro_batch` (None: all) at a time.
+
+    `value_bytes` are those of a weight or gradient, `activation_bytes` those of an activation.
+    """
+
+    layers: tuple[Layer, ...]
+    batch_size: int
+    micro_batch: int | None = None
+    value_bytes: int = 4
+    activation_bytes: int = 4
+
+    @property
+    def parts(self) -> int:
+        return 1 if self.micro_batch is None else -(-self.batch_size // self.micro_batch)
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def work(self) -> int:
+        return sum(layer.work for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of the rank that has most of it. `sent` by what it is; the next four are shares of what a single device
+    keeps; `speed_up` is over a single device with the same batch, links being free and all ranks equally fast.
+    """
+
+    sent: dict[str, Sent] = field(default_factory=dict)
+    weights: float = 1.0
+    gradients: float = 1.0
+    optimizer: float = 1.0
+    activations: float = 1.0
+    speed_up: float = 1.0
+
+    @property
+    def total(self) -> Sent:
+        total = Sent()
+        for sent in self.sent.values():
+            total = total.plus(sent)
+        return total
+
+
+def single(step: Step) -> Cost:
+    return Cost()
+
+
+def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
+    """Gradients are summed once a step; synchronised batch norm speaks in every part (`batch_norm`)."""
+    sent = {"gradients": all_reduce(step.value_bytes * step.parameters, ranks)}
+    if synchronized:
+        sent["batch norm"] = batch_norm(step, ranks)
+    return Cost(_present(sent), activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks))
+
+
+def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
+    """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3):
+    weights are gathered twice in every part, forward and backward, gradients reduce-scattered.
+
+    The largest top-level module is there as a whole while it computes; gradients that wait for further parts are.
+    """
+    size = step.value_bytes * step.parameters
+    sent = {"weights": all_gather(size, ranks).times(2 * step.parts), "gradients": all_gather(size, ranks)}
+    if synchronized:
+        sent["batch norm"] = batch_norm(step, ranks)
+    share = 1 / ranks
+    units: Counter[str] = Counter()
+    for layer in step.layers:
+        units[layer.name.partition(".")[0]] += layer.parameters
+    whole = share + (1 - share) * max(units.values(), default=0) / max(1, step.parameters)
+    return Cost(
+        _present(sent), weights=whole, gradients=1.0 if step.parts > 1 else whole,
+        optimizer=share, activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks),
+    )  # fmt: skip
+
+
+def tensor_parallel(step: Step, ranks: int) -> Cost:
+    """Every rank has all samples and a share of the layers that the plan names; activations are summed."""
+    return hybrid(step, 1, ranks)
+
+
+def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost:
+    """`data` groups of `model` ranks: layers are split within a group, samples over the groups (A)."""
+    held = sum(_held(layer, model) for layer in step.layers)
+    share = held / max(1, step.parameters)
+    sent = {
+        "activations": _activations_sent(step, step.layers, _largest_share(step, data), model),
+        "gradients": all_reduce(step.value_bytes * held, data),
+    }
+    if synchronized:
+        sent["batch norm"] = batch_norm(step, data, model)
+    return Cost(
+        _present(sent), weights=share, gradients=share, optimizer=share,
+        activations=_largest_share(step, data) * _kept_share(step.layers, model),
+        speed_up=_data_speed_up(step, data) * _tensor_speed_up(step.layers, model),
+    )  # fmt: skip
+
+
+def weird_trick(step: Step, ranks: int, synchronized: bool = True) -> Cost:
+    """Convolutions share the samples, fully connected layers are split (Krizhevsky 2014; E "Distributed Training").
+
+    At the border, before the first fully connected layer, the features of all samples are gathered; behind the
+    last one every rank keeps its samples' outputs, whose gradients are gathered on the way back. Gradients of what
+    stands before the border are summed over all ranks, those behind it are complete.
+    """
+    before, behind = _border(step.layers)
+    convolutions = sum(layer.parameters for layer in before)
+    share = (convolutions + sum(_held(layer, ranks) for layer in behind)) / max(1, step.parameters)
+    passing = (behind[0].inputs + behind[-1].outputs) if behind else 0
+    sent = {
+        "gradients": all_reduce(step.value_bytes * convolutions, ranks),
+        "border": all_gather(step.activation_bytes * step.batch_size * passing, ranks),
+        "activations": _activations_sent(step, behind, 1.0, ranks),
+    }
+    if synchronized:
+        sent["batch norm"] = batch_norm(step, ranks, layers=before)
+    return Cost(
+        _present(sent), weights=share, gradients=share, optimizer=share,
+        activations=_weird_activations(step, before, behind, ranks),
+        speed_up=_weird_speed_up(step, before, behind, ranks),
+    )  # fmt: skip
+
+
+def pipeline(step: Step, stages: Sequence[Sequence[str]], micro_batches: int, in_flight: int | None = None) -> Cost:
+    """Each rank has a stage, the names of whose top-level modules `stages` has; activations pass its end, their
+    gradients its beginning; the outputs go from the last rank to all (Huang et al. 2019, GPipe).
+
+    (s - 1) of (m + s - 1) turns are a bubble in which a rank waits, and every turn is as long as the slowest of
+    the s stages takes: speed-up = work / slowest stage's work * m / (m + s - 1) with m micro-batches, of which a
+    rank keeps the activations of `in_flight` (None: of all) at once.
+    """
+    split = [[layer for layer in step.layers if layer.name.partition(".")[0] in stage] for stage in stages]
+    cuts = [0, *(stage[0].inputs for stage in split[1:]), 0]
+    busiest = max(a + b for a, b in itertools.pairwise(cuts))
+    per_number = step.activation_bytes * step.batch_size
+    # a broadcast goes through a binary tree
+    copies = math.ceil(math.log2(len(stages)))
+    sent = {
+        "activations": Sent(per_number * busiest, 2 * micro_batches * step.parts if busiest else 0),
+        "outputs": Sent(per_number * step.layers[-1].outputs * copies, copies * step.parts),
+    }
+    held = max(sum(layer.parameters for layer in stage) for stage in split) / max(1, step.parameters)
+    kept = max(sum(layer.inputs for layer in stage) for stage in split) / max(1, _inputs(step.layers))
+    slowest = max(sum(layer.work for layer in stage) for stage in split)
+    filled = micro_batches / (micro_batches + len(stages) - 1)
+    at_once = 1.0 if in_flight is None else min(in_flight, micro_batches) / micro_batches
+    return Cost(
+        _present(sent), weights=held, gradients=held, optimizer=held, activations=kept * at_once,
+        speed_up=filled * (step.work / slowest if slowest else 1.0),
+    )  # fmt: skip
+
+
+def local_sgd(step: Step, ranks: int, period: int) -> Cost:
+    """Every `period` steps the weights (and statistics of batch norm) are averaged (Stich 2018)."""
+    averaged = step.parameters + sum(2 * layer.channels for layer in step.layers)
+    sent = {"weights": all_reduce(step.value_bytes * averaged, ranks).times(1 / period)}
+    return Cost(_present(sent), activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks))
+
+
+def downpour(step: Step, workers: int, period: int) -> Cost:
+    """A worker pushes its gradients to the servers and is sent the weights back every `period` steps (Dean et al.
+    2012); the optimizer's state is on the servers. Nobody waits: the speed-up is in samples a second."""
+    exchange = Sent(step.value_bytes * step.parameters, 1).times(1 / period)
+    return Cost(
+        {"gradients": exchange, "weights that come back": exchange},
+        gradients=2.0 if period > 1 else 1.0,
+        optimizer=0.0,
+        activations=_largest_share(step, workers),
+        speed_up=_data_speed_up(step, workers),
+    )
+
+
+def batch_norm(step: Step, data: int, model: int = 1, layers: Sequence[Layer] | None = None) -> Sent:
+    """Synchronised: sums and count (C + 1), then squares (C) are summed over the ranks, forward and backward,
+    in every part. The statistics of channels that are split over `model` ranks stay there."""
+    total = Sent()
+    for layer in step.layers if layers is None else layers:
+        if layer.channels:
+            channels = layer.channels / (model if layer.plan == "split" else 1)
+            for size in (channels + 1, channels):
+                total = total.plus(all_reduce(step.value_bytes * size, data).times(2))
+    return total.times(step.parts)
+
+
+# --- shares -----------------------------------------------------------------------------------------------
+
+
+def _present(sent: dict[str, Sent]) -> dict[str, Sent]:
+    return {name: value for name, value in sent.items() if value.bytes}
+
+
+def _largest_share(step: Step, ranks: int) -> float:
+    """The part of the batch that the rank with most samples has."""
+    return -(-step.batch_size // ranks) / step.batch_size
+
+
+def _data_speed_up(step: Step, ranks: int) -> float:
+    return 1 / _largest_share(step, ranks)
+
+
+def _held(layer: Layer, ranks: int) -> float:
+    """Parameters of which a rank keeps its share; only a row's bias is whole."""
+    if layer.plan == "row":
+        return layer.weights / ranks + layer.others
+    return layer.parameters / ranks if layer.plan else layer.parameters
+
+
+def _split_inputs(layers: Sequence[Layer]) -> list[bool]:
+    """Whether each layer finds its input split by channels: so it is from a column to the next row."""
+    found, is_split = [], False
+    for layer in layers:
+        if layer.plan in ("column", "gather", "cross"):
+            is_split = False
+        found.append(is_split)
+        if layer.plan in ("column", "cross", "group"):
+            is_split = True
+        elif layer.plan in ("row", "gather"):
+            is_split = False
+    return found
+
+
+def _activations_sent(step: Step, layers: Sequence[Layer], samples: float, ranks: int) -> Sent:
+    """What the layers' splits need: sums of a row's output, and of the gradient at a column's input.
+
+    Where columns cross, gathered inputs' gradients are summed: a reduce-scatter, which gloo has not for unequal
+    parts, would send half.
+    """
+    total = Sent()
+    for layer in layers:
+        inputs, outputs = (
+            step.activation_bytes * samples * step.batch_size * size for size in (layer.inputs, layer.outputs)
+        )
+        if layer.plan == "row":
+            total = total.plus(all_reduce(outputs, ranks))
+        if layer.plan == "gather":
+            total = total.plus(all_gather(outputs, ranks))
+        if layer.plan in ("column", "gather") and layer.needs_gradient:
+            total = total.plus(all_reduce(inputs, ranks))
+        if layer.plan == "cross":
+            total = total.plus(all_gather(inputs, ranks)).plus(all_reduce(inputs, ranks))
+    return total
+
+
+def _inputs(layers: Sequence[Layer]) -> int:
+    """What is kept for the backward pass of a sample: every layer's input."""
+    return sum(layer.inputs for layer in layers)
+
+
+def _kept_share(layers: Sequence[Layer], ranks: int) -> float:
+    """Of the inputs that layers keep, those that a rank keeps."""
+    split = _split_inputs(layers)
+    kept = sum(layer.inputs / (ranks if is_split else 1) for layer, is_split in zip(layers, split, strict=True))
+    return kept / max(1, _inputs(layers))
+
+
+def _tensor_speed_up(layers: Sequence[Layer], ranks: int) -> float:
+    """Layers that are not split are computed by every rank."""
+    work = sum(layer.work for layer in layers)
+    mine = sum(layer.work / (ranks if layer.plan else 1) for layer in layers)
+    return work / mine if mine else 1.0
+
+
+def _border(layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """Before and from the model's first fully connected layer, which finds its input whole; before it nothing is
+    split."""
+    first = next((i for i, layer in enumerate(layers) if layer.is_linear and "." not in layer.name), len(layers))
+    before = [replace(layer, plan="") for layer in layers[:first]]
+    behind = list(layers[first:])
+    if behind and behind[0].plan == "cross":
+        behind[0] = replace(behind[0], plan="column")
+    return before, behind
+
+
+def _weird_activations(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
+    kept = _inputs(before) * _largest_share(step, ranks) + _inputs(behind) * _kept_share(behind, ranks)
+    return kept / max(1, _inputs(step.layers))
+
+
+def _weird_speed_up(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
+    """Amdahl's law over the two halves."""
+    first, second = (sum(layer.work for layer in layers) for layers in (before, behind))
+    mine = first * _largest_share(step, ranks) + second / _tensor_speed_up(behind, ranks)
+    return step.work / mine if mine else 1.0

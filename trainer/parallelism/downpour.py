@@ -1,0 +1,434 @@
+"""Downpour SGD: asynchronous workers around parameter servers (A, E; Dean et al. 2012)."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.parallelism.parameter_server import ServerLost, ServerProcess, Servers, Setup, new_key, settings
+from trainer.parallelism.share_draws import share_draws
+from trainer.parallelism.single import Single
+from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.place import open_store, place
+
+_STORE_KEY = "downpour"
+
+
+class Downpour(Single):
+    """Workers compute gradients on weights that they fetched and push them to servers, which step at once:
+
+    w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's share of the batch and w_old what it fetched
+    last. Nobody waits for another worker, so w_old misses the updates that others made meanwhile: the staleness.
+    Each loop step makes one update a worker. One worker equals a single device.
+    Source: E "Distributed Training"; Dean et al. 2012, section 4.1 and appendix (algorithm 1.1).
+
+    `devices` are the workers (`auto`: every CUDA device, two on a CPU), all on one machine; `servers` the
+    processes among which whole parameters are divided; each runs the configured optimizer (the paper has Adagrad).
+    Every `period` steps a worker pushes the sum of its gradients and fetches; in between it goes on by
+    w <- w - lr * g, as the paper has it. Only the main worker (rank 0) logs, evaluates and saves; the loss of any
+    other does not stop it. Raises ValueError for other values.
+    """
+
+    default_devices = 2
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        servers: int = 2,
+        period: int = 1,
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        if devices != "auto" and (isinstance(devices, str) or devices < 1):
+            raise ValueError(f"devices={devices}: must be auto or at least 1")
+        for name, value, least in (("servers", servers, 1), ("period", period, 1), ("max_restarts", max_restarts, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+        self.devices, self.servers, self.period = devices, servers, period
+        self.max_restarts, self.timeout = max_restarts, timeout
+        self._processes: list[ServerProcess] = []
+        self._remote: RemoteOptimizer | None = None
+        self._store: Any = None
+        self._model: nn.Module
+        self._is_evaluating = self._is_accumulating = False
+        self._num_part = self._num_own = self._num_global = 0  # samples of the part and, up to now, of the step
+        self._staleness: list[int] = []
+
+    # --- before any process is started
+
+    def plan(self, available: int | None, machines: int) -> None:
+        if machines > 1:
+            raise ValueError(f"parallelism: the workers of downpour share one machine; there are {machines}")
+        if self.devices == "auto":
+            self.devices = self.default_devices if available is None else available
+        assert isinstance(self.devices, int)
+        if available is not None and self.devices > available:
+            raise ValueError(f"parallelism.devices={self.devices}: there are {available} to be had")
+        self.world_size = self.devices
+
+    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+        parameters = len(list(_trained(model)))
+        if self.servers > parameters:
+            raise ValueError(
+                f"parallelism.servers={self.servers}: the model has {parameters} parameters, which are not cut; "
+                f"must be at most {parameters}"
+            )
+        if getattr(resolve_name(config["optimizer"]["_target_"]), "needs_closure", False):
+            option = config["choices"]["optimizer"]
+            raise ValueError(f"optimizer={option}: evaluates the loss itself, which parameter servers cannot")
+        if self.world_size > 1:
+            self._validate_several(config)
+
+    def _validate_several(self, config: Mapping[str, Any]) -> None:
+        batch_size = config["batch_size"]
+        if isinstance(batch_size, int) and self.world_size > batch_size:
+            raise ValueError(
+                f"parallelism: a batch of {batch_size} samples cannot be shared by {self.world_size} workers; "
+                f"batch_size must be at least {self.world_size}"
+            )
+        if config["micro_batch"] == "auto":
+            raise ValueError("micro_batch=auto: needs parallelism=single; set accumulate or micro_batch yourself")
+        if config["on_nonfinite"] == "rollback":
+            raise ValueError("on_nonfinite=rollback: asynchronous workers do not go back together; use stop or skip")
+        if hasattr(resolve_name(config["schedule"]["_target_"]), "observe"):
+            option = config["choices"]["schedule"]
+            raise ValueError(f"schedule={option}: follows evaluations, of which only the main worker of downpour knows")
+
+    def notices(self, model: nn.Module) -> list[str]:
+        if self.world_size == 1:
+            return []
+        text = (
+            f"{self.world_size} asynchronous workers: {self.world_size} updates a step; neither equal to one device "
+            "nor repeatable bit by bit"
+        )
+        has_statistics = any(True for _ in model.buffers())
+        return [text + ("; the statistics of batch norm are the main worker's" if has_statistics else "")]
+
+    def tolerates(self, rank: int) -> bool:
+        """Whether the others go on when this one is lost."""
+        return rank != 0
+
+    # --- one's place
+
+    def connect(self, device: torch.device) -> None:
+        here = place()
+        if here is not None:
+            self.rank, self.world_size = here.rank, here.world_size
+        if self.is_main:
+            self._processes = [ServerProcess() for _ in range(self.servers)]
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self._model = model
+        if self.world_size > 1:
+            share_draws(model, self.share, total=lambda _: self._num_part)
+        return model
+
+    def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        shards = partition({name: parameter.numel() for name, parameter in _trained(model)}, self.servers)
+        parameters = dict(model.named_parameters())
+        held: list[list[Tensor]] = [[parameters[name] for name in shard] for shard in shards]
+        servers = self._start(optimizer, held) if self.is_main else self._find()
+        self._remote = RemoteOptimizer(optimizer, held, servers, self.period)
+        if self.is_main:
+            self._remote.load_weights()
+            self._remote.load_state()
+        optimizer.state.clear()  # theirs now
+        return self._remote
+
+    def _start(self, optimizer: Optimizer, held: list[list[Tensor]]) -> Servers:
+        """Tell the servers what they are, and the other workers where they are."""
+        key = new_key()
+        for process, parameters in zip(self._processes, held, strict=True):
+            process.set_up(Setup.of(key, optimizer, parameters))
+        addresses = [process.address(self.timeout) for process in self._processes]
+        if self.world_size > 1:
+            self._store = open_store()  # kept: a FileStore is removed when as many as there are ranks were closed
+            self._store.set(_STORE_KEY, json.dumps({"addresses": addresses, "key": key.hex()}))
+        return Servers(addresses, key, self.rank, self.timeout)
+
+    def _find(self) -> Servers | None:
+        """Connections to the servers; None when the main worker has ended already."""
+        self._store = open_store()
+        self._store.wait([_STORE_KEY], timedelta(seconds=self.timeout))
+        told = json.loads(self._store.get(_STORE_KEY))
+        try:
+            return Servers(
+                [(host, port) for host, port in told["addresses"]], bytes.fromhex(told["key"]), self.rank, None
+            )
+        except ServerLost:
+            return None
+
+    def close(self) -> None:
+        if self._remote is not None:
+            self._remote.close()
+        for process in self._processes:
+            process.close()
+        self._remote, self._processes, self._store = None, [], None
+
+    # --- steps
+
+    def work(self, run: Any, train_step: Callable[[Any, Any], None]) -> None:
+        """What a worker other than the main one does in place of `fit`: steps, from where the main worker is
+        until that one has ended or all steps are done."""
+        assert self._remote is not None
+        run.model.train()
+        total, per_epoch = run.blueprint.total_steps, run.blueprint.steps_per_epoch
+        try:
+            run.step = self._remote.fetch()
+            run.epoch, batches = divmod(run.step, per_epoch)
+            run.samples_seen = batches * run.blueprint.batch_size
+            while run.step < total:
+                for batch in run.batches.epoch(run.epoch, run.samples_seen):
+                    if len(batch.targets):
+                        train_step(run, batch)
+                    run.advance(batch.num_global)
+                    run.guard.reset()
+                    run.meter.reset()
+                    if run.step == total:
+                        break
+        except ServerLost:
+            pass  # the main worker has ended, and the servers with it
+        finally:
+            self.close()
+
+    def share(self, count: int) -> slice:
+        """Contiguous, the first ones longer by one where it does not divide; everything in an evaluation, which
+        the main worker does alone."""
+        if self._is_evaluating:
+            return slice(0, count)
+        size, longer = divmod(count, self.world_size)
+        start = self.rank * size + min(self.rank, longer)
+        return slice(start, start + size + (self.rank < longer))
+
+    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.world_size == 1:
+            return super().backward(forward, loss, part, weight)
+        self._num_part = part.num_global
+        self._num_global += part.num_global
+        self._num_own += len(part.targets)
+        self._model.train(len(part.targets) > 0)  # batch norm has no statistics of nothing
+        seen = super().backward(forward, loss, part, weight)
+        self._model.train()
+        if not self._is_accumulating:
+            self._take_mean()
+        return seen
+
+    def _take_mean(self) -> None:
+        """Divide by this worker's samples of the step instead of all workers'."""
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        if self._num_own:
+            torch._foreach_mul_(gradients, self._num_global / self._num_own)
+        self._num_global = self._num_own = 0
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        self._is_accumulating = True
+        try:
+            yield
+        finally:
+            self._is_accumulating = False
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        assert self._remote is not None
+        self._remote.end_step()
+        if self.is_main:
+            self._remote.publish(step)
+
+    @contextmanager
+    def evaluating(self, model: nn.Module) -> Iterator[None]:
+        assert self._remote is not None
+        self._remote.settle()
+        self._is_evaluating = True
+        try:
+            yield
+        finally:
+            self._is_evaluating = False
+
+    # --- state
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        assert self._remote is not None
+        self._remote.settle()
+        return model.state_dict()
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        assert self._remote is not None
+        model.load_state_dict(state)
+        self._remote.load_weights()
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        assert self._remote is not None
+        self._remote.settle()
+        with self._remote.original() as original:
+            return named_state(model, original, whole=lambda name, value: value)
+
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        assert self._remote is not None
+        with self._remote.original() as original:
+            load_named_state(model, original, state, local=lambda name, value: value)
+            self._remote.load_state()
+
+    # --- numbers
+
+    def metrics(self) -> dict[str, float]:
+        """How many updates of others came between a worker's fetch and its push, over all workers."""
+        assert self._remote is not None
+        new = self._remote.staleness()
+        self._staleness += new
+        if not new:
+            return {}
+        return {"diagnostics/staleness/mean": sum(new) / len(new), "diagnostics/staleness/max": float(max(new))}
+
+    def histograms(self) -> dict[str, Tensor]:
+        """One by one what `metrics` has spoken of since the last call of this, so that both tell of the same."""
+        values, self._staleness = self._staleness, []
+        return {"diagnostics/staleness": torch.tensor(values, dtype=torch.float32)} if values else {}
+
+
+class RemoteOptimizer(Optimizer):
+    """Stands for an optimizer whose weights and state are on servers; its settings are told at each push.
+
+    `held` are the parameters of each server. Raises ServerLost where a server does not answer.
+    """
+
+    def __init__(self, optimizer: Optimizer, held: list[list[Tensor]], servers: Servers | None, period: int) -> None:
+        super().__init__(optimizer.param_groups, optimizer.defaults)  # the groups are the same objects
+        self._original, self._held, self._connected, self._period = optimizer, held, servers, period
+        self._pending: dict[Tensor, Tensor] = {}  # sums of gradients that have not been pushed
+        self._steps = 0  # since the last push
+        self._has_stepped = self._is_fresh = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Push and fetch, or in between: w <- w - lr * g."""
+        self._has_stepped, self._is_fresh = True, False
+        self._steps += 1
+        pushes = self._steps == self._period
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                before = self._pending.get(parameter)
+                self._pending[parameter] = gradient if before is None else before + gradient
+                if not pushes:
+                    parameter.sub_(gradient, alpha=group["lr"])
+        if pushes:
+            self._push()
+
+    def _push(self) -> None:
+        groups = [settings(group) for group in self.param_groups]
+        answers = self._servers.ask(
+            [
+                {"kind": "push", "groups": groups, "gradients": [self._pending.get(parameter) for parameter in shard]}
+                for shard in self._held
+            ]
+        )
+        self._pending, self._steps = {}, 0
+        self._take(answers)
+
+    def fetch(self) -> int:
+        """Take the servers' weights; returns the step of the main worker. Others wait for its first one."""
+        answers = self._servers.ask([{"kind": "fetch"} for _ in self._held])
+        self._take(answers)
+        step: int = answers[0]["step"]
+        return step
+
+    @torch.no_grad()
+    def _take(self, answers: list[dict[str, Any]]) -> None:
+        for shard, answer in zip(self._held, answers, strict=True):
+            for parameter, weight in zip(shard, answer["weights"], strict=True):
+                parameter.copy_(weight)
+
+    def settle(self) -> None:
+        """Leave nothing unpushed, and have weights that are not older than the last step."""
+        if self._pending:
+            self._push()
+        elif not self._is_fresh:
+            self.fetch()
+        self._is_fresh = True
+
+    def end_step(self) -> None:
+        """A step that was left out was no occasion to fetch, and what it was computed on may be at fault."""
+        if not self._has_stepped:
+            self._is_fresh = False
+            self.settle()
+        self._has_stepped = False
+
+    def publish(self, step: int) -> None:
+        """Say where the main worker is; with this the others may go on."""
+        self._servers.tell([{"kind": "place", "step": step} for _ in self._held])
+
+    # --- weights and state of the servers
+
+    def load_weights(self) -> None:
+        """Replace the servers' weights; what others push until the next `publish` is dropped."""
+        self._pending, self._steps, self._is_fresh = {}, 0, True
+        self._servers.ask([{"kind": "load", "weights": shard} for shard in self._held])
+
+    def load_state(self) -> None:
+        """Replace the servers' optimizer state by the original's, in the same way."""
+        self.param_groups = self._original.param_groups
+        groups = [settings(group) for group in self.param_groups]
+        state = self._original.state
+        self._servers.ask(
+            [
+                {"kind": "load", "groups": groups, "state": [state.get(parameter, {}) for parameter in shard]}
+                for shard in self._held
+            ]
+        )
+
+    @contextmanager
+    def original(self) -> Iterator[Optimizer]:
+        """The optimizer that this one stands for, inside with the servers' state."""
+        answers = self._servers.ask([{"kind": "optimizer"} for _ in self._held])
+        for shard, answer in zip(self._held, answers, strict=True):
+            for parameter, state in zip(shard, answer["state"], strict=True):
+                if state:
+                    self._original.state[parameter] = state
+        try:
+            yield self._original
+        finally:
+            self._original.state.clear()
+
+    def staleness(self) -> list[int]:
+        """Of each update since the last call: the updates of others between fetch and push."""
+        (answer,) = self._servers.ask([{"kind": "staleness"}])
+        values: list[int] = answer["staleness"]
+        return values
+
+    @property
+    def _servers(self) -> Servers:
+        if self._connected is None:
+            raise ServerLost("the main worker has ended")
+        return self._connected
+
+    def close(self) -> None:
+        """Hang up; safe to call again."""
+        if self._connected is not None:
+            self._connected.close()
+
+
+def partition(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Names in `count` lists of about the same total size: the largest first, each to the lightest."""
+    shards: list[list[str]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        lightest = loads.index(min(loads))
+        shards[lightest].append(name)
+        loads[lightest] += sizes[name]
+    return shards
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

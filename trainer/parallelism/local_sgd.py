@@ -1,0 +1,121 @@
+"""Local SGD: every rank steps by itself on its share of the data; the weights are averaged now and then."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from trainer.parallelism.named_state import named_state
+from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.share_draws import share_draws
+from trainer.parallelism.strategy import Forward, Loss, Part
+
+
+class LocalSGD(Ranks):
+    """Rank r of R steps with the gradient of its share, and every `period` steps all weights become their mean:
+
+    g_r = R / N * sum over the share of dl/dw, N the samples of all shares; after steps period, 2 period, ...:
+    w <- sum over ranks of w_r / R (buffers of batch norm, too; momentum stays each rank's own). With period 1 and an
+    update that is linear in the gradient that is one device's step. What is evaluated and kept in checkpoints is
+    the mean. Between averages two numbers a step are exchanged: the loss, and whether all gradients are finite.
+
+    Raises ValueError for a `period` under 1. Sources: Stich 2018, algorithm 1; Lin et al. 2018.
+    """
+
+    def __init__(
+        self, devices: int | str = "auto", period: int = 8, max_restarts: int = 0, timeout: float = 300.0
+    ) -> None:
+        super().__init__(devices, max_restarts, timeout)
+        if period < 1:
+            raise ValueError(f"period={period}: must be at least 1 (steps between averages)")
+        self.period = period
+        self._model: nn.Module | None = None
+
+    def notices(self, model: nn.Module) -> list[str]:
+        if self.world_size > 1 and self.period > 1:
+            return [f"weights are averaged every {self.period} steps only: the curve is not that of one device"]
+        if self.world_size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            return ["batch norm sees the share of each rank: the curve is not that of one device"]
+        return []
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self._model = model
+        if self.world_size > 1:
+            share_draws(model, self.share, total=lambda _: self.num_global)
+        return model
+
+    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight = weight * self.world_size
+        if len(part.targets):
+            return super().backward(forward, loss, part, weight)
+        assert self._model is not None
+        self._model.eval()  # gradients of zero, and nothing for the statistics of batch norm
+        seen = super().backward(forward, loss, part, weight)
+        self._model.train()
+        return seen
+
+    def stepped(self, model: nn.Module, step: int) -> None:
+        if step % self.period == 0:
+            self._average(model)
+
+    @contextmanager
+    def evaluating(self, model: nn.Module) -> Iterator[None]:
+        own = [tensor.clone() for tensor in _averaged(model)]
+        self._average(model)
+        try:
+            yield
+        finally:
+            for tensor, value in zip(_averaged(model), own, strict=True):
+                tensor.copy_(value)
+
+    def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
+        """This rank's own, by which it clips; not finite on all ranks where it is not on one."""
+        norm = super().grad_norm(gradients)
+        return norm + self.sum(norm - norm)
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """The mean over ranks."""
+        return {name: self._mean(value) for name, value in model.state_dict().items()}
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """The mean over ranks."""
+        return named_state(model, optimizer, whole=lambda name, value: self._mean(value))
+
+    def local_state(self, model: nn.Module, optimizer: Optimizer) -> Any:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        self._model = None
+        super().close()
+
+    @torch.no_grad()
+    def _average(self, model: nn.Module) -> None:
+        """One exchange for all tensors of a type."""
+        tensors = _averaged(model)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+            mean = self._mean(torch.cat([tensor.flatten() for tensor in alike]))
+            for tensor, value in zip(alike, mean.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(value.view(tensor.shape))
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Over ranks; counters, which are the same on all, stay."""
+        if not value.is_floating_point():
+            return value
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.div_(self.world_size)
+
+
+def _averaged(model: nn.Module) -> list[Tensor]:
+    """What the mean is taken of: weights, and buffers that are no counters."""
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

@@ -1,0 +1,363 @@
+"""Processes that hold some of the parameters each and step for whoever pushes gradients to them.
+
+What goes over a connection is JSON and the bytes of tensors, nothing that is executed. A server lives as long
+as the pipe to the process that started it.
+"""
+
+import json
+import math
+import os
+import pickle
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Address = tuple[str, int]
+_TENSOR = "tensor"  # a mapping with this key alone stands for a tensor: dtype, shape, first byte
+_ALIGNMENT = 16
+
+
+class ServerLost(RuntimeError):
+    """A parameter server does not answer any more."""
+
+
+# --- messages ---------------------------------------------------------------------------------------------
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """Nested dicts and lists of numbers, words and tensors as bytes: length of the JSON, JSON, tensors."""
+    blocks: list[Any] = []
+    end = 0
+
+    def plain(value: Any) -> Any:
+        nonlocal end
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            padding = -len(data) % _ALIGNMENT
+            blocks.extend((data.numpy(), bytes(padding)))
+            start, end = end, end + len(data) + padding
+            return {_TENSOR: [str(value.dtype).removeprefix("torch."), list(value.shape), start]}
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    text = json.dumps(plain(message)).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join((len(text).to_bytes(_ALIGNMENT, "little"), text, *blocks))
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The inverse, but for tuples, which come back as lists."""
+    size = int.from_bytes(data[:_ALIGNMENT], "little")
+    body = torch.frombuffer(bytearray(data), dtype=torch.uint8)[_ALIGNMENT + size :]
+
+    def rich(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rich(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() != {_TENSOR}:
+            return {key: rich(item) for key, item in value.items()}
+        name, shape, start = value[_TENSOR]
+        dtype = getattr(torch, name)
+        return body[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+    message: dict[str, Any] = rich(json.loads(data[_ALIGNMENT : _ALIGNMENT + size]))
+    return message
+
+
+def settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a parameter group can be told to a server: numbers, switches, pairs of numbers."""
+    return {key: value for key, value in group.items() if key not in ("params", "name") and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+# --- a server ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a server is told through its pipe: its parameters, and the optimizer that it rebuilds over them.
+
+    `groups` has, for every group of the whole optimizer, its settings and the indices of this server's parameters.
+    """
+
+    key: bytes
+    shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
+    optimizer: type[Optimizer]
+    attributes: dict[str, Any]
+    groups: list[tuple[dict[str, Any], list[int]]]
+
+    @classmethod
+    def of(cls, key: bytes, optimizer: Optimizer, parameters: Sequence[Tensor]) -> "Setup":
+        """For the given ones among the optimizer's parameters."""
+        index = {id(parameter): number for number, parameter in enumerate(parameters)}
+        attributes = {
+            name: value
+            for name, value in vars(optimizer).items()
+            if name not in ("state", "param_groups") and not name.startswith("_optimizer_")  # hooks
+        }
+        groups = [
+            (
+                {name: value for name, value in group.items() if name != "params"},
+                [index[id(parameter)] for parameter in group["params"] if id(parameter) in index],
+            )
+            for group in optimizer.param_groups
+        ]
+        shapes, dtypes = [tuple(p.shape) for p in parameters], [p.dtype for p in parameters]
+        return cls(key, shapes, dtypes, type(optimizer), attributes, groups)
+
+
+class ParameterServer:
+    """Parameters, their optimizer, and a thread for each worker that is connected.
+
+    The main worker (rank 0) is answered always. The others wait until it has done a step after a `load`, and
+    what they push while they should is dropped: it belongs to weights that have been replaced.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._parameters = [
+            nn.Parameter(torch.zeros(shape, dtype=dtype))
+            for shape, dtype in zip(setup.shapes, setup.dtypes, strict=True)
+        ]
+        self._groups: list[dict[str, Any]] = [
+            {**told, "params": [self._parameters[index] for index in indices]} for told, indices in setup.groups
+        ]
+        optimizer: Any = setup.optimizer.__new__(setup.optimizer)
+        optimizer.__setstate__(
+            {
+                **setup.attributes,
+                "state": defaultdict(dict),
+                "param_groups": [group for group in self._groups if group["params"]],
+            }
+        )
+        self._optimizer = optimizer
+        self._changed = threading.Condition()
+        self._is_open = False
+        self._step = 0  # the main worker's
+        self._updates = 0
+        self._staleness: list[int] = []
+
+    def serve(self, connection: Connection) -> None:
+        """Answer one worker until it is gone."""
+        with connection:
+            try:
+                _without_delay(connection)
+                is_main = decode(connection.recv_bytes())["rank"] == 0
+                seen = 0
+                while True:
+                    message = decode(connection.recv_bytes())
+                    with self._changed:
+                        answer = self._answer(message, is_main, seen)
+                        seen = self._updates
+                    if answer is not None:
+                        connection.send_bytes(answer)
+            except (EOFError, OSError):
+                pass
+
+    def _answer(self, message: dict[str, Any], is_main: bool, seen: int) -> bytes | None:
+        """`seen`: the updates that the worker's weights had."""
+        kind = message["kind"]
+        if kind == "place":
+            self._step, self._is_open = message["step"], True
+            self._changed.notify_all()
+            return None
+        if kind == "optimizer":
+            return encode({"state": [self._optimizer.state.get(p, {}) for p in self._parameters]})
+        if kind == "staleness":
+            answer = encode({"staleness": self._staleness})
+            self._staleness = []
+            return answer
+        if kind == "load":
+            self._load(message)
+        if kind == "push" and (is_main or self._is_open):
+            self._update(message, seen)
+        if not is_main:
+            self._changed.wait_for(lambda: self._is_open)
+        return encode({"weights": self._parameters, "step": self._step})
+
+    def _update(self, message: dict[str, Any], seen: int) -> None:
+        for parameter, gradient in zip(self._parameters, message["gradients"], strict=True):
+            parameter.grad = gradient
+        self._tell(message["groups"])
+        self._optimizer.step()
+        self._staleness.append(self._updates - seen)
+        self._updates += 1
+
+    def _load(self, message: dict[str, Any]) -> None:
+        self._is_open = False
+        if "weights" in message:
+            with torch.no_grad():
+                for parameter, weight in zip(self._parameters, message["weights"], strict=True):
+                    parameter.copy_(weight)
+            return
+        self._tell(message["groups"])
+        self._optimizer.state.clear()
+        for parameter, state in zip(self._parameters, message["state"], strict=True):
+            if state:
+                self._optimizer.state[parameter] = state
+
+    def _tell(self, groups: list[dict[str, Any]]) -> None:
+        for group, told in zip(self._groups, groups, strict=True):
+            for name, value in told.items():
+                group[name] = tuple(value) if isinstance(value, list) else value
+
+
+def main() -> None:
+    """A server process: what it is comes through its input, whose end is its own end; it prints its port."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # the main worker decides; it may need the weights for a checkpoint
+    torch.set_num_threads(1)
+    try:
+        setup: Setup = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        return  # the run came to nothing
+    server = ParameterServer(setup)
+    listener = Listener(("127.0.0.1", 0), backlog=64, authkey=setup.key)
+    threading.Thread(target=_accept, args=(listener, server), daemon=True).start()
+    print(listener.address[1], flush=True)
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _accept(listener: Listener, server: ParameterServer) -> None:
+    while True:
+        try:
+            connection = listener.accept()
+        except (AuthenticationError, EOFError, OSError):
+            continue  # a stranger, or a worker that died on its way
+        threading.Thread(target=server.serve, args=(connection,), daemon=True).start()
+
+
+def _without_delay(connection: Connection) -> None:
+    """Small pieces are sent at once, rather than when the other side has acknowledged the piece before."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as again:
+        again.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+# --- whoever speaks to servers ----------------------------------------------------------------------------
+
+
+class ServerProcess:
+    """A server, as seen by the main worker, which starts it and whose end it does not outlive."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(entry or "." for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from trainer.parallelism.parameter_server import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the run
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def set_up(self, setup: Setup) -> None:
+        """Tell it what it is."""
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(setup, self._process.stdin)
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ServerLost("a parameter server ended before it was set up") from error
+
+    def address(self, timeout: float) -> Address:
+        """Where it listens, once it does. Raises ServerLost."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            raise ServerLost(f"a parameter server did not start within {timeout:g} s")
+        return "127.0.0.1", int(line)
+
+    def close(self) -> None:
+        """End it; safe to call again."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Servers:
+    """The connections of one worker to all servers."""
+
+    def __init__(self, addresses: Sequence[Address], key: bytes, rank: int, timeout: float | None) -> None:
+        """`timeout`: seconds to wait for an answer; None: as long as the server lives. Raises ServerLost."""
+        self._timeout = timeout
+        self._connections: list[Connection] = []
+        for number, address in enumerate(addresses):
+            try:
+                connection = Client(address, authkey=key)
+                _without_delay(connection)
+                connection.send_bytes(encode({"rank": rank}))
+            except (EOFError, OSError) as error:
+                self.close()
+                raise self._lost(number, "is gone") from error
+            self._connections.append(connection)
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def ask(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """A message for each server (the first ones), and its answer. Raises ServerLost."""
+        self.tell(messages)
+        return [self._receive(number) for number in range(len(messages))]
+
+    def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """The same, for messages that are not answered."""
+        for number, message in enumerate(messages):
+            try:
+                self._connections[number].send_bytes(encode(message))
+            except OSError as error:
+                raise self._lost(number, "is gone") from error
+
+    def _receive(self, number: int) -> dict[str, Any]:
+        connection = self._connections[number]
+        try:
+            if not connection.poll(self._timeout):
+                raise self._lost(number, f"has not answered for {self._timeout:g} s")
+            return decode(connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._lost(number, "is gone") from error
+
+    def _lost(self, number: int, how: str) -> ServerLost:
+        return ServerLost(f"parameter server {number} {how}")
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+
+
+def new_key() -> bytes:
+    """What the workers of one run know and nobody else."""
+    return secrets.token_bytes(32)

@@ -1,0 +1,335 @@
+"""Pipeline parallelism: each rank has a stretch of the layers, and a batch flows through in micro-batches."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.share_draws import is_random
+from trainer.parallelism.strategy import Forward, Loss, Part
+
+
+class Pipeline(Ranks):
+    """Rank s computes stage s of the model; activations go to the next rank, their gradients come back.
+
+    A batch is cut into `micro_batches` of equal size (into fewer where that does not divide it: the largest divisor
+    below), so that all ranks work at once. The loss of each is a sum, so gradients add up to the batch's. With S
+    stages and m micro-batches the share (S-1) / (m+S-1) of the time is idle. All ranks see the whole batch; its
+    outputs come from the last one.
+
+    `schedule` gpipe: all forwards, then all backwards; 1f1b: in turns, which keeps activations of S micro-batches
+    at most. Stages begin at children that the model names in `pipeline_plan`; they are cut so that the squares of
+    their numbers of parameters have the least sum. Raises ValueError for other values, and for models without a
+    plan or with too short a one, or with batch norm and several micro-batches.
+
+    Sources: Huang et al. 2019 (GPipe); Narayanan et al. 2019 (PipeDream, 1F1B).
+    """
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        schedule: Literal["gpipe", "1f1b"] = "gpipe",
+        micro_batches: int = 4,
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        super().__init__(devices, max_restarts, timeout)
+        if schedule not in ("gpipe", "1f1b"):
+            raise ValueError(f"schedule={schedule}: must be gpipe or 1f1b")
+        if micro_batches < 1:
+            raise ValueError(f"micro_batches={micro_batches}: must be at least 1")
+        self.schedule, self.micro_batches = schedule, micro_batches
+        self._stage: Any = None
+        self._schedules: dict[tuple[int, ...], tuple[Any, list[list[Any]]]] = {}
+        self._call = _Call()
+        self._draws: _Draws
+        self._loss: Loss
+        self._weight: Tensor
+        self._losses: list[Tensor] = []  # of the micro-batches of a step
+
+    def plan(self, available: int | None, machines: int) -> None:
+        super().plan(available, machines)
+        if self.schedule == "1f1b" and self.micro_batches < self.world_size:
+            raise ValueError(
+                f"parallelism.micro_batches={self.micro_batches}: schedule=1f1b with {self.world_size} stages needs "
+                f"at least {self.world_size}"
+            )
+
+    def data_shares(self) -> int:
+        return 1
+
+    def connect(self, device: torch.device) -> None:
+        super().connect(device)
+        self.data_rank = 0
+
+    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+        super().validate(config, model)
+        cut(model, self.world_size)
+        if config["compile"]:
+            raise ValueError("compile=true: the stages of parallelism=pipeline cannot be compiled; leave it false")
+        for name, module in model.named_modules():
+            if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+                raise ValueError(
+                    f"parallelism=pipeline: {type(module).__name__} ({name}) cannot be drawn for a whole batch at "
+                    "once; it must be nn.Dropout, or another that multiplies by what it draws"
+                )
+            if isinstance(module, _BatchNorm) and self.micro_batches > 1:
+                raise ValueError(
+                    f"parallelism.micro_batches={self.micro_batches}: the statistics of batch norm ({name}) would be "
+                    "those of a micro-batch; it must be 1, or choose a model without batch norm"
+                )
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Layers of other stages become identities in place: what is left is this rank's stage, names kept."""
+        mine = cut(model, self.world_size)[self.rank]
+        self._draws = _Draws(model)
+        for name in [name for name, _ in model.named_children() if name not in mine]:
+            setattr(model, name, nn.Identity())
+        self._stage = _Stage(model, self.rank, self.world_size, self._control)
+        return self._stage  # type: ignore[no-any-return]
+
+    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._call.function, self._loss, self._weight = forward, loss, weight
+        schedule, draws = self._schedule_for(part.images)
+        self._draws.begin(draws, self.rank, part.images)
+        images = (part.images,) if self._stage.is_first else ()
+        with self._stage.in_turns():
+            outputs = schedule.step(*images, target=part.targets if self._stage.is_last else None)
+        rows = None
+        if self._stage.is_last:
+            loss_sum = torch.stack(self._losses).sum()
+            rows = torch.cat([outputs.detach().to(loss_sum.dtype), loss_sum.expand(1, outputs.shape[1])])
+            self._losses.clear()
+        rows = self._stage.from_last("step", part.images, rows)
+        return rows[-1, 0], rows[:-1], part.targets
+
+    def _schedule_for(self, images: Tensor) -> tuple[Any, list[list[Any]]]:
+        """Torch's schedule for batches of this shape, with its buffers for what is received; and what is drawn."""
+        key = tuple(images.shape)
+        if key not in self._schedules:
+            count = largest_divisor(len(images), self.micro_batches)
+            with self._draws.noted() as calls:
+                taken, given = self._stage.try_out(self._call, images[: len(images) // count])
+            stage = PipelineStage(
+                self._call, self.rank, self.world_size, images.device, input_args=(taken,), output_args=(given,)
+            )
+            # 1F1B needs as many micro-batches as stages; a ragged batch that cannot be cut into so many does without
+            kind: Any = Schedule1F1B if self.schedule == "1f1b" and count >= self.world_size else ScheduleGPipe
+            schedule = kind(stage, count, loss_fn=self._weighted, scale_grads=False)
+            self._schedules[key] = schedule, self.gather(calls)
+        return self._schedules[key]
+
+    def _weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss_sum = self._loss(outputs, targets)
+        self._losses.append(loss_sum.detach())
+        return loss_sum * self._weight
+
+    def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
+        squares = super().grad_norm(gradients).square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        return {name: value for state in self.gather(model.state_dict()) for name, value in state.items()}
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        states = self.gather(super().optimizer_state(model, optimizer))
+        return {
+            kind: {name: value for state in states for name, value in state[kind].items()}
+            for kind in ("state", "groups")
+        }
+
+    def close(self) -> None:
+        self._stage, self._schedules = None, {}
+        super().close()
+
+
+class _Call(nn.Module):
+    """What torch's schedule calls: the stage, in the run's precision."""
+
+    function: Forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class _Stage(nn.Module):
+    """A rank's layers. Outside of a step they work in a relay, and every rank gets the last one's outputs."""
+
+    def __init__(self, model: nn.Module, rank: int, num_stages: int, control: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.is_first, self.is_last = rank == 0, rank == num_stages - 1
+        self._rank, self._last, self._control = rank, num_stages - 1, control
+        self._scheduled = False
+        self._shapes: dict[Any, Any] = {}  # of what is received, by that of the images
+        self._seen: tuple[Tensor, Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._scheduled:
+            return self._layers(x)
+        if torch.is_grad_enabled():
+            raise ValueError("parallelism=pipeline: the loss cannot be differentiated outside of a step")
+        taken = x if self.is_first else self._receive(x)
+        given = self._layers(taken)
+        self._seen = taken, given
+        if not self.is_last:
+            self._send(x, given)
+        return self.from_last("outputs", x, given if self.is_last else None)
+
+    def _layers(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x)
+        return y if self.is_last else y.contiguous()  # to be sent
+
+    @contextmanager
+    def in_turns(self) -> Iterator[None]:
+        """Inside, a schedule calls the layers with what it has received."""
+        self._scheduled = True
+        try:
+            yield
+        finally:
+            self._scheduled = False
+
+    def try_out(self, call: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What this stage takes and gives for such images; nothing is left behind."""
+        self.model.eval()
+        with torch.no_grad():
+            call(images)
+        self.model.train()
+        taken, given = self._seen
+        return taken.detach().requires_grad_(not self.is_first), given.detach().requires_grad_()
+
+    def from_last(self, kind: str, images: Tensor, value: Tensor | None) -> Tensor:
+        """The last stage's value, on every rank."""
+        key = kind, tuple(images.shape)
+        if key not in self._shapes:
+            box = [None if value is None else (value.shape, value.dtype)]
+            dist.broadcast_object_list(box, src=self._last, group=self._control)
+            self._shapes[key] = box[0]
+        if value is None:
+            shape, dtype = self._shapes[key]
+            value = torch.empty(shape, dtype=dtype, device=images.device)
+        dist.broadcast(value, src=self._last)
+        return value
+
+    def _send(self, images: Tensor, value: Tensor) -> None:
+        key = "sent", tuple(images.shape)
+        if key not in self._shapes:
+            dist.send_object_list([(value.shape, value.dtype)], dst=self._rank + 1, group=self._control)
+            self._shapes[key] = True
+        dist.send(value, dst=self._rank + 1)
+
+    def _receive(self, images: Tensor) -> Tensor:
+        key = "received", tuple(images.shape)
+        if key not in self._shapes:
+            box: list[Any] = [None]
+            dist.recv_object_list(box, src=self._rank - 1, group=self._control)
+            self._shapes[key] = box[0]
+        shape, dtype = self._shapes[key]
+        value = torch.empty(shape, dtype=dtype, device=images.device)
+        dist.recv(value, src=self._rank - 1)
+        return value
+
+
+class _Draws:
+    """Dropout as on one device: all ranks draw the masks of the whole batch for all layers, in their order, and
+    use their own stage's, some rows a micro-batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._draw: dict[str, Any] = {}
+        self._masks: list[Tensor] = []
+        self._notes: list[Any] | None = None
+        self._used = 0
+        for name, module in model.named_modules():
+            if is_random(module):
+                self._draw[name] = module.forward
+                module.forward = partial(self._forward, name, module)
+
+    def _forward(self, name: str, module: nn.Module, x: Tensor) -> Tensor:
+        if self._notes is not None:
+            self._notes.append((name, tuple(x.shape[1:]), x.dtype))
+        if not module.training:
+            return x
+        micro_batch, place = divmod(self._used, len(self._masks))
+        self._used += 1
+        return x * self._masks[place].narrow(0, micro_batch * len(x), len(x))
+
+    @contextmanager
+    def noted(self) -> Iterator[list[Any]]:
+        """Inside, calls are noted: the layer, the shape of a sample, its type."""
+        self._notes = []
+        try:
+            yield self._notes
+        finally:
+            self._notes = None
+
+    @torch.no_grad()
+    def begin(self, calls: list[list[Any]], rank: int, images: Tensor) -> None:
+        """Draw for a batch what the `calls` of each rank need."""
+        self._masks, self._used = [], 0
+        for owner, noted in enumerate(calls):
+            for name, shape, dtype in noted:
+                mask = self._draw[name](torch.ones(len(images), *shape, dtype=dtype, device=images.device))
+                if owner == rank:
+                    self._masks.append(mask)
+
+
+def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
+    """The names of each stage's children; squares of the stages' numbers of parameters have the least sum.
+
+    Every stage has parameters. Raises ValueError for a model that names no `pipeline_plan`, or too short a one.
+    """
+    plan: Sequence[str] | None = getattr(model, "pipeline_plan", None)
+    if plan is None:
+        raise ValueError(
+            f"parallelism=pipeline: {type(model).__name__} names no children at which a stage may begin; the model "
+            "must be an nn.Sequential with the attribute pipeline_plan"
+        )
+    pieces = _pieces(model, plan)
+    if num_stages > len(pieces):
+        raise ValueError(
+            f"parallelism.devices: {num_stages} stages cannot be cut from this model; it has {len(pieces)} pieces "
+            f"with parameters, so at most {len(pieces)}"
+        )
+    sums = [0, *accumulate(sum(size for _, size in piece) for piece in pieces)]
+    # best[n]: the least cost of the first n pieces in as many stages as were gone through, and where they end
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [0])}
+    for _ in range(num_stages):
+        best = {
+            end: min((cost + (sums[end] - sums[start]) ** 2, [*ends, end])
+                     for start, (cost, ends) in best.items() if start < end)
+            for end in range(1, len(pieces) + 1)
+            if any(start < end for start in best)
+        }  # fmt: skip
+    ends = best[len(pieces)][1]
+    return [[name for piece in pieces[a:b] for name, _ in piece] for a, b in pairwise(ends)]
+
+
+def _pieces(model: nn.Module, plan: Sequence[str]) -> list[list[tuple[str, int]]]:
+    """Children that stay together, each with its number of parameters; no piece is without any."""
+    pieces: list[list[tuple[str, int]]] = [[]]
+    for name, child in model.named_children():
+        if name in plan and any(size for _, size in pieces[-1]):
+            pieces.append([])
+        pieces[-1].append((name, sum(p.numel() for p in child.parameters())))
+    if len(pieces) > 1 and not any(size for _, size in pieces[-1]):
+        rest = pieces.pop()
+        pieces[-1] += rest
+    return pieces
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

@@ -1,0 +1,128 @@
+"""Layers of which every rank of a group has a part: plain parameters, local arithmetic, explicit exchange."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.parallelism.exchange import Enter, Gather, Leave
+from trainer.parallelism.share_draws import is_random, share_draws
+
+# axis along which a weight is cut: its outputs, or its inputs
+_WEIGHT_AXIS = {"column": 0, "gather": 0, "cross": 0, "group": 0, "row": 1}
+_FIELDS = {"Linear": ("inputs", "outputs"), "Conv2d": ("channels", "filters")}
+
+
+class Member(NamedTuple):
+    """A rank's place in a tensor group."""
+
+    group: Any
+    rank: int
+    size: int
+
+
+def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str) -> None:
+    """Raises ValueError where `size` ranks cannot share a layer of the plan evenly; `asked` names the key."""
+    for name, kind in plan.items():
+        module: Any = model.get_submodule(name)
+        if kind == "split":
+            continue
+        count, what = module.weight.size(_WEIGHT_AXIS[kind]), _FIELDS[type(module).__name__][1 - _WEIGHT_AXIS[kind]]
+        if kind == "group":
+            count, what = module.groups, "groups"
+        if count % size:
+            raise ValueError(f"{asked}: must divide the {count} {what} of {name}")
+
+
+def split_layers(model: nn.Module, plan: Mapping[str, str], member: Member) -> dict[str, int]:
+    """Leave this rank's part of every module that the plan names, in place.
+
+    Returns the axis along which each parameter and buffer was cut, by its name; those not in it are whole.
+    """
+    axes: dict[str, int] = {}
+    for name, kind in plan.items():
+        module = model.get_submodule(name)
+        cut = _cut_channels(module, member) if kind == "split" else _cut_layer(module, kind, member)
+        axes |= {f"{name}.{key}": axis for key, axis in cut.items()}
+    return axes
+
+
+def part_of(x: Tensor, axis: int, member: Member) -> Tensor:
+    """This rank's equal part along an axis, in memory of its own, laid out as `x`."""
+    size = x.size(axis) // member.size
+    is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    return x.detach().narrow(axis, member.rank * size, size).clone(memory_format=layout)
+
+
+def _cut_layer(module: nn.Module, kind: str, member: Member) -> dict[str, int]:
+    axes = {"weight": _WEIGHT_AXIS[kind]}
+    if kind != "row" and module.bias is not None:
+        axes["bias"] = 0
+    _cut(module, axes, member)
+    module.forward = _forward(module, kind, member)
+    return axes
+
+
+def _cut_channels(module: nn.Module, member: Member) -> dict[str, int]:
+    """Per-channel parameters and statistics stay with their channels; draws are those of the whole width."""
+    if is_random(module):
+        share_draws(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
+        return {}
+    assert isinstance(module, _BatchNorm)
+    axes = {name: 0 for name, value in (*module.named_parameters(), *module.named_buffers()) if value.dim()}
+    _cut(module, axes, member)
+    module.num_features //= member.size
+    return axes
+
+
+def _cut(module: nn.Module, axes: Mapping[str, int], member: Member) -> None:
+    for name, axis in axes.items():
+        whole = getattr(module, name)
+        part = part_of(whole, axis, member)
+        if isinstance(whole, nn.Parameter):
+            part = nn.Parameter(part, whole.requires_grad)
+        setattr(module, name, part)
+
+
+def _range(size: int, rank: int) -> slice:
+    return slice(rank * size, (rank + 1) * size)
+
+
+def _forward(module: Any, kind: str, member: Member) -> Callable[[Tensor], Tensor]:
+    """The module's arithmetic on this rank's part, between what the kind has to exchange."""
+    group = member.group
+
+    def gather(x: Tensor, is_partial: bool) -> Tensor:
+        whole: Tensor = Gather.apply(x, group, 1, [x.size(1)] * member.size, is_partial)
+        return whole
+
+    def row(x: Tensor) -> Tensor:
+        y: Tensor = Leave.apply(_apply(module, x, None, member), group)
+        if module.bias is None:
+            return y
+        bias: Tensor = module.bias.to(y.dtype).view(1, -1, *[1] * (y.dim() - 2))
+        return y + bias
+
+    def part(x: Tensor) -> Tensor:
+        return _apply(module, x, module.bias, member)
+
+    forwards: dict[str, Callable[[Tensor], Tensor]] = {
+        "column": lambda x: part(Enter.apply(x, group)),
+        "gather": lambda x: gather(part(Enter.apply(x, group)), is_partial=False),
+        "cross": lambda x: part(gather(x, is_partial=True)),
+        "group": part,
+        "row": row,
+    }
+    return forwards[kind]
+
+
+def _apply(module: Any, x: Tensor, bias: Tensor | None, member: Member) -> Tensor:
+    weight: Tensor = module.weight
+    if isinstance(module, nn.Linear):
+        return F.linear(x, weight, bias)
+    groups = module.groups // member.size if module.groups > 1 else 1
+    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, groups)

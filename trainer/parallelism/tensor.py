@@ -1,0 +1,225 @@
+"""Model parallelism: the ranks of a group share the layers, and see the same samples (A)."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+
+from trainer.parallelism.ddp import DataParallel
+from trainer.parallelism.exchange import gathered
+from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
+
+WITH_A_PLAN = "mlp, linear, lenet, resnet and alexnet_two_column have one"
+
+
+class SplitModel(DataParallel):
+    """A model of which every rank holds a part, by its `tensor_plan`: base of the strategies that split layers.
+
+    Parameters are plain tensors, this rank's part of the whole; states are gathered and cut along the axis that
+    was split, so that they fit any other strategy.
+    """
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        batch_norm: Literal["synchronized", "plain"] = "synchronized",
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        super().__init__(devices, batch_norm, max_restarts=max_restarts, timeout=timeout)
+        self._member = Member(None, 0, 1)
+        self._axes: dict[str, int] = {}
+        self._parts: list[nn.Parameter] = []
+
+    @property
+    def tensor_size(self) -> int:
+        """Ranks that share a layer."""
+        return self.world_size
+
+    def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
+        """How each module is shared, by its name. Raises ValueError for models that do not say."""
+        plan: Mapping[str, str] | None = getattr(model, "tensor_plan", None)
+        if not plan:
+            name = config["choices"].get("model", "")
+            raise ValueError(f"parallelism: model={name} ({type(model).__name__}) has no tensor plan; {WITH_A_PLAN}")
+        return plan
+
+    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+        super().validate(config, model)
+        check_split(self.tensor_plan(config, model), model, self.tensor_size, self.asked())
+
+    def asked(self) -> str:
+        """The key and its value that say among how many ranks a layer is shared."""
+        machines = self.world_size // int(self.devices)
+        return f"parallelism.devices={self.devices}" + (f" on {machines} machines" if machines > 1 else "")
+
+    def split(self, model: nn.Module, plan: Mapping[str, str]) -> None:
+        """Leave this rank's part of the layers that are in the plan."""
+        self._axes = split_layers(model, plan, self._member)
+        self._parts = [value for name, value in model.named_parameters() if name in self._axes]
+
+    def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
+        """Squares of the parts are summed over the group; what is whole on every rank counts once."""
+        split = {id(parameter.grad) for parameter in self._parts}
+        parts: list[Tensor] = []
+        wholes: list[Tensor] = []
+        for gradient in gradients:
+            (parts if id(gradient) in split else wholes).append(gradient)
+        # the same share of what is whole from every rank, so that all have the same number to the last bit
+        total = sum(_square(some) / count for some, count in ((parts, 1), (wholes, self._member.size)) if some)
+        assert isinstance(total, Tensor)
+        dist.all_reduce(total, group=self._member.group)
+        return total.sqrt()
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        return {name: self._whole(name, value) for name, value in model.state_dict().items()}
+
+    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        model.load_state_dict({name: self._local(name, value) for name, value in state.items()})
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        return named_state(model, optimizer, self._whole)
+
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        load_named_state(model, optimizer, state, self._local)
+
+    def _whole(self, name: str, part: Tensor) -> Tensor:
+        if name not in self._axes:
+            return part
+        axis = self._axes[name]
+        sizes = [part.size(axis)] * self._member.size
+        return gathered(part.detach(), self._member.group, axis, sizes)
+
+    def _local(self, name: str, whole: Tensor) -> Tensor:
+        return part_of(whole, self._axes[name], self._member) if name in self._axes else whole
+
+    def close(self) -> None:
+        self._member, self._parts = Member(None, 0, 1), []
+        super().close()
+
+
+def _square(gradients: list[Tensor]) -> Tensor:
+    """The sum of the squares of all elements."""
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+
+
+class HybridParallel(SplitModel):
+    """Groups of `tensor` neighbouring ranks share the layers of one model; the batch is cut into as many shares
+    as there are groups: a 2-D mesh with the axes "data" and "tensor".
+
+    A layer with N filters (outputs) is N/t filters on each of t ranks, which all convolve the whole input; where
+    the next layer takes the parts as they are, its outputs are summed. Gradients are summed over the data axis.
+    Source: A "Model parallelism", "Hybrid data and model parallelism" (its figure: `devices` 4, `tensor` 2).
+
+    `batch_norm` as in DataParallel, over the data axis. Raises ValueError unless `tensor` is at least 1 and
+    divides `devices` and the layers of the model.
+    """
+
+    default_devices = 4
+
+    def __init__(
+        self,
+        tensor: int = 2,
+        devices: int | str = "auto",
+        batch_norm: Literal["synchronized", "plain"] = "synchronized",
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        super().__init__(devices, batch_norm, max_restarts, timeout)
+        if tensor < 1:
+            raise ValueError(f"tensor={tensor}: must be at least 1")
+        self.tensor = tensor
+        self._mesh: DeviceMesh | None = None
+
+    @property
+    def tensor_size(self) -> int:
+        return self.tensor
+
+    def data_shares(self) -> int:
+        if self.world_size % self.tensor_size:
+            raise ValueError(f"{self.asked()}: must divide {SplitModel.asked(self)}")
+        return self.world_size // self.tensor_size
+
+    def asked(self) -> str:
+        return f"parallelism.tensor={self.tensor}"
+
+    def connect(self, device: torch.device) -> None:
+        super().connect(device)
+        ranks = torch.arange(self.world_size).view(-1, self.tensor_size)
+        # made one by one: the groups of init_device_mesh wait for half an hour
+        groups: Any = [
+            dist.new_subgroups_by_enumeration(lists, timedelta(seconds=self.timeout))[0]
+            for lists in (ranks.T.tolist(), ranks.tolist())
+        ]
+        self._mesh = DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("data", "tensor"))
+        self.data_rank = self._mesh.get_local_rank("data")
+        self._member = Member(self._mesh.get_group("tensor"), self._mesh.get_local_rank("tensor"), self.tensor_size)
+
+    @property
+    def data_group(self) -> Any:
+        return None if self._mesh is None else self._mesh.get_group("data")
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        self.split(model, model.tensor_plan)  # type: ignore[arg-type]
+        return model if self.data_size == 1 else super().apply(model)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.data_size == 1 else super().accumulating()
+
+    def close(self) -> None:
+        self._mesh = None
+        super().close()
+
+
+class TensorParallel(HybridParallel):
+    """All ranks share the layers of one model, and see all samples (A "Model parallelism")."""
+
+    default_devices = 2
+
+    def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
+        super().__init__(1, devices, max_restarts=max_restarts, timeout=timeout)
+
+    @property
+    def tensor_size(self) -> int:
+        return self.world_size
+
+    def asked(self) -> str:
+        return SplitModel.asked(self)
+
+
+class TwoColumn(HybridParallel):
+    """Two ranks a model, each with a column of it; the columns meet where the model lets them (A "Model
+    parallelism"; Krizhevsky et al. 2012). More ranks are more data: with 4 the batch is cut in two.
+
+    Raises ValueError for models without columns.
+    """
+
+    default_devices = 2
+
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        batch_norm: Literal["synchronized", "plain"] = "synchronized",
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
+        super().__init__(2, devices, batch_norm, max_restarts, timeout)
+
+    def asked(self) -> str:
+        return "parallelism=two_column (2 ranks a model)"
+
+    def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
+        plan: Mapping[str, str] = getattr(model, "tensor_plan", {})
+        if "group" not in plan.values():
+            name = config["choices"].get("model", "")
+            raise ValueError(
+                f"parallelism=two_column: model={name} ({type(model).__name__}) has no columns; alexnet_two_column has"
+            )
+        return plan
