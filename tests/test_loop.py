@@ -154,7 +154,7 @@ def test_the_logged_training_loss_is_the_mean_over_the_interval() -> None:
     total = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
     again = assembled("epochs=1", "optimizer=sgd", "optimizer.lr=0.1", "schedule=constant")
     seen: list[dict[str, float]] = []
-    again.report = type("Spy", (), {"tick": lambda *a: None, "record": lambda s, a, b, values: seen.append(values),
+    again.report = type("Spy", (), {"tick": lambda *a: None, "record": lambda s, a, b, values, c: seen.append(values),
                                     "row": lambda *a: None, "message": lambda *a: None})()  # fmt: skip
     train(again)
     assert seen[-1]["train/loss"] == pytest.approx(total, rel=1e-5)

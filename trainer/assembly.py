@@ -92,6 +92,7 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     layout = torch.channels_last if channels_last else torch.preserve_format
     model = model.to(device).to(memory_format=layout)
+    num_parameters = sum(p.numel() for p in model.parameters())
     compute = strategy.apply(model)
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
@@ -114,7 +115,8 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
         compute.compile()
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
-        model=model, optimizer=optimizer, base_lrs=[group["lr"] for group in optimizer.param_groups],
+        model=model, num_parameters=num_parameters, optimizer=optimizer,
+        base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
         diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
         replica=lambda: put_together(draw(config | {"parallelism": SINGLE}), splits),
@@ -226,7 +228,6 @@ def announce(run: Run, resumed: bool) -> None:
     assert run.report is not None
     plan, config = run.blueprint, run.blueprint.config
     choices, facts = config["choices"], plan.facts
-    parameters = sum(p.numel() for p in run.model.parameters())
     length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
     ranks = run.strategy.world_size
@@ -234,7 +235,7 @@ def announce(run: Run, resumed: bool) -> None:
     run.report.header(
         {
             "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
-            "model": f"{choices['model']}, {parameters:,} parameters",
+            "model": f"{choices['model']}, {run.num_parameters:,} parameters",
             "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
             "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
             "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",

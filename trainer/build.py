@@ -6,13 +6,16 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from trainer.config import OPEN, is_trusted
 from trainer.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 
 Node = Mapping[str, Any]
+
+
+_OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.preflight")
 
 
 def locate(target: str, where: str) -> Callable[..., Any]:
@@ -38,6 +41,23 @@ def locate(target: str, where: str) -> Callable[..., Any]:
     if not is_trusted(found.__module__):
         raise ConfigurationError(f"{line}comes from {found.__module__}, which is not trusted (see --trust)")
     return found
+
+
+def is_class_of_hydra(target: str) -> bool:
+    """Whether Hydra's own node may name it: a class of Hydra, its plug-ins, `logging` or our preflight, by the
+    name of its own module, since through a module's attributes any function could be reached."""
+    module, _, name = target.rpartition(".")
+    if not _lies_in(module, _OF_HYDRA):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return inspect.isclass(found) and _lies_in(found.__module__, _OF_HYDRA)
+
+
+def _lies_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _is_module(name: str) -> bool:

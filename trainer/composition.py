@@ -1,7 +1,5 @@
 """From YAML files and overrides to one plain, resolved configuration; Hydra's errors become one line each."""
 
-import importlib
-import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer import config as rules
+from trainer.build import is_class_of_hydra
 from trainer.config import GROUPS, PSEUDO_GROUPS, Config, is_trusted
 from trainer.errors import ConfigurationError, GearshiftError, unknown
 
@@ -107,10 +106,6 @@ def _searchpath(entries: Iterable[str]) -> str:
     return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
-# what Hydra's own node may name: Hydra executes it before any check of ours
-_OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.preflight")
-
-
 def hydra_problems(hydra: DictConfig) -> list[str]:
     """What in Hydra's own node would run code that is not trusted."""
     node = OmegaConf.to_container(hydra, resolve=False)
@@ -128,27 +123,11 @@ def _foreign(node: Any, where: str) -> Iterator[str]:
     for key, value in node.items():
         inside = f"{where}.{key}"
         named = key in ("_target_", "()") or (key == "class" and isinstance(value, str))
-        if named and not _is_class_of_hydra(str(value)) and not is_trusted(str(value)):
+        if named and not is_class_of_hydra(str(value)) and not is_trusted(str(value)):
             package = str(value).partition(".")[0]
             yield f"{inside}={value}: is not trusted; train --trust {package} lets its classes be used"
         else:
             yield from _foreign(value, inside)
-
-
-def _is_class_of_hydra(target: str) -> bool:
-    """A class, by the name of its own module: through attributes any function could be reached."""
-    module, _, name = target.rpartition(".")
-    if not _lies_in(module, _OF_HYDRA):
-        return False
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return False
-    return inspect.isclass(found) and _lies_in(found.__module__, _OF_HYDRA)
-
-
-def _lies_in(module: str, packages: Iterable[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:

@@ -4,7 +4,6 @@ Hydra lives in exactly one process and no command line is run twice: what a rank
 configuration. Torch is imported by those who train only.
 """
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -130,7 +129,9 @@ def _alone(job: Job, lock: run_folder.Lock | None) -> Any:
 
 def _distributed() -> Any:
     """torch.distributed, whose stores its type hints do not know; loaded when a job needs it."""
-    return importlib.import_module("torch.distributed")
+    import torch.distributed as dist
+
+    return dist
 
 
 def _leave() -> None:

@@ -120,12 +120,12 @@ class Meter:
         }
 
     def load_state_dict(
-        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int, device: torch.device
+        self, states: Sequence[Mapping[str, Any]], share: int, num_shares: int, device: torch.device
     ) -> None:
-        """Go on from `states`, which the ranks of the run had; every `world_size`-th one is this rank's, so that
-        nothing is lost or counted twice when there are more or fewer ranks now."""
+        """Go on from `states`, one a share of the samples; every `num_shares`-th one is this rank's, so that
+        nothing is lost or counted twice when there are more or fewer shares now."""
         self.reset()
-        for state in states[rank::world_size]:
+        for state in states[share::num_shares]:
             self._take(state, device)
 
     def _take(self, state: Mapping[str, Any], device: torch.device) -> None:

@@ -60,6 +60,7 @@ class Run:
     splits: Any
     preprocessing: nn.Module
     model: nn.Module
+    num_parameters: int
     optimizer: torch.optim.Optimizer
     base_lrs: list[float]
     loss_scale: LossScale | None

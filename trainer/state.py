@@ -18,7 +18,7 @@ def capture(run: Run) -> dict[str, Any]:
         "early_stopping": _state_of(run.blueprint.early_stopping),
         "improvement": run.blueprint.best.best,
         "loss_scale": _state_of(run.loss_scale),
-        "meter": run.strategy.gather(run.meter.state_dict()),
+        "meter": _by_share(run),
         "micro_batch": run.closure.micro_batch,
         "initial_loss": run.initial_loss,
         "total_steps": run.blueprint.total_steps,
@@ -28,6 +28,12 @@ def capture(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "offsets": None if run.report is None else run.report.offsets(),
     }
+
+
+def _by_share(run: Run) -> list[dict[str, Any]]:
+    """What the meters hold, one a share of the samples: ranks that see the same ones hold the same."""
+    found = run.strategy.gather((run.strategy.data_rank, run.meter.state_dict()))
+    return [state for _, state in sorted(dict(found).items())]
 
 
 def weights(run: Run) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if stopping is not None and stopping.has_stopped and run.blueprint.total_steps != state["total_steps"]:
         stopping.waited = 0  # whoever asks for more training after the stop wants it
     run.blueprint.best.best = state["improvement"]
-    run.meter.load_state_dict(state["meter"], run.strategy.rank, run.strategy.world_size, run.device)
+    run.meter.load_state_dict(state["meter"], run.strategy.data_rank, run.strategy.data_size, run.device)
     if run.blueprint.config["micro_batch"] == "auto":
         run.closure.micro_batch = state["micro_batch"]
     run.guard.reset()

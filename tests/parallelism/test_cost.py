@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -306,7 +307,7 @@ def test_columns_send_less_than_maps_that_are_exchanged_at_every_layer() -> None
     """A "Model parallelism": two columns that cross at one layer and at the top; otherwise "communicate at every
     layer"."""
     alexnet = parallel.alexnet_step()
-    layers = tuple(cost.replace(layer, plan="gather" if layer.plan else "") for layer in alexnet.layers)
+    layers = tuple(replace(layer, plan="gather" if layer.plan else "") for layer in alexnet.layers)
     columns = cost.tensor_parallel(alexnet, 2).total.bytes
     everywhere = cost.tensor_parallel(Step(layers, alexnet.batch_size), 2).total.bytes
     assert columns < everywhere / 2

@@ -80,7 +80,7 @@ class Ranks(Single):
         )
         self.rank, self.world_size = here.rank, here.world_size
         # stops and objects go over the CPU, beside whatever the device is computing
-        self._control = dist.new_group(backend="gloo")
+        self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
         self.data_rank, self.data_size = self.rank, self.data_shares()
 
     def share(self, count: int) -> slice:

@@ -18,6 +18,7 @@ class Single:
     devices: int | str = 1
     max_restarts, timeout = 0, 0.0
     rank, world_size = 0, 1
+    data_rank, data_size = 0, 1
 
     @property
     def is_main(self) -> bool:

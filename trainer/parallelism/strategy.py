@@ -32,6 +32,9 @@ class Strategy(Protocol):
     timeout: float
     rank: int
     world_size: int
+    # which of how many shares of a batch this rank computes; ranks that split a model have the same one
+    data_rank: int
+    data_size: int
 
     @property
     def is_main(self) -> bool:
