@@ -102,7 +102,12 @@ class Elementwise(torch.optim.SGD):
 def test_optimizers_that_look_at_whole_weights_are_refused(target: str) -> None:
     strategy = FullySharded(devices=2)
     strategy.plan(None, 1)
-    config = {"batch_size": 8, "micro_batch": None, "optimizer": {"_target_": target}}
+    config = {
+        "batch_size": 8,
+        "micro_batch": None,
+        "choices": {"parallelism": "fsdp"},
+        "optimizer": {"_target_": target},
+    }
     with pytest.raises(ValueError, match=f"{target}: under parallelism=fsdp it would see parts of weights"):
         strategy.validate(config, nn.Linear(2, 2))
     for allowed in ("torch.optim.AdamW", f"{__name__}.Elementwise"):

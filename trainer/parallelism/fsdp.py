@@ -1,6 +1,5 @@
 """Sharded data parallelism: each rank keeps a part of every weight, its gradient and its optimizer state."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,14 +13,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from trainer.parallelism.named_state import load_named_state, named_state
-from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.ranks import Ranks, check_elementwise
 from trainer.parallelism.strategy import Forward, Loss, Part
-
-# what they do to a number depends on its own gradients only, so a part of a weight can be stepped alone
-_ELEMENTWISE = {
-    f"torch.optim.{name}"
-    for name in ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
-}
 
 
 class FullySharded(Ranks):
@@ -40,14 +33,7 @@ class FullySharded(Ranks):
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         super().validate(config, model)
-        target = config["optimizer"]["_target_"]
-        module, _, name = target.rpartition(".")
-        chosen = getattr(sys.modules.get(module), name, None)  # it was built once by now
-        if not getattr(chosen, "elementwise", target in _ELEMENTWISE):
-            raise ValueError(
-                f"optimizer._target_={target}: under parallelism=fsdp it would see parts of weights; it must be "
-                f"elementwise, as {', '.join(sorted(name.rpartition('.')[2] for name in _ELEMENTWISE))} are"
-            )
+        check_elementwise(config)
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.share_model(model)

@@ -1,6 +1,7 @@
 """What the strategies over several processes share: a rank's place, and collectives in which everything is a sum."""
 
 import math
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,12 @@ from trainer.parallelism.single import Single
 from trainer.parallelism.strategy import Forward, Loss, Part
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 from trainer.place import open_store, place
+
+# what they do to a number depends on its own gradients only, so a part of a weight can be stepped alone
+_ELEMENTWISE = {
+    f"torch.optim.{name}"
+    for name in ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+}
 
 
 class Ranks(Single):
@@ -140,6 +147,19 @@ class Ranks(Single):
         self._flag = self._control = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def check_elementwise(config: Mapping[str, Any]) -> None:
+    """Under strategies that cut weights: the optimizer must not need to see a whole one. Raises ValueError."""
+    target = config["optimizer"]["_target_"]
+    module, _, name = target.rpartition(".")
+    chosen = getattr(sys.modules.get(module), name, None)  # it was built once by now
+    if not getattr(chosen, "elementwise", target in _ELEMENTWISE):
+        raise ValueError(
+            f"optimizer._target_={target}: under parallelism={config['choices']['parallelism']} it would see "
+            f"parts of weights; it must be elementwise, as "
+            f"{', '.join(sorted(name.rpartition('.')[2] for name in _ELEMENTWISE))} are"
+        )
 
 
 def on_cpu(value: Any) -> Any:

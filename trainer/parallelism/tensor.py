@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from trainer.parallelism.ddp import DataParallel
 from trainer.parallelism.exchange import gathered
 from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.parallelism.ranks import check_elementwise
 from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
 
 WITH_A_PLAN = "mlp, linear, lenet, resnet and alexnet_two_column have one"
@@ -53,6 +54,7 @@ class SplitModel(DataParallel):
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         super().validate(config, model)
+        check_elementwise(config)
         check_split(self.tensor_plan(config, model), model, self.tensor_size, self.asked())
 
     def asked(self) -> str:
