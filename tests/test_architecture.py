@@ -31,8 +31,8 @@ LAYERS = [
 ]  # fmt: skip
 COMPONENTS = LAYERS[-2]
 HELPERS = LAYERS[-1]  # small and pure; a component may use them
-LIGHT = ["app", "__main__", "commands", "job", "launching", "preflight", "composition", "config", "console", "errors", "run_folder",
-         "duration", "improvement", "signals", "files", "build"]  # fmt: skip
+LIGHT = ["app", "__main__", "commands", "job", "launching", "preflight", "composition", "config", "console", "errors",
+         "run_folder", "duration", "improvement", "signals", "files", "build"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 

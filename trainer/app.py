@@ -135,13 +135,18 @@ def _check_hydra(flags: list[str], overrides: list[str]) -> None:
     searches = any(word.lstrip("+").startswith("hydra.searchpath") for word in overrides)
     if given.shell_completion or (given.config_dir is None and not searches):
         return
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.types import RunMode
 
     from trainer import composition
 
-    with composition.loader_of(given.config_dir) as (loader, search):
+    with composition.loader_of() as (loader, _):
+        path = loader.get_search_path()
+        if given.config_dir is not None:  # as Hydra does it, so that the primary configuration may lie there, too
+            path.prepend("command-line", f"file://{Path(given.config_dir).resolve()}", anchor="schema")
         mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
-        composed = composition.load(loader, given.config_name or composition.NAME, [*overrides, *search], mode)
+        name = given.config_name or composition.NAME
+        composed = composition.load(ConfigLoaderImpl(path), name, overrides, mode)
         if problems := composition.hydra_problems(composed.hydra):
             raise ConfigurationError(problems)
 

@@ -144,7 +144,7 @@ def _trial(folder: Path, number: int) -> str:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("optimizer=ad", {"optimizer=adam", "optimizer=adamw"}),
+        ("optimizer=ad", {"optimizer=adagrad", "optimizer=adam", "optimizer=adamw"}),
         ("schedule=cosine optimizer=mom", {"optimizer=momentum"}),
         ("optimizer.we", {"optimizer.weight_decay="}),
         ("batch", {"batch_size="}),
@@ -171,7 +171,7 @@ def test_bash_itself_completes(folder: Path) -> None:
     """
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
     offered, rule = done.stdout.splitlines()
-    assert set(offered.split()) == {"optimizer=adam", "optimizer=adamw"}
+    assert set(offered.split()) == {"optimizer=adagrad", "optimizer=adam", "optimizer=adamw"}
     assert "-F hydra_bash_completion train" in rule
 
 
