@@ -68,7 +68,7 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     if path.parent.name == "data" and path.stem in EXTERNAL:
         pytest.skip("needs real data; see test_data_options_read_their_sets")
     if path.parent.name == "parallelism" and path.stem != "single":
-        trains_and_resumes(tiny(path), tmp_path)
+        trains_in_ranks(tiny(path), tmp_path)
         return
     blueprint = draw(compose(tiny(path)))
     run = put_together(blueprint)
@@ -90,17 +90,26 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     assert_same(run.model.state_dict(), again.model.state_dict())
 
 
-def trains_and_resumes(overrides: list[str], folder: Path) -> None:
+def trains_in_ranks(overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
     """A strategy needs its processes."""
-    config = compose(overrides)
-    run_folder.write_configuration(folder, config, overrides)
-    assert launch(config, folder).steps == 2
-    state = checkpoint.load(folder / "checkpoints" / "last.pt")
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
-    assert launch(config | {"epochs": 2}, folder).steps == 4
+    run_folder.write_configuration(folder, compose(overrides), overrides)
+    assert launch(compose(overrides), folder).steps == 2
+    state = checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
+    assert all(torch.isfinite(value).all() for value in state.values())
     assert not any(path.stat().st_size for path in (folder / "ranks").glob("*.log")), "the ranks had nothing to say"
-    after = checkpoint.load(folder / "checkpoints" / "last.pt")
-    assert any(not torch.equal(value, state["model"][name]) for name, value in after["model"].items())
+    return dict(state)
+
+
+STRATEGIES = [path for path in GROUP_OPTIONS if path.parent.name == "parallelism" and path.stem != "single"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STRATEGIES, ids=names(STRATEGIES))
+def test_every_strategy_goes_on_from_its_checkpoint(path: Path, tmp_path: Path) -> None:
+    state = trains_in_ranks(tiny(path), tmp_path)
+    assert launch(compose(tiny(path)) | {"epochs": 2}, tmp_path).steps == 4
+    after = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["model"]
+    assert any(not torch.equal(value, state[name]) for name, value in after.items())
 
 
 def assert_same(one: object, other: object) -> None:
