@@ -1,0 +1,175 @@
+"""Ranks that torchrun or srun started: the first one tells the others what comes next."""
+
+import json
+import os
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder
+from trainer.errors import RankLost
+from trainer.launching.failures import GRACE, OURS, Failure, told
+from trainer.launching.job import Job, distributed, leave, work
+from trainer.place import Place, given_place, take
+
+
+class Bus:
+    """How the first process tells the others what comes next: keys in a store that all of them see."""
+
+    def __init__(self) -> None:
+        dist = distributed()
+        env = os.environ
+        here = given_place()
+        assert here is not None
+        agents = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self.attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+        self.lasting = dist.TCPStore(
+            env["MASTER_ADDR"],
+            int(env["MASTER_PORT"]),
+            is_master=here.rank == 0 and not agents,
+            timeout=timedelta(seconds=300),
+        )
+        # a restart must not read what was meant for the attempt before
+        self.store = dist.PrefixStore(f"gearshift{self.attempt}", self.lasting)
+        self.number = 0
+
+    def next(self) -> str:
+        self.number += 1
+        return f"job{self.number}"
+
+
+_bus: Bus | None = None
+_is_followed = False
+
+
+def bus() -> Bus:
+    """The one bus of this process."""
+    global _bus
+    _bus = _bus or Bus()
+    return _bus
+
+
+def see_slurm() -> None:
+    """In a step of srun with several tasks: translate its variables into torchrun's."""
+    env = os.environ
+    if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "localhost"))
+    tasks, count = env["SLURM_STEP_NUM_TASKS"], int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+    job, step = int(env["SLURM_JOB_ID"]), int(env.get("SLURM_STEP_ID", "0"))
+    env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = env["SLURM_PROCID"], tasks, env["SLURM_LOCALID"]
+    env["LOCAL_WORLD_SIZE"] = str(int(tasks) // count)
+    env.setdefault("MASTER_ADDR", _first_host(nodes))
+    env.setdefault("MASTER_PORT", str(20000 + job % 20000 + step % 100))
+
+
+def _first_host(nodes: str) -> str:
+    """The first of `node[01-04,07]`."""
+    if "[" not in nodes and "," not in nodes:
+        return nodes
+    shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return shown.stdout.split()[0]
+
+
+def is_follower() -> bool:
+    """Whether this process was started as another rank than the first: Hydra is none of its business."""
+    here = given_place()
+    return here is not None and here.rank != 0
+
+
+def follow() -> int:
+    """Do what the first process says until it says that there is nothing left."""
+    here = given_place()
+    assert here is not None
+    while True:
+        key = bus().next()
+        bus().store.wait([key], timedelta(days=30))
+        message = json.loads(bus().store.get(key))
+        if message is None:
+            return 0
+        devices = message.pop("devices")
+        if here.local_rank >= devices:
+            continue
+        try:
+            _take_given(key, devices)
+            work(Job(**message))
+        except Exception as error:
+            kind, text = told(error, Path(message["folder"], "ranks"))
+            bus().store.set(f"{key}/failed/{here.rank}", json.dumps([kind, text]))
+            traceback.print_exception(error)
+        finally:
+            leave()
+
+
+@contextmanager
+def followed() -> Iterator[None]:
+    """Wraps the first process's work: at its end, however it comes, the others may go."""
+    global _is_followed
+    here = given_place()
+    if here is None or here.world_size == 1 or _is_followed:
+        yield
+        return
+    _is_followed = True
+    try:
+        yield
+    finally:
+        _is_followed = False
+        bus().store.set(bus().next(), json.dumps(None))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(1)  # the store is ours: let the others read
+
+
+def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> Any:
+    """The first process's part of a job on ranks that are there already."""
+    key = bus().next()
+    bus().lasting.set(f"folder/{key}", job.folder)
+    bus().store.set(key, json.dumps({**asdict(job), "devices": devices}))
+    try:
+        _take_given(key, devices)
+        return work(job, lock)
+    except Exception as error:
+        kind, text = told(error, Path(job.folder, "ranks"))
+        raise _first_cause(key, Failure(0, kind, text), error) from error
+    finally:
+        leave()
+
+
+def _take_given(key: str, devices: int) -> None:
+    here = given_place()
+    assert here is not None
+    rank = here.rank // here.local_size * devices + here.local_rank
+    store = distributed().PrefixStore(key, bus().store)
+    take(Place(rank, here.machines * devices, here.local_rank, devices), lambda: store)
+
+
+def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
+    """The failure of another rank where it explains this one's."""
+    here = given_place()
+    assert here is not None
+    if own.kind != "peer":
+        return error
+    deadline = time.monotonic() + GRACE
+    while time.monotonic() < deadline:
+        for rank in range(1, here.world_size):
+            name = f"{key}/failed/{rank}"
+            if bus().store.check([name]):
+                kind, text = json.loads(bus().store.get(name))
+                if kind != "peer":
+                    return OURS.get(kind, RankLost)(Failure(rank, kind, text).line)
+        time.sleep(0.1)
+    return RankLost(own.line)
+
+
+def folder_of_earlier_attempt() -> Path | None:
+    """Where torchrun's restart finds the run that the attempt before had begun."""
+    here = given_place()
+    if here is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+        return None
+    name = f"folder/job{bus().number + 1}"
+    return Path(bus().lasting.get(name).decode()) if bus().lasting.check([name]) else None

@@ -1,0 +1,54 @@
+"""What the ranks of a job are told, and do."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder
+from trainer.config import Config
+from trainer.place import take
+from trainer.signals import stop_request
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank needs to know; plain values."""
+
+    config: Config
+    folder: str
+    resume: bool
+    is_trial: bool
+
+
+def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
+    """One rank's part of a job; returns the Result."""
+    from trainer.assembly import assemble
+    from trainer.loop import fit
+    from trainer.step import train_step
+
+    run = assemble(job.config, Path(job.folder), resume=job.resume, is_trial=job.is_trial, lock=lock)
+    if run.strategy.is_main or not hasattr(run.strategy, "work"):
+        return fit(run)
+    stop_request.can_wait = True  # the main rank decides, and says so
+    try:
+        run.strategy.work(run, train_step)
+    finally:
+        run.close()
+    return None
+
+
+def leave() -> None:
+    """Be no rank any more; others that still wait for this one hear of it at once."""
+    take(None, None)
+    dist = distributed()
+    if dist.is_initialized():
+        with suppress(Exception):  # a group that broke need not be taken down in order
+            dist.destroy_process_group()
+
+
+def distributed() -> Any:
+    """torch.distributed, whose stores its type hints do not know; loaded when a job needs it."""
+    import torch.distributed as dist
+
+    return dist

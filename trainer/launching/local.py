@@ -1,0 +1,209 @@
+"""Ranks on this machine: started, watched, told to stop, and started again when one is lost."""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder, signals
+from trainer.console import say
+from trainer.errors import Interrupted, RankLost
+from trainer.files import disk_errors
+from trainer.launching.failures import GRACE, OURS, Failure, how_it_ended
+from trainer.launching.job import Job
+from trainer.launching.rank import rank_process
+from trainer.place import Place
+from trainer.signals import stop_request
+
+# a rank says every second that it lives; one that the system has stopped is given up after _STOPPED seconds, one
+# that is merely silent after _SILENT
+_STOPPED, _SILENT = 4.0, 60.0
+
+
+@dataclass
+class Rank:
+    """What the launcher knows of a rank: its process, and how it ended."""
+
+    number: int
+    process: Any
+    pipe: Connection
+    last_beat: float = field(default_factory=time.monotonic)
+    ended: bool = False
+    result: dict[str, Any] | None = None
+    failure: "Failure | None" = None
+
+
+class LocalRanks:
+    """Starts the ranks of a job, watches them, passes signals on, and starts them again when one is lost."""
+
+    def __init__(self, job: Job, strategy: Any) -> None:
+        self._job, self._strategy = job, strategy
+        self._folder = Path(job.folder)
+        self._tolerates = getattr(strategy, "tolerates", lambda rank: False)
+        self._ranks: list[Rank] = []
+        self._passed_on: int | None = None
+
+    def run(self) -> Any:
+        """The Result of the main rank. Raises what a rank raised, or RankLost."""
+        attempts = self._strategy.max_restarts + 1
+        stop_request.can_wait = True
+        scratch = Path(tempfile.mkdtemp(prefix="gearshift-"))
+        try:
+            for attempt in range(attempts):
+                failure = self._attempt(scratch / f"store{attempt}", restarted=attempt > 0)
+                if failure is None:
+                    from trainer.finish import Result
+
+                    assert self._ranks[0].result is not None
+                    return Result(**self._ranks[0].result)
+                signals.show_cursor()
+                if failure.kind in OURS:
+                    raise OURS[failure.kind](failure.line)
+                if stop_request.signum is not None:
+                    raise Interrupted(stop_request.signum)
+                if attempt + 1 < attempts:
+                    say(f"{failure.line}; restart {attempt + 1} of {attempts - 1} from the last checkpoint")
+                    (self._folder / run_folder.RESULT).unlink(missing_ok=True)
+            assert failure is not None
+            spent = f"restarts are spent (parallelism.max_restarts={attempts - 1})"
+            lost = RankLost(f"{failure.line}; {spent}; to go on: train resume {run_folder.shown(self._folder)}")
+            self._record(lost)
+            raise lost
+        finally:
+            stop_request.can_wait = False
+            self._kill()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _attempt(self, store: Path, restarted: bool) -> Failure | None:
+        """Run all ranks to their end; the failure that matters, if there was one."""
+        self._start(store, restarted)
+        try:
+            while not all(rank.ended for rank in self._ranks):
+                self._listen()
+                failure = self._failure()
+                if failure is not None:
+                    return self._let_end(failure)
+                if self._ranks[0].ended:
+                    self._let_end(None)  # workers that nobody waits for
+            return self._failure()
+        finally:
+            self._kill()
+
+    def _start(self, store: Path, restarted: bool) -> None:
+        # quiet: that a peer's connection was closed is told in our own words
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["trainer.assembly", "trainer.loop", "trainer.launching.rank"])
+        count = self._strategy.devices
+        logs = self._folder / "ranks"
+        with disk_errors(logs):
+            logs.mkdir(exist_ok=True)
+        job = Job(self._job.config, self._job.folder, self._job.resume or restarted, self._job.is_trial)
+        environment = {key: value for key, value in os.environ.items() if key.startswith(("GEARSHIFT_", "HYDRA_"))}
+        self._ranks = []
+        for number in range(count):
+            here, there = context.Pipe()
+            place = Place(number, count, number, count)
+            process = context.Process(
+                target=rank_process, args=(there, place, str(store), job, environment), name=f"rank {number}"
+            )
+            process.start()
+            there.close()
+            self._ranks.append(Rank(number, process, here))
+
+    def _listen(self) -> None:
+        """Take what the ranks say for up to a tenth of a second, and look who is silent."""
+        if stop_request.signum not in (None, self._passed_on):
+            self._passed_on = stop_request.signum
+            for rank in self._running():
+                os.kill(rank.process.pid, self._passed_on)
+        by_source: dict[Any, Rank] = {}
+        for rank in self._running():
+            by_source |= {rank.pipe: rank, rank.process.sentinel: rank}
+        for source in wait(list(by_source), timeout=0.1):
+            rank = by_source[source]
+            if not rank.ended:
+                self._hear(rank)
+        for rank in self._running():
+            silent = time.monotonic() - rank.last_beat
+            if silent > _STOPPED and _is_stopped(rank.process.pid):
+                self._lost(rank, "was stopped")
+            elif silent > _SILENT:
+                self._lost(rank, f"gave no sign of life for {_SILENT:.0f} s")
+
+    def _hear(self, rank: Rank) -> None:
+        try:
+            while rank.pipe.poll():
+                kind, *values = rank.pipe.recv()
+                rank.last_beat = time.monotonic()
+                if kind == "done":
+                    rank.result, rank.ended = values[0], True
+                elif kind == "failed":
+                    self._failed(rank, Failure(rank.number, *values))
+            if rank.ended or rank.process.exitcode is None:
+                return
+        except EOFError:
+            rank.process.join(GRACE)
+        if not rank.ended:
+            self._lost(rank, how_it_ended(rank.process.exitcode))
+
+    def _lost(self, rank: Rank, how: str) -> None:
+        rank.process.kill()
+        self._failed(rank, Failure(rank.number, "lost", how))
+
+    def _failed(self, rank: Rank, failure: Failure) -> None:
+        rank.ended = True
+        if self._tolerates(rank.number) and failure.kind not in OURS:
+            say(f"{failure.line}; the others go on")
+        else:
+            rank.failure = failure
+
+    def _failure(self) -> Failure | None:
+        """The failure that explains the others."""
+        found = [rank.failure for rank in self._ranks if rank.failure is not None]
+        order = {"lost": 0, "raised": 2, "peer": 3}
+        return min(found, key=lambda f: (order.get(f.kind, 1), f.rank), default=None)
+
+    def _let_end(self, failure: Failure | None) -> Failure | None:
+        """Give the ranks a little time to end by themselves; the main one as long as it names a layer."""
+        deadline = time.monotonic() + GRACE
+        main = self._ranks[0]
+        while self._running() and (time.monotonic() < deadline or _names_a_layer(failure, main)):
+            self._listen()
+            failure = self._failure()
+        return failure
+
+    def _running(self) -> list[Rank]:
+        return [rank for rank in self._ranks if not rank.ended]
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            if rank.process.is_alive() and rank.ended and rank.failure is None:
+                rank.process.join(GRACE)
+            rank.process.kill()
+            rank.process.join()
+            rank.pipe.close()
+        self._ranks = [rank for rank in self._ranks if rank.result is not None or rank.failure is not None]
+
+    def _record(self, error: RankLost) -> None:
+        """`result.json` of a run whose main rank could not write it, or did not know the whole story."""
+        from trainer.finish import record_failure
+
+        record_failure(self._folder, self._job.config, error)
+
+
+def _names_a_layer(failure: Failure | None, main: Rank) -> bool:
+    return failure is not None and failure.kind == "Diverged" and not main.ended
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the system has stopped a process (SIGSTOP, a debugger); False where it does not tell."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False

@@ -1,0 +1,76 @@
+"""The life of a rank that the launcher started."""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder, signals
+from trainer.console import outlive_readers
+from trainer.launching.failures import told
+from trainer.launching.job import Job, distributed, leave, work
+from trainer.place import Place, take
+
+BEAT = 1.0  # seconds between two signs of life
+
+
+def rank_process(pipe: Connection, place: Place, store: str, job: Job, environment: dict[str, str]) -> None:
+    """The life of a rank that the launcher started."""
+    os.setsid()  # a Ctrl-C at the terminal reaches the launcher alone, which passes it on once
+    os.environ.update(environment)
+    signals.install()
+    mouth = threading.Lock()
+    threading.Thread(target=_beat, args=(pipe, mouth), daemon=True).start()
+    threading.Thread(target=_die_with_launcher, args=(pipe,), daemon=True).start()
+    log = Path(job.folder, "ranks", f"{place.rank}.log")
+    if place.rank != 0:
+        _speak_into(log)
+    message = _live(place, store, job, log)
+    with mouth, suppress(OSError):
+        pipe.send(message)
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)  # what hangs in a collective with a rank that is gone is not waited for
+
+
+def _live(place: Place, store: str, job: Job, log: Path) -> tuple[Any, ...]:
+    try:
+        take(place, lambda: distributed().FileStore(store, place.world_size))
+        outlive_readers()
+        result = work(job, run_folder.HeldLock())
+        leave()
+        return ("done", None if result is None else asdict(result))
+    except BaseException as error:
+        with suppress(OSError), log.open("a") as file:
+            traceback.print_exception(error, file=file)
+        if os.environ.get("GEARSHIFT_DEBUG") and place.rank == 0:
+            traceback.print_exception(error)
+        return ("failed", *told(error, log))
+
+
+def _speak_into(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def _beat(pipe: Connection, mouth: threading.Lock) -> None:
+    while True:
+        with mouth, suppress(OSError):
+            pipe.send(("beat",))
+        time.sleep(BEAT)
+
+
+def _die_with_launcher(pipe: Connection) -> None:
+    """The launcher never says anything: when reading ends, it is gone."""
+    with suppress(EOFError, OSError):
+        pipe.recv()
+    os._exit(1)

@@ -1,0 +1,63 @@
+"""Training in as many processes as the parallelism wants."""
+
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder
+from trainer.config import Config
+from trainer.console import outlive_readers
+from trainer.launching.given import with_others
+from trainer.launching.job import Job, distributed, leave, work
+from trainer.launching.local import LocalRanks
+from trainer.place import Place, given_place, take
+
+_SINGLE = "trainer.parallelism.single.Single"
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    is_trial: bool = False,
+    lock: run_folder.Lock | None = None,
+) -> Any:
+    """Assemble and fit, in as many processes as the parallelism wants; returns the Result.
+
+    Raises what a rank raised, RankLost (71) when one was lost and `parallelism.max_restarts` are spent.
+    """
+    outlive_readers()
+    job = Job(config, str(folder.absolute()), resume, is_trial)
+    if config["parallelism"]["_target_"] == _SINGLE:
+        return work(job, lock)
+    from trainer.blueprint import draw
+
+    strategy = draw(config).strategy
+    if given_place() is not None:
+        return with_others(job, strategy.devices, lock)
+    if strategy.devices == 1:
+        return _alone(job, lock)
+    lock = lock or run_folder.Lock(folder)
+    try:
+        return LocalRanks(job, strategy).run()
+    finally:
+        lock.release()
+
+
+def launch(config: Config, folder: Path | None = None) -> Any:
+    """From Python: train in a new run folder under `outputs/`, or go on in `folder`; returns the Result.
+
+    A script that calls it under several ranks must do so below `if __name__ == "__main__":`, as for every use
+    of multiprocessing.
+    """
+    return train(config, folder or run_folder.new(config), resume=folder is not None)
+
+
+def _alone(job: Job, lock: run_folder.Lock | None) -> Any:
+    """A strategy of several ranks, of which there is one: no other process is needed."""
+    store = distributed().HashStore()
+    take(Place(0, 1, 0, 1), lambda: store)
+    try:
+        return work(job, lock)
+    finally:
+        leave()
