@@ -11,8 +11,6 @@ from tests.parallelism.test_tensor import (
     COLUMNS,
     FEW,
     LENET,
-    MLP,
-    MUCH,
     PROBLEM,
     RESNET,
     assert_equal_to_single,
@@ -27,18 +25,6 @@ from trainer.parallelism.weird_trick import dense_plan
 
 def test_a_few_steps_are_those_of_one_device() -> None:
     assert_equal_to_single("weird_trick", 2, [row(LENET, "optimizer=momentum", *FEW)], steps=6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_long_runs_are_those_of_one_device(world_size: int) -> None:
-    rows = [
-        row(LENET, "optimizer=adamw", "model.norm=none", *MUCH),
-        row(LENET, "optimizer=momentum", "batch_size=50", double=False),
-        row(COLUMNS, "optimizer=momentum", "model.norm=batch", *MUCH),
-        row(MLP, "optimizer=adamw", "model.norm=none", *MUCH),
-    ]
-    assert_equal_to_single("weird_trick", world_size, rows, steps=30)
 
 
 def test_ranks_may_have_nothing_to_convolve() -> None:
