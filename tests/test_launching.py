@@ -178,6 +178,33 @@ def test_it_is_the_run_of_one_device(undisturbed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_stops_and_saves(undisturbed: Path, tmp_path: Path) -> None:
+    """As `timeout`, a terminal and batch systems send it."""
+    process = subprocess.Popen(
+        [PROGRAM, *RUN], cwd=tmp_path, env=os.environ | ENVIRONMENT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    until(tmp_path / "run", 20)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, _, err = end(process)
+    assert (code, err) == (128 + signal.SIGTERM, "")
+    assert end(start(tmp_path, "resume", "run"))[0] == 0
+    same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_signal_before_there_is_anything_to_save_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = start(tmp_path, *RUN)
+    while not (tmp_path / "run" / "ranks").exists():
+        time.sleep(0.01)
+    family = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    code, _, err = end(process)
+    assert (code, err) == (130, "")
+    assert gone(family)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_and_saves_all_ranks_and_resume_has_the_same_bits(
     signum: int, undisturbed: Path, tmp_path: Path
@@ -262,6 +289,7 @@ def test_a_rank_that_fails_is_one_line_with_its_number(what: str, code: int, lin
     assert found == code, err
     (only,) = err.splitlines()
     assert only.startswith(f"error: {line}")
+    assert json.loads((broken / "run" / "result.json").read_text())["exit_code"] == code
     trace = (broken / "run" / "ranks" / "1.log").read_text() if what != "exit" else "Traceback"
     assert "Traceback" in trace
 

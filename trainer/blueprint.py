@@ -189,6 +189,10 @@ def _settle_ranks(strategy: Any, device: torch.device) -> None:
     here = place()
     if here is not None:
         strategy.plan(here.local_size, here.machines)
+        if device.type == "cuda" and strategy.devices > torch.cuda.device_count():
+            raise ValueError(
+                f"parallelism.devices={strategy.devices}: this machine has {torch.cuda.device_count()} CUDA devices"
+            )
         return
     strategy.plan(torch.cuda.device_count() if device.type == "cuda" else None, 1)
     cores = os.cpu_count() or 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batches import Batch, part_sizes
+from trainer.errors import ConfigurationError
 from trainer.gradients import GradientGuard
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import Part, Strategy
@@ -85,7 +86,12 @@ class Closure:
         return loss_sum
 
     def loss(self, create_graph: bool = False) -> Tensor:
-        """The mean loss; with `create_graph` it can be differentiated (twice), on a single device."""
+        """The mean loss; with `create_graph` it can be differentiated (twice), on a single device.
+
+        Raises ConfigurationError under several ranks.
+        """
+        if create_graph and self._strategy.world_size > 1:
+            raise ConfigurationError("optimizer: differentiates the loss itself, which needs parallelism=single")
         statistics = self._statistics() if self._evaluations else None
         self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):

@@ -38,7 +38,7 @@ def place() -> Place | None:
 def given_place() -> Place | None:
     """What the environment says by torchrun's contract."""
     env = os.environ
-    if "RANK" not in env or "WORLD_SIZE" not in env:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():  # some clusters set the first alone
         return None
     world_size = int(env["WORLD_SIZE"])
     return Place(

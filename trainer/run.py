@@ -123,7 +123,7 @@ class Run:
         if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
             size = self.closure.micro_batch
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        size *= self.strategy.world_size
+        size *= self.strategy.data_size
         for image, target in zip(images.split(size), targets.split(size), strict=True):
             share = self.strategy.share(len(target))
             ready = self.preprocessing(image[share].to(self.device)).contiguous(memory_format=layout)

@@ -13,7 +13,7 @@ from trainer import composition, run_folder
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
 from trainer.config import Config
 from trainer.console import outlive_readers, say
-from trainer.errors import ConfigurationError, DataError, one_line
+from trainer.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.files import write_atomic
 from trainer.job import COMPLETE, read_result
 from trainer.launching import train
@@ -50,15 +50,20 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     if result is not None and result["steps"] > total:
         raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")
     lock = run_folder.Lock(folder)
-    with put_back(folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES):
+    # ranks assemble and train in one go; what fails later than the assembly is the run's own affair
+    refused = (BaseException,) if config["parallelism"] == SINGLE else (ConfigurationError, DataError, RunInUse)
+    files = (folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES)
+    with put_back(*files, when=refused):
         # first of all: a complete result beside a configuration that asks for more would end the run here
         (folder / run_folder.RESULT).unlink(missing_ok=True)
         if changes := list(announced(before, config)):
             say("\n".join(changes))
             run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
         run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
+        if run is None:
+            return int(train(config, folder, resume=True, lock=lock).exit_code)
     outlive_readers()
-    return int((fit(run) if run is not None else train(config, folder, resume=True, lock=lock)).exit_code)
+    return int(fit(run).exit_code)
 
 
 def announced(before: Config, config: Config) -> Iterator[str]:
@@ -76,12 +81,12 @@ def announced(before: Config, config: Config) -> Iterator[str]:
 
 
 @contextmanager
-def put_back(*files: Path) -> Iterator[None]:
-    """Leave these files as they were when what follows is refused or stopped."""
+def put_back(*files: Path, when: tuple[type[BaseException], ...] = (BaseException,)) -> Iterator[None]:
+    """Leave these files as they were when what follows ends by an exception of `when`: is refused or stopped."""
     before = {path: path.read_bytes() if path.is_file() else None for path in files}
     try:
         yield
-    except BaseException:
+    except when:
         for path, content in before.items():
             if content is not None and not (path.is_file() and path.read_bytes() == content):
                 write_atomic(path, content)

@@ -3,17 +3,19 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from trainer import run_folder, signals
 from trainer.console import say
-from trainer.errors import Interrupted, RankLost
+from trainer.errors import GearshiftError, Interrupted, RankLost
 from trainer.files import disk_errors
 from trainer.launching.failures import GRACE, OURS, Failure, how_it_ended
 from trainer.launching.job import Job
@@ -34,6 +36,8 @@ class Rank:
     process: Any
     pipe: Connection
     last_beat: float = field(default_factory=time.monotonic)
+    listens: bool = False  # whether it has said something: it handles signals by then
+    told: int | None = None  # the signal that was passed on to it
     ended: bool = False
     result: dict[str, Any] | None = None
     failure: "Failure | None" = None
@@ -47,7 +51,6 @@ class LocalRanks:
         self._folder = Path(job.folder)
         self._tolerates = getattr(strategy, "tolerates", lambda rank: False)
         self._ranks: list[Rank] = []
-        self._passed_on: int | None = None
 
     def run(self) -> Any:
         """The Result of the main rank. Raises what a rank raised, or RankLost."""
@@ -64,7 +67,10 @@ class LocalRanks:
                     return Result(**self._ranks[0].result)
                 signals.show_cursor()
                 if failure.kind in OURS:
-                    raise OURS[failure.kind](failure.line)
+                    error = OURS[failure.kind](failure.line)
+                    if failure.rank != 0:  # the main rank knows only that it lost a connection
+                        self._record(error)
+                    raise error
                 if stop_request.signum is not None:
                     raise Interrupted(stop_request.signum)
                 if attempt + 1 < attempts:
@@ -86,11 +92,12 @@ class LocalRanks:
         try:
             while not all(rank.ended for rank in self._ranks):
                 self._listen()
+                if self._ranks[0].result is not None:
+                    self._let_end(None)  # workers that nobody waits for
+                    return None
                 failure = self._failure()
                 if failure is not None:
                     return self._let_end(failure)
-                if self._ranks[0].ended:
-                    self._let_end(None)  # workers that nobody waits for
             return self._failure()
         finally:
             self._kill()
@@ -100,6 +107,7 @@ class LocalRanks:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["trainer.assembly", "trainer.loop", "trainer.launching.rank"])
+        _start_server()
         count = self._strategy.devices
         logs = self._folder / "ranks"
         with disk_errors(logs):
@@ -119,10 +127,10 @@ class LocalRanks:
 
     def _listen(self) -> None:
         """Take what the ranks say for up to a tenth of a second, and look who is silent."""
-        if stop_request.signum not in (None, self._passed_on):
-            self._passed_on = stop_request.signum
-            for rank in self._running():
-                os.kill(rank.process.pid, self._passed_on)
+        for rank in self._running():
+            if rank.listens and stop_request.signum not in (None, rank.told):
+                rank.told = stop_request.signum
+                os.kill(rank.process.pid, stop_request.signum)
         by_source: dict[Any, Rank] = {}
         for rank in self._running():
             by_source |= {rank.pipe: rank, rank.process.sentinel: rank}
@@ -141,7 +149,7 @@ class LocalRanks:
         try:
             while rank.pipe.poll():
                 kind, *values = rank.pipe.recv()
-                rank.last_beat = time.monotonic()
+                rank.last_beat, rank.listens = time.monotonic(), True
                 if kind == "done":
                     rank.result, rank.ended = values[0], True
                 elif kind == "failed":
@@ -191,11 +199,21 @@ class LocalRanks:
             rank.pipe.close()
         self._ranks = [rank for rank in self._ranks if rank.result is not None or rank.failure is not None]
 
-    def _record(self, error: RankLost) -> None:
+    def _record(self, error: GearshiftError) -> None:
         """`result.json` of a run whose main rank could not write it, or did not know the whole story."""
         from trainer.finish import record_failure
 
         record_failure(self._folder, self._job.config, error)
+
+
+def _start_server() -> None:
+    """Start the server that forks ranks, deaf to signals to the whole process group: ranks hear them from us."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        forkserver.ensure_running()  # what is ignored stays so in a program that is started
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _names_a_layer(failure: Failure | None, main: Rank) -> bool:

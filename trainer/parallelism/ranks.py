@@ -77,6 +77,9 @@ class Ranks(Single):
     def connect(self, device: torch.device) -> None:
         here, store = place(), open_store()
         assert here is not None
+        if device.type == "cuda":
+            device = torch.device("cuda", here.local_rank if device.index is None else device.index)
+            torch.cuda.set_device(device)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
