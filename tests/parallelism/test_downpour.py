@@ -329,7 +329,7 @@ def joins_late(folder: Path) -> Any:
 def test_a_late_worker_begins_where_the_main_one_is_and_ends_with_it(tmp_path: Path) -> None:
     """1437 samples in batches of 50 are 29 steps an epoch."""
     assert survivors(2, joins_late, tmp_path) == {1: (35, 1, 300)}
-    assert gone(torch.load(tmp_path / "addresses"))
+    assert gone(torch.load(tmp_path / "addresses", weights_only=True))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

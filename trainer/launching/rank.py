@@ -26,12 +26,11 @@ def rank_process(pipe: Connection, place: Place, store: str, job: Job, environme
     os.environ.update(environment)
     signals.install()
     mouth = threading.Lock()
-    threading.Thread(target=_beat, args=(pipe, mouth), daemon=True).start()
     threading.Thread(target=_die_with_launcher, args=(pipe,), daemon=True).start()
     log = Path(job.folder, "ranks", f"{place.rank}.log")
     if place.rank != 0:
         _speak_into(log)
-    message = _live(place, store, job, log)
+    message = _live(place, store, job, log, threading.Thread(target=_beat, args=(pipe, mouth), daemon=True))
     with mouth, suppress(OSError):
         pipe.send(message)
     with suppress(OSError, ValueError):
@@ -40,8 +39,9 @@ def rank_process(pipe: Connection, place: Place, store: str, job: Job, environme
     os._exit(0)  # what hangs in a collective with a rank that is gone is not waited for
 
 
-def _live(place: Place, store: str, job: Job, log: Path) -> tuple[Any, ...]:
+def _live(place: Place, store: str, job: Job, log: Path, beat: threading.Thread) -> tuple[Any, ...]:
     try:
+        beat.start()  # from the first beat on the launcher passes signals on: what they raise is caught here
         take(place, lambda: distributed().FileStore(store, place.world_size))
         outlive_readers()
         result = work(job, run_folder.HeldLock())
@@ -53,6 +53,8 @@ def _live(place: Place, store: str, job: Job, log: Path) -> tuple[Any, ...]:
         if os.environ.get("GEARSHIFT_DEBUG") and place.rank == 0:
             traceback.print_exception(error)
         return ("failed", *told(error, log))
+    finally:
+        signals.stop_request.can_wait = True  # how it ended is told, whatever comes now
 
 
 def _speak_into(log: Path) -> None:
