@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def batch(size: int = 10) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, 6, generator=generator)
-    return Batch(images, torch.randint(0, 3, (size,), generator=generator), size)
+    return Batch(images, torch.randint(0, 3, (size,), generator=generator), size, torch.arange(size))
 
 
 def make(model: nn.Module, micro_batch: int = 100, clip_norm: float | None = None) -> tuple[Closure, Meter]:
@@ -45,8 +45,8 @@ def linear(seed: int = 0) -> nn.Module:
 def test_gradient_is_autograd_s_of_the_mean_loss_however_the_batch_is_split(micro_batch: int) -> None:
     model, reference = linear().double(), linear().double()
     closure, _ = make(model, micro_batch)
-    images, targets, _ = batch()
-    closure.begin(0, Batch(images.double(), targets, 10))
+    images, targets, *_ = batch()
+    closure.begin(0, Batch(images.double(), targets, 10, torch.arange(10)))
     loss = closure.gradient()
     expected = F.cross_entropy(reference(images.double()), targets)
     expected.backward()
@@ -89,7 +89,7 @@ def test_only_the_first_evaluation_moves_batch_norm_and_metrics() -> None:
 def test_loss_can_be_differentiated_twice() -> None:
     model = nn.Linear(6, 3)
     closure, _ = make(model)
-    images, targets, _ = batch()
+    images, targets, *_ = batch()
     vector = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
     (gradient,) = torch.autograd.grad(closure.loss(create_graph=True), model.weight, create_graph=True)
     (product,) = torch.autograd.grad((gradient * vector).sum(), model.weight)

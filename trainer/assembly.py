@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from trainer.blueprint import Blueprint, draw
 from trainer.build import build
 from trainer.checkpoint import CheckpointWriter
 from trainer.closure import Closure
-from trainer.config import Config
+from trainer.config import SINGLE, Config
 from trainer.errors import ConfigurationError, DataError
 from trainer.files import disk_errors, write_json
 from trainer.gradients import GradientGuard
@@ -31,8 +32,6 @@ from trainer.reporting.terminal import Terminal
 from trainer.run import Run
 from trainer.run_folder import Lock
 from trainer.state import FORMAT, is_planned, restore
-
-SINGLE = {"_target_": "trainer.parallelism.single.Single"}
 
 
 def assemble(
@@ -100,17 +99,22 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
     meter = Meter(blueprint.metrics)
+    sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
     closure = Closure(
         model, compute, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
-        loss_scale, blueprint.dtype, blueprint.micro_batch,
+        loss_scale, blueprint.dtype, blueprint.micro_batch, getattr(sampler, "observe", None),
     )  # fmt: skip
+    images = splits.train.images_NCHW
     batches = TrainingBatches(
-        splits.train.images_NCHW.to(device), splits.train.targets_N.to(device),
+        images.to(device) if isinstance(images, torch.Tensor) else images, splits.train.targets_N.to(device),
         batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
         seed=config["seed"],
-        sampler=build(config["sampler"], "sampler"), augmentation=build(config["augmentation"], "augmentation"),
+        sampler=sampler, augmentation=build(config["augmentation"], "augmentation"),
         preprocessing=preprocessing, strategy=strategy, channels_last=channels_last,
+        num_classes=blueprint.facts.num_outputs,
     )  # fmt: skip
+    if device.type == "cpu":  # the same images in the layout that training reads: the first one is let go
+        splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
         compute.compile()
     return Run(

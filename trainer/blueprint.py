@@ -28,6 +28,7 @@ from trainer.precision import choose_dtype
 
 # given to constructors by the trainer: they may be asked for in a signature, but not set in YAML
 RUNTIME = {
+    "sampler": ("batch_size",),
     "model": ("input_shape", "num_outputs"),
     "optimizer": ("params",),
     "schedule": ("steps_per_epoch", "total_steps"),
@@ -98,13 +99,17 @@ def draw(config: Config) -> Blueprint:
     for group in ("data", "preprocessing", "sampler", "augmentation", "initializer", "loss", "diagnostics",
                   "parallelism"):  # fmt: skip
         if group not in broken:
-            _collect(found, lambda group=group: parts.update({group: _build_part(config, group)}))
+            runtime = {"batch_size": _number(config["batch_size"])} if group == "sampler" else {}
+            _collect(
+                found, lambda group=group, runtime=runtime: parts.update({group: _build_part(config, group, **runtime)})
+            )
     if "data" not in parts or "loss" not in parts:
         raise ConfigurationError(found)
-    return _draw(config, parts["data"], parts["loss"], parts.get("parallelism"), found, broken)
+    return _draw(config, parts, found, broken)
 
 
-def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str], broken: set[str]) -> Blueprint:
+def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[str]) -> Blueprint:
+    data, loss, strategy = parts["data"], parts["loss"], parts.get("parallelism")
     facts = data.facts()
     found += _data_problems(config, data, facts)
     samples = facts.num_train
@@ -114,6 +119,8 @@ def _draw(config: Config, data: Any, loss: Any, strategy: Any, found: list[str],
     steps_per_epoch = -(-samples // batch_size)
     total_steps = config["steps"] or config["epochs"] * steps_per_epoch
     found += _metric_problems(config, loss, facts)
+    found += _augmentation_problems(config, parts.get("augmentation"), loss, facts)
+    found += _sampler_problems(config, parts.get("sampler"), loss, strategy)
     found += _contradictions(config, total_steps)
     device = torch.device("cpu")
     try:
@@ -163,6 +170,11 @@ def _build_part(config: Config, group: str, **runtime: Any) -> Any:
         target = config[group]["_target_"]
         raise ConfigurationError(f"{group}._target_={target}: is nothing for {group}, it has no {', '.join(missing)}")
     return part
+
+
+def _number(batch_size: Any) -> int:
+    """A batch size to try things out with, before it is known how many samples `full` is."""
+    return batch_size if isinstance(batch_size, int) else 1
 
 
 def _node(config: Config, group: str) -> dict[str, Any]:
@@ -283,6 +295,29 @@ def _metric_problems(config: Config, loss: Any, facts: Any) -> Iterator[str]:
     elif config["early_stopping"] is not None:
         monitor = config["early_stopping"]["monitor"]
         yield from _monitor_problem("early_stopping.monitor", monitor, metric_names(loss, facts))
+
+
+def _augmentation_problems(config: Config, augmentation: Any, loss: Any, facts: Any) -> Iterator[str]:
+    mixing = getattr(augmentation, "mixing", None)
+    if mixing is None:
+        return
+    if facts.task != "classification":
+        yield f"augmentation.{mixing}: mixes the labels of classes; data={config['choices'].get('data')} has none"
+    elif not getattr(loss, "soft_targets", False):
+        option = config["choices"].get("loss", "loss")
+        yield f"augmentation.{mixing}: needs a loss that takes a probability of each class; loss={option} does not"
+
+
+def _sampler_problems(config: Config, sampler: Any, loss: Any, strategy: Any) -> Iterator[str]:
+    """A sampler that learns from the losses has to be told them, by all ranks."""
+    if not hasattr(sampler, "observe"):
+        return
+    option = config["choices"].get("sampler", "sampler")
+    if not hasattr(loss, "each"):
+        yield f"sampler={option}: asks for the loss of each sample; loss={config['choices'].get('loss')} has no `each`"
+    if not getattr(strategy, "is_synchronous", True):
+        parallelism = config["choices"].get("parallelism")
+        yield f"sampler={option}: every rank must know every loss; parallelism={parallelism} does not wait for them"
 
 
 def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:

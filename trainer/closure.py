@@ -33,8 +33,11 @@ class Closure:
         loss_scale: LossScale | None,
         dtype: torch.dtype | None,
         micro_batch: int,
+        observe: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
-        self._model, self._compute, self._loss, self._strategy = model, compute, loss, strategy
+        self._model, self._compute, self._strategy = model, compute, strategy
+        self._loss: Any = loss
+        self._observe = observe  # takes the numbers of a step's samples and the loss of each
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
@@ -144,6 +147,9 @@ class Closure:
         """Hand the first evaluation to the meter, when it is whole: one that ran out of memory left nothing."""
         if self._seen:
             self.num_seen = sum(len(targets) for _, _, targets in self._seen)
+            if self._observe is not None:
+                outputs, targets = (torch.cat(parts) for parts in list(zip(*self._seen, strict=True))[1:])
+                self._observe(self._batch.indices, self._loss.each(outputs.detach(), targets))
         for seen in self._seen:
             self._meter.add(*seen)
         self._seen = []
@@ -151,7 +157,7 @@ class Closure:
 
     def _parts(self) -> list[Part]:
         """What is computed at once: this rank's shares of `micro_batch` samples each."""
-        images, targets, num_global = self._batch
+        images, targets, num_global, _ = self._batch
         if num_global <= self.micro_batch:
             return [Part(images, targets, num_global)]
         counts = part_sizes(num_global, self.micro_batch)

@@ -25,6 +25,7 @@ GROUPS = (
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
 # the groups whose choice may be nothing
+SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device, whatever the run was made with
 MAY_BE_NOTHING = ("augmentation", "initializer", "diagnostics")
 # keys whose mapping is open: handed on as it is and checked against a signature later
 OPEN = ("arguments",)

@@ -94,7 +94,10 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
             if warning is not None and run.report is not None:
                 run.report.message(warning)
     run.initial_loss = None
-    return values | run.throughput.read()
+    values |= run.throughput.read()
+    if run.report is not None and (share := run.throughput.too_long()) is not None:
+        run.report.message(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
+    return values
 
 
 def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:

@@ -1,8 +1,9 @@
 """Losses. A loss gives the sum over samples; the caller divides by the global number of samples.
 
 The sum of such sums over devices or micro-batches is exact, which a mean of means is not. A loss declares the
-`tasks` that it serves and, for each task, the names of its `metrics`. Outputs in half precision are taken to
-float32 first.
+`tasks` that it serves and, for each task, the names of its `metrics`; `soft_targets` where the target of a
+classification may be a probability of each class, (N, K), as mixed samples have it; and `each` gives the loss of
+every sample, (N,), for samplers that ask. Outputs in half precision are taken to float32 first.
 """
 
 from math import log
@@ -24,6 +25,7 @@ class CrossEntropy:
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
     metrics: ClassVar[dict[str, tuple[str, ...]]] = {"classification": ("accuracy", "accuracy_top5")}
+    soft_targets = True
 
     def __init__(self, label_smoothing: float = 0.0, base: Literal["e", 2] = "e") -> None:
         if not 0 <= label_smoothing < 1:
@@ -34,11 +36,18 @@ class CrossEntropy:
         self._unit = 1.0 if base == "e" else log(2)
 
     def __call__(self, outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
-        """The sum over samples, a scalar; targets are class indices, int64."""
+        """The sum over samples, a scalar; targets are class indices, int64, or probabilities, (N, K)."""
+        return self._reduced(outputs_NK, targets_N, "sum")
+
+    def each(self, outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+        """The loss of each sample, (N,)."""
+        return self._reduced(outputs_NK, targets_N, "none")
+
+    def _reduced(self, outputs_NK: Tensor, targets: Tensor, reduction: str) -> Tensor:
         if outputs_NK.dtype in _HALF:
             outputs_NK = outputs_NK.float()
-        total = F.cross_entropy(outputs_NK, targets_N, reduction="sum", label_smoothing=self._label_smoothing)
-        return total if self._unit == 1.0 else total / self._unit
+        value = F.cross_entropy(outputs_NK, targets, reduction=reduction, label_smoothing=self._label_smoothing)
+        return value if self._unit == 1.0 else value / self._unit
 
     def initial_value(self, num_outputs: int) -> float | None:
         """ln K (log2 K in bits): the mean loss when every class gets the same probability."""
@@ -57,13 +66,20 @@ class MSE:
         "classification": ("accuracy", "accuracy_top5"),
         "regression": ("mae",),
     }
+    soft_targets = True
 
     def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
         """The sum over samples, a scalar. Raises ValueError for values of another shape than the outputs."""
+        return self._squares(outputs_NK, targets, "sum") / outputs_NK.shape[1]
+
+    def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, (N,)."""
+        return self._squares(outputs_NK, targets, "none").mean(1)
+
+    def _squares(self, outputs_NK: Tensor, targets: Tensor, reduction: str) -> Tensor:
         if outputs_NK.dtype in _HALF:
             outputs_NK = outputs_NK.float()
-        targets_NK = _encode(targets, outputs_NK)
-        return F.mse_loss(outputs_NK, targets_NK, reduction="sum") / outputs_NK.shape[1]
+        return F.mse_loss(outputs_NK, _encode(targets, outputs_NK), reduction=reduction)
 
     def initial_value(self, num_outputs: int) -> float | None:
         """Unknown: it depends on the scale of the first outputs and of the targets."""

@@ -13,12 +13,17 @@ Sum = Callable[[Tensor, Tensor], Tensor]
 
 def correct(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
     """How many samples have their class ranked first."""
-    return (outputs_NK.argmax(1) == targets_N).sum()
+    return (outputs_NK.argmax(1) == _classes(targets_N)).sum()
 
 
 def correct_top5(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
     """How many samples have their class among the five ranked first."""
-    return (outputs_NK.topk(5, dim=1).indices == targets_N.unsqueeze(1)).sum()
+    return (outputs_NK.topk(5, dim=1).indices == _classes(targets_N).unsqueeze(1)).sum()
+
+
+def _classes(targets: Tensor) -> Tensor:
+    """Class indices; of a mixed sample the class that it has most of."""
+    return targets.argmax(1) if targets.is_floating_point() else targets
 
 
 def absolute_error(outputs_NK: Tensor, targets_NK: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A run: everything that training needs, put together and with its place in time."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,15 @@ from trainer.report import Report
 from trainer.run_folder import Lock
 
 _EVALUATION_BYTES = 4 << 20
+_MOST_WAITING, _LONG_ENOUGH = 0.2, 2.0  # share of the time, and seconds
+
+
+def _read(images: Any, shares: list[Tensor]) -> Iterator[Tensor]:
+    """Those images of a tensor, or of photographs, which are read ahead."""
+    if isinstance(images, Tensor):
+        return (images[share[0] : share[-1] + 1] if len(share) else images[:0] for share in shares)
+    found: Iterator[Tensor] = images.read((share, None) for share in shares)
+    return found
 
 
 @dataclass
@@ -39,6 +49,8 @@ class Throughput:
     samples: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
+    waits: list[tuple[float, float]] = field(default_factory=list)  # seconds waited, of how many
+    told: bool = False
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self.since, 1e-9)
@@ -46,8 +58,18 @@ class Throughput:
             "throughput/samples_per_second": self.samples / elapsed,
             "throughput/data_wait_share": self.waited / elapsed,
         }
+        self.waits.append((self.waited, elapsed))
         self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
         return values
+
+    def too_long(self) -> float | None:
+        """The share of time spent waiting so far, said once: when it is above 20 % of two seconds or more. What
+        came before the first reading does not count: workers start then, and kernels are chosen."""
+        waited, elapsed = sum(w for w, _ in self.waits[1:]), sum(e for _, e in self.waits[1:])
+        if self.told or elapsed < _LONG_ENOUGH or waited <= _MOST_WAITING * elapsed:
+            return None
+        self.told = True
+        return waited / elapsed
 
 
 @dataclass
@@ -115,19 +137,20 @@ class Run:
         self.throughput.samples += count
         if self.samples_seen >= self.batches.num_samples:
             self.epoch, self.samples_seen = self.epoch + 1, 0
+            self.batches.end_epoch(self.strategy.sum)
 
     def evaluation_batches(self, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of a part of the data, preprocessed, about 4 MB of images at a time (or a batch)."""
         images, targets = part.images_NCHW, part.targets_N
-        size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, images[0].numel() * 4))
+        size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, math.prod(images.shape[1:]) * 4))
         if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
             size = self.closure.micro_batch
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        size *= self.strategy.data_size
-        for image, target in zip(images.split(size), targets.split(size), strict=True):
-            share = self.strategy.share(len(target))
-            ready = self.preprocessing(image[share].to(self.device)).contiguous(memory_format=layout)
-            yield ready, target[share].to(self.device)
+        chunks = torch.arange(len(targets)).split(size * self.strategy.data_size)
+        shares = [chunk[self.strategy.share(len(chunk))] for chunk in chunks]
+        for share, image in zip(shares, _read(images, shares), strict=True):
+            ready = self.preprocessing(image.to(self.device)).contiguous(memory_format=layout)
+            yield ready, targets[share].to(self.device)
 
     def close(self) -> None:
         """Let go of files and folder; safe to call again."""

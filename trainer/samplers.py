@@ -1,12 +1,22 @@
 """Samplers: which sample of the training part comes when.
 
 `order(targets_N, generator)` answers with the indices of one whole epoch, int64, on the CPU; the CPU
-generator comes seeded for that epoch, so that no order depends on how often a run was interrupted. `repeats`
-says whether a sample may come more than once in an epoch.
+generator comes seeded for that epoch, so that no order depends on how often a run was interrupted. It changes
+nothing: asked again, it answers the same. `repeats` says whether a sample may come more than once in an epoch.
+
+`needs_classes` (true or absent): targets must be class numbers. `batch_size` in a constructor is given by the
+trainer: the samples of an optimizer step, over all ranks. A sampler that learns from losses has `observe`, too:
+see HardExamples.
 """
+
+from collections.abc import Callable, Iterator, Mapping
+from heapq import heapify, heappop, heappush
+from typing import Any
 
 import torch
 from torch import Tensor
+
+SumOverRanks = Callable[[Tensor], Tensor]
 
 
 class Shuffle:
@@ -28,3 +38,247 @@ class Sequential:
 
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
         return torch.arange(len(targets_N))
+
+
+class WithReplacement:
+    """N independent uniform draws from N samples: an epoch holds about 63 % of them, some several times."""
+
+    repeats = True
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(targets_N), (len(targets_N),), generator=generator)
+
+
+class FreshBatch:
+    """Every step draws its K of the N samples anew, without replacement, whatever the steps before had.
+
+    An epoch is N samples long all the same; its last batch has what is left of them. `batch_size` K is that of
+    an optimizer step.
+
+    Source: E "Stochastic Gradient Descent", I = choose({1, ..., N}, K) in each iteration.
+    """
+
+    repeats = True
+
+    def __init__(self, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        self._batch_size = batch_size
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        size = len(targets_N)
+        num_steps = -(-size // self._batch_size)
+        if 2 * self._batch_size > size:
+            steps = [torch.randperm(size, generator=generator)[: self._batch_size] for _ in range(num_steps)]
+            return torch.cat(steps)[:size]
+        drawn_SK = torch.randint(size, (num_steps, self._batch_size), generator=generator)
+        # What equals an earlier one of its step is drawn again. A value that is refused stands, or will stand,
+        # further left, so that each place is uniform over what is not to its left.
+        while len(again := _repeated(drawn_SK)):
+            drawn_SK.view(-1)[again] = torch.randint(size, (len(again),), generator=generator)
+        return drawn_SK.flatten()[:size]
+
+
+def _repeated(drawn_SK: Tensor) -> Tensor:
+    """Flat places of the entries that equal one to their left in the same row."""
+    values, places = drawn_SK.sort(dim=1, stable=True)
+    rows, behind = (values[:, 1:] == values[:, :-1]).nonzero(as_tuple=True)
+    return rows * drawn_SK.shape[1] + places[rows, behind + 1]
+
+
+class ClassInterleaved:
+    """Every sample exactly once, in random order, neighbours never of one class where that is possible.
+
+    The classes come spread over the epoch in proportion to their sizes. A class with more samples, m, than all
+    others together and one makes neighbours of one class unavoidable; there are as few of them as there can be,
+    2m - N - 1, spread evenly over the epoch in runs of (nearly) one length.
+
+    Source: A "Shuffling the training samples" (successive examples never or rarely belong to the same class).
+    """
+
+    repeats = False
+    needs_classes = True
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        shuffled_N = torch.randperm(len(targets_N), generator=generator)
+        sequence_N = _spread(torch.bincount(targets_N).tolist(), generator)
+        order_N = torch.empty_like(shuffled_N)
+        order_N[sequence_N.argsort(stable=True)] = shuffled_N[targets_N[shuffled_N].argsort(stable=True)]
+        return order_N
+
+
+def _spread(counts: list[int], generator: torch.Generator) -> Tensor:
+    """Class numbers, each as often as `counts` says, without equal neighbours where possible."""
+    largest, total = max(range(len(counts)), key=counts.__getitem__), sum(counts)
+    num_runs = min(counts[largest], total - counts[largest] + 1)  # of the largest class, with others between
+    runs = [*counts[:largest], num_runs, *counts[largest + 1 :]]
+    sequence = torch.tensor(list(_alternating(runs, generator)))
+    lengths = torch.ones_like(sequence)
+    places = torch.arange(num_runs + 1) * counts[largest] // max(1, num_runs)
+    lengths[sequence == largest] = places.diff()
+    return sequence.repeat_interleave(lengths)
+
+
+def _alternating(counts: list[int], generator: torch.Generator) -> Iterator[int]:
+    """A sequence without equal neighbours; no count may be above half of the total, rounded up.
+
+    The k-th of the n samples of a class is due at (k + u) / n, u uniform in [0, 1); what is due first comes
+    first, unless it is of the class before. A class that has more than half of what is left has to come now;
+    there is at most one, and it was not the one before.
+    """
+    jitter = iter(torch.rand(sum(counts), generator=generator, dtype=torch.float64).tolist())
+    due = [[(k + next(jitter)) / count for k in range(count)] for count in counts]
+    heap = [(times[0], label) for label, times in enumerate(due) if times]
+    heapify(heap)
+    left = list(counts)
+    with_left: dict[int, set[int]] = {}  # classes by the number of samples that they have left
+    for label, count in enumerate(counts):
+        with_left.setdefault(count, set()).add(label)
+    most, previous = max(counts), -1
+    for num_left in range(sum(counts), 0, -1):
+        while not with_left[most]:
+            most -= 1
+        if 2 * most > num_left:
+            (label,) = with_left[most]
+            heap.remove((due[label][counts[label] - most], label))
+            heapify(heap)
+        else:
+            first = heappop(heap)
+            label = first[1]
+            if label == previous:
+                label = heappop(heap)[1]
+                heappush(heap, first)
+        with_left[left[label]].discard(label)
+        left[label] -= 1
+        with_left.setdefault(left[label], set()).add(label)
+        if left[label]:
+            heappush(heap, (due[label][counts[label] - left[label]], label))
+        previous = label
+        yield label
+
+
+class ClassBalanced:
+    """N independent draws: a class, uniformly, then one of its samples, uniformly.
+
+    So every class that occurs comes equally often in expectation, and p_i = 1 / (C n_c(i)).
+    """
+
+    repeats = True
+    needs_classes = True
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        by_class_N = targets_N.argsort(stable=True)
+        counts_C = torch.bincount(targets_N)
+        starts_C = counts_C.cumsum(0) - counts_C
+        present = counts_C.nonzero().flatten()
+        size = len(targets_N)
+        drawn_N = present[torch.randint(len(present), (size,), generator=generator)]
+        share_N = torch.rand(size, generator=generator, dtype=torch.float64)
+        return by_class_N[starts_C[drawn_N] + (share_N * counts_C[drawn_N]).long()]
+
+
+LOSS_UNIT, MOST_LOSS = 2.0**-30, 2.0**20  # losses are added up as whole numbers of units
+_ROUNDS = 256
+
+
+class HardExamples:
+    """Samples with a large loss come more often: N independent draws an epoch, with
+
+        p_i = (1 - uniform) (loss_i + floor)^power / sum_j (loss_j + floor)^power + uniform / N
+
+    loss_i is the sample's running mean: after an epoch, `smoothing` times the earlier one plus (1 - smoothing)
+    times the mean of what was observed in it; the first observation stands as it is, and without one the mean
+    of the others does. The first epoch, in which nothing is known, is a plain shuffle. Losses are taken as
+    0..2^20; one that is not a number counts as not observed.
+
+    The losses of an epoch change nothing before it has ended: its order is a function of the state at its start
+    and of the generator, and `state_dict` at any moment between holds that state and the sums so far. The sums
+    are whole numbers, so that neither the order of the calls nor which rank saw what leaves a trace.
+
+    Source: A "Shuffling the training samples" (present examples with a large error more frequently). Raises
+    ValueError for `power`, `floor` below 0, `uniform` outside (0, 1], `smoothing` outside [0, 1).
+    """
+
+    repeats = True
+
+    def __init__(self, power: float = 1.0, floor: float = 0.1, uniform: float = 0.2, smoothing: float = 0.5) -> None:
+        for name, value in (("power", power), ("floor", floor)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value}: must be at least 0, and finite")
+        if not 0 < uniform <= 1:
+            raise ValueError(f"uniform={uniform}: must be above 0 and at most 1")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing={smoothing}: must be at least 0 and below 1")
+        self._power, self._floor, self._uniform, self._smoothing = power, floor, uniform, smoothing
+        self._running = torch.empty(0)  # float32 (N,), NaN: not known
+        # of this epoch, int64 (2, N): sums in LOSS_UNIT and counts; over all ranks, and not yet handed over
+        self._seen = self._mine = torch.empty(2, 0, dtype=torch.int64)
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        size = len(targets_N)
+        self._begin(size)
+        known = self._running.isfinite()
+        if not known.any():
+            return torch.randperm(size, generator=generator)
+        losses = self._running.double()
+        hardness = (losses.where(known, losses[known].mean()) + self._floor) ** self._power
+        order = torch.randint(size, (size,), generator=generator)
+        by_loss = torch.rand(size, generator=generator, dtype=torch.float64) >= self._uniform
+        if hardness.max() == 0:  # all is learnt, and floor is 0
+            return order
+        open_K = by_loss.nonzero().flatten()
+        # Drawn by rejection: a loss with another last bit changes no more than the draws that it decides. What
+        # is still open after many rounds, since a few samples are much harder than all others, is looked up.
+        for _ in range(_ROUNDS):
+            level_K = torch.rand(len(open_K), generator=generator, dtype=torch.float64) * hardness.max()
+            open_K = open_K[level_K >= hardness[order[open_K]]]
+            if not len(open_K):
+                return order
+            order[open_K] = torch.randint(size, (len(open_K),), generator=generator)
+        ends = hardness.cumsum(0)
+        level_K = torch.rand(len(open_K), generator=generator, dtype=torch.float64) * ends[-1]
+        order[open_K] = torch.searchsorted(ends, level_K, right=True).clamp(max=size - 1)
+        return order
+
+    def observe(self, indices_K: Tensor, losses_K: Tensor) -> None:
+        """Take the losses of samples of this epoch, in any order; of those alone that this rank has seen.
+
+        Without waiting for the device: the sums are kept where the losses are. To be called after `order`, or
+        after `load_state_dict`."""
+        if self._mine.device != losses_K.device:
+            self._mine = self._mine.to(losses_K.device)
+        losses_K = losses_K.detach().float()
+        valid_K = losses_K.isfinite()
+        units_K = losses_K.where(valid_K, 0).clamp(0, MOST_LOSS).div(LOSS_UNIT).round().long()
+        self._mine.index_add_(1, indices_K.to(self._mine.device), torch.stack([units_K, valid_K.long()]))
+
+    def gather(self, sum_over_ranks: SumOverRanks = lambda tensor: tensor) -> None:
+        """Put together what the ranks have observed; all of them call it, with what adds an int64 tensor over them.
+
+        To be called before `state_dict` and `end_epoch`, as often as one likes."""
+        self._seen = self._seen + sum_over_ranks(self._mine).cpu()
+        self._mine = torch.zeros_like(self._mine)
+
+    def end_epoch(self) -> None:
+        """Fold the losses of the epoch into the running means."""
+        sums, counts = self._seen
+        mean = sums.double() / counts * LOSS_UNIT  # NaN where there are none
+        running = self._running.double()
+        folded = torch.where(running.isnan(), mean, self._smoothing * running + (1 - self._smoothing) * mean)
+        self._running = torch.where(counts > 0, folded, running).float()
+        self._seen = torch.zeros_like(self._seen)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"running": self._running, "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The same on every rank."""
+        self._running, self._seen = state["running"].clone(), state["seen"].clone()
+        self._mine = torch.zeros_like(self._seen)
+
+    def _begin(self, size: int) -> None:
+        """Make room for `size` samples, where there is none yet."""
+        if len(self._running) != size:
+            self._running = torch.full((size,), float("nan"))
+            self._seen = torch.zeros(2, size, dtype=torch.int64)
+            self._mine = torch.zeros(2, size, dtype=torch.int64)

@@ -19,6 +19,7 @@ def capture(run: Run) -> dict[str, Any]:
         "improvement": run.blueprint.best.best,
         "loss_scale": _state_of(run.loss_scale),
         "meter": _by_share(run),
+        "sampler": run.batches.state_dict(run.strategy.sum),
         "micro_batch": run.closure.micro_batch,
         "initial_loss": run.initial_loss,
         "total_steps": run.blueprint.total_steps,
@@ -65,6 +66,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         stopping.waited = 0  # whoever asks for more training after the stop wants it
     run.blueprint.best.best = state["improvement"]
     run.meter.load_state_dict(state["meter"], run.strategy.data_rank, run.strategy.data_size, run.device)
+    run.batches.load_state_dict(state.get("sampler"))
     if run.blueprint.config["micro_batch"] == "auto":
         run.closure.micro_batch = state["micro_batch"]
     run.guard.reset()

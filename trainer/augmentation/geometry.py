@@ -65,3 +65,25 @@ class HorizontalFlip:
         both_2NCHW = torch.cat((images_NCHW, images_NCHW.flip(3)))
         picked_N = torch.arange(N, device=images_NCHW.device) + N * rows["applied"]
         return both_2NCHW.index_select(0, picked_N)
+
+
+class VerticalFlip:
+    """Exchanges top and bottom with this probability.
+
+    Source: B "Data augmentation" (vertical flip). Raises ValueError: `probability` not in 0..1.
+    """
+
+    keeps_values = True
+
+    def __init__(self, probability: float = 0.5) -> None:
+        check_probability(probability)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {"applied": draw_applied(num_samples, self.probability, generator)}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        N = len(images_NCHW)
+        both_2NCHW = torch.cat((images_NCHW, images_NCHW.flip(2)))
+        picked_N = torch.arange(N) + N * rows["applied"]
+        return both_2NCHW.index_select(0, picked_N.to(images_NCHW.device, non_blocking=True))

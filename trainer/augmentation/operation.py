@@ -1,23 +1,33 @@
 """What an augmentation operation is, and what its implementations share."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample
+Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample; on the CPU
 
 
 class Operation(Protocol):
-    """One change of an image whose parameters are drawn beforehand, a row of numbers for each sample."""
+    """One change of an image whose parameters are drawn beforehand, a row of numbers for each sample.
+
+    Between operations pixels are whole numbers 0..255, as torchvision's uint8 images are after every transform;
+    so sums over an image are exact, and what a sample looks like cannot depend on the batch it is in.
+    """
+
+    keeps_values: ClassVar[bool] = False
+    """Whether it only moves or blackens pixels: it then takes and gives images of any type."""
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         """The table of an epoch, on the CPU. The number of draws a sample is fixed, whatever they say and
         whatever the probability is; `input_shape` is (channels, height, width)."""
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        """The changed images, given these samples' rows on the same device. The given images are left as they
-        are, and image i depends on row i alone."""
+        """The changed images, float32 with whole numbers 0..255 as the given ones, which it may overwrite.
+
+        Image i depends on row i alone. Rows are on the CPU, so that an operation may look at them without
+        waiting for the device; `column` takes one to the images."""
 
 
 def check_probability(probability: float) -> None:
@@ -29,3 +39,32 @@ def check_probability(probability: float) -> None:
 def draw_applied(num_samples: int, probability: float, generator: torch.Generator) -> Tensor:
     """bool_N, true with this probability; one draw a sample."""
     return torch.rand(num_samples, generator=generator, dtype=torch.float64) < probability
+
+
+def draw_uniform(num_samples: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """float64_N, uniform in [low, high); one draw a sample."""
+    return low + (high - low) * torch.rand(num_samples, generator=generator, dtype=torch.float64)
+
+
+def draw_seeds(num_samples: int, generator: torch.Generator) -> Tensor:
+    """int64_N in 0..2^31-1, for `counted`: noise on pixels."""
+    return torch.randint(2**31, (num_samples,), generator=generator)
+
+
+def column(values_N: Tensor, images_NCHW: Tensor) -> Tensor:
+    """A row's number for each image, (N, 1, 1, 1), in the type and on the device of the images."""
+    return values_N.to(images_NCHW.device, images_NCHW.dtype, non_blocking=True).view(-1, 1, 1, 1)
+
+
+def where(images_NCHW: Tensor, chosen_N: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`change(images, indices)` of the chosen samples alone, in the place of the given ones.
+
+    `chosen_N` is a bool on the CPU; `indices` (on the CPU) pick the chosen samples' rows.
+    """
+    indices_K = chosen_N.nonzero().flatten()
+    if len(indices_K) == 0:
+        return images_NCHW
+    if len(indices_K) == len(images_NCHW):
+        return change(images_NCHW, indices_K)
+    there_K = indices_K.to(images_NCHW.device, non_blocking=True)
+    return images_NCHW.index_copy_(0, there_K, change(images_NCHW.index_select(0, there_K), indices_K))

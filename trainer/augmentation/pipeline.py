@@ -1,18 +1,29 @@
 """Named operations, one after the other."""
 
+import math
 from collections import defaultdict
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.augmentation.bordered import Bordered
+from trainer.augmentation.geometry import Crop, HorizontalFlip
 from trainer.augmentation.operation import Operation, Rows
+from trainer.augmentation.warp import resample
 
 
 class Pipeline:
     """Applies operations in the order in which they are written.
 
+    Neighbours that map coordinates (rotate, translate, scale, ...; with the same `fill`) are composed into one
+    resampling: an image is interpolated once, and what one of them moves out of the frame another may move back
+    in. An operation that changes labels, too (mixup, cutmix), is applied behind all others, to the preprocessed
+    batch.
+
     An operation's parameters stand in the table under `<its name>.<parameter>`, say "crop.offset_y". Raises
-    ValueError when there is no operation, or something that is none.
+    ValueError when there is no operation, or something that is none, or several that mix.
     """
 
     def __init__(self, **operations: Operation) -> None:
@@ -22,6 +33,14 @@ class Pipeline:
             if not (callable(operation) and hasattr(operation, "draw")):
                 raise ValueError(f"{name}={operation}: must be an operation (remove one by ~augmentation.{name})")
         self.operations = operations
+        mixing = [name for name, operation in operations.items() if hasattr(operation, "mix")]
+        if len(mixing) > 1:
+            raise ValueError(f"{', '.join(mixing)}: one of them can mix samples, not several")
+        self.mixing = mixing[0] if mixing else None
+        self._steps = [
+            [name for name, _ in group]
+            for _, group in groupby((item for item in operations.items() if item[0] != self.mixing), key=_kind)
+        ]
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         """The table of an epoch: a CPU tensor for each parameter, with one row a sample."""
@@ -31,12 +50,106 @@ class Pipeline:
             for parameter, column in operation.draw(num_samples, input_shape, generator).items()
         }
 
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        """The augmented images, given these samples' rows of the table on the same device."""
-        rows_of: dict[str, Rows] = defaultdict(dict)
-        for key, column in rows.items():
-            name, _, parameter = key.partition(".")
-            rows_of[name][parameter] = column
-        for name, operation in self.operations.items():
-            images_NCHW = operation(images_NCHW, rows_of[name])
+    def __call__(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> Tensor:
+        """The augmented images, of whole numbers 0..255, given these samples' rows of the table.
+
+        uint8 images are left as they are; float32 ones may be overwritten. The first `skip` operations are
+        taken to be done.
+        """
+        by_name = _by_name(rows)
+        done = list(self.operations)[:skip]
+        for step in self._steps:
+            images_NCHW = self._apply([name for name in step if name not in done], images_NCHW, by_name)
         return images_NCHW
+
+    def _apply(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
+        for name in names:
+            operation: Any = self.operations[name]
+            if not getattr(operation, "keeps_values", False):
+                images_NCHW = images_NCHW.to(torch.float32)
+            if len(names) == 1 or not hasattr(operation, "matrix"):
+                images_NCHW = operation(images_NCHW, rows[name])
+        if len(names) > 1 and hasattr(self.operations[names[0]], "matrix"):
+            images_NCHW = self._warp(names, images_NCHW, rows)
+        return images_NCHW
+
+    def _warp(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
+        """One resampling for several maps; each leads from its output to its input, so the last one comes first."""
+        operations: list[Any] = [self.operations[name] for name in names]
+        height, width = images_NCHW.shape[2:]
+        first, *rest = [op.matrix(rows[name], height, width) for name, op in zip(names, operations, strict=True)]
+        for matrix_N33 in rest:
+            first = first @ matrix_N33
+        return resample(images_NCHW, first, operations[0].fill)
+
+    def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
+        """What to cut out of stored images of these sizes, when the first operation says that: int64_N8, see
+        `framing`. Whoever cuts it out calls the pipeline with skip=1."""
+        name, operation = next(iter(self.operations.items()))
+        if not hasattr(operation, "frames"):
+            return None
+        found: Tensor = operation.frames(_by_name(rows)[name], sizes_N2, output_hw)
+        return found
+
+    def border(self, images_NCHW: Tensor, room: float = math.inf) -> "Moved | None":
+        """Another layout of a whole set, from which the pipeline's first flip and crop are read faster; None when
+        it does not begin with them, or when the layout takes more than `room` bytes."""
+        names: list[str] = []
+        flip = crop = None
+        for name, operation in self.operations.items():
+            if isinstance(operation, HorizontalFlip) and flip is None:
+                flip = name
+            elif isinstance(operation, Crop) and crop is None:
+                crop = name
+            else:
+                break
+            names.append(name)
+        if crop is None or Bordered.size(images_NCHW.shape, self._padding(crop)) > room:
+            return None
+        return Moved(self, images_NCHW, names, flip, crop)
+
+    def _padding(self, crop: str) -> int:
+        operation: Any = self.operations[crop]
+        padding: int = operation.padding
+        return padding
+
+    def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Preprocessed images mixed with others, and the share of each one's own label, float32_N."""
+        assert self.mixing is not None
+        operation: Any = self.operations[self.mixing]
+        mixed: tuple[Tensor, Tensor] = operation.mix(images_NCHW, partners_NCHW, _by_name(rows)[self.mixing])
+        return mixed
+
+
+class Moved:
+    """A set with borders, and the pipeline that reads from it."""
+
+    def __init__(self, pipeline: Pipeline, images_NCHW: Tensor, names: list[str], flip: str | None, crop: str) -> None:
+        self._pipeline, self._names, self._flip, self._crop = pipeline, names, flip, crop
+        self._padding = pipeline._padding(crop)
+        self._bordered = Bordered(images_NCHW, self._padding)
+        self.images_NCHW = self._bordered.images_NCHW
+
+    def read(self, indices_N: Tensor, rows: Rows) -> Tensor:
+        """The augmented samples at these indices, float32, given their rows."""
+        offset_y_N, offset_x_N = rows[f"{self._crop}.offset_y"], rows[f"{self._crop}.offset_x"]
+        flipped_N = None if self._flip is None else rows[f"{self._flip}.applied"]
+        if flipped_N is not None and self._names[0] == self._flip:
+            # the crop of a flipped image is the flipped crop from the opposite side
+            offset_x_N = torch.where(flipped_N, 2 * self._padding - offset_x_N, offset_x_N)
+        images_NCHW = self._bordered.read(indices_N, offset_y_N, offset_x_N, flipped_N)
+        return self._pipeline(images_NCHW, rows, skip=len(self._names))
+
+
+def _kind(item: tuple[str, Any]) -> object:
+    """Equal for neighbours that are computed together."""
+    name, operation = item
+    return ("warp", operation.fill) if hasattr(operation, "matrix") else name
+
+
+def _by_name(rows: Rows) -> dict[str, Rows]:
+    found: dict[str, Rows] = defaultdict(dict)
+    for key, values in rows.items():
+        name, _, parameter = key.partition(".")
+        found[name][parameter] = values
+    return found

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, split
+from trainer.config import SINGLE
 from trainer.errors import ConfigurationError, one_line
 
 
@@ -36,7 +37,7 @@ def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
     if overrides:
         config = composition.override(config, overrides)
     from trainer import checkpoint
-    from trainer.assembly import SINGLE, put_together
+    from trainer.assembly import put_together
     from trainer.blueprint import draw
     from trainer.evaluation import evaluate
     from trainer.state import restore_weights

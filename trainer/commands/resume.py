@@ -11,7 +11,7 @@ import yaml
 
 from trainer import composition, run_folder
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
-from trainer.config import Config
+from trainer.config import SINGLE, Config
 from trainer.console import outlive_readers, say
 from trainer.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.files import write_atomic
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check, lock, write down what changes, and go on."""
-    from trainer.assembly import SINGLE, assemble
+    from trainer.assembly import assemble
     from trainer.blueprint import draw
     from trainer.loop import fit
 

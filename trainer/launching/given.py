@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import run_folder
-from trainer.errors import RankLost
+from trainer.errors import GearshiftError, RankLost
 from trainer.launching.failures import GRACE, OURS, Failure, told
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.place import Place, given_place, take
@@ -135,7 +135,12 @@ def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> Any:
         return work(job, lock)
     except Exception as error:
         kind, text = told(error, Path(job.folder, "ranks"))
-        raise _first_cause(key, Failure(0, kind, text), error) from error
+        cause = _first_cause(key, Failure(0, kind, text), error)
+        if isinstance(cause, GearshiftError) and cause is not error:  # this rank knew only that it lost a connection
+            from trainer.finish import record_failure
+
+            record_failure(Path(job.folder), job.config, cause)
+        raise cause from error
     finally:
         leave()
 

@@ -24,6 +24,8 @@ def rank_process(pipe: Connection, place: Place, store: str, job: Job, environme
     """The life of a rank that the launcher started."""
     os.setsid()  # a Ctrl-C at the terminal reaches the launcher alone, which passes it on once
     os.environ.update(environment)
+    # gloo would listen on the interface that the host's name leads to; these ranks share one machine
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     signals.install()
     mouth = threading.Lock()
     threading.Thread(target=_die_with_launcher, args=(pipe,), daemon=True).start()

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer import run_folder
-from trainer.config import Config
+from trainer.config import SINGLE, Config
 from trainer.console import outlive_readers
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.launching.local import LocalRanks
 from trainer.place import Place, given_place, take
-
-_SINGLE = "trainer.parallelism.single.Single"
 
 
 def train(
@@ -28,7 +26,7 @@ def train(
     """
     outlive_readers()
     job = Job(config, str(folder.absolute()), resume, is_trial)
-    if config["parallelism"]["_target_"] == _SINGLE:
+    if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work(job, lock)
     from trainer.blueprint import draw
 

@@ -1,7 +1,6 @@
 """Downpour SGD: asynchronous workers around parameter servers (A, E; Dean et al. 2012)."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.parameter_server import ServerLost, ServerProcess, Servers, Setup, new_key, settings
+from trainer.parallelism.ranks import check_ranks, settle, share_of
 from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.single import Single
 from trainer.parallelism.strategy import Forward, Loss, Part
@@ -38,6 +38,7 @@ class Downpour(Single):
     """
 
     default_devices = 2
+    is_synchronous = False
 
     def __init__(
         self,
@@ -47,13 +48,10 @@ class Downpour(Single):
         max_restarts: int = 0,
         timeout: float = 300.0,
     ) -> None:
-        if devices != "auto" and (isinstance(devices, str) or devices < 1):
-            raise ValueError(f"devices={devices}: must be auto or at least 1")
-        for name, value, least in (("servers", servers, 1), ("period", period, 1), ("max_restarts", max_restarts, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+        check_ranks(devices, max_restarts, timeout)
+        for name, value in (("servers", servers), ("period", period)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
         self.devices, self.servers, self.period = devices, servers, period
         self.max_restarts, self.timeout = max_restarts, timeout
         self._processes: list[ServerProcess] = []
@@ -69,12 +67,7 @@ class Downpour(Single):
     def plan(self, available: int | None, machines: int) -> None:
         if machines > 1:
             raise ValueError(f"parallelism: the workers of downpour share one machine; there are {machines}")
-        if self.devices == "auto":
-            self.devices = self.default_devices if available is None else available
-        assert isinstance(self.devices, int)
-        if available is not None and self.devices > available:
-            raise ValueError(f"parallelism.devices={self.devices}: there are {available} to be had")
-        self.world_size = self.devices
+        self.devices = self.world_size = settle(self.devices, self.default_devices, available)
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         parameters = len(list(_trained(model)))
@@ -206,9 +199,7 @@ class Downpour(Single):
         the main worker does alone."""
         if self._is_evaluating:
             return slice(0, count)
-        size, longer = divmod(count, self.world_size)
-        start = self.rank * size + min(self.rank, longer)
-        return slice(start, start + size + (self.rank < longer))
+        return share_of(count, self.rank, self.world_size)
 
     def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.world_size == 1:

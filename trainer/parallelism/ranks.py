@@ -23,6 +23,34 @@ _ELEMENTWISE = {
 }
 
 
+def check_ranks(devices: int | str, max_restarts: int, timeout: float) -> None:
+    """Raises ValueError for arguments that no strategy of several ranks can take."""
+    if devices != "auto" and (isinstance(devices, str) or devices < 1):
+        raise ValueError(f"devices={devices}: must be auto or at least 1")
+    if max_restarts < 0:
+        raise ValueError(f"max_restarts={max_restarts}: must be at least 0")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+
+
+def settle(devices: int | str, default: int, available: int | None) -> int:
+    """How many processes `devices` means where `available` devices, or processes that are started already, are
+    known of. Raises ValueError for more."""
+    count = (default if available is None else available) if devices == "auto" else int(devices)
+    if available is not None and count > available:
+        raise ValueError(
+            f"parallelism.devices={count}: must be at most {available}, the devices (or processes) that are there"
+        )
+    return count
+
+
+def share_of(count: int, rank: int, size: int) -> slice:
+    """Contiguous; the first shares are longer by one where it does not divide."""
+    length, longer = divmod(count, size)
+    start = rank * length + min(rank, longer)
+    return slice(start, start + length + (rank < longer))
+
+
 class Ranks(Single):
     """Several processes, each with a share of every batch: the base of all other strategies.
 
@@ -35,12 +63,7 @@ class Ranks(Single):
     default_devices = 2
 
     def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
-        if devices != "auto" and (isinstance(devices, str) or devices < 1):
-            raise ValueError(f"devices={devices}: must be auto or at least 1")
-        if max_restarts < 0:
-            raise ValueError(f"max_restarts={max_restarts}: must be at least 0")
-        if not 0 < timeout < math.inf:
-            raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+        check_ranks(devices, max_restarts, timeout)
         self.devices, self.max_restarts, self.timeout = devices, max_restarts, timeout
         self.data_rank, self.data_size = 0, 1
         self.num_global = 0  # samples over all ranks that are being computed right now
@@ -50,11 +73,7 @@ class Ranks(Single):
     # --- before any process is started
 
     def plan(self, available: int | None, machines: int) -> None:
-        if self.devices == "auto":
-            self.devices = self.default_devices if available is None else available
-        assert isinstance(self.devices, int)
-        if available is not None and self.devices > available:
-            raise ValueError(f"parallelism.devices={self.devices}: there are {available} to be had")
+        self.devices = settle(self.devices, self.default_devices, available)
         self.world_size = self.devices * machines
         self.data_size = self.data_shares()
 
@@ -94,10 +113,7 @@ class Ranks(Single):
         self.data_rank, self.data_size = self.rank, self.data_shares()
 
     def share(self, count: int) -> slice:
-        """Contiguous; the first ones are longer by one where it does not divide."""
-        size, longer = divmod(count, self.data_size)
-        start = self.data_rank * size + min(self.data_rank, longer)
-        return slice(start, start + size + (self.data_rank < longer))
+        return share_of(count, self.data_rank, self.data_size)
 
     @property
     def data_group(self) -> Any:

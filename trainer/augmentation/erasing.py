@@ -1,0 +1,95 @@
+"""Occlusion: a rectangle of an image is lost."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.augmentation import counted
+from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
+from trainer.augmentation.ranges import check_range
+
+_TRIES = 10
+
+
+class Erasing:
+    """Overwrites a rectangle, with this probability.
+
+    Its area is uniform over `scale` (shares of the image's), its ratio height / width is exp(u), u uniform over
+    log `ratio`; sides are rounded to pixels, and drawn up to ten times until both are shorter than the image's,
+    else nothing is erased; the place is uniform, as in torchvision's RandomErasing. `fill`: black (0), mean (of
+    the image, each channel's own, rounded), noise (uniform whole numbers 0..255, each pixel and channel its own).
+
+    Source: B "Noise / occlusion"; Zhong et al., "Random erasing data augmentation" (2017). Raises ValueError:
+    `scale` not within 0..1, `ratio` not positive, bounds in the wrong order, another `fill`, `probability` not
+    in 0..1.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        fill: Literal["black", "mean", "noise"] = "black",
+        probability: float = 0.5,
+    ) -> None:
+        check_probability(probability)
+        if fill not in ("black", "mean", "noise"):
+            raise ValueError(f"fill={fill}: must be black, mean or noise")
+        self.scale = check_range("scale", scale, 0, 1)
+        self.ratio = check_range("ratio", ratio, 0)
+        if ratio[0] == 0:
+            raise ValueError(f"ratio={list(ratio)}: must be above 0")
+        self.fill, self.probability = fill, probability
+        self.keeps_values = fill == "black"
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        _, H, W = input_shape
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        seeds_N = draw_seeds(num_samples, generator)
+        place_2N = torch.rand(2, num_samples, generator=generator, dtype=torch.float64)
+        height_N, width_N = self._sides(applied_N, seeds_N, H, W)
+        top_N = (place_2N[0] * (H - height_N + 1)).to(torch.int64)
+        left_N = (place_2N[1] * (W - width_N + 1)).to(torch.int64)
+        rows = {"top": top_N, "left": left_N, "height": height_N, "width": width_N}
+        return rows | ({"seed": seeds_N} if self.fill == "noise" else {})
+
+    def _sides(self, applied_N: Tensor, seeds_N: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
+        """Height and width of the rectangles, int64_N; 0 where there is none."""
+        height_N, width_N = torch.zeros_like(seeds_N), torch.zeros_like(seeds_N)
+        open_K = applied_N.nonzero().flatten()
+        log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for attempt in range(_TRIES):
+            if len(open_K) == 0:
+                break
+            uniform_2K = counted.uniform(seeds_N[open_K], (2,), seeds_N.device, 1 + attempt).double().T
+            area_K = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniform_2K[0])
+            ratio_K = (log_low + (log_high - log_low) * uniform_2K[1]).exp()
+            h_K, w_K = (area_K * ratio_K).sqrt().round(), (area_K / ratio_K).sqrt().round()
+            fits_K = (h_K < H) & (w_K < W)
+            height_N[open_K[fits_K]] = h_K[fits_K].to(torch.int64)
+            width_N[open_K[fits_K]] = w_K[fits_K].to(torch.int64)
+            open_K = open_K[~fits_K]
+        return height_N, width_N
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        N, C, H, W = images_NCHW.shape
+        outside_NH = _outside(rows["top"], rows["height"], H)
+        outside_NW = _outside(rows["left"], rows["width"], W)
+        dtype = images_NCHW.dtype if self.fill == "black" else torch.bool
+        kept_rows = outside_NH.to(images_NCHW.device, dtype, non_blocking=True).view(N, 1, H, 1)
+        kept_columns = outside_NW.to(images_NCHW.device, dtype, non_blocking=True).view(N, 1, 1, W)
+        kept = torch.maximum(kept_rows, kept_columns)
+        if self.fill == "black":  # a set's own uint8 images must stay as they are
+            return images_NCHW * kept if dtype == torch.uint8 else images_NCHW.mul_(kept)
+        if self.fill == "mean":
+            fill = images_NCHW.sum((2, 3), keepdim=True, dtype=torch.float64).div_(H * W).round_().to(torch.float32)
+        else:
+            fill = counted.uniform(rows["seed"], (C, H, W), images_NCHW.device).mul_(256).floor_()
+        return torch.where(kept, images_NCHW, fill)
+
+
+def _outside(first_N: Tensor, count_N: Tensor, size: int) -> Tensor:
+    """bool (N, size): which places of a line lie outside first..first+count-1."""
+    places = torch.arange(size)
+    return (places < first_N.unsqueeze(1)) | (places >= (first_N + count_N).unsqueeze(1))

@@ -1,0 +1,88 @@
+"""Operations that mix two samples and their labels."""
+
+import torch
+from torch import Tensor
+
+from trainer.augmentation.operation import Rows, check_probability, column, draw_applied
+
+
+class _Mixing:
+    """Draws what mixup and cutmix have in common; does nothing to a sample alone."""
+
+    keeps_values = True
+
+    def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
+        if not 0 < alpha < float("inf"):
+            raise ValueError(f"alpha={alpha}: must be above 0")
+        check_probability(probability)
+        self.alpha, self.probability = alpha, probability
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        return images_NCHW
+
+    def _draw_share(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """float64_N ~ Beta(alpha, alpha), 1 for samples that stay as they are; by the inverse of its distribution
+        function, so that there is one draw a sample."""
+        from scipy.special import betaincinv
+
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        uniform_N = torch.rand(num_samples, generator=generator, dtype=torch.float64)
+        share_N = torch.from_numpy(betaincinv(self.alpha, self.alpha, uniform_N.numpy())).view(num_samples)
+        return torch.where(applied_N, share_N, 1.0)
+
+
+class MixUp(_Mixing):
+    """x = s x_i + (1 - s) x_j, and the label distribution s y_i + (1 - s) y_j, with s ~ Beta(alpha, alpha).
+
+    j is the sample before i in the same batch (the last one for the first), s is drawn for each sample. For
+    cross-entropy that is the loss s L(i) + (1 - s) L(j).
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). Raises ValueError: `alpha` not
+    above 0, `probability` (share of the samples that are mixed) not in 0..1.
+    """
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {"share": self._draw_share(num_samples, generator)}
+
+    def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The mixed images, and s."""
+        share_N = rows["share"].to(torch.float32)
+        share = column(share_N, images_NCHW)
+        mixed_NCHW = images_NCHW * share + partners_NCHW * (1 - share)
+        return mixed_NCHW, share_N.to(images_NCHW.device)
+
+
+class CutMix(_Mixing):
+    """A box of sample j is pasted into sample i; the labels are mixed by the area: s y_i + (1 - s) y_j.
+
+    The box has the sides W sqrt(1 - b) and H sqrt(1 - b), b ~ Beta(alpha, alpha), its centre is uniform over the
+    pixels, and what lies outside the image is cut off, as in torchvision; s is 1 - its area / (H W). j is the
+    sample before i in the same batch (the last one for the first); box and b are drawn for each sample.
+
+    Source: Yun et al., "CutMix" (2019). Raises ValueError: `alpha` not above 0, `probability` (share of the
+    samples that are mixed) not in 0..1.
+    """
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        _, H, W = input_shape
+        radius_N = 0.5 * (1 - self._draw_share(num_samples, generator)).sqrt()
+        table = {}
+        for axis, size in (("y", H), ("x", W)):
+            centre_N = torch.randint(size, (num_samples,), generator=generator)
+            half_N = (radius_N * size).to(torch.int64)
+            table[f"{axis}_from"] = (centre_N - half_N).clamp(min=0)
+            table[f"{axis}_to"] = (centre_N + half_N).clamp(max=size)
+        return table
+
+    def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The mixed images, and the share of each one's own pixels."""
+        _, _, H, W = images_NCHW.shape
+        inside_NH, inside_NW = (
+            (torch.arange(size) >= rows[f"{axis}_from"].unsqueeze(1))
+            & (torch.arange(size) < rows[f"{axis}_to"].unsqueeze(1))
+            for axis, size in (("y", H), ("x", W))
+        )
+        inside = (inside_NH.view(-1, 1, H, 1) & inside_NW.view(-1, 1, 1, W)).to(images_NCHW.device)
+        area_N = (rows["y_to"] - rows["y_from"]) * (rows["x_to"] - rows["x_from"])
+        share_N = 1 - area_N / (H * W)
+        return torch.where(inside, partners_NCHW, images_NCHW), share_N.to(images_NCHW.device)

@@ -1,0 +1,340 @@
+"""Operations that add noise, blur, or take detail away."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.augmentation import counted
+from trainer.augmentation.operation import (
+    Rows,
+    check_probability,
+    column,
+    draw_applied,
+    draw_seeds,
+    draw_uniform,
+    where,
+)
+from trainer.augmentation.ranges import check_number, check_range
+
+_NUMBERS_A_CHUNK = 2**16
+
+
+class GaussianNoise:
+    """Adds noise to each pixel and channel: y = clamp(x + trunc(n)), n ~ Normal(0, std^2), as torchvision's on uint8.
+
+    `std`: range in levels (of 0..255), uniform. Noise beyond 4.3 std does not occur.
+
+    Source: B "Noise / occlusion" (additive-gaussian-noise). Raises ValueError: `std` below 0 or in the wrong
+    order, `probability` not in 0..1.
+    """
+
+    def __init__(self, std: tuple[float, float] = (0.0, 20.0), probability: float = 1.0) -> None:
+        check_probability(probability)
+        self.std = check_range("std", std, 0)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "std": draw_uniform(num_samples, *self.std, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            shape = tuple(images_KCHW.shape[1:])
+            noise_KCHW = counted.normal(rows["seed"][indices_K], shape, images_KCHW.device)
+            noise_KCHW.mul_(column(rows["std"][indices_K], images_KCHW)).trunc_()
+            return images_KCHW.add_(noise_KCHW).clamp_(0, 255)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class GaussianBlur:
+    """Convolves with a Gaussian of `kernel_size` x `kernel_size` pixels (odd; reflected at the border), rounded.
+
+    `sigma`: range of its standard deviation in pixels, uniform; 0 changes nothing. Computed for rows, then for
+    columns.
+
+    Source: B "Noise / occlusion" (gaussian-blur). Raises ValueError: `sigma` below 0 or in the wrong order, a
+    `kernel_size` that is even, below 1, or (when drawing) too large for the images, `probability` not in 0..1.
+    """
+
+    def __init__(self, sigma: tuple[float, float] = (0.1, 1.5), kernel_size: int = 7, probability: float = 1.0) -> None:
+        check_probability(probability)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: must be odd and above 0")
+        self.sigma = check_range("sigma", sigma, 0)
+        self.kernel_size, self.probability = kernel_size, probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        side = min(input_shape[1:])
+        if self.kernel_size // 2 >= side:
+            raise ValueError(f"kernel_size={self.kernel_size}: must be below {2 * side}, twice the side of the images")
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        sigma_N = draw_uniform(num_samples, *self.sigma, generator)
+        # exp is computed here, once for all samples: its last bit may depend on the place in a tensor
+        return {"applied": applied_N, "sigma": sigma_N, "next_weight": (-0.5 / sigma_N.square()).exp()}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            weights = [column(weight_K, images_KCHW) for weight_K in self._weights(rows["next_weight"][indices_K])]
+            count = len(images_KCHW)
+            if images_KCHW.device.type == "cpu":  # many passes over the same numbers: in the cache
+                count = max(1, _NUMBERS_A_CHUNK // images_KCHW[0].numel())
+            for start in range(0, len(images_KCHW), count):
+                some = slice(start, start + count)
+                images_KCHW[some] = _blur(images_KCHW[some], [weight[some] for weight in weights])
+            return images_KCHW
+
+        return where(images_NCHW, rows["applied"], change)
+
+    def _weights(self, next_weight_K: Tensor) -> list[Tensor]:
+        """float64_K: of the pixels at the distances 0, 1, ... r; w_d is proportional to w_1^(d^2)."""
+        weights = [torch.ones_like(next_weight_K)]
+        odd_power_K = next_weight_K  # w_1^(2d - 1), the quotient of neighbours
+        for _ in range(self.kernel_size // 2):
+            weights.append(weights[-1] * odd_power_K)
+            odd_power_K = odd_power_K * next_weight_K * next_weight_K
+        total_K = weights[0] + 2 * sum(weights[1:], torch.zeros_like(next_weight_K))
+        return [weight_K / total_K for weight_K in weights]
+
+
+def _blur(images_KCHW: Tensor, weights: list[Tensor]) -> Tensor:
+    padded_KCHW = F.pad(images_KCHW, (len(weights) - 1,) * 4, mode="reflect")
+    return _convolve(_convolve(padded_KCHW, weights, 2), weights, 3).round_()
+
+
+def _convolve(padded: Tensor, weights: list[Tensor], axis: int) -> Tensor:
+    """A symmetric kernel along one axis. One product and one sum at a time: the same bits in any batch."""
+    radius = len(weights) - 1
+    size = padded.shape[axis] - 2 * radius
+    total = padded.narrow(axis, radius, size) * weights[0]
+    for distance, weight in enumerate(weights[1:], 1):
+        pair = padded.narrow(axis, radius - distance, size) + padded.narrow(axis, radius + distance, size)
+        total.add_(pair.mul_(weight))
+    return total
+
+
+class Salt:
+    """White and black spots: cells of `cell` x `cell` pixels, in all channels.
+
+    `amount`: range of the share of the cells that are spots, uniform; each cell is one independently. `pepper`:
+    the share of the spots that are black (0), the others are white (255). With cells of one pixel that is fine
+    salt, with larger ones coarse salt; they begin at the upper left corner.
+
+    Source: B "Noise / occlusion" (coarse-salt). Raises ValueError: `amount` or `pepper` not in 0..1, `cell`
+    below 1, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        amount: tuple[float, float] = (0.0, 0.05),
+        pepper: float = 0.5,
+        cell: int = 1,
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.amount = check_range("amount", amount, 0, 1)
+        self.pepper, self.cell = check_number("pepper", pepper, 0, 1), int(check_number("cell", cell, 1))
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "amount": draw_uniform(num_samples, *self.amount, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            H, W = images_KCHW.shape[2:]
+            cells = (1, -(-H // self.cell), -(-W // self.cell))
+            uniform = counted.uniform(rows["seed"][indices_K], cells, images_KCHW.device)
+            uniform = uniform.repeat_interleave(self.cell, 2)[:, :, :H].repeat_interleave(self.cell, 3)[..., :W]
+            amount = column(rows["amount"][indices_K], images_KCHW)
+            images_KCHW.masked_fill_(uniform < amount, 255)
+            return images_KCHW.masked_fill_(uniform < amount * self.pepper, 0)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class Emboss:
+    """Blends an image with its relief: y = clamp(round((1 - alpha) x + alpha K x)), reflected at the border, with
+
+        K = [[-1-s, -s, 0], [-s, 1, s], [0, s, 1+s]].
+
+    `alpha`: range of the share of the relief; `strength`: range of s; both uniform.
+
+    Source: B "Noise / occlusion" (emboss), the kernel of the library imgaug. Raises ValueError: `alpha` not in
+    0..1, `strength` below 0, bounds in the wrong order, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        alpha: tuple[float, float] = (0.0, 1.0),
+        strength: tuple[float, float] = (0.0, 1.0),
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.alpha, self.strength = check_range("alpha", alpha, 0, 1), check_range("strength", strength, 0)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "alpha": draw_uniform(num_samples, *self.alpha, generator),
+            "strength": draw_uniform(num_samples, *self.strength, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            H, W = images_KCHW.shape[2:]
+            padded = F.pad(images_KCHW, (1,) * 4, mode="reflect")
+
+            def beside(down: int, right: int) -> Tensor:
+                return padded[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
+
+            across = beside(1, 1) - beside(-1, -1)
+            relief = (across + beside(0, 1)).sub_(beside(0, -1)).add_(beside(1, 0)).sub_(beside(-1, 0))
+            relief.mul_(column(rows["strength"][indices_K], images_KCHW)).add_(across)
+            relief.mul_(column(rows["alpha"][indices_K], images_KCHW))
+            return images_KCHW.add_(relief).round_().clamp_(0, 255)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class Superpixels:
+    """Segments of similar colour are painted with their mean colour (rounded).
+
+    The segments are those of SLIC: k-means over (place, colour), with a centre for each cell of a grid of `cell`
+    x `cell` pixels, in `iterations` rounds, the first centres being the cells' means. A pixel belongs to that
+    centre of its own cell and the eight around it which has the least
+
+        sum over channels (x - colour)^2 + (compactness / cell)^2 ((row - centre row)^2 + (column - centre column)^2);
+
+    so a low `compactness` (levels) follows edges, a high one gives squares. `replaced`: range of the share of the
+    segments that are painted, uniform; each segment is one independently.
+
+    Source: B "Noise / occlusion" (super-pixel); Achanta et al., "SLIC superpixels" (2012), here on RGB or grey.
+    Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` below 1,
+    `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        replaced: tuple[float, float] = (0.3, 1.0),
+        cell: int = 4,
+        compactness: float = 20.0,
+        iterations: int = 3,
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.replaced = check_range("replaced", replaced, 0, 1)
+        self.cell = int(check_number("cell", cell, 2, 64))  # sums over nine cells stay exact in float32
+        self.compactness = check_number("compactness", compactness, 0)
+        self.iterations = int(check_number("iterations", iterations, 1))
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "replaced": draw_uniform(num_samples, *self.replaced, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            C, H, W = images_KCHW.shape[1:]
+            cells = _Cells(images_KCHW, self.cell)
+            segment_KP = cells.cluster(self.compactness / self.cell, self.iterations)
+            colour_KCS = cells.means(segment_KP)[:, :C].round()
+            painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
+            uniform_KS = counted.uniform(rows["seed"][indices_K], (cells.count,), images_KCHW.device)
+            share_K1 = rows["replaced"][indices_K].to(uniform_KS).unsqueeze(1)
+            replaced_KP = (uniform_KS < share_K1).gather(1, segment_KP).unsqueeze(1)
+            return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class _Cells:
+    """Images cut into a grid of square cells. Pixels are in the order (place in the cell, cell), so that what a
+    pixel has to do with a cell nearby is arithmetic on rows of all cells."""
+
+    def __init__(self, images_NCHW: Tensor, side: int) -> None:
+        N, C, H, W = images_NCHW.shape
+        self.side, self.rows, self.columns = side, -(-H // side), -(-W // side)
+        self.count = self.rows * self.columns
+        padded_H, padded_W = self.rows * side, self.columns * side
+        row, column_ = torch.meshgrid(
+            torch.arange(padded_H, dtype=torch.float32, device=images_NCHW.device),
+            torch.arange(padded_W, dtype=torch.float32, device=images_NCHW.device),
+            indexing="ij",
+        )
+        there = ((row < H) & (column_ < W)).to(torch.float32)  # whole cells may reach beyond the image
+        places_N3HW = torch.stack((row, column_, there)).expand(N, -1, -1, -1)
+        features = torch.cat((F.pad(images_NCHW, (0, padded_W - W, 0, padded_H - H)), places_N3HW), 1)
+        cut = features.view(N, C + 3, self.rows, side, self.columns, side).permute(0, 1, 3, 5, 2, 4)
+        self.features = cut.reshape(N, C + 3, side * side, self.count)
+        self.features.mul_(self.features[:, -1:].clone())
+
+    def image(self, pixels_NCP: Tensor) -> Tensor:
+        """Pixels back in their places, (N, C, rows * side, columns * side)."""
+        N, C, _ = pixels_NCP.shape
+        cut = pixels_NCP.view(N, C, self.side, self.side, self.rows, self.columns).permute(0, 1, 4, 2, 5, 3)
+        return cut.reshape(N, C, self.rows * self.side, self.columns * self.side)
+
+    def cluster(self, place_weight: float, iterations: int) -> Tensor:
+        """int64 (N, pixels): the cell whose centre each pixel belongs to in the end."""
+        own_P = torch.arange(self.count, device=self.features.device).repeat(self.side**2)
+        segment_NP = own_P.expand(len(self.features), -1)
+        for _ in range(iterations):
+            segment_NP = self._nearest(self.means(segment_NP), place_weight)
+        return segment_NP
+
+    def means(self, segment_NP: Tensor) -> Tensor:
+        """float32 (N, C + 2, segments): mean colour and place; a segment without pixels is infinitely far from any
+        colour. Sums of whole numbers below 2^24 are exact in any order."""
+        N, num_features = self.features.shape[:2]
+        sums = self.features.new_zeros(N, num_features, self.count)
+        sums.scatter_add_(2, segment_NP.unsqueeze(1).expand(-1, num_features, -1), self.features.flatten(2))
+        means_NFS = sums[:, :-1] / sums[:, -1:].clamp(min=1)
+        means_NFS[:, :1].masked_fill_(sums[:, -1:] == 0, math.inf)
+        return means_NFS
+
+    def _nearest(self, centres_NFS: Tensor, place_weight: float) -> Tensor:
+        N, num_features, _ = centres_NFS.shape
+        weight_squared = place_weight * place_weight
+        least = nearest = None
+        for cell_S in self._around(centres_NFS.device):
+            centres_NF1S = centres_NFS.index_select(2, cell_S).unsqueeze(2)
+            cell_S = cell_S.to(torch.int32)  # half the memory to read and write
+            distance = place = None
+            for feature in range(num_features):
+                squares = (self.features[:, feature] - centres_NF1S[:, feature]).square_()
+                if feature < num_features - 2:
+                    distance = squares if distance is None else distance.add_(squares)
+                else:
+                    place = squares if place is None else place.add_(squares)
+            assert distance is not None and place is not None
+            distance.add_(place.mul_(weight_squared))
+            if least is None or nearest is None:
+                least, nearest = distance, cell_S.expand(distance.shape)
+            else:
+                nearest = torch.where(distance < least, cell_S, nearest)
+                least = torch.minimum(least, distance)
+        assert nearest is not None
+        return nearest.reshape(N, -1).to(torch.int64)
+
+    def _around(self, device: torch.device) -> Iterator[Tensor]:
+        """int64 (cells,): for each cell the number of one beside it, nine times; at the border of the grid, the
+        nearest one."""
+        for down in (0, -1, 1):
+            for right in (0, -1, 1):
+                row = (torch.arange(self.rows, device=device) + down).clamp(0, self.rows - 1)
+                column_ = (torch.arange(self.columns, device=device) + right).clamp(0, self.columns - 1)
+                yield (row.unsqueeze(1) * self.columns + column_).flatten()

@@ -1,0 +1,304 @@
+"""Weather: clouds, fog, snow and rain on whole batches."""
+
+import torch
+from torch import Tensor
+
+from trainer.augmentation import counted
+from trainer.augmentation.operation import (
+    Rows,
+    check_probability,
+    column,
+    draw_applied,
+    draw_seeds,
+    draw_uniform,
+    where,
+)
+from trainer.augmentation.ranges import check_number, check_range
+
+_OCTAVES = 3
+
+
+class Clouds:
+    """White clouds: y = round(x + (255 - x) opacity t), t = clamp(2.5 (f - 1 + coverage), 0, 1).
+
+    f is a smooth random field in [0, 1) (see `smooth_field`), its clouds about `size` of the shorter side wide.
+    `opacity`, `coverage`: ranges in 0..1, uniform; without either of them the sky is clear.
+
+    Source: B "Weather" (clouds). Raises ValueError: `opacity` or `coverage` not in 0..1 or in the wrong order,
+    `size` not in 0.02..1, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        opacity: tuple[float, float] = (0.3, 0.9),
+        coverage: tuple[float, float] = (0.3, 0.7),
+        size: float = 0.5,
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.opacity, self.coverage = check_range("opacity", opacity, 0, 1), check_range("coverage", coverage, 0, 1)
+        self.size, self.probability = check_number("size", size, 0.02, 1), probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "opacity": draw_uniform(num_samples, *self.opacity, generator),
+            "coverage": draw_uniform(num_samples, *self.coverage, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            thickness = smooth_field(rows["seed"][indices_K], images_KCHW, self.size)
+            thickness.add_(column(rows["coverage"][indices_K], images_KCHW) - 1).mul_(2.5).clamp_(0, 1)
+            return _veil(images_KCHW, thickness.mul_(column(rows["opacity"][indices_K], images_KCHW)), 255)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class Fog:
+    """A veil of one grey: y = round(x + (level - x) density (1 - patchiness f)).
+
+    f is a smooth random field in [0, 1) (see `smooth_field`), its patches about `size` of the shorter side wide.
+    `density`: range in 0..1, uniform, of the veil where it is thickest; `patchiness` in 0..1: 0 is the same
+    everywhere. `level` in 0..255.
+
+    Source: B "Weather" (fog). Raises ValueError: a value out of its range, `density` in the wrong order, `size`
+    not in 0.02..1, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        density: tuple[float, float] = (0.2, 0.7),
+        patchiness: float = 0.5,
+        level: float = 220.0,
+        size: float = 0.7,
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.density, self.patchiness = (
+            check_range("density", density, 0, 1),
+            check_number("patchiness", patchiness, 0, 1),
+        )
+        self.level, self.size = check_number("level", level, 0, 255), check_number("size", size, 0.02, 1)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "density": draw_uniform(num_samples, *self.density, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            field = smooth_field(rows["seed"][indices_K], images_KCHW, self.size)
+            thickness = field.mul_(-self.patchiness).add_(1)
+            return _veil(images_KCHW, thickness.mul_(column(rows["density"][indices_K], images_KCHW)), self.level)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class Snowflakes:
+    """White flakes: y = round(x + (255 - x) m), m a sum of flakes, at most 1.
+
+    A flake is brightest in its middle, where m is uniform in 0.5..1, and vanishes linearly in both directions at
+    a distance of `size` pixels (1: a single pixel). `density`: range of the share of the pixels that are the
+    middle of one, uniform.
+
+    Source: B "Weather" (snow-flakes). Raises ValueError: `density` not in 0..1 or in the wrong order, `size` not
+    in 1..64, `probability` not in 0..1.
+    """
+
+    def __init__(self, density: tuple[float, float] = (0.005, 0.03), size: int = 2, probability: float = 1.0) -> None:
+        check_probability(probability)
+        self.density, self.size = check_range("density", density, 0, 1), int(check_number("size", size, 1, 64))
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "density": draw_uniform(num_samples, *self.density, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            H, W = images_KCHW.shape[2:]
+            reach = self.size - 1
+            shape = (1, H + 2 * reach, W + 2 * reach)  # flakes outside reach into the image
+            uniform = counted.uniform(rows["seed"][indices_K], shape, images_KCHW.device)
+            density = column(rows["density"][indices_K], images_KCHW)
+            flakes = (uniform < density).to(torch.float32)
+            brightness = counted.uniform(rows["seed"][indices_K], shape, images_KCHW.device, 1)
+            flakes.mul_(brightness.mul_(128).floor_().add_(128))
+            for axis in (2, 3):
+                flakes = _spread(flakes, self.size, axis)
+            return _veil(images_KCHW, flakes.div_(256 * self.size**2).clamp_(max=1), 255)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class SnowyLandscape:
+    """Snow lies on what is dark: where the lightness L of HLS is below `threshold`, L becomes min(255, `factor` L),
+    at the same hue and saturation.
+
+    L = (max + min) / 2 over the channels, in levels; y = L' + (x - L) (255 - |2 L' - 255|) / (255 - |2 L - 255|),
+    rounded. `threshold` (levels 0..255), `factor` (at least 1): ranges, uniform.
+
+    Source: B "Weather" (Fast-snowy-landscape). Raises ValueError: a range out of its bounds or in the wrong
+    order, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        threshold: tuple[float, float] = (100.0, 200.0),
+        factor: tuple[float, float] = (1.2, 2.5),
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.threshold, self.factor = check_range("threshold", threshold, 0, 255), check_range("factor", factor, 1)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "threshold": draw_uniform(num_samples, *self.threshold, generator),
+            "factor": draw_uniform(num_samples, *self.factor, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            lowest, highest = images_KCHW.aminmax(dim=1, keepdim=True)
+            lightness = lowest.add_(highest).mul_(0.5)
+            brighter = (lightness * column(rows["factor"][indices_K], images_KCHW)).clamp_(max=255)
+            dark = lightness < column(rows["threshold"][indices_K], images_KCHW)
+            brighter = torch.where(dark, brighter, lightness)
+            # black has no colour to be stretched
+            stretch = _room(brighter).div_(_room(lightness).clamp_(min=1))
+            return images_KCHW.sub_(lightness).mul_(stretch).add_(brighter).round_().clamp_(0, 255)
+
+        return where(images_NCHW, rows["applied"], change)
+
+
+class Rain:
+    """Streaks of one grey: y = round(x + (level - x) opacity) on a streak, one pixel wide.
+
+    `density`: range of the share of the pixels at which a streak ends; `length`: of a streak downwards, as a
+    share of the image's height (at least one pixel); `slant`: range of the pixels to the right for one down, the
+    same for all streaks of an image; `opacity`: range in 0..1. Ranges are drawn uniformly. `level` in 0..255.
+
+    Source: B "Weather", beside snow and fog. Raises ValueError: a value out of its range (`slant` in -2..2), a
+    range in the wrong order, `probability` not in 0..1.
+    """
+
+    def __init__(
+        self,
+        density: tuple[float, float] = (0.002, 0.01),
+        length: float = 0.2,
+        slant: tuple[float, float] = (-0.3, 0.3),
+        opacity: tuple[float, float] = (0.2, 0.6),
+        level: float = 200.0,
+        probability: float = 1.0,
+    ) -> None:
+        check_probability(probability)
+        self.density, self.length = check_range("density", density, 0, 1), check_number("length", length, 0, 1)
+        self.slant, self.opacity = check_range("slant", slant, -2, 2), check_range("opacity", opacity, 0, 1)
+        self.level, self.probability = check_number("level", level, 0, 255), probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {
+            "applied": draw_applied(num_samples, self.probability, generator),
+            "density": draw_uniform(num_samples, *self.density, generator),
+            "slant": draw_uniform(num_samples, *self.slant, generator),
+            "opacity": draw_uniform(num_samples, *self.opacity, generator),
+            "seed": draw_seeds(num_samples, generator),
+        }
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            streaks = self._streaks(rows["seed"][indices_K], rows["density"][indices_K], images_KCHW)
+            slanted = self._slanted(streaks, rows["slant"][indices_K], images_KCHW.shape[3])
+            opacity = column(rows["opacity"][indices_K], images_KCHW)
+            return _veil(images_KCHW, slanted.unsqueeze(1).mul_(opacity), self.level)
+
+        return where(images_NCHW, rows["applied"], change)
+
+    def _reach(self, height: int) -> tuple[int, int]:
+        """How far the lowest row may be shifted to the left and to the right, in pixels."""
+        return round(max(0.0, -self.slant[0]) * (height - 1)), round(max(0.0, self.slant[1]) * (height - 1))
+
+    def _streaks(self, seeds_K: Tensor, density_K: Tensor, images_KCHW: Tensor) -> Tensor:
+        """float32 (K, H, W + reach): 1 on a streak, 0 elsewhere, before it is slanted."""
+        H, W = images_KCHW.shape[2:]
+        length = max(1, round(self.length * H))
+        shape = (1, H + length - 1, W + sum(self._reach(H)))
+        uniform = counted.uniform(seeds_K, shape, images_KCHW.device)
+        streaks = (uniform < column(density_K, uniform)).to(torch.float32).squeeze(1)
+        reached = 1
+        while reached < length:  # each round doubles what lies above an end
+            step = min(reached, length - reached)
+            streaks = torch.maximum(streaks[:, :-step], streaks[:, step:])
+            reached += step
+        return streaks
+
+    def _slanted(self, streaks: Tensor, slant_K: Tensor, width: int) -> Tensor:
+        """Each row shifted to the right by slant x its number, rounded, and cut to the image's width."""
+        H = streaks.shape[1]
+        shift_KH = (slant_K.to(streaks.device).unsqueeze(1) * torch.arange(H, device=streaks.device)).round_()
+        first_KH1 = (self._reach(H)[1] - shift_KH).to(torch.int64).unsqueeze(2)
+        return streaks.gather(2, first_KH1 + torch.arange(width, device=streaks.device))
+
+
+def smooth_field(seeds_N: Tensor, images_NCHW: Tensor, size: float) -> Tensor:
+    """float32 (N, 1, H, W) in [0, 1), mean 1/2: random numbers on square grids, smoothly interpolated, added up.
+
+    The first grid has about 1 / `size` cells on the shorter side, each of the next two twice as many and half the
+    weight of the one before. Numbers and weights of the interpolation are whole 256ths, so that all sums are
+    exact in float64, in any order and on any device.
+    """
+    H, W = images_NCHW.shape[2:]
+    device = images_NCHW.device
+    field = torch.zeros(len(seeds_N), H, W, dtype=torch.float64, device=device)
+    for octave in range(_OCTAVES):
+        cell = size * min(H, W) / 2**octave
+        rows, columns = max(1, round(H / cell)), max(1, round(W / cell))
+        grid = counted.uniform(seeds_N, (rows + 1, columns + 1), device, octave).mul_(256).floor_().double()
+        between = _interpolation(H, rows).to(device) @ grid @ _interpolation(W, columns).to(device).T
+        field.add_(between.mul_(2.0 ** (_OCTAVES - 1 - octave)))
+    return field.div_(2**24 * (2**_OCTAVES - 1)).to(torch.float32).unsqueeze(1)
+
+
+def _interpolation(size: int, cells: int) -> Tensor:
+    """float64 (size, cells + 1): weights in 256ths of the grid points beside the middle of each pixel, by
+    3 t^2 - 2 t^3."""
+    place = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size
+    before = place.floor()
+    t = place - before
+    weight = (256 * t * t * (3 - 2 * t)).round_()
+    weights = torch.zeros(size, cells + 1, dtype=torch.float64)
+    line = torch.arange(size)
+    weights[line, before.long()] = 256 - weight
+    weights[line, before.long() + 1] = weight
+    return weights
+
+
+def _veil(images_NCHW: Tensor, share_N1HW: Tensor, level: float) -> Tensor:
+    """This share of a pixel is replaced by the level."""
+    return images_NCHW.add_((level - images_NCHW).mul_(share_N1HW)).round_()
+
+
+def _spread(flakes: Tensor, size: int, axis: int) -> Tensor:
+    """Each number also goes to the size - 1 places before and behind it, times size - distance."""
+    reach = size - 1
+    count = flakes.shape[axis] - 2 * reach
+    total = flakes.narrow(axis, reach, count) * size
+    for distance in range(1, size):
+        pair = flakes.narrow(axis, reach - distance, count) + flakes.narrow(axis, reach + distance, count)
+        total.add_(pair.mul_(size - distance))
+    return total
+
+
+def _room(lightness: Tensor) -> Tensor:
+    """255 - |2 L - 255|: the largest difference of two channels at this lightness."""
+    return lightness.mul(2).sub_(255).abs_().neg_().add_(255)
