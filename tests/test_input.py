@@ -1,0 +1,99 @@
+"""Every sampler and augmentation in a run: interrupted anywhere, shared by ranks, and told where it is slow."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
+from trainer import assemble, checkpoint, compose, fit
+from trainer.run import Throughput
+from trainer.state import capture, restore
+
+FOLDER = Path(__file__).parent.parent / "configs"
+SMALL = ["data=digits", "model=mlp", "model.hidden=[16]", "batch_size=64", "limit_batches=6", "epochs=5", "threads=1"]
+IN_TURN = {  # options whose state or tables could leave a trace when a run is interrupted
+    group: sorted(path.stem for path in (FOLDER / group).glob("*.yaml")) for group in ("sampler", "augmentation")
+}
+OPTIONS = [f"{group}={option}" for group, options in IN_TURN.items() for option in options]
+
+
+def interrupted(overrides: list[str], steps: int, path: Path) -> dict[str, Any]:
+    """18 steps, of which the last ones come from a checkpoint in another run."""
+    run = make(overrides)
+    losses = advance(run, steps)
+    checkpoint.save(path, capture(run))
+    again = make(overrides)
+    restore(again, checkpoint.load(path))
+    return {"losses": losses + advance(again, 18 - steps), **state_of(again)}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_run_interrupted_anywhere_ends_with_the_same_bits(option: str, tmp_path: Path) -> None:
+    overrides = [*SMALL, option]
+    run = make(overrides)
+    whole = {"losses": advance(run, 18), **state_of(run)}
+    for steps in (3, 6, 11):  # in an epoch, at its end, in the next
+        assert difference(whole, interrupted(overrides, steps, tmp_path / "last.pt")) == {
+            "losses": 0.0, "model": 0.0, "optimizer": 0.0,
+        }  # fmt: skip
+
+
+SHARED = ["sampler=hard_examples", "augmentation=cutmix"]
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param(o, marks=[] if o in SHARED else [pytest.mark.slow]) for o in OPTIONS if o[-4:] != "none"]
+)
+def test_two_ranks_see_what_one_device_sees(option: str) -> None:
+    overrides = [*(o for o in SMALL if "epochs" not in o), option, "optimizer=momentum"]
+    alone = curve(overrides, 18, double=True)
+    for rank in spawn(2, curve, [*overrides, "parallelism=ddp", "parallelism.devices=2"], 18, True):
+        assert max(difference(alone, rank).values()) < 1e-9
+
+
+def test_hard_examples_come_more_often_once_they_are_known() -> None:
+    run = make([*(o for o in SMALL if "batch" not in o), "sampler=hard_examples", "sampler.power=4", "batch_size=32"])
+    first = [batch.indices for batch in run.batches.epoch(0)]
+    assert len(torch.cat(first).unique()) == len(run.splits.train)  # a plain shuffle
+    advance(run, len(first))
+    losses = run.batches.state_dict(lambda value: value)["running"]  # type: ignore[index]
+    drawn = torch.bincount(torch.cat([batch.indices for batch in run.batches.epoch(1)]), minlength=len(losses))
+    hardest = losses.topk(len(losses) // 10).indices
+    assert drawn[hardest].float().mean() > 1.5 * drawn.float().mean()
+
+
+class Slow:
+    """An augmentation that takes its time."""
+
+    def draw(self, num_samples: int, input_shape: Any, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"nothing": torch.zeros(num_samples)}
+
+    def __call__(self, images: torch.Tensor, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        time.sleep(0.6)
+        return images
+
+
+def test_a_loop_that_waits_for_data_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = assemble(compose([*SMALL, "every.log=1step"]), tmp_path)
+    run.batches._augmentation = Slow()
+    fit(run)
+    said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(said) == 1
+    assert "a cheaper augmentation, more threads or a GPU would help" in said[0]
+    share = int(said[0].partition("%")[0].split()[-1])
+    assert 50 < share <= 100
+
+
+def test_only_long_waiting_is_told() -> None:
+    def told(*readings: tuple[float, float]) -> float | None:
+        throughput = Throughput()
+        throughput.waits = list(readings)
+        return throughput.too_long()
+
+    assert told((9.0, 10.0)) is None  # the first reading: workers start
+    assert told((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
+    assert told((0.0, 1.0), (0.9, 5.0)) is None
+    assert told((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4)
