@@ -19,6 +19,7 @@ from trainer.signals import stop_request
 
 PROGRAM = Path(sys.executable).with_name("train")
 _VARIABLES = ("GEARSHIFT_DEBUG", "GEARSHIFT_TRUST", "HYDRA_FULL_ERROR", "DATA_ROOT", "GOMP_SPINCOUNT")
+SMALL = ["model=linear", "epochs=2", "batch_size=128", "every.log=3step", "seed=5", "threads=1"]
 
 
 @dataclass
@@ -101,3 +102,14 @@ def process(folder: Path) -> Train:
         return Done(done.returncode, done.stdout, done.stderr, time.perf_counter() - start)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that is complete, not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train"])
+        assert app.run([*SMALL, "hydra.run.dir=run"]) == 0
+    return folder / "run"

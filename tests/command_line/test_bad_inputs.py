@@ -15,8 +15,6 @@ import torch
 import yaml
 from conftest import Done, Train, listing
 
-from trainer import app
-
 OPTIONS = {
     "model/broken.yaml": "# Broken\n_target_: [trainer.models.mlp.mlp\nhidden: 3\n",
     "model/listed.yaml": "- 1\n- 2\n",
@@ -466,17 +464,6 @@ def test_what_is_not_utf8_is_refused(train: Train, place: Path) -> None:
 # --- recorded runs ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that is complete, not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["train"])
-        assert app.run(["model=linear", "steps=2", "schedule=constant", "hydra.run.dir=run", "batch_size=32"]) == 0
-    return folder / "run"
-
-
 @pytest.fixture
 def run(trained: Path, place: Path) -> Path:
     """A copy of it."""
@@ -528,8 +515,8 @@ def test_words_after_a_run(train: Train, run: Path) -> None:
 def test_a_damaged_configuration_is_code_65(command: str, train: Train, run: Path) -> None:
     good = (run / "config.yaml").read_text()
     for damaged in ("", "{", "- 1", "seed: 1", good.replace("epochs", "epoxhs"), good.replace("choices:", "choises:"),
-                    good.replace("  schedule: constant", "  shedule: constant"),
-                    good.replace("batch_size: 32", "batch_size: x"), "\x00" + good):  # fmt: skip
+                    good.replace("  schedule: cosine_warmup", "  shedule: cosine_warmup"),
+                    good.replace("batch_size: 128", "batch_size: x"), "\x00" + good):  # fmt: skip
         (run / "config.yaml").write_text(damaged)
         before = listing(run.parent)
         check(train(command, "run"), ("run/config.yaml & damaged",), 65)

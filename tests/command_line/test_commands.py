@@ -17,12 +17,11 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line.conftest import PROGRAM, Train, listing
-from trainer import app, checkpoint
+from tests.command_line.conftest import PROGRAM, SMALL, Train, listing
+from trainer import checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-SMALL = ["model=linear", "epochs=2", "batch_size=128", "every.log=3step", "seed=5", "threads=1"]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -34,17 +33,6 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return found
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that is complete, not to be changed."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["train"])
-        assert app.run([*SMALL, "hydra.run.dir=run"]) == 0
-    return folder / "run"
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import assembly, compose
+from trainer import assembly, compose, place
 from trainer.blueprint import draw
 from trainer.config import Config
+from trainer.evaluation import confusion_matrix, evaluate
 from trainer.place import Place, take
 from trainer.run import Run
 from trainer.step import train_step
@@ -135,3 +137,47 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
         if state[key] is not None
     ]
     return {"losses": losses, "model": model, "optimizer": max(kept, default=0.0)}
+
+
+@cache
+def reference(overrides: tuple[str, ...], double: bool, steps: int = 50) -> dict[str, Any]:
+    """The curve of one device, with one thread as the ranks have."""
+    threads = torch.get_num_threads()
+    try:
+        return curve([*overrides, "parallelism=single"], steps, double)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+
+
+def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: int = 50) -> list[dict[str, Any]]:
+    """Several runs one after the other in the same processes."""
+    return [anew(number, curve, [*row, *words], steps, double) for number, (row, double) in enumerate(rows)]
+
+
+def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Another run in the same processes, with a store in which no earlier one has left anything."""
+    here, store = place.place(), place.open_store()
+    place.take(here, lambda: dist.PrefixStore(f"run {number}", store))
+    try:
+        return function(*arguments)
+    finally:
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+        place.take(here, lambda: store)
+
+
+def trained(run: Run, steps: int) -> dict[str, Any]:
+    """A curve with an evaluation before, between and after, and a round trip through the whole state at its end,
+    which must change nothing."""
+    found = evaluate(run, run.splits.val, "before")
+    losses = advance(run, steps // 2)
+    matrix = confusion_matrix(run, run.splits.val)
+    losses += advance(run, steps - steps // 2)
+    norm = run.guard.read()[0]
+    found |= evaluate(run, run.splits.val, "after")
+    before = state_of(run)
+    run.strategy.load_state_dict(run.model, {name: value + 0 for name, value in before["model"].items()})
+    run.strategy.load_optimizer_state(run.model, run.optimizer, before["optimizer"])
+    return {"losses": losses, **state_of(run), "before": before, "metrics": found, "matrix": matrix, "norm": norm}

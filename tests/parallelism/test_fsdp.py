@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parallelism.harness import advance, difference, make, spawn, state_of
-from trainer.evaluation import confusion_matrix, evaluate
+from tests.parallelism.harness import difference, make, spawn, trained
 from trainer.parallelism.fsdp import FullySharded, _units
 from trainer.step import train_step
 
@@ -16,26 +15,16 @@ LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[10]", "mod
 MLP = [*BASE, "model=mlp", "model.hidden=[16]", "model.norm=batch"]
 
 
-def trained(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
-    """A curve with evaluations before, between and after, and what of the model the rank keeps."""
+def sharded(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
+    """A curve, and what of the model the rank keeps."""
     run = make([*overrides, f"steps={steps}"], double)
-    found = evaluate(run, run.splits.val, "before")
-    losses = advance(run, steps // 2)
-    matrix = confusion_matrix(run, run.splits.val)
-    losses += advance(run, steps - steps // 2)
-    norm = run.guard.read()[0]
-    found |= evaluate(run, run.splits.val, "after")
-    before = state_of(run)  # and the round trip through the whole state changes nothing
-    run.strategy.load_state_dict(run.model, {name: value + 0 for name, value in before["model"].items()})
-    run.strategy.load_optimizer_state(run.model, run.optimizer, before["optimizer"])
+    found = trained(run, steps)
     kept = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
     kept_state = sum(
         value.numel() for state in run.optimizer.state.values() for key, value in state.items() if key != "step"
     )
-    return {
-        "losses": losses, **state_of(run), "before": before, "metrics": found, "matrix": matrix, "norm": norm,
-        "kept": kept, "kept_state": kept_state, "sharded": [type(p).__name__ for p in run.model.parameters()],
-    }  # fmt: skip
+    kinds = [type(p).__name__ for p in run.model.parameters()]
+    return {**found, "kept": kept, "kept_state": kept_state, "sharded": kinds}
 
 
 # 1437 samples in batches of 700: the third has 37, which no number of ranks divides
@@ -54,8 +43,8 @@ ROWS = [
 @pytest.mark.parametrize(("model", "words", "world_size", "double"), ROWS)
 def test_equals_one_device(model: list[str], words: list[str], world_size: int, double: bool) -> None:
     steps = 4 if "batch_size=700" in words else 50
-    [reference] = spawn(1, trained, [*model, *words, "parallelism=single"], steps, double)
-    answers = spawn(world_size, trained, [*model, *words, "parallelism=fsdp"], steps, double)
+    [reference] = spawn(1, sharded, [*model, *words, "parallelism=single"], steps, double)
+    answers = spawn(world_size, sharded, [*model, *words, "parallelism=fsdp"], steps, double)
     for answer in answers:
         assert max(difference(reference, answer).values()) < (1e-12 if double else 1e-5)
         assert difference(answer | answer["before"], answer) == {"losses": 0, "model": 0, "optimizer": 0}

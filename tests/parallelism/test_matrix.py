@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from benchmarks import parallel
-from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
+from tests.parallelism.harness import advance, anew, curves, difference, make, reference, spawn, state_of
 from trainer import place
 from trainer.composition import config_folder
 from trainer.parallelism import ddp
@@ -69,36 +68,7 @@ def needed(strategy: str) -> None:
         pytest.skip(f"no parallelism={strategy}")
 
 
-@cache
-def reference(overrides: tuple[str, ...], double: bool, steps: int = STEPS) -> dict[str, Any]:
-    """The curve of one device, with one thread as the ranks have."""
-    threads = torch.get_num_threads()
-    try:
-        return curve([*overrides, "parallelism=single"], steps, double)
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(False)
-
-
 # --- what the ranks do ------------------------------------------------------------------------------------
-
-
-def curves(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
-    """Several runs one after the other in the same processes."""
-    return [anew(number, curve, [*row, *words], STEPS, double) for number, (row, double) in enumerate(rows)]
-
-
-def anew(number: int, function: Any, *arguments: Any) -> Any:
-    """With a store in which no earlier run has left anything."""
-    here, store = place.place(), place.open_store()
-    place.take(here, lambda: dist.PrefixStore(f"run {number}", store))
-    try:
-        return function(*arguments)
-    finally:
-        if dist.is_initialized():
-            dist.barrier()
-            dist.destroy_process_group()
-        place.take(here, lambda: store)
 
 
 def differences(strategy: str, world_size: int, rows: list[Row]) -> list[dict[str, float]]:

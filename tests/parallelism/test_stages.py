@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parallelism.harness import advance, difference, make, spawn, state_of
+from tests.parallelism.harness import difference, make, spawn, trained
 from trainer import compose
 from trainer.blueprint import draw
 from trainer.errors import ConfigurationError
-from trainer.evaluation import confusion_matrix, evaluate
 from trainer.parallelism.pipeline import Pipeline, cut, largest_divisor
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
@@ -102,25 +101,14 @@ def test_dropout_that_is_no_product_is_refused() -> None:
 # --- against one device -----------------------------------------------------------------------------------
 
 
-def trained(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
-    """A curve with an evaluation before, between and after, and what the rank had of the model."""
+def staged(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
+    """A curve, and what the rank had of the model."""
     run = make([*overrides, f"steps={steps}"], double)
-    found = evaluate(run, run.splits.val, "before")
-    losses = advance(run, steps // 2)
-    matrix = confusion_matrix(run, run.splits.val)
-    losses += advance(run, steps - steps // 2)
-    norm = run.guard.read()[0]
-    found |= evaluate(run, run.splits.val, "after")
+    found = trained(run, steps)
     strategy = run.strategy
-    counts = (
-        {s[0]: k._n_microbatches for s, (k, _) in strategy._schedules.items()} if isinstance(strategy, Pipeline) else {}
-    )
-    before = state_of(run)  # and the round trip through the whole state changes nothing
-    strategy.load_state_dict(run.model, {name: value + 0 for name, value in before["model"].items()})
-    strategy.load_optimizer_state(run.model, run.optimizer, before["optimizer"])
+    schedules = strategy._schedules.items() if isinstance(strategy, Pipeline) else ()
     return {
-        "losses": losses, **state_of(run), "before": before, "metrics": found, "matrix": matrix, "norm": norm,
-        "counts": counts,
+        **found, "counts": {shape[0]: schedule._n_microbatches for shape, (schedule, _) in schedules},
         "own": [name for name, _ in run.model.named_parameters()], "kind": type(run.optimizer).__name__,
     }  # fmt: skip
 
@@ -144,8 +132,8 @@ ROWS = [
 def test_equals_one_device(model: list[str], words: list[str], world_size: int, double: bool) -> None:
     steps = 4 if world_size == 2 and "batch_size=700" in words else 50
     alone = [word for word in words if not word.startswith("parallelism")]
-    [reference] = spawn(1, trained, [*model, *alone, "parallelism=single"], steps, double)
-    answers = spawn(world_size, trained, [*model, *words, "parallelism=pipeline"], steps, double)
+    [reference] = spawn(1, staged, [*model, *alone, "parallelism=single"], steps, double)
+    answers = spawn(world_size, staged, [*model, *words, "parallelism=pipeline"], steps, double)
     for answer in answers:
         assert max(difference(reference, answer).values()) < (1e-12 if double else 1e-5)
         assert difference(answer | answer["before"], answer) == {"losses": 0, "model": 0, "optimizer": 0}

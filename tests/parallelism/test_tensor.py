@@ -1,7 +1,5 @@
 """Layers shared by a group of ranks: each kind against the whole layer, and whole runs against one device."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -9,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
-from trainer import compose, place
+from tests.parallelism.harness import advance, curves, difference, make, reference, spawn, state_of
+from trainer import compose
 from trainer.blueprint import draw
 from trainer.errors import ConfigurationError
 from trainer.evaluation import evaluate
@@ -33,33 +31,6 @@ Row = tuple[tuple[str, ...], bool]
 
 def row(model: list[str], *words: str, double: bool = True) -> Row:
     return (*PROBLEM, *model, *words), double
-
-
-@cache
-def reference(overrides: tuple[str, ...], double: bool, steps: int) -> dict[str, Any]:
-    """The curve of one device, with one thread as the ranks have."""
-    threads = torch.get_num_threads()
-    try:
-        return curve([*overrides, "parallelism=single"], steps, double)
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(False)
-
-
-def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Another run in the same processes, with a store in which the one before has left nothing."""
-    here, store = place.place(), place.open_store()
-    place.take(here, lambda: dist.PrefixStore(f"run {number}", store))
-    try:
-        return function(*arguments)
-    finally:
-        dist.barrier()
-        dist.destroy_process_group()
-        place.take(here, lambda: store)
-
-
-def curves(rows: list[Row], words: list[str], steps: int) -> list[dict[str, Any]]:
-    return [anew(i, curve, [*overrides, *words], steps, double) for i, (overrides, double) in enumerate(rows)]
 
 
 def assert_equal_to_single(strategy: str, world_size: int, rows: list[Row], steps: int = 50) -> None:
