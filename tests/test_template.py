@@ -112,6 +112,19 @@ def test_the_page_runs_as_it_stands(project: Path) -> None:
     assert str(results[0]["test"]) in printed
 
 
+def test_the_dataset_of_the_page_is_read_and_learnt(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.setenv("GEARSHIFT_TRUST", "mypackage")
+    for name in ("mypackage", "mypackage.halves"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    run = assemble(compose(["data=halves", "model=linear", "epochs=20"], config_dir="my_options"))
+    facts = run.blueprint.facts
+    assert (facts.num_train, facts.num_val, facts.num_test) == (360, 40, 100)
+    assert (facts.input_shape, facts.class_names) == ((1, 8, 8), ("left", "right"))
+    result = fit(run)
+    assert result.test is not None and result.test["test/accuracy"] > 0.95
+
+
 def test_options_of_ones_own_are_in_the_help(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_help(["--config-dir", "my_options", "--help"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

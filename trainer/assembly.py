@@ -1,6 +1,7 @@
 """From a checked configuration to a run, in one fixed order: the wiring diagram of the program."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from functools import cache
@@ -28,10 +29,13 @@ from trainer.place import place
 from trainer.precision import LossScale
 from trainer.randomness import StepRandomness, seed_for
 from trainer.report import Report
+from trainer.reporting.pixels import as_levels
 from trainer.reporting.terminal import Terminal
 from trainer.run import Run
 from trainer.run_folder import Lock
 from trainer.state import FORMAT, is_planned, restore
+
+_PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
 
 
 def assemble(
@@ -104,15 +108,8 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
         model, compute, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
         loss_scale, blueprint.dtype, blueprint.micro_batch, getattr(sampler, "observe", None),
     )  # fmt: skip
-    images = splits.train.images_NCHW
-    batches = TrainingBatches(
-        images.to(device) if isinstance(images, torch.Tensor) else images, splits.train.targets_N.to(device),
-        batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
-        seed=config["seed"],
-        sampler=sampler, augmentation=build(config["augmentation"], "augmentation"),
-        preprocessing=preprocessing, strategy=strategy, channels_last=channels_last,
-        num_classes=blueprint.facts.num_outputs,
-    )  # fmt: skip
+    augmentation = build(config["augmentation"], "augmentation")
+    batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
     if device.type == "cpu":  # the same images in the layout that training reads: the first one is let go
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
@@ -124,6 +121,28 @@ def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
         loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
         diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
         replica=lambda: put_together(draw(config | {"parallelism": SINGLE}), splits),
+    )  # fmt: skip
+
+
+def make_batches(
+    blueprint: Blueprint,
+    train: Any,
+    sampler: Any,
+    augmentation: Any,
+    preprocessing: nn.Module,
+    *,
+    channels_last: bool = False,
+    room: float | None = None,
+) -> TrainingBatches:
+    """The training batches of a run, on its device; see `TrainingBatches`. `room` is what the data set leaves."""
+    config, device, images = blueprint.config, blueprint.device, train.images_NCHW
+    if room is None:
+        room = blueprint.data.room() if device.type == "cpu" and hasattr(blueprint.data, "room") else math.inf
+    return TrainingBatches(
+        images.to(device) if isinstance(images, torch.Tensor) else images, train.targets_N.to(device),
+        batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
+        seed=config["seed"], sampler=sampler, augmentation=augmentation, preprocessing=preprocessing,
+        strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs, room=room,
     )  # fmt: skip
 
 
@@ -253,9 +272,11 @@ def announce(run: Run, resumed: bool) -> None:
     board = run.report.tensorboard
     board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
     board.start_hparams(hyper_parameters(config))
-    images = next(run.batches.epoch(0)).images[:64].float().cpu()
-    low, high = images.amin(), images.amax()
-    board.images("train/first_batch", (images - low) / (high - low).clamp(min=1e-12), 0)
+    if facts.kind == "images":
+        # as the preprocessing is given them: in their own colours, where whitened ones would be none
+        images = next(run.batches.before_preprocessing().epoch(0)).images
+        count = max(1, min(64, _PIXELS_SHOWN // (images.shape[2] * images.shape[3])))
+        board.images("train/first_batch", as_levels(images[:count], run.batches.images), 0)
 
 
 def hyper_parameters(config: Config) -> dict[str, Any]:
@@ -302,6 +323,9 @@ def load_data(blueprint: Blueprint) -> Any:
         shape = tuple(part.images_NCHW.shape)
         if shape != (count, *facts.input_shape) or len(part.targets_N) != count:
             raise DataError(f"data: the {name} part has images {shape}; its facts say {(count, *facts.input_shape)}")
+        wanted = torch.float32 if facts.kind == "features" else torch.uint8
+        if isinstance(part.images_NCHW, torch.Tensor) and part.images_NCHW.dtype != wanted:
+            raise DataError(f"data: the {name} part has {part.images_NCHW.dtype}; {facts.kind} are {wanted}")
         if facts.task == "classification" and not 0 <= part.targets_N.min() <= part.targets_N.max() < facts.num_outputs:
             raise DataError(f"data: the {name} part has classes outside 0..{facts.num_outputs - 1}")
     return splits

@@ -3,16 +3,21 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.parallelism.strategy import Strategy
+from trainer.preprocessing import ToFloat
 from trainer.randomness import generator_for
 
-# several small batches are gathered, augmented and normalised in one go: about 4 MB, half an L2 cache or so
-_SLAB_BYTES = 4 << 20
+# several small batches are gathered, augmented and normalised in one go: what that costs whatever their size is
+# shared, and what comes out is not yet pushed out of the caches when it is used
+_SLAB_BYTES = 8 << 20
+# on the CPU, what is done to each pixel alone is done to some of these at a time, which stay in the L2 cache meanwhile
+_PART_BYTES = 1 << 20
 
 
 class Batch(NamedTuple):
@@ -117,6 +122,12 @@ class TrainingBatches:
                     yield batch
                 place += batch.num_global
 
+    def before_preprocessing(self) -> "TrainingBatches":
+        """The same batches as the preprocessing is given them, 0..255; what is mixed is mixed from these."""
+        found = copy(self)
+        found._preprocessing = ToFloat()
+        return found
+
     def _draw(self, epoch: int) -> dict[str, Tensor] | None:
         if self._augmentation is None:
             return None
@@ -211,10 +222,7 @@ class TrainingBatches:
         return images
 
     def _batches(self, slab: Slab, images: Tensor) -> Iterator[Batch]:
-        # what is float32 by now is ours to overwrite
-        in_place: Any = getattr(self._preprocessing, "transform_", None)
-        owned = images.dtype == torch.float32 and in_place is not None
-        images = in_place(images) if owned else self._preprocessing(images)
+        images = self._preprocessed(images)
         indices = slab.indices if slab.own is None else slab.indices[slab.own]
         targets = self.targets.index_select(0, indices.to(self._device, non_blocking=True))
         if self._mixes:
@@ -223,6 +231,24 @@ class TrainingBatches:
         parts = zip(images.split(slab.sizes), targets.split(slab.sizes), indices.split(slab.sizes), strict=True)
         for (image, target, index), count in zip(parts, slab.counts, strict=True):
             yield Batch(image, target, count, index)
+
+    def _preprocessed(self, images: Tensor) -> Tensor:
+        """float32 in the layout that the model wants; a few images at a time, which stay in the cache meanwhile."""
+        in_place: Any = getattr(self._preprocessing, "transform_", None)
+        if in_place is None:
+            ready: Tensor = self._preprocessing(images)
+            return ready
+        owned = images.dtype == torch.float32  # by now that is ours to overwrite
+        ready = images if owned else self._empty(images.shape)
+        size = max(1, _PART_BYTES // (math.prod(self._shape) * 4)) if self._device.type == "cpu" else len(images)
+        for some, floats in zip(images.split(size), ready.split(size), strict=True):
+            done = in_place(floats if owned else floats.copy_(some))
+            if done is not floats:
+                floats.copy_(done)
+        return ready
+
+    def _empty(self, shape: torch.Size) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self._device, memory_format=self._layout)
 
     def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""

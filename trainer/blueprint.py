@@ -6,6 +6,7 @@ no memory) and the rules between them. All problems are raised together.
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,10 @@ def draw(config: Config) -> Blueprint:
 
 def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[str]) -> Blueprint:
     data, loss, strategy = parts["data"], parts["loss"], parts.get("parallelism")
-    facts = data.facts()
+    try:
+        facts = data.facts()
+    except (ValueError, OSError) as error:  # a folder has to be looked at
+        raise ConfigurationError([*found, _line("data", error)]) from error
     found += _data_problems(config, data, facts)
     samples = facts.num_train
     batch_size = samples if config["batch_size"] == "full" else config["batch_size"]
@@ -120,7 +124,9 @@ def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[s
     total_steps = config["steps"] or config["epochs"] * steps_per_epoch
     found += _metric_problems(config, loss, facts)
     found += _augmentation_problems(config, parts.get("augmentation"), loss, facts)
-    found += _sampler_problems(config, parts.get("sampler"), loss, strategy)
+    found += _sampler_problems(config, parts.get("sampler"), loss, facts, strategy)
+    if hasattr(parts.get("preprocessing"), "check"):
+        _collect(found, lambda: _check_preprocessing(parts["preprocessing"], facts))
     found += _contradictions(config, total_steps)
     device = torch.device("cpu")
     try:
@@ -156,7 +162,7 @@ def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[s
     if "optimizer" not in broken:
         _collect(found, lambda: _check_optimizer(blueprint))
     if "model" not in broken:
-        _collect(found, lambda: _check_model(blueprint))
+        _collect(found, lambda: _check_model_of(blueprint))
     if found:
         raise ConfigurationError(found)
     return blueprint
@@ -266,11 +272,17 @@ def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
         try:
             check()
         except (ValueError, OSError) as error:
-            lines.append(f"data.{one_line(error)}" if str(error).startswith("root=") else f"data: {one_line(error)}")
+            lines.append(_line("data", error))
         yield from lines
     start = config["init_from"]
     if start is not None and not (Path(start).is_file() or (Path(start) / "checkpoints").is_dir()):
         yield f"init_from={start}: is neither a run folder nor a file"
+
+
+def _line(group: str, error: Exception) -> str:
+    """What a part says, with the key that it names, or that of the group."""
+    joint = "." if re.match(r"\w+=", str(error)) else ": "
+    return f"{group}{joint}{one_line(error)}"
 
 
 def _contradictions(config: Config, total_steps: int) -> Iterator[str]:
@@ -298,6 +310,15 @@ def _metric_problems(config: Config, loss: Any, facts: Any) -> Iterator[str]:
 
 
 def _augmentation_problems(config: Config, augmentation: Any, loss: Any, facts: Any) -> Iterator[str]:
+    if augmentation is not None and facts.kind != "images":
+        option, data = config["choices"].get("augmentation"), config["choices"].get("data")
+        yield f"augmentation={option}: changes images; data={data} has {facts.kind}; leave augmentation=none"
+        return
+    if augmentation is not None:
+        try:
+            augmentation.draw(2, tuple(facts.input_shape), torch.Generator())
+        except ValueError as error:  # an operation that asks more of the images than there is
+            yield _line("augmentation", error)
     mixing = getattr(augmentation, "mixing", None)
     if mixing is None:
         return
@@ -308,16 +329,25 @@ def _augmentation_problems(config: Config, augmentation: Any, loss: Any, facts: 
         yield f"augmentation.{mixing}: needs a loss that takes a probability of each class; loss={option} does not"
 
 
-def _sampler_problems(config: Config, sampler: Any, loss: Any, strategy: Any) -> Iterator[str]:
-    """A sampler that learns from the losses has to be told them, by all ranks."""
+def _sampler_problems(config: Config, sampler: Any, loss: Any, facts: Any, strategy: Any) -> Iterator[str]:
+    """A sampler that learns from the losses has to be told them, by all ranks; some ask for classes."""
+    option = config["choices"].get("sampler", "sampler")
+    if getattr(sampler, "needs_classes", False) and facts.task != "classification":
+        yield f"sampler={option}: chooses by class; data={config['choices'].get('data', 'data')} has none"
     if not hasattr(sampler, "observe"):
         return
-    option = config["choices"].get("sampler", "sampler")
     if not hasattr(loss, "each"):
         yield f"sampler={option}: asks for the loss of each sample; loss={config['choices'].get('loss')} has no `each`"
     if not getattr(strategy, "is_synchronous", True):
         parallelism = config["choices"].get("parallelism")
         yield f"sampler={option}: every rank must know every loss; parallelism={parallelism} does not wait for them"
+
+
+def _check_preprocessing(preprocessing: Any, facts: Any) -> None:
+    try:
+        preprocessing.check(tuple(facts.input_shape))
+    except ValueError as error:
+        raise ConfigurationError(_line("preprocessing", error)) from error
 
 
 def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
@@ -336,6 +366,18 @@ def _check_optimizer(blueprint: Blueprint) -> None:
         )
     if needs_closure and blueprint.dtype is torch.float16:
         raise ConfigurationError("precision=fp16: cannot be scaled under an optimizer that evaluates a closure")
+
+
+def _check_model_of(blueprint: Blueprint) -> None:
+    """`_check_model`, and which models there are for features."""
+    try:
+        _check_model(blueprint)
+    except ConfigurationError as error:
+        choices = blueprint.config["choices"]
+        if blueprint.facts.kind == "images" or choices.get("model") in ("linear", "mlp"):
+            raise
+        why = f"data={choices.get('data')} has features, which model=mlp and model=linear take"
+        raise ConfigurationError(f"{problem}; {why}" for problem in error.problems) from error
 
 
 def _check_model(blueprint: Blueprint) -> None:

@@ -1,4 +1,4 @@
-"""How long a run takes and how much memory it needs, from a few real steps on random images."""
+"""How long a run takes and how much memory it needs, from a few real steps on random samples."""
 
 import itertools
 import time
@@ -30,7 +30,7 @@ class Estimate:
     """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
 
     `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
-    micro-batch keeps for the backward pass. `data` counts the uint8 images and the targets of all parts.
+    micro-batch keeps for the backward pass. `data` counts the images (or features) and the targets of all parts.
     Outside it stay Python, libraries and the operations' own work space.
     """
 
@@ -50,7 +50,7 @@ class Estimate:
 
 
 def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
-    """Take optimizer steps of this run, on one device, on random images for about `seconds`.
+    """Take optimizer steps of this run, on one device, on random samples for about `seconds`.
 
     Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
     Nothing is written, and the run's data are not read. Raises ConfigurationError or DataError as assembling
@@ -138,7 +138,11 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
 
 
 def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Part:
-    images_NCHW = torch.randint(256, (count, *facts.input_shape), dtype=torch.uint8, generator=generator)
+    shape = (count, *facts.input_shape)
+    if facts.kind == "features":
+        images_NCHW = torch.randn(shape, generator=generator)
+    else:
+        images_NCHW = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     if facts.task == "regression":
         return Part(images_NCHW, torch.randn(count, facts.num_outputs, generator=generator))
     return Part(images_NCHW, torch.randint(facts.num_outputs, (count,), generator=generator))
@@ -188,6 +192,7 @@ def _activations(run: Run, num_samples: int) -> int:
 
 def _saved_bytes(run: Run, count: int) -> int:
     part = _random_part(run.blueprint.facts, count, torch.Generator().manual_seed(0))
+    assert isinstance(part.images_NCHW, Tensor)
     images = run.preprocessing(part.images_NCHW.to(run.device))
     known = {tensor.untyped_storage().data_ptr() for tensor in [*run.model.parameters(), *run.model.buffers()]}
     kept: dict[int, Any] = {}
@@ -213,5 +218,5 @@ def _bytes(tensors: list[Any]) -> int:
 
 def _data_bytes(facts: DataFacts) -> int:
     target = 4 * facts.num_outputs if facts.task == "regression" else 8
-    image = torch.Size(facts.input_shape).numel()
+    image = torch.Size(facts.input_shape).numel() * (4 if facts.kind == "features" else 1)
     return (facts.num_train + facts.num_val + facts.num_test) * (image + target)

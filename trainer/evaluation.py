@@ -1,12 +1,15 @@
 """Metrics of a model over a whole part of the data."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.losses import CrossEntropy
 from trainer.metrics import Meter
 from trainer.run import Run
+from trainer.test_time import TestTime
 
 
 def evaluate(run: Run, part: Any, prefix: str) -> dict[str, float]:
@@ -24,6 +27,38 @@ def evaluate(run: Run, part: Any, prefix: str) -> dict[str, float]:
     run.model.train()
     values = run.strategy.broadcast(meter.read(run.strategy.sum))
     return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def evaluate_views(run: Run, part: Any, prefix: str, test_time: TestTime) -> dict[str, float]:
+    """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
+
+    Cross-entropy is taken of these probabilities, with its base and smoothing: -log p[target] without. Another
+    loss is one of outputs, which an average of probabilities has none of: it is left out.
+    """
+    has_loss = isinstance(run.blueprint.loss, CrossEntropy)
+    run.model.eval()
+    meter = Meter(run.blueprint.metrics)
+    with torch.inference_mode(), run.strategy.evaluating(run.model):
+        for images, targets in run.raw_evaluation_batches(part):
+            outputs = log_probabilities(run, images, test_time)
+            loss = run.blueprint.loss(outputs, targets) if has_loss else outputs.new_zeros(())
+            meter.add(loss, outputs, targets)
+    run.model.train()
+    values = run.strategy.broadcast(meter.read(run.strategy.sum))
+    return {f"{prefix}/{name}": value for name, value in values.items() if has_loss or name != "loss"}
+
+
+def log_probabilities(run: Run, images_NCHW: Tensor, test_time: TestTime) -> Tensor:
+    """float32 (N, K): the logarithm of the class probabilities' average over views of these uint8 images."""
+    total: Tensor | None = None
+    num_views = 0
+    for view, count in test_time.views(images_NCHW):
+        outputs = run.closure.forward(run.prepared(view)).float()
+        weighted = outputs.log_softmax(1) + math.log(count)
+        total = weighted if total is None else torch.logaddexp(total, weighted)
+        num_views += count
+    assert total is not None
+    return total - math.log(num_views)
 
 
 def confusion_matrix(run: Run, part: Any) -> Tensor:

@@ -141,16 +141,25 @@ class Run:
 
     def evaluation_batches(self, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share of a part of the data, preprocessed, about 4 MB of images at a time (or a batch)."""
+        for images, targets in self.raw_evaluation_batches(part):
+            yield self.prepared(images), targets
+
+    def raw_evaluation_batches(self, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same images as they are stored, on the device."""
         images, targets = part.images_NCHW, part.targets_N
         size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, math.prod(images.shape[1:]) * 4))
         if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
             size = self.closure.micro_batch
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         chunks = torch.arange(len(targets)).split(size * self.strategy.data_size)
         shares = [chunk[self.strategy.share(len(chunk))] for chunk in chunks]
         for share, image in zip(shares, _read(images, shares), strict=True):
-            ready = self.preprocessing(image.to(self.device)).contiguous(memory_format=layout)
-            yield ready, targets[share].to(self.device)
+            yield image.to(self.device), targets[share].to(self.device)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images as the model takes them: preprocessed, in its memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        ready: Tensor = self.preprocessing(images)
+        return ready.contiguous(memory_format=layout)
 
     def close(self) -> None:
         """Let go of files and folder; safe to call again."""

@@ -419,3 +419,21 @@ def test_real_cifar10(data_root, tmp_path):
     source = torchvision.datasets.CIFAR10(tmp_path, train=False)
     assert np.array_equal(splits.test.images_NCHW.permute(0, 2, 3, 1).numpy(), source.data)
     assert source.classes == list(CIFAR10.class_names)
+
+
+def test_what_does_not_fit_the_limit_is_read_from_a_file(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole, limited = (FashionMNIST(str(data_root), memory_limit=limit) for limit in ("1GB", "20MB"))
+    assert "in memory" in whole.storage()["images"] and "read from a file" in limited.storage()["images"]
+    in_memory, in_file = whole.load(), limited.load()
+    assert in_memory.checksum() == in_file.checksum()
+    assert isinstance(in_file.train.images_NCHW, torch.Tensor)
+    assert list((tmp_path / "gearshift").iterdir()) == []  # a file without a name
+    assert whole.room() > 54_000 * 784 > limited.room()
+
+
+def test_a_limit_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"memory_limit=much: must be auto, a number of bytes, or such as"):
+        FashionMNIST(str(tmp_path), memory_limit="much")

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, column, draw_applied, draw_uniform, where
 from trainer.augmentation.ranges import check_number, check_range
+from trainer.augmentation.warp import parts
 
 # principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
 # columns, directions; the paper prints none, these are fb.resnet.torch's (S. Gross and M. Wilber, 2016)
 _COMPONENT_SIZES = (55.46, 4.794, 1.148)
 _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
+_PART = 1 << 17  # numbers; 512 KB, and as much again for what lies between
 _SCALE = 255 + 1 - 1e-3  # torchvision's way back from 0..1 to levels: floor(255.999 x)
 
 
@@ -27,20 +29,25 @@ def change_brightness(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
 
 def change_contrast(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
     """factor x + (1 - factor) m, m the mean of the image's grey."""
-    grey = _grey(images_NCHW) if images_NCHW.shape[1] == 3 else images_NCHW
+    grey = _grey(images_NCHW).unsqueeze(1) if images_NCHW.shape[1] == 3 else images_NCHW.clone()
     # a sum of whole numbers is exact in float32 below 2^24, whatever the order
     exact = torch.float32 if grey[0].numel() * 255 < 2**24 else torch.float64
-    mean = grey.flatten(1).mean(1, dtype=exact).to(torch.float32).view(-1, 1, 1, 1)
-    mean.mul_(column(1 - factors_N, images_NCHW))
-    return images_NCHW.mul_(column(factors_N, images_NCHW)).add_(mean).clamp_(0, 255).floor_()
+    mean = grey.mean((1, 2, 3), keepdim=True, dtype=exact)
+    return _blend(images_NCHW, grey.copy_(mean), factors_N)
 
 
 def change_saturation(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
     """factor x + (1 - factor) g, g the pixel's grey; what has not three channels stays as it is."""
     if images_NCHW.shape[1] != 3:
         return images_NCHW
-    grey = _grey(images_NCHW).unsqueeze(1).mul_(column(1 - factors_N, images_NCHW))
-    return images_NCHW.mul_(column(factors_N, images_NCHW)).add_(grey).clamp_(0, 255).floor_()
+    return _blend(images_NCHW, _grey(images_NCHW).unsqueeze(1), factors_N)
+
+
+def _blend(images_NCHW: Tensor, others: Tensor, factors_N: Tensor) -> Tensor:
+    """factor x + (1 - factor) other, in the two calls that torchvision makes, so that it is rounded as there; `others`
+    are as large as the images but for channels, since a number an image would take the slow way through addcmul."""
+    images_NCHW.mul_(column(factors_N, images_NCHW))
+    return images_NCHW.addcmul_(others, column(1 - factors_N, images_NCHW)).clamp_(0, 255).floor_()
 
 
 def _grey(images_N3HW: Tensor) -> Tensor:
@@ -52,21 +59,24 @@ def _grey(images_N3HW: Tensor) -> Tensor:
 def change_hue(images_NCHW: Tensor, shifts_N: Tensor) -> Tensor:
     """Turns hues by a share of the circle; what has not three channels stays as it is.
 
-    With hue h in sixths of the circle, a channel is max - (max - min) f((h + n) mod 6), n = 5, 3, 1 for red, green
-    and blue, f(k) = min(k, 4 - k) within 0..1: HSV and back without its tables.
+    With the hue h as a share of the circle, a channel is max - (max - min) f(6 ((h + n / 6) mod 1)), n = 5, 3, 1 for
+    red, green, blue, and f(k) = min(k, 4 - k) within 0..1: HSV and back without its cases.
     """
     if images_NCHW.shape[1] != 3:
         return images_NCHW
     red, green, blue = images_NCHW.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
-    hue = torch.where(green == high, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    hue = torch.where(red == high, green - blue, hue).div_(chroma.clamp(min=1))  # a grey pixel has chroma 0: any hue
-    hue.add_(column(6 * shifts_N, images_NCHW).squeeze(1))
-    for channel, offset in ((red, 5), (green, 3), (blue, 1)):
-        place = hue + offset
-        place.sub_(place.div(6).floor_(), alpha=6)
-        share = place.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
+    buffer = torch.empty_like(high)
+    # 6 chroma h of the channel that is the highest: picked by weights of 0 and 1, a third of the time of a mask
+    hue = (red - green).add_(chroma, alpha=4)
+    hue.lerp_((blue - red).add_(chroma, alpha=2), torch.eq(green, high, out=buffer))
+    hue.lerp_(green - blue, torch.eq(red, high, out=buffer))
+    hue.div_(torch.clamp(chroma, min=1, out=buffer).mul_(6))  # a grey pixel has chroma 0, and any hue
+    hue.add_(column(1 + shifts_N, images_NCHW).squeeze(1))  # above 0
+    for channel, n in ((red, 5), (green, 3), (blue, 1)):
+        turned = torch.add(hue, n / 6, out=buffer).frac_()
+        share = turned.sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
         torch.sub(high, share.mul_(chroma), out=channel)
     return images_NCHW.mul_(_SCALE / 255).floor_()
 
@@ -100,7 +110,7 @@ def sharpen(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
     inner.add_(beside[2 * W :]).add_(centre, alpha=4).mul_(1 / 13).round_().sub_(centre)
     for border in (change[..., 0, :], change[..., -1, :], change[..., 0], change[..., -1]):
         border.zero_()
-    return images_NCHW.add_(change.mul_(column(1 - factors_N, images_NCHW))).clamp_(0, 255).floor_()
+    return images_NCHW.addcmul_(change, column(1 - factors_N, images_NCHW)).clamp_(0, 255).floor_()
 
 
 def solarize(images_NCHW: Tensor, thresholds_N: Tensor) -> Tensor:
@@ -187,7 +197,7 @@ class _Graded:
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         values_N = rows[self._name]
         chosen_N = values_N != self._neutral
-        return where(images_NCHW.contiguous(), chosen_N, lambda images, k: self._change(images, values_N[k]))
+        return where(images_NCHW.contiguous(), chosen_N, lambda images, k: _by_parts(images, self._change, values_N[k]))
 
 
 class _InPlace(_Graded):
@@ -196,9 +206,19 @@ class _InPlace(_Graded):
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         values_N = rows[self._name]
-        if 2 * int((values_N != self._neutral).sum()) > len(values_N):
-            return self._change(images_NCHW.contiguous(), values_N)
-        return super().__call__(images_NCHW, rows)
+        chosen_N = _all_if_most(values_N != self._neutral)
+        return where(images_NCHW.contiguous(), chosen_N, lambda images, k: _by_parts(images, self._change, values_N[k]))
+
+
+def _by_parts(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """A change in place, of some images at a time: they stay in the cache from its first pass over them to its last."""
+    for part in parts(images_NCHW, _PART):
+        change(images_NCHW[part], *(column_N[part] for column_N in columns))
+    return images_NCHW
+
+
+def _all_if_most(chosen_N: Tensor) -> Tensor:
+    return torch.ones_like(chosen_N) if 2 * int(chosen_N.sum()) > len(chosen_N) else chosen_N
 
 
 class _Ungraded:
@@ -213,7 +233,7 @@ class _Ungraded:
         return {"applied": draw_applied(num_samples, self.probability, generator)}
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        return where(images_NCHW.contiguous(), rows["applied"], lambda images, _: self._change(images))
+        return where(images_NCHW.contiguous(), rows["applied"], lambda images, _: _by_parts(images, self._change))
 
 
 class Brightness(_InPlace):
@@ -275,7 +295,7 @@ class Gamma(_Graded):
     in the wrong order, `probability` not in 0..1.
     """
 
-    def __init__(self, gamma: tuple[float, float] = (0.8, 1.25), probability: float = 1.0) -> None:
+    def __init__(self, gamma: tuple[float, float] = (0.8, 1.25), probability: float = 0.5) -> None:
         self.gamma = check_range("gamma", gamma, 0)
         super().__init__("gamma", self.gamma, 1.0, change_gamma, probability)
 
@@ -299,7 +319,7 @@ class Sharpen(_Graded):
     `probability` not in 0..1.
     """
 
-    def __init__(self, factor: tuple[float, float] = (1.0, 2.0), probability: float = 0.5) -> None:
+    def __init__(self, factor: tuple[float, float] = (1.0, 2.0), probability: float = 0.2) -> None:
         self.factor = check_range("factor", factor, 0)
         super().__init__("factor", self.factor, 1.0, sharpen, probability)
 
@@ -359,7 +379,7 @@ class ColourShift:
     wrong order, `probability` not in 0..1.
     """
 
-    def __init__(self, levels: tuple[int, int] = (-20, 20), probability: float = 1.0) -> None:
+    def __init__(self, levels: tuple[int, int] = (-10, 10), probability: float = 0.5) -> None:
         check_probability(probability)
         self.levels = _check_whole("levels", levels, -255, 255)
         self.probability = probability
@@ -372,7 +392,7 @@ class ColourShift:
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         levels_NC = rows["levels"]
-        return where(images_NCHW, levels_NC.any(1), lambda images, k: shift_levels(images, levels_NC[k]))
+        return where(images_NCHW, _all_if_most(levels_NC.any(1)), lambda images, k: shift_levels(images, levels_NC[k]))
 
 
 class Lighting:
@@ -401,7 +421,7 @@ class Lighting:
         sizes_3, components_33 = (torch.tensor(t, dtype=torch.float64) for t in (_COMPONENT_SIZES, _COMPONENTS))
         along_N13 = (rows["alpha"] * sizes_3).unsqueeze(1)
         levels_N3 = (along_N13 * components_33).sum(2).round_()
-        return where(images_NCHW, levels_N3.any(1), lambda images, k: shift_levels(images, levels_N3[k]))
+        return where(images_NCHW, _all_if_most(levels_N3.any(1)), lambda images, k: shift_levels(images, levels_N3[k]))
 
 
 def _check_whole(name: str, values: tuple[int, int], low: int, high: int) -> tuple[int, int]:

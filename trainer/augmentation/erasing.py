@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.augmentation import counted
+from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
 from trainer.augmentation.ranges import check_range
 
@@ -62,7 +62,7 @@ class Erasing:
         for attempt in range(_TRIES):
             if len(open_K) == 0:
                 break
-            uniform_2K = counted.uniform(seeds_N[open_K], (2,), seeds_N.device, 1 + attempt).double().T
+            uniform_2K = uniform(seeds_N[open_K], (2,), seeds_N.device, 1 + attempt).double().T
             area_K = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniform_2K[0])
             ratio_K = (log_low + (log_high - log_low) * uniform_2K[1]).exp()
             h_K, w_K = (area_K * ratio_K).sqrt().round(), (area_K / ratio_K).sqrt().round()
@@ -85,7 +85,7 @@ class Erasing:
         if self.fill == "mean":
             fill = images_NCHW.sum((2, 3), keepdim=True, dtype=torch.float64).div_(H * W).round_().to(torch.float32)
         else:
-            fill = counted.uniform(rows["seed"], (C, H, W), images_NCHW.device).mul_(256).floor_()
+            fill = uniform(rows["seed"], (C, H, W), images_NCHW.device).mul_(256).floor_()
         return torch.where(kept, images_NCHW, fill)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation import counted
+from trainer.augmentation.counted import normal, uniform
 from trainer.augmentation.operation import (
     Rows,
     check_probability,
@@ -46,7 +46,7 @@ class GaussianNoise:
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
             shape = tuple(images_KCHW.shape[1:])
-            noise_KCHW = counted.normal(rows["seed"][indices_K], shape, images_KCHW.device)
+            noise_KCHW = normal(rows["seed"][indices_K], shape, images_KCHW.device)
             noise_KCHW.mul_(column(rows["std"][indices_K], images_KCHW)).trunc_()
             return images_KCHW.add_(noise_KCHW).clamp_(0, 255)
 
@@ -153,11 +153,11 @@ class Salt:
         def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
             H, W = images_KCHW.shape[2:]
             cells = (1, -(-H // self.cell), -(-W // self.cell))
-            uniform = counted.uniform(rows["seed"][indices_K], cells, images_KCHW.device)
-            uniform = uniform.repeat_interleave(self.cell, 2)[:, :, :H].repeat_interleave(self.cell, 3)[..., :W]
+            numbers = uniform(rows["seed"][indices_K], cells, images_KCHW.device)
+            numbers = numbers.repeat_interleave(self.cell, 2)[:, :, :H].repeat_interleave(self.cell, 3)[..., :W]
             amount = column(rows["amount"][indices_K], images_KCHW)
-            images_KCHW.masked_fill_(uniform < amount, 255)
-            return images_KCHW.masked_fill_(uniform < amount * self.pepper, 0)
+            images_KCHW.masked_fill_(numbers < amount, 255)
+            return images_KCHW.masked_fill_(numbers < amount * self.pepper, 0)
 
         return where(images_NCHW, rows["applied"], change)
 
@@ -253,7 +253,7 @@ class Superpixels:
             segment_KP = cells.cluster(self.compactness / self.cell, self.iterations)
             colour_KCS = cells.means(segment_KP)[:, :C].round()
             painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
-            uniform_KS = counted.uniform(rows["seed"][indices_K], (cells.count,), images_KCHW.device)
+            uniform_KS = uniform(rows["seed"][indices_K], (cells.count,), images_KCHW.device)
             share_K1 = rows["replaced"][indices_K].to(uniform_KS).unsqueeze(1)
             replaced_KP = (uniform_KS < share_K1).gather(1, segment_KP).unsqueeze(1)
             return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]

@@ -94,6 +94,19 @@ class Pipeline:
     def border(self, images_NCHW: Tensor, room: float = math.inf) -> "Moved | None":
         """Another layout of a whole set, from which the pipeline's first flip and crop are read faster; None when
         it does not begin with them, or when the layout takes more than `room` bytes."""
+        found = self._moves()
+        needed = self.border_bytes(tuple(images_NCHW.shape))
+        if found is None or needed is None or needed > room:
+            return None
+        return Moved(self, images_NCHW, *found)
+
+    def border_bytes(self, shape: tuple[int, ...]) -> int | None:
+        """What that layout takes for a set of this shape (N, C, H, W); None where there is none."""
+        found = self._moves()
+        return None if found is None else Bordered.size(shape, self._padding(found[2]))
+
+    def _moves(self) -> tuple[list[str], str | None, str] | None:
+        """The operations in front that are a flip and a crop: all names, the flip's, the crop's."""
         names: list[str] = []
         flip = crop = None
         for name, operation in self.operations.items():
@@ -104,9 +117,7 @@ class Pipeline:
             else:
                 break
             names.append(name)
-        if crop is None or Bordered.size(images_NCHW.shape, self._padding(crop)) > room:
-            return None
-        return Moved(self, images_NCHW, names, flip, crop)
+        return None if crop is None else (names, flip, crop)
 
     def _padding(self, crop: str) -> int:
         operation: Any = self.operations[crop]
@@ -131,7 +142,7 @@ class Moved:
         self.images_NCHW = self._bordered.images_NCHW
 
     def read(self, indices_N: Tensor, rows: Rows) -> Tensor:
-        """The augmented samples at these indices, float32, given their rows."""
+        """The augmented samples at these indices, given their rows."""
         offset_y_N, offset_x_N = rows[f"{self._crop}.offset_y"], rows[f"{self._crop}.offset_x"]
         flipped_N = None if self._flip is None else rows[f"{self._flip}.applied"]
         if flipped_N is not None and self._names[0] == self._flip:

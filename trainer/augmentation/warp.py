@@ -18,7 +18,7 @@ from trainer.augmentation.ranges import check_number, check_range
 
 Fill = Literal["black", "edge", "mirror"]
 _FAR = 1e4  # in halves of the image
-_PART = 1 << 17  # numbers
+_PART = 1 << 17  # pixels times channels; 512 KB
 _PADDING_MODES = {"black": "zeros", "edge": "border", "mirror": "reflection"}
 
 
@@ -37,17 +37,15 @@ def resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill = "black") ->
 
 def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
     height, width = images_NCHW.shape[2:]
-    halves = torch.tensor([[width / 2], [height / 2], [1]], dtype=torch.float64)
-    by_x_N31, by_y_N31, shift_N31 = (matrices_N33 / halves).split(1, 2)
+    device = images_NCHW.device
+    x_N3, y_N3, depth_N3 = matrices_N33.unbind(1)
     # a pixel's place is a sum of what its column and what its line says: two short vectors an image instead of a
     # product a pixel; as complex numbers x and y are added in one go
-    columns_N3W = by_x_N31 * centred(width) + shift_N31
-    lines_N3H = by_y_N31 * centred(height)
-    device = images_NCHW.device
-    columns_NW, lines_NH = _complex(columns_N3W, device), _complex(lines_N3H, device)
-    affine = bool((matrices_N33[:, 2] == torch.tensor([0, 0, 1])).all())
+    columns_NW, lines_NH = _sides(torch.complex(x_N3 / (width / 2), y_N3 / (height / 2)), height, width)
+    columns_NW, lines_NH = columns_NW.to(device, torch.complex64), lines_NH.to(device, torch.complex64)
+    affine = bool((depth_N3 == torch.tensor([0, 0, 1])).all())
     if not affine:
-        depth_NW, depth_NH = columns_N3W[:, 2].float().to(device), lines_N3H[:, 2].float().to(device)
+        depth_NW, depth_NH = (side.to(device, torch.float32) for side in _sides(depth_N3, height, width))
     for part in parts(images_NCHW):
         grids_NHW2 = torch.view_as_real(columns_NW[part].unsqueeze(1) + lines_NH[part].unsqueeze(2))
         if not affine:
@@ -58,10 +56,10 @@ def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
     return images_NCHW
 
 
-def parts(images_NCHW: Tensor) -> Iterator[slice]:
-    """All of a batch, on the CPU some of it at a time: memory that is in the cache takes half the time."""
+def parts(images_NCHW: Tensor, numbers: int = _PART) -> Iterator[slice]:
+    """All of a batch, on the CPU about so many numbers at a time: memory that is in the cache takes half the time."""
     num = len(images_NCHW)
-    size = num if images_NCHW.device.type != "cpu" else _PART // max(1, images_NCHW[:1].numel())
+    size = num if images_NCHW.device.type != "cpu" else numbers // max(1, images_NCHW[:1].numel())
     return (slice(start, start + max(1, size)) for start in range(0, num, max(1, size)))
 
 
@@ -77,9 +75,10 @@ def centred(size: int) -> Tensor:
     return torch.arange(size, dtype=torch.float64) - (size - 1) / 2
 
 
-def _complex(values_N3K: Tensor, device: torch.device) -> Tensor:
-    pairs_NK = torch.complex(values_N3K[:, 0], values_N3K[:, 1]).to(torch.complex64)
-    return pairs_NK.to(device, non_blocking=True)
+def _sides(weights_N3: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """NW and NH: what columns and lines say; weights of x, y and 1."""
+    by_x_N1, by_y_N1, shift_N1 = weights_N3.split(1, 1)
+    return by_x_N1 * centred(width) + shift_N1, by_y_N1 * centred(height)
 
 
 def check_fill(fill: Fill) -> Fill:
@@ -102,7 +101,8 @@ def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
     matrices_N33 = torch.zeros(num, 3, 3, dtype=torch.float64)
     for i, line in enumerate(entries):
         for j, entry in enumerate(line):
-            matrices_N33[:, i, j] = entry
+            if isinstance(entry, Tensor) or entry != 0:
+                matrices_N33[:, i, j] = entry
     return matrices_N33
 
 
@@ -251,8 +251,11 @@ class Perspective(Warp):
     by itself; the image is stretched between the moved corners.
 
     As torchvision's RandomPerspective, whose corners (0, 0) and (width - 1, height - 1) are taken in coordinates
-    in which pixel centres are at halves. Source: B "Data augmentation" (perspective transform). Raises ValueError:
-    `distortion` not in 0..1, `probability` not in 0..1, unknown `fill`.
+    in which pixel centres are at halves. Where three corners come to lie on a line (above a distortion of 0.6) the
+    image stays as it is.
+
+    Source: B "Data augmentation" (perspective transform). Raises ValueError: `distortion` not in 0..1, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     def __init__(self, distortion: float = 0.5, probability: float = 1.0, fill: Fill = "black") -> None:
@@ -272,13 +275,15 @@ class Perspective(Warp):
         return far_42 * torch.tensor([width - 1, height - 1]) + (1 - 2 * far_42) * inwards_N42
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
-        # columns scaled by the sides, so that everything stays a whole number and an unmoved frame the identity
-        sides_3 = torch.tensor([max(height - 1, 1), max(width - 1, 1), max(height - 1, 1) * max(width - 1, 1)])
-        back_N33 = _adjugate(_from_unit_square(self.corners(rows, height, width)) * sides_3)
-        matrices_N33 = _about_centre(back_N33, height, width)
-        matrices_N33 = matrices_N33 / matrices_N33[:, 2:, 2:]
-        # at distortion 1 corners may meet: no map leads back from a line
-        usable_N = rows["applied"] & matrices_N33.isfinite().flatten(1).all(1)
+        corners_N42 = self.corners(rows, height, width)
+        # columns scaled by the sides: everything stays a whole number, and an unmoved frame becomes the identity
+        sides_3 = torch.tensor([height - 1, width - 1, (height - 1) * (width - 1)])
+        matrices_N33 = _about_centre(_adjugate(_from_unit_square(corners_N42) * sides_3), height, width)
+        matrices_N33 = matrices_N33 / matrices_N33[:, 2:].abs().amax(2, keepdim=True)
+        # three corners may come to lie on a line at a distortion near 1: no map leads back from there
+        edges_N42 = corners_N42.roll(-1, 1) - corners_N42
+        turns_N4 = _cross(edges_N42, edges_N42.roll(-1, 1)).squeeze(-1)
+        usable_N = rows["applied"] & (turns_N4 != 0).all(1)
         return torch.where(usable_N.view(-1, 1, 1), matrices_N33, torch.eye(3, dtype=torch.float64))
 
 
@@ -306,8 +311,9 @@ def _from_unit_square(corners_N42: Tensor) -> Tensor:
     return torch.cat((points_N32, depths_N31), 2).transpose(1, 2)
 
 
-def _cross(a_N2: Tensor, b_N2: Tensor) -> Tensor:
-    return (a_N2[:, 0] * b_N2[:, 1] - a_N2[:, 1] * b_N2[:, 0]).unsqueeze(1)
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Of vectors in the plane (..., 2); (..., 1)."""
+    return a[..., :1] * b[..., 1:] - a[..., 1:] * b[..., :1]
 
 
 def _adjugate(matrices_N33: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trainer.augmentation import counted
+from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import (
     Rows,
     check_probability,
@@ -127,10 +127,10 @@ class Snowflakes:
             H, W = images_KCHW.shape[2:]
             reach = self.size - 1
             shape = (1, H + 2 * reach, W + 2 * reach)  # flakes outside reach into the image
-            uniform = counted.uniform(rows["seed"][indices_K], shape, images_KCHW.device)
+            numbers = uniform(rows["seed"][indices_K], shape, images_KCHW.device)
             density = column(rows["density"][indices_K], images_KCHW)
-            flakes = (uniform < density).to(torch.float32)
-            brightness = counted.uniform(rows["seed"][indices_K], shape, images_KCHW.device, 1)
+            flakes = (numbers < density).to(torch.float32)
+            brightness = uniform(rows["seed"][indices_K], shape, images_KCHW.device, 1)
             flakes.mul_(brightness.mul_(128).floor_().add_(128))
             for axis in (2, 3):
                 flakes = _spread(flakes, self.size, axis)
@@ -194,7 +194,7 @@ class Rain:
 
     def __init__(
         self,
-        density: tuple[float, float] = (0.002, 0.01),
+        density: tuple[float, float] = (0.005, 0.02),
         length: float = 0.2,
         slant: tuple[float, float] = (-0.3, 0.3),
         opacity: tuple[float, float] = (0.2, 0.6),
@@ -233,8 +233,8 @@ class Rain:
         H, W = images_KCHW.shape[2:]
         length = max(1, round(self.length * H))
         shape = (1, H + length - 1, W + sum(self._reach(H)))
-        uniform = counted.uniform(seeds_K, shape, images_KCHW.device)
-        streaks = (uniform < column(density_K, uniform)).to(torch.float32).squeeze(1)
+        numbers = uniform(seeds_K, shape, images_KCHW.device)
+        streaks = (numbers < column(density_K, numbers)).to(torch.float32).squeeze(1)
         reached = 1
         while reached < length:  # each round doubles what lies above an end
             step = min(reached, length - reached)
@@ -263,7 +263,7 @@ def smooth_field(seeds_N: Tensor, images_NCHW: Tensor, size: float) -> Tensor:
     for octave in range(_OCTAVES):
         cell = size * min(H, W) / 2**octave
         rows, columns = max(1, round(H / cell)), max(1, round(W / cell))
-        grid = counted.uniform(seeds_N, (rows + 1, columns + 1), device, octave).mul_(256).floor_().double()
+        grid = uniform(seeds_N, (rows + 1, columns + 1), device, octave).mul_(256).floor_().double()
         between = _interpolation(H, rows).to(device) @ grid @ _interpolation(W, columns).to(device).T
         field.add_(between.mul_(2.0 ** (_OCTAVES - 1 - octave)))
     return field.div_(2**24 * (2**_OCTAVES - 1)).to(torch.float32).unsqueeze(1)

@@ -1,6 +1,11 @@
-"""`train evaluate RUN...`: metrics of the best weights of runs, on validation and test part."""
+"""`train evaluate RUN... [tta=...]`: metrics of the best weights of runs, on validation and test part.
+
+With `tta=none|flip|ten_crop|multi_scale` class probabilities are averaged over views of each image, and the images
+a second are told; see `trainer.test_time`.
+"""
 
 import json
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -10,19 +15,23 @@ from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, split
 from trainer.config import SINGLE
 from trainer.errors import ConfigurationError, one_line
+from trainer.test_time import KINDS, TestTime, read_words
 
 
 def main(arguments: list[str]) -> int:
     """Print a table; on a pipe, one JSON object a run and line."""
-    folders, overrides = split("evaluate", arguments)
+    folders, words = split("evaluate", arguments)
     if not folders:
-        raise ConfigurationError("train evaluate takes run folders: train evaluate RUN... [key=value ...]")
+        raise ConfigurationError(
+            f"train evaluate takes run folders: train evaluate RUN... [tta={'|'.join(KINDS)}] [key=value ...]"
+        )
+    test_time, overrides = read_words(words)
     console = Console()
     if not console.is_terminal:
         for folder in folders:
-            print(json.dumps({"run": str(folder), **evaluate_run(folder, overrides)}), flush=True)
+            print(json.dumps({"run": str(folder), **evaluate_run(folder, overrides, test_time)}), flush=True)
         return 0
-    rows = {folder: evaluate_run(folder, overrides) for folder in folders}
+    rows = {folder: evaluate_run(folder, overrides, test_time) for folder in folders}
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
     table = Table("run", *names)
     for folder, metrics in rows.items():
@@ -31,23 +40,37 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate_run(folder: Path, overrides: list[str]) -> dict[str, float]:
-    """Validation and test metrics of `best.pt`. Raises DataError when there is none or it is damaged."""
+def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None = None) -> dict[str, float]:
+    """Validation and test metrics of `best.pt`; with `test_time` of its views, and how many images (not views) were
+    evaluated a second.
+
+    Raises DataError when there is no `best.pt` or it is damaged, ConfigurationError where there are no classes to
+    average over.
+    """
     config = recorded_configuration(folder)
     if overrides:
         config = composition.override(config, overrides)
     from trainer import checkpoint
     from trainer.assembly import put_together
     from trainer.blueprint import draw
-    from trainer.evaluation import evaluate
+    from trainer.evaluation import evaluate, evaluate_views
     from trainer.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
     blueprint = draw(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
+    if test_time is not None and blueprint.facts.task != "classification":
+        raise ConfigurationError(
+            f"tta={test_time.kind}: averages class probabilities; the data is {blueprint.facts.task}"
+        )
     state = checkpoint.load(best)
     run = put_together(blueprint)
     try:
         restore_weights(run, state)
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
-    return evaluate(run, run.splits.val, "val") | evaluate(run, run.splits.test, "test")
+    val, test = run.splits.val, run.splits.test
+    if test_time is None:
+        return evaluate(run, val, "val") | evaluate(run, test, "test")
+    start = time.perf_counter()
+    values = evaluate_views(run, val, "val", test_time) | evaluate_views(run, test, "test", test_time)
+    return values | {"throughput/samples_per_second": (len(val) + len(test)) / (time.perf_counter() - start)}

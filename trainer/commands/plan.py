@@ -1,10 +1,14 @@
 """`train plan [overrides]`: a run checked, measured and shown, not trained; with `-m` the trials of a sweep.
 
-Nothing is written.
+With `--show` it reads the data and draws what the augmentation makes of them: `augmentation.png`, or `--show=PATH`.
+Else nothing is written.
 """
 
+import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +21,74 @@ from trainer import composition
 from trainer.commands.help import first_comment
 from trainer.config import GROUPS, Config
 from trainer.errors import ConfigurationError, unknown
+from trainer.files import write_atomic
 from trainer.preflight import trials
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
-_FLAGS = ("-m", "--multirun", "--config-dir", "-cd")
+_FLAGS = ("-m", "--multirun", "--config-dir", "-cd", "--show")
+_PICTURE = Path("augmentation.png")
 _NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
 # on a pipe nothing is folded: lines are as long as they are
 _PIPE_WIDTH, _PLOT_SIZE = 10_000, (76, 12)
 
 
 def main(arguments: list[str]) -> int:
-    """Raises ConfigurationError with every problem of the run, or of all trials."""
-    overrides, config_dir, is_sweep = _read(arguments)
-    (_plan_sweep if is_sweep else _plan_run)(overrides, config_dir)
+    """Raises ConfigurationError with every problem of the run, or of all trials; DataError for data to be shown."""
+    overrides, config_dir, is_sweep, picture = _read(arguments)
+    if is_sweep:
+        _plan_sweep(overrides, config_dir)
+    else:
+        _plan_run(overrides, config_dir, picture)
     return 0
 
 
-def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool]:
-    """Overrides, the folder of the user's own options, and whether a sweep is meant."""
+def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool, Path | None]:
+    """Overrides, the folder of the user's own options, whether a sweep is meant, and the picture to draw."""
     overrides: list[str] = []
-    config_dir, is_sweep = None, False
+    config_dir, is_sweep, picture = None, False, None
     words = iter(arguments)
     for word in words:
-        flag, _, value = word.partition("=")
+        flag, is_given, value = word.partition("=")
         if word in ("-m", "--multirun"):
             is_sweep = True
         elif flag in ("--config-dir", "-cd"):
             config_dir = value or next(words, "")
             if not config_dir:
                 raise ConfigurationError(f"{flag}: must be followed by a folder")
+        elif flag == "--show":
+            picture = _new_picture(value) if is_given else _PICTURE
         elif word.startswith("-"):
             raise ConfigurationError(f"train plan: {unknown('flag', word, _FLAGS)}")
         else:
             overrides.append(word)
-    return overrides, config_dir, is_sweep
+    if is_sweep and picture is not None:
+        raise ConfigurationError("--show: draws one configuration, not a sweep; leave --multirun out")
+    return overrides, config_dir, is_sweep, picture
+
+
+def _new_picture(name: str) -> Path:
+    """Where a picture can be written without overwriting anything. Raises ConfigurationError."""
+    path = Path(name)
+    if path.suffix != ".png":
+        raise ConfigurationError(f"--show={name}: must name a .png file")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--show={name}: there is no folder {path.parent}")
+    if os.path.lexists(path):
+        raise ConfigurationError(f"--show={name}: exists already; only --show alone overwrites, {_PICTURE}")
+    return path
 
 
 # --- one run ----------------------------------------------------------------------------------------------
 
 
-def _plan_run(overrides: list[str], config_dir: str | None) -> None:
+def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None) -> None:
     config = composition.compose(overrides, config_dir)
     defaults = _defaults(config, config_dir)
     from trainer.blueprint import draw  # torch is not needed to know that a name is misspelt
     from trainer.estimate import cost_of, estimate
 
     blueprint = draw(config)
+    drawn = None if picture is None else draw_augmentation(blueprint, picture)
     model = _meta_model(blueprint)
     console = _console()
     _show(console, "choices", _choices(config, config_dir))
@@ -77,6 +103,43 @@ def _plan_run(overrides: list[str], config_dir: str | None) -> None:
     _show(console, "estimate", _grid(_estimate_rows(blueprint, found)))
     if (cost := cost_of(blueprint, model)) is not None:
         _show(console, "parallelism", _grid(_parallelism_rows(blueprint.strategy, found, cost)))
+    if drawn is not None:
+        _show(console, "picture", _grid([drawn]))
+
+
+def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
+    """Write what the augmentation makes of the run's first samples; the file's name, and what is in it."""
+    from trainer.assembly import load_data, make_batches
+    from trainer.build import build
+    from trainer.parallelism.single import Single
+    from trainer.preprocessing import ToFloat
+    from trainer.reporting.augmentation_picture import draw
+    from trainer.reporting.augmentation_strips import strips
+
+    config, facts = blueprint.config, blueprint.facts
+    sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
+    augmentation = build(config["augmentation"], "augmentation")
+    alone = replace(blueprint, strategy=Single())
+    batches = make_batches(alone, load_data(blueprint).train, sampler, augmentation, ToFloat(), room=0)
+
+    def name_of(target: Any) -> str:
+        if facts.task != "classification":
+            return " ".join(f"{value:.3g}" for value in target.flatten().tolist())
+        return facts.class_names[int(target)] if facts.class_names else f"class {int(target)}"
+
+    found = list(
+        strips(
+            batches,
+            augmentation,
+            repeats=sampler.repeats,
+            settings=config["augmentation"] or {},
+            name_of=name_of,
+            preprocessing=str(config["choices"].get("preprocessing")),
+        )
+    )
+    keys = {name: config["choices"].get(name) for name in ("augmentation", "data")} | {"seed": config["seed"]}
+    write_atomic(path, draw(found, ", ".join(f"{name}={value}" for name, value in keys.items()), batches.images))
+    return str(path), f"{len(found[0].images_KCHW)} training samples: {', '.join(strip.title for strip in found)}"
 
 
 def _defaults(config: Config, config_dir: str | None) -> Config:
@@ -127,11 +190,30 @@ def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
     names = ": " + _some(facts.class_names, 10) if facts.class_names else ""
     outputs = f"{facts.num_outputs} classes{names}" if facts.task == "classification" else f"{facts.num_outputs} values"
     yield "task", f"{facts.task}, {outputs}"
-    yield "a sample", f"{'x'.join(map(str, facts.input_shape))} (channels, height, width)"
+    shape = f"{'x'.join(map(str, facts.input_shape))} (channels, height, width)"
+    yield "a sample", shape if facts.kind == "images" else f"{math.prod(facts.input_shape)} numbers"
     yield "samples", f"{facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test"
+    if hasattr(blueprint.data, "storage"):
+        yield from blueprint.data.storage().items()
+    yield from _border_row(blueprint)
     is_present = getattr(blueprint.data, "is_present", None)
     if is_present is not None and not is_present():
         yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
+
+
+def _border_row(blueprint: Any) -> Iterator[tuple[str, str]]:
+    """What another layout for the augmentation costs."""
+    from trainer.build import build
+
+    facts = blueprint.facts
+    border_bytes = getattr(build(blueprint.config["augmentation"], "augmentation"), "border_bytes", None)
+    needed = None if border_bytes is None else border_bytes((facts.num_train, *facts.input_shape))
+    if needed is None or facts.kind != "images" or not hasattr(blueprint.data, "room"):
+        return
+    plain = facts.num_train * math.prod(facts.input_shape)
+    fits = needed <= blueprint.data.room()
+    use = "lie between black borders, for faster crops" if fits else "do not fit between borders: crops are slower"
+    yield "training images", f"{_size(plain)}; with borders {_size(needed)} ({needed / plain:.2f} times): {use}"
 
 
 def _meta_model(blueprint: Any) -> Any:
@@ -204,7 +286,7 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
     yield (
         "measured",
         (
-            f"just now: {found.measured_steps:,} steps of {found.measured_samples:,} random images, "
+            f"just now: {found.measured_steps:,} steps of {found.measured_samples:,} random samples, "
             f"{blueprint.device}, {torch.get_num_threads()} threads, {precision}"
         ),
     )

@@ -1,7 +1,28 @@
-"""Data sets: what a run reads, as whole uint8 tensors cut into training, validation and test parts."""
+"""Data sets: what a run reads, cut into training, validation and test parts: uint8 tensors, or photographs in files."""
 
 from trainer.data.digits import Digits
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
+from trainer.data.features import Blobs, LinearRegression
+from trainer.data.from_dataset import FromDataset
+from trainer.data.image_folder import ImageFolder
+from trainer.data.photographs import Photographs
+from trainer.data.synthetic import Shapes
 from trainer.data.torchvision_sets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "DataFacts", "DataSet", "Digits", "FashionMNIST", "Part", "Splits"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "Blobs",
+    "DataFacts",
+    "DataSet",
+    "Digits",
+    "FashionMNIST",
+    "FromDataset",
+    "ImageFolder",
+    "LinearRegression",
+    "Part",
+    "Photographs",
+    "Shapes",
+    "Splits",
+]

@@ -6,13 +6,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trainer.data.photographs import Photographs
+
 
 @dataclass(frozen=True)
 class DataFacts:
     """What can be known of a data set without reading it; models and losses are fitted to it.
 
     `task` is "classification" or "regression", `input_shape` (channels, height, width), `num_outputs` the
-    number of classes (of values a sample for a regression), `num_*` the samples of each part.
+    number of classes (of values a sample for a regression), `num_*` the samples of each part. `kind` is "images"
+    (uint8) or "features": float32 numbers of any scale, which no augmentation changes; (D, 1, 1) then.
     """
 
     task: str
@@ -22,13 +25,18 @@ class DataFacts:
     num_val: int
     num_test: int
     class_names: tuple[str, ...] = ()
+    kind: str = "images"
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Samples that are used together: uint8 images and int64 class numbers, contiguous, on the CPU."""
+    """Samples that are used together: uint8 images (or float32 features, or photographs) and int64 class numbers (or
+    float32 values, (N, K), of a regression), contiguous, on the CPU.
 
-    images_NCHW: Tensor
+    Photographs have different sizes: they are framed to the shape NCHW while they are read.
+    """
+
+    images_NCHW: Tensor | Photographs
     targets_N: Tensor
 
     def __len__(self) -> int:
@@ -48,10 +56,16 @@ class Splits:
     test: Part
 
     def checksum(self) -> str:
-        """sha256 (64 hex digits) over type, shape and bytes of every tensor; about 1 GB/s."""
+        """sha256 (64 hex digits) over type, shape and bytes of every tensor; about 1 GB/s.
+
+        Of photographs it covers the files' names and checksums in place of their pixels.
+        """
         digest = hashlib.sha256()
         for part in (self.train, self.val, self.test):
             for tensor in (part.images_NCHW, part.targets_N):
+                if isinstance(tensor, Photographs):
+                    digest.update(tensor.checksum().encode())
+                    continue
                 digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
                 digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()

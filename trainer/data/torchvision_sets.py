@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import io
 import logging
+import math
 import sys
 import tempfile
 import textwrap
@@ -12,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
+from trainer.data import caching
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
@@ -39,7 +42,8 @@ class TorchvisionSet:
 
     `root` is the folder that holds the set's own folder, as torchvision lays it out. What is there is read
     and never written. An absent set is fetched when `download` is true. `val_fraction` is a share of the
-    given training part, in (0, 1).
+    given training part, in (0, 1). `memory_limit` bounds what the images may take (bytes, text such as "500MB", or
+    "auto" for half of what is free): beyond it they are read from a nameless file in the user's cache folder.
     """
 
     name: ClassVar[str]
@@ -56,6 +60,7 @@ class TorchvisionSet:
         download: bool = True,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        memory_limit: int | str = "auto",
     ) -> None:
         if not root:
             raise ValueError(f"root={root!r}: must be the name of a folder")
@@ -64,6 +69,7 @@ class TorchvisionSet:
         self.download = download
         self.num_val = cut_size("val_fraction", val_fraction, self.num_images[0])
         self.split_seed = split_seed
+        self._limit = caching.parse_limit(memory_limit)
 
     def facts(self) -> DataFacts:
         return DataFacts(
@@ -100,7 +106,35 @@ class TorchvisionSet:
         train, test = self._read(train=True), self._read(train=False)
         generator = torch.Generator().manual_seed(self.split_seed)
         train_indices, val_indices = stratified_cut(train.targets_N, self.num_val, generator)
-        return Splits(train.select(train_indices), train.select(val_indices), test)
+        splits = Splits(train.select(train_indices), train.select(val_indices), test)
+        if self._num_bytes <= self.memory_limit:
+            return splits
+        logger.info("%s: %s", self.name, self._layout)
+        return Splits(*(_from_file(part) for part in (splits.train, splits.val, splits.test)))
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that the images may take."""
+        return caching.free_share() if self._limit is None else self._limit
+
+    def room(self) -> int:
+        """Bytes of the limit that validation and test part leave to another layout of the training part."""
+        num_others = self.num_val + self.num_images[1]
+        return self.memory_limit - num_others * math.prod(self.input_shape)
+
+    def storage(self) -> dict[str, str]:
+        """What keeping the images costs, for people."""
+        return {"images": self._layout}
+
+    @property
+    def _num_bytes(self) -> int:
+        return sum(self.num_images) * math.prod(self.input_shape)
+
+    @property
+    def _layout(self) -> str:
+        where = "in memory" if self._num_bytes <= self.memory_limit else "read from a file in the cache folder"
+        limit = caching.as_bytes(self.memory_limit)
+        return f"{caching.as_bytes(self._num_bytes)} as uint8; data.memory_limit is {limit}: {where}"
 
     def _open(self, root: Path, train: bool, download: bool) -> Any:
         """The torchvision data set, which holds everything in memory."""
@@ -156,6 +190,17 @@ class TorchvisionSet:
             failure = OSError(f"{self.name}: the download to {self.root} failed ({_one_line(error)})")
             failure.errno = getattr(error, "errno", None)  # tells a full or read-only disk from the network
             raise failure from error
+
+
+def _from_file(part: Part) -> Part:
+    """The same samples; their images lie in a file without a name, of which the system keeps in memory what fits."""
+    folder = caching.cache_folder(None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(np.asarray(part.images_NCHW).data)
+        file.flush()
+        pixels = np.memmap(file, dtype=np.uint8, mode="c", shape=tuple(part.images_NCHW.shape))
+    return Part(torch.from_numpy(pixels), part.targets_N)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from trainer.errors import (
     GearshiftError,
     Interrupted,
     OutOfMemory,
+    RankLost,
     RunInUse,
     one_line,
     understood,
@@ -21,7 +22,8 @@ from trainer.errors import (
 # how long, after the first failure, the others have to tell theirs, and the main rank to put its files in order
 GRACE = 5.0
 OURS: dict[str, type[GearshiftError]] = {
-    kind.__name__: kind for kind in (ConfigurationError, DataError, DiskError, Diverged, OutOfMemory, RunInUse)
+    kind.__name__: kind
+    for kind in (ConfigurationError, DataError, DiskError, Diverged, OutOfMemory, RankLost, RunInUse)
 }
 
 

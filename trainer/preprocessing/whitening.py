@@ -22,9 +22,10 @@ class Whitening(Preprocessing):
     training part has no variance at all (constant inputs, or fewer samples than inputs) z_k is 0. Raises
     ValueError for other values.
 
-    Products are added up in float64, the rows of the matrix having 24 bits each: for whole numbers 0..255 the sums
-    are exact, and not a bit of a sample depends on its batch, the device or the library. For features the last
-    bit may (except on MPS, which has no float64: then the last few).
+    Products are added up in float64, for images with a matrix whose rows have 24 bits each: the sums of whole
+    numbers 0..255 are exact, and not a bit of a sample depends on its batch, the device or the library. Sums of
+    features are rounded to float32 from float64: one in some 10^8 values may differ in its last bit. (MPS has no
+    float64: there the last few bits of both may differ.)
     """
 
     centre: Tensor  # (D,), the mean rounded to whole numbers, so that x - centre is exact
@@ -55,7 +56,9 @@ class Whitening(Preprocessing):
         values_K, vectors_KD = values_K[: self.components], vectors_KD[: self.components]
         nothing = values_K <= values_K[0] * len(mean_D) * torch.finfo(torch.float64).eps
         scales_K = (values_K + self.epsilon).rsqrt().where(~nothing, 0)
-        matrix = _on_a_grid(self._turned(scales_K[:, None] * vectors_KD, vectors_KD))
+        matrix = self._turned(scales_K[:, None] * vectors_KD, vectors_KD)
+        if not images[0:1].is_floating_point():
+            matrix = _on_a_grid(matrix)
         centre_D = mean_D.round()
         self.offset = (matrix @ (mean_D - centre_D)).to(self.offset)
         self.centre, self.matrix = centre_D.to(self.centre), matrix.to(self.matrix)

@@ -1,0 +1,267 @@
+"""Processes that read photographs are killed, stopped, and left behind."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer import assemble, checkpoint, compose, fit
+from trainer.data import ImageFolder
+from trainer.data.storage import Pixels
+from trainer.data.workers import CHUNK, Chunk, Workers
+from trainer.errors import RankLost
+
+TIMEOUT = 1.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    random = np.random.RandomState(0)
+    for part, count in (("train", 60), ("val", 4), ("test", 4)):
+        for label in "ab":
+            (root / part / label).mkdir(parents=True)
+            for number in range(count):
+                coarse = Image.fromarray(random.randint(0, 256, (6, 8, 3), dtype=np.uint8))
+                coarse.resize((80, 60)).save(root / part / label / f"{number}.jpg")
+    return root
+
+
+def read(folder: Path, disturb: Callable[[], object] = lambda: None, workers: int = 2) -> list[Tensor]:
+    """Twelve batches of 40; after the second one something happens."""
+    images: Any = ImageFolder(str(folder), size=40, cache="none", workers=workers, timeout=TIMEOUT,
+                              cache_dir=str(folder / "cache")).load().train.images_NCHW  # fmt: skip
+    orders = [torch.randperm(120, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    batches = images.read([(part, None) for order in orders for part in order.split(40)])
+    found = [next(batches), next(batches)]
+    disturb()
+    return [*found, *batches]
+
+
+def readers() -> list[Any]:
+    return [process for process in multiprocessing.active_children() if process.name == "photographs"]
+
+
+def send(signum: int, count: int) -> None:
+    for process in readers()[:count]:
+        os.kill(process.pid, signum)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> list[Tensor]:
+    return read(folder, workers=0)
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert not readers()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_workers_are_replaced(
+    folder: Path, undisturbed: list[Tensor], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = read(folder, lambda: send(signal.SIGKILL, count))
+    assert_same(found, undisturbed)
+    assert lines(caplog) == ["a worker that reads photographs was killed by SIGKILL; another one goes on"] * count
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_stopped_workers_are_replaced_after_the_timeout(
+    folder: Path, undisturbed: list[Tensor], count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    found = read(folder, lambda: send(signal.SIGSTOP, count))
+    assert TIMEOUT <= time.monotonic() - began < TIMEOUT + 5
+    assert_same(found, undisturbed)
+    assert lines(caplog) == ["a worker that reads photographs gave no answer for 1 s; another one goes on"] * count
+
+
+def test_workers_leave_signals_to_the_whole_group_to_their_parent(
+    folder: Path, undisturbed: list[Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt() -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            send(signum, 2)
+
+    assert_same(read(folder, interrupt), undisturbed)
+    assert lines(caplog) == []
+
+
+class Broken:
+    """A reader whose process ends, or waits for ever, at the photograph 7."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, ticket: int) -> Pixels:
+        if ticket == 7 and self.how == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if ticket == 7 and self.how == "hangs":
+            time.sleep(1000)
+        return np.full((4, 4, 3), ticket, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("dies", "was killed by SIGSEGV"), ("hangs", "gave no answer for 0.5 s")],
+)
+def test_what_ends_every_worker_ends_the_run_with_one_line(
+    how: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Workers(Broken(how), 4, count=2, ahead=6, timeout=0.5)
+    frame = [0, 0, 4, 4, 4, 4, 0, 0]
+    chunks = (Chunk([n], [n], [frame]) for n in range(20))
+    done = []
+    began = time.monotonic()
+    with pytest.raises(RankLost, match=rf"^the worker that reads photographs {words}; it was lost 3 times") as caught:
+        for chunk, images in pool.read(chunks):
+            done.append((chunk.numbers[0], int(images.max())))
+    assert time.monotonic() - began < 30  # workers start late on a busy machine
+    assert caught.value.exit_code == 71
+    assert done == [(n, n) for n in range(7)]
+    assert len(lines(caplog)) == 2
+    pool.close()
+    pool.close()
+    assert not readers()
+
+
+def test_more_chunks_than_a_pipe_takes_do_not_block() -> None:
+    pool = Workers(Broken("works"), 4, count=2, ahead=200, timeout=5)
+    frame = [0, 0, 4, 4, 4, 4, 0, 0]
+
+    def chunks() -> Iterator[Chunk]:
+        for start in range(0, 300 * CHUNK, CHUNK):
+            tickets = [n % 250 for n in range(start, start + CHUNK)]
+            yield Chunk(tickets, tickets, [[*frame] for _ in tickets])
+
+    os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
+    threading.Timer(0.5, os.kill, (pool._workers[0].process.pid, signal.SIGCONT)).start()
+    found = [images[:, 0, 0, 0].tolist() for _, images in pool.read(chunks())]
+    assert found == [[n % 250 for n in range(start, start + CHUNK)] for start in range(0, 300 * CHUNK, CHUNK)]
+    pool.close()
+
+
+SCRIPT = """
+import multiprocessing, os, sys, time
+import torch
+from trainer.data import ImageFolder
+
+if __name__ == "__main__":
+    images = ImageFolder(sys.argv[1], size=40, cache="none", workers=2, cache_dir=sys.argv[1] + "/cache").load()
+    batches = images.train.images_NCHW.read([(torch.arange(120), None)] * 9)
+    next(batches)
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    how = sys.argv[2]
+    if how == "waits":
+        time.sleep(60)
+    if how == "raises":
+        raise SystemExit(3)
+    if how == "leaves":
+        os._exit(3)
+"""
+
+
+def started(folder: Path, script: Path, how: str) -> tuple[subprocess.Popen[str], list[int]]:
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, script, folder, how], stdout=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    return process, pids
+
+
+def lives(pid: int) -> bool:
+    """Whether a process still runs; one that init has yet to bury does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def assert_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 5
+    while left := [pid for pid in pids if lives(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(("how", "code"), [("ends", 0), ("raises", 3), ("leaves", 3), ("killed", -9)])
+def test_no_worker_outlives_its_parent(folder: Path, tmp_path: Path, how: str, code: int) -> None:
+    process, pids = started(folder, tmp_path / "script.py", "waits" if how == "killed" else how)
+    if how == "killed":
+        process.kill()
+    assert process.wait(10) == code
+    assert_gone(pids)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_stopped_worker_goes_with_its_parent(folder: Path, tmp_path: Path) -> None:
+    process, pids = started(folder, tmp_path / "script.py", "waits")
+    os.kill(pids[0], signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) != 0
+    assert_gone(pids)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+TRAINING = ["data=image_folder", "data.size=128", "data.cache=none", f"data.timeout={TIMEOUT}", "model=linear",
+            "batch_size=20", "epochs=4", "threads=1"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_run_whose_worker_is_lost_in_mid_epoch_ends_with_the_same_bits(
+    folder: Path, tmp_path: Path, signum: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = [*TRAINING, f"data.root={folder}", f"data.cache_dir={tmp_path}"]
+    for name in ("whole", "disturbed"):
+        (tmp_path / name).mkdir()
+    fit(assemble(compose(overrides), tmp_path / "whole"))
+    caplog.clear()
+    run = assemble(compose(overrides), tmp_path / "disturbed")
+    advance, lost = run.advance, []
+
+    def advance_and_disturb(count: int) -> None:
+        advance(count)
+        if run.step == 8:  # the second step of the second epoch
+            lost.extend(readers()[:1])
+            os.kill(lost[0].pid, signum)
+
+    run.advance = advance_and_disturb  # type: ignore[method-assign]
+    began = time.monotonic()
+    assert fit(run).status == "completed"
+    assert time.monotonic() - began < TIMEOUT + 30
+    assert lost and not readers()
+    assert any("another one goes on" in line for line in lines(caplog))
+    one, other = (checkpoint.load(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "disturbed"))
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name

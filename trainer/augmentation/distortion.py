@@ -1,0 +1,121 @@
+"""Operations that move every pixel by itself."""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from trainer.augmentation.counted import uniform
+from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds, draw_uniform, where
+from trainer.augmentation.ranges import check_number, check_range
+from trainer.augmentation.warp import Fill, centred, check_fill, parts, sample
+
+_ONE = 2.0**12
+
+
+class Elastic:
+    """Moves pixels by a smooth random field: `alpha` pixels in either direction (root of the mean square), similar
+    within about `sigma` pixels.
+
+    Uniform noise smoothed by a Gaussian of width `sigma`; a pixel of the result is taken from its place plus the
+    field. torchvision's alpha is another number: it multiplies the smoothed noise, whose mean square depends on
+    sigma.
+
+    Source: B "Data augmentation" (elastic transformation); Simard et al., "Best practices for convolutional neural
+    networks" (2003). Raises ValueError: `alpha` below 0, `sigma` not in 0.1..1000, `probability` not in 0..1,
+    unknown `fill`.
+    """
+
+    def __init__(self, alpha: float = 1.0, sigma: float = 4.0, probability: float = 1.0, fill: Fill = "black") -> None:
+        check_probability(probability)
+        self.alpha, self.sigma = check_number("alpha", alpha, 0), check_number("sigma", sigma, 0.1, 1000)
+        self.probability, self.fill = probability, check_fill(fill)
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        return {"applied": applied_N, "seed": draw_seeds(num_samples, generator)}
+
+    def displacement(self, seeds_N: Tensor, height: int, width: int, device: torch.device) -> Tensor:
+        """float64_N2HW, pixels to the right and down."""
+        down_HJ, across_WK = _smoothing(height, self.sigma), _smoothing(width, self.sigma)
+        noise_N2JK = uniform(seeds_N, (2, down_HJ.shape[1], across_WK.shape[1]), device).double() - 0.5
+        smooth_N2HW = down_HJ.to(device) @ noise_N2JK @ across_WK.T.to(device)
+        return smooth_N2HW.mul_(self.alpha * math.sqrt(12))  # of uniform noise
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        if self.alpha == 0:
+            return images_NCHW
+        return where(images_NCHW, rows["applied"], lambda chosen, at_K: self._change(chosen, rows["seed"][at_K]))
+
+    def _change(self, images_NCHW: Tensor, seeds_N: Tensor) -> Tensor:
+        height, width = images_NCHW.shape[2:]
+        y_HW, x_HW = _places(height, width, images_NCHW.device)
+        for part in parts(images_NCHW):
+            by_N2HW = self.displacement(seeds_N[part], height, width, images_NCHW.device)
+            _take(images_NCHW[part], y_HW + by_N2HW[:, 1], x_HW + by_N2HW[:, 0], self.fill)
+        return images_NCHW
+
+
+@lru_cache(maxsize=16)
+def _smoothing(size: int, sigma: float) -> Tensor:
+    """float64 (size, K): what each of K noise values adds to each pixel; the squares of a line sum to 1.
+
+    They lie about `sigma` apart: closer ones would give the same field, but for 1e-4 of its mean square.
+    """
+    margin = math.ceil(3 * sigma)
+    places_K = torch.arange(-margin, size + margin, max(1, int(sigma)), dtype=torch.float64)
+    distance = torch.arange(size, dtype=torch.float64).unsqueeze(1) - places_K
+    weights = (-((distance / sigma) ** 2) / 2).exp()
+    weights /= weights.square().sum(1, keepdim=True).sqrt()
+    # noise and weights are whole numbers over a power of two: their sums are exact, in whatever order
+    return (weights * _ONE).round() / _ONE
+
+
+class LensDistortion:
+    """Takes a pixel at p, relative to the centre, from p (1 + k1 |p|^2), where |p| is 1 in the corners.
+
+    k1 is uniform in `low`..`high`. Straight lines bulge outwards (barrel) where it is positive, and inwards
+    (pincushion) where it is negative.
+
+    Source: A "Data augmentation" (lens distortions); Brown, "Decentering distortion of lenses" (1966), the first
+    radial term. Raises ValueError: `low` not above -1/3 (where the image would fold), `low` above `high`,
+    `probability` not in 0..1, unknown `fill`.
+    """
+
+    def __init__(self, low: float = -0.2, high: float = 0.2, probability: float = 1.0, fill: Fill = "black") -> None:
+        check_probability(probability)
+        if not low > -1 / 3:
+            raise ValueError(f"low={low}: must be above -1/3")
+        self.low, self.high = check_range("low, high", (low, high), -1)
+        self.probability, self.fill = probability, check_fill(fill)
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        applied_N = draw_applied(num_samples, self.probability, generator)
+        return {"k1": torch.where(applied_N, draw_uniform(num_samples, self.low, self.high, generator), 0)}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        return where(images_NCHW, rows["k1"] != 0, lambda chosen, at_K: self._change(chosen, rows["k1"][at_K]))
+
+    def _change(self, images_NCHW: Tensor, k1_N: Tensor) -> Tensor:
+        height, width = images_NCHW.shape[2:]
+        y_HW, x_HW = _places(height, width, images_NCHW.device)
+        square_HW = (x_HW**2 + y_HW**2) / ((height / 2) ** 2 + (width / 2) ** 2)
+        k1_N11 = k1_N.to(images_NCHW.device, non_blocking=True).view(-1, 1, 1)
+        for part in parts(images_NCHW):
+            factor_NHW = 1 + k1_N11[part] * square_HW
+            _take(images_NCHW[part], y_HW * factor_NHW, x_HW * factor_NHW, self.fill)
+        return images_NCHW
+
+
+def _places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """float64_HW: y and x of each pixel, relative to the centre."""
+    y_HW, x_HW = torch.meshgrid(centred(height), centred(width), indexing="ij")
+    return y_HW.to(device), x_HW.to(device)
+
+
+def _take(images_NCHW: Tensor, y_NHW: Tensor, x_NHW: Tensor, fill: Fill) -> None:
+    """Overwrites the images by what they have at these places, relative to their centres."""
+    height, width = images_NCHW.shape[2:]
+    pairs_NHW = torch.complex((x_NHW / (width / 2)).float(), (y_NHW / (height / 2)).float())
+    sample(images_NCHW, torch.view_as_real(pairs_NHW), fill)

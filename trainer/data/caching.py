@@ -1,0 +1,249 @@
+"""Where photographs are kept: in memory as far as a limit allows, in a file of pixels, or nowhere."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.decoding import BadPhotograph, decode, stored_size
+from trainer.data.inspection import Inspected, for_all, some_of
+from trainer.data.storage import Decoded, Encoded, InFiles, SharedBytes, Store, offsets, read_file
+from trainer.data.writing import whole_file
+from trainer.place import place
+
+_FORMAT = 1
+_SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SEAL = hashlib.sha256().digest_size
+
+logger = logging.getLogger(__name__)
+
+
+class Source:
+    """Files that were found to be good, and how their pixels are to be stored."""
+
+    def __init__(
+        self, root: Path, names: list[str], found: list[Inspected], max_side: int | None, threads: int
+    ) -> None:
+        self.root, self.names, self.found, self.max_side, self.threads = root, names, found, max_side, threads
+        self.sha256s = [entry.sha256 for entry in found]
+        self.sizes = [(entry.height, entry.width) for entry in found]
+        self.num_bytes = [entry.num_bytes for entry in found]
+        self.offsets = offsets([3 * height * width for height, width in self.sizes])
+
+    @property
+    def decoded_bytes(self) -> int:
+        return self.offsets[-1]
+
+    def decode_into(self, pixels: NDArray[np.uint8]) -> None:
+        """Writes all photographs one after the other. Raises ValueError."""
+
+        def decode_one(number: int) -> None:
+            photograph = decode(self._content(number), self.max_side)
+            pixels[self.offsets[number] : self.offsets[number + 1]] = photograph.reshape(-1)
+
+        self._for_all(decode_one, "decoding photographs")
+
+    def copy_into(self, buffer: NDArray[np.uint8]) -> None:
+        """Writes the bytes of all files one after the other. Raises ValueError."""
+        where = offsets(self.num_bytes)
+
+        def copy_one(number: int) -> None:
+            content = self._content(number)
+            decode(content, self.max_side)  # what is broken shall be found now, not in mid-epoch
+            buffer[where[number] : where[number + 1]] = np.frombuffer(content, dtype=np.uint8)
+
+        self._for_all(copy_one, "reading photographs")
+
+    def _content(self, number: int) -> bytes:
+        content = read_file(self.root / self.names[number])
+        if hashlib.sha256(content).hexdigest() != self.sha256s[number]:
+            raise BadPhotograph("has changed since its checksum was taken")
+        return content
+
+    def _for_all(self, work: Callable[[int], None], label: str) -> None:
+        bad: dict[int, str] = {}
+
+        def careful(number: int) -> None:
+            try:
+                work(number)
+            except BadPhotograph as error:
+                bad[number] = str(error)
+
+        for_all(len(self.names), careful, self.threads, label)
+        raise_bad(self.root, len(self.names), {self.names[number]: bad[number] for number in sorted(bad)})
+
+
+def raise_bad(root: Path, count: int, bad: dict[str, str]) -> None:
+    """ValueError for photographs that cannot be used, if there are any."""
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {count:,} photographs in {root} cannot be used: {some_of(bad)};"
+            " data.on_bad_file=skip leaves such files out"
+        )
+
+
+def in_files(source: Source) -> Store:
+    return InFiles(source.root, source.names, source.sha256s, source.max_side)
+
+
+def in_memory(source: Source, limit: int) -> Store:
+    """Decoded where that fits into `limit` bytes, else as the files are, else not at all."""
+    layout = choose_layout(source.decoded_bytes, sum(source.num_bytes), limit)
+    if layout == Decoded.IN_MEMORY:
+        pixels = np.empty(source.decoded_bytes, dtype=np.uint8)
+        source.decode_into(pixels)
+        return Decoded(pixels, source.sizes, layout)
+    text = f"the decoded photographs take {as_bytes(source.decoded_bytes)}, the limit is {as_bytes(limit)}"
+    if layout == Encoded.layout:
+        try:
+            buffer = SharedBytes(sum(source.num_bytes))
+        except OSError as error:
+            logger.warning("there is no memory for the files of the photographs (%s): they are read each time", error)
+            return in_files(source)
+        logger.info("%s: their files are kept in memory (%s)", text, as_bytes(buffer.nbytes))
+        source.copy_into(buffer.array)
+        return Encoded(buffer, source.num_bytes, source.max_side)
+    logger.info("%s, and their files take more, too: they are read each time", text)
+    return in_files(source)
+
+
+def estimate(root: Path, names: list[str], max_side: int | None) -> tuple[int, int]:
+    """Bytes of all photographs decoded and as files, from the sizes of at most 200 of them."""
+    decoded = encoded = looked = 0
+    for name in names[:: max(1, len(names) // 200)]:
+        try:
+            content = read_file(root / name)
+            height, width = stored_size(content, max_side)
+        except BadPhotograph:
+            continue
+        decoded, encoded, looked = decoded + 3 * height * width, encoded + len(content), looked + 1
+    return (decoded * len(names) // looked, encoded * len(names) // looked) if looked else (0, 0)
+
+
+def choose_layout(decoded_bytes: int, encoded_bytes: int, limit: int) -> str:
+    if decoded_bytes <= limit:
+        return Decoded.IN_MEMORY
+    return Encoded.layout if encoded_bytes <= limit else InFiles.layout
+
+
+def on_disk(source: Source, folder: Path) -> Store:
+    """Decoded in a file of `folder`, which is made when there is none that is whole; several processes share it."""
+    path = folder / f"{_file_name(source.root)}-{_key(source)}.pixels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it, the others wait
+            if not _is_whole(path, source.decoded_bytes):
+                logger.info("decoding %s photographs into %s (%s)", f"{len(source.names):,}", path,
+                            as_bytes(source.decoded_bytes))  # fmt: skip
+                _make(path, source)
+    except OSError as error:
+        logger.warning("the photographs cannot be kept in %s (%s): they are read each time", folder, error.strerror)
+        return in_files(source)
+    return Decoded(_mapped(path)[: source.decoded_bytes], source.sizes, "decoded on disk")
+
+
+def _make(path: Path, source: Source) -> None:
+    with whole_file(path) as (descriptor, temporary):
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, source.decoded_bytes + _SEAL)  # a full disk is found here
+        else:
+            os.ftruncate(descriptor, source.decoded_bytes + _SEAL)
+        whole = np.memmap(temporary, dtype=np.uint8, mode="r+")
+        source.decode_into(whole[:-_SEAL])
+        whole[-_SEAL:] = np.frombuffer(hashlib.sha256(whole[:-_SEAL].data).digest(), dtype=np.uint8)
+        whole.flush()
+
+
+def _is_whole(path: Path, num_bytes: int) -> bool:
+    if not path.is_file():
+        return False
+    if path.stat().st_size == num_bytes + _SEAL:
+        whole = _mapped(path)
+        if hashlib.sha256(whole[:-_SEAL].data).digest() == whole[-_SEAL:].tobytes():
+            return True
+    logger.warning("%s is damaged: it is made anew", path)
+    return False
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    # private: torch takes arrays that could be written, and nothing that is written reaches the file
+    return np.memmap(path, dtype=np.uint8, mode="c")
+
+
+def _key(source: Source) -> str:
+    """Of everything that the pixels are a function of."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")]
+    digest = hashlib.sha256(f"{_FORMAT} {versions} {source.max_side}\n".encode())
+    for name, sha256, size in zip(source.names, source.sha256s, source.sizes, strict=True):
+        digest.update(f"{name}\t{sha256}\t{size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _file_name(root: Path) -> str:
+    return re.sub(r"[^\w.-]", "_", root.resolve().name) or "root"
+
+
+def cache_folder(given: str | None) -> Path:
+    """`given`, or the user's folder for what can be made again."""
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gearshift"
+
+
+def inspection_file(root: Path, folder: Path, *settings: object) -> Path:
+    """Where it is remembered what was found out about the files of a root."""
+    key = hashlib.sha256(f"{_FORMAT} {root.resolve()} {settings}".encode()).hexdigest()[:16]
+    return folder / f"{_file_name(root)}-{key}.json"
+
+
+def parse_limit(memory_limit: int | str) -> int | None:
+    """Bytes, or None for "auto". Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?", str(memory_limit).strip(), re.IGNORECASE)
+    if memory_limit == "auto":
+        return None
+    if found is None or isinstance(memory_limit, bool):
+        raise ValueError(f"memory_limit={memory_limit}: must be auto, a number of bytes, or such as 500MB or 4GB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def free_share() -> int:
+    """Half of the memory that is free, for this process among those of the job on this machine."""
+    here = place()
+    return int(_SHARE_OF_FREE * _free_memory()) // (here.local_size if here is not None else 1)
+
+
+def _free_memory() -> int:
+    """What the system has left, or the control group when that is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):
+            continue  # there is no such group, or it has no limit ("max")
+    return max(0, free)
+
+
+def as_bytes(count: int) -> str:
+    """A number of bytes for people: 152 MB."""
+    number, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 1000:
+            break
+        number, unit = number / 1024, larger
+    return f"{number:.3g} {unit}"

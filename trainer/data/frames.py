@@ -1,0 +1,83 @@
+"""Frames: which part of a photograph is resized to what, and which part of that is looked at.
+
+A frame is eight whole numbers: the box in the stored photograph (top, left, height, width), the size (height,
+width) that the box is resized to, and the corner (top, left) at which the output is cut out of that.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FRAME = 8
+Pixels = NDArray[np.uint8]
+
+
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) with this short side and the same shape, rounded as torchvision's Resize does."""
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
+
+
+def evaluation_frames(sizes_N2: Tensor, size: int, short_side: int) -> Tensor:
+    """int64 (N, 8): all of a photograph, its short side resized to `short_side`, the middle cut out.
+
+    As torchvision's Resize(short_side) followed by CenterCrop(size).
+    """
+    shorter_N, longer_N = sizes_N2.amin(1), sizes_N2.amax(1)
+    long_N = (short_side * longer_N).double().div(shorter_N).long()  # rounded down, as in `short_side_size`
+    is_long_N2 = sizes_N2 > shorter_N.unsqueeze(1)
+    resized_N2 = torch.where(is_long_N2, long_N.unsqueeze(1), short_side)
+    corner_N2 = (resized_N2 - size).double().div(2).round().long()  # a half to the even number, as Python's round
+    return torch.cat((torch.zeros_like(sizes_N2), sizes_N2, resized_N2, corner_N2), 1)
+
+
+def check_frames(frames_N8: Tensor, sizes_N2: Tensor, size: int) -> None:
+    """Raises ValueError for a frame that reaches outside its photograph or is smaller than the output."""
+    if frames_N8.shape != (len(sizes_N2), FRAME) or frames_N8.dtype != torch.int64:
+        raise ValueError(f"frames of shape {tuple(frames_N8.shape)}, {frames_N8.dtype}: must be int64 (N, {FRAME})")
+    box_N22, resized_N2, corner_N2 = frames_N8[:, :4].view(-1, 2, 2), frames_N8[:, 4:6], frames_N8[:, 6:]
+    inside = (box_N22[:, 0] >= 0) & (box_N22[:, 1] >= 1) & (box_N22.sum(1) <= sizes_N2)
+    covers = (corner_N2 >= 0) & (corner_N2 + size <= resized_N2)
+    bad = (~(inside & covers).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"frame {frames_N8[bad[0]].tolist()} does not fit a photograph of {sizes_N2[bad[0]].tolist()}")
+
+
+def apply_frame(pixels: Pixels, frame: list[int], out_3SS: Pixels) -> None:
+    """Write what a frame shows of the contiguous (height, width, 3) pixels into `out_3SS`.
+
+    Equal, bit for bit, to torchvision v2's crop, resize (bilinear, antialiased, uint8) and crop.
+    """
+    top, left, height, width, resized_h, resized_w, out_top, out_left = frame
+    size = out_3SS.shape[1]
+    rows, columns = slice(out_top, out_top + size), slice(out_left, out_left + size)
+    box = pixels[top : top + height, left : left + width]
+    if (height, width) == (resized_h, resized_w):
+        np.copyto(out_3SS, box[rows, columns].transpose(2, 0, 1))
+    elif (top + height, left + width) == pixels.shape[:2]:
+        np.copyto(out_3SS, resize(box, resized_h, resized_w)[rows, columns].transpose(2, 0, 1))
+    else:
+        # Four bytes a pixel, the fourth of which is the next pixel's first, are copied and taken apart as whole
+        # words, which saves a tenth of the time; the very last pixel has no next one.
+        strides = (3 * pixels.shape[1], 3)
+        words = np.ndarray((height, width), "<u4", pixels.data, (top * pixels.shape[1] + left) * 3, strides)
+        four = np.empty(resized_h * resized_w * 4 + 3, dtype=np.uint8)
+        _resize(words.copy().view(np.uint8).reshape(height, width, 4), four[:-3].reshape(resized_h, resized_w, 4))
+        for channel in range(3):  # a word that begins with a channel's byte ends as that byte
+            plane = np.ndarray((resized_h, resized_w), "<u4", four.data, channel)
+            np.copyto(out_3SS[channel], plane[rows, columns], casting="unsafe")
+
+
+def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Bilinear, antialiased, rounded to uint8, as `interpolate` of torch."""
+    resized = np.empty((height, width, pixels.shape[2]), dtype=np.uint8)
+    _resize(np.ascontiguousarray(pixels), resized)
+    return resized
+
+
+def _resize(pixels: Pixels, out: Pixels) -> None:
+    """What `interpolate` calls, which itself gives a result in planes and takes half as long again."""
+    image_1CHW, out_1CHW = (torch.from_numpy(image[None]).permute(0, 3, 1, 2) for image in (pixels, out))
+    torch.ops.aten._upsample_bilinear2d_aa.out(image_1CHW, out.shape[:2], False, None, None, out=out_1CHW)

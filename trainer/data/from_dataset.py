@@ -1,0 +1,133 @@
+"""Any map-style torch Dataset, read once into memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.split import check_split_seed, cut_size, stratified_cut
+
+_PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
+_MOST_CHANNELS = 4
+
+
+class FromDataset:
+    """The samples (image, class number) of map-style datasets, as uint8 tensors.
+
+    An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have one
+    size. A dataset is anything with `len` and an index. `train` is needed; a part that is not given is cut from it,
+    stratified: `test_fraction` and `val_fraction` are shares of `train`. `num_classes` may be left out where `train`
+    has a list `classes`.
+
+    Everything is read here, one sample after the other, and kept: photographs are better left to `image_folder`.
+    Raises ValueError for other samples, in the constructor already if it is the first.
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        val: Any = None,
+        test: Any = None,
+        num_classes: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        for name, dataset in (("train", train), ("val", val), ("test", test)):
+            if dataset is None and name != "train":
+                continue
+            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+                raise ValueError(f"{name}={_kind(dataset)}: must be a dataset with a length and an index")
+            if len(dataset) < 1:
+                raise ValueError(f"{name}={_kind(dataset)}: has no samples")
+        check_split_seed(split_seed)
+        self.train, self.val, self.test, self.split_seed = train, val, test, split_seed
+        self.num_val = cut_size("val_fraction", val_fraction, len(train)) if val is None else len(val)
+        self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
+        if self._num_kept() < 1:
+            raise ValueError(f"val_fraction={val_fraction}: must leave samples to train on")
+        names: Any = getattr(train, "classes", ())
+        if num_classes is None and not names:
+            raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
+        self.num_classes = len(names) if num_classes is None else num_classes
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: must be at least 1")
+        self.class_names = tuple(map(str, names)) if len(names) == self.num_classes else ()
+        self.input_shape = tuple(self._sample("train", 0)[0].shape)
+
+    def _num_kept(self) -> int:
+        return len(self.train) - (self.num_val if self.val is None else 0) - (self.num_test if self.test is None else 0)
+
+    def facts(self) -> DataFacts:
+        channels, height, width = self.input_shape
+        return DataFacts(
+            "classification", (channels, height, width), self.num_classes,
+            self._num_kept(), self.num_val, self.num_test, self.class_names,
+        )  # fmt: skip
+
+    def load(self) -> Splits:
+        parts = {name: self._read(name) for name in ("train", "val", "test") if getattr(self, name) is not None}
+        generator = torch.Generator().manual_seed(self.split_seed)
+        for name, count in (("test", self.num_test), ("val", self.num_val)):
+            if name not in parts:
+                train = parts["train"]
+                kept, cut = stratified_cut(train.targets_N, count, generator)
+                parts["train"], parts[name] = train.select(kept), train.select(cut)
+        return Splits(parts["train"], parts["val"], parts["test"])
+
+    def _read(self, name: str) -> Part:
+        count = len(getattr(self, name))
+        images_NCHW = torch.empty(count, *self.input_shape, dtype=torch.uint8)
+        targets_N = torch.empty(count, dtype=torch.int64)
+        for number in range(count):
+            image, label = self._sample(name, number)
+            if image.shape != self.input_shape:
+                raise ValueError(
+                    f"sample {number} of {name} has the shape {tuple(image.shape)}, the first one of train"
+                    f" {self.input_shape}; a transform of the dataset has to resize them"
+                )
+            images_NCHW[number], targets_N[number] = image, label
+        return Part(images_NCHW, targets_N)
+
+    def _sample(self, name: str, number: int) -> tuple[Tensor, int]:
+        """Image (C, H, W), uint8, and class. Raises ValueError for anything else."""
+        where = f"sample {number} of {name}"
+        try:
+            image, label = getattr(self, name)[number]
+        except Exception as error:  # whatever a foreign class raises
+            raise ValueError(f"{where} cannot be read as (image, class): {type(error).__name__}: {error}") from error
+        try:
+            found = int(label)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} has the class {_kind(label)}: must be a whole number") from error
+        if found != label or not 0 <= found < self.num_classes:
+            raise ValueError(f"{where} has the class {label}: must be a whole number in 0..{self.num_classes - 1}")
+        return _as_image(image, where), found
+
+
+def _as_image(image: Any, where: str) -> Tensor:
+    found: Tensor
+    if hasattr(image, "getbands"):  # PIL
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        found = pil_to_tensor(image if image.mode in _PLAIN_MODES + _WIDE_MODES else image.convert("RGB"))
+    elif isinstance(image, Tensor):
+        found = image.unsqueeze(0) if image.ndim == 2 else image
+    elif hasattr(image, "__array_interface__"):
+        array = torch.as_tensor(image)
+        found = array.permute(2, 0, 1) if array.ndim == 3 else array.unsqueeze(0)
+    else:
+        raise ValueError(f"{where} is {_kind(image)}: must be a tensor, an array or a PIL image")
+    if found.dtype != torch.uint8:
+        raise ValueError(
+            f"{where} has the type {str(found.dtype).removeprefix('torch.')}: must be uint8 (0..255); what makes"
+            " floats of images, as ToTensor does, is to be left out of the dataset's transform"
+        )
+    if found.ndim != 3 or not 1 <= found.shape[0] <= _MOST_CHANNELS:
+        raise ValueError(f"{where} has the shape {tuple(found.shape)}: must be (1 to 4 channels, height, width)")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,228 @@
+"""Photographs in folders, one for each class, as ImageNet is laid out."""
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from trainer.data import caching
+from trainer.data.decoding import SUFFIXES
+from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.inspection import Inspected, Inspection, some_of
+from trainer.data.manifest import PARTS, Files, read_manifest, scan
+from trainer.data.photographs import Collection, Photographs
+from trainer.data.split import check_split_seed, cut_size, stratified_cut
+from trainer.data.storage import Store
+from trainer.data.workers import start_server
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFolder:
+    """`root/<class>/...`, or `root/train/<class>/...` with `val`, `test` or both beside `train`.
+
+    A part that is not there is cut from the training part, stratified: `test_fraction` of it first, then
+    `val_fraction` of it, so that another share of one leaves the other as it is. Image files are found by their
+    suffix, in folders below a class, too; hidden ones do not count. Where `root/MANIFEST.tsv` lists `path` and
+    `sha256`, files that differ from it are bad files.
+
+    Images are uint8 (3, size, size), framed while they are read: for evaluation the short side is resized to
+    `evaluation_scale * size` and the middle cut out; for training as the augmentation says. `max_side` stores
+    photographs with a short side of at most that, in pixels.
+
+    `cache`: "memory" decodes everything once and keeps the pixels, if they fit into `memory_limit` (bytes, or text
+    such as "4GB"; "auto" is half of what is free); if not, the files as they are; if these do not fit either,
+    nothing. "disk" keeps the pixels in a file of `cache_dir` (the user's cache folder when null), "none" reads the
+    files each time. What is read is the same, bit for bit. What is not decoded yet is read by `workers` processes
+    (0: by this one); one that gives no answer for `timeout` seconds is replaced.
+
+    `on_bad_file`: "error" ends the run with the names of files that are damaged, no images, or not to be read;
+    "skip" leaves them out (every file is decoded once to know them, and that is remembered in `cache_dir`).
+
+    Source: the layout of ImageNet (Russakovsky et al., 2015) and of torchvision's ImageFolder. Raises ValueError.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 224,
+        evaluation_scale: float = 256 / 224,
+        max_side: int | None = None,
+        cache: Literal["memory", "disk", "none"] = "memory",
+        memory_limit: int | str = "auto",
+        cache_dir: str | None = None,
+        workers: int = 2,
+        timeout: float = 60.0,
+        on_bad_file: Literal["error", "skip"] = "error",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+    ) -> None:
+        if not root:
+            raise ValueError(f"root={root!r}: must be the name of a folder")
+        if size < 1:
+            raise ValueError(f"size={size}: must be 1 pixel or more")
+        if not evaluation_scale >= 1:
+            raise ValueError(f"evaluation_scale={evaluation_scale}: must be 1 or more")
+        if max_side is not None and max_side < 1:
+            raise ValueError(f"max_side={max_side}: must be null or 1 pixel or more")
+        if cache not in ("memory", "disk", "none"):
+            raise ValueError(f"cache={cache}: must be memory, disk or none")
+        if workers < 0:
+            raise ValueError(f"workers={workers}: must be 0 or more")
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout}: must be more than 0 seconds")
+        if on_bad_file not in ("error", "skip"):
+            raise ValueError(f"on_bad_file={on_bad_file}: must be error or skip")
+        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 < fraction < 1:
+                raise ValueError(f"{name}={fraction}: must be between 0 and 1")
+        check_split_seed(split_seed)
+        self._limit = caching.parse_limit(memory_limit)
+        self.root = Path(root).expanduser()
+        self.size, self.short_side, self.max_side = size, round(evaluation_scale * size), max_side
+        self.cache, self.cache_dir = cache, caching.cache_folder(cache_dir)
+        self.workers, self.timeout, self.on_bad_file = workers, timeout, on_bad_file
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+
+    def facts(self) -> DataFacts:
+        """Raises FileNotFoundError or NotADirectoryError without a root, ValueError for another layout."""
+        parts = self._used
+        return DataFacts(
+            task="classification",
+            input_shape=(3, self.size, self.size),
+            num_outputs=len(self._class_names),
+            num_train=len(parts["train"].names),
+            num_val=len(parts["val"].names),
+            num_test=len(parts["test"].names),
+            class_names=self._class_names,
+        )
+
+    def is_present(self) -> bool:
+        return self.root.is_dir()
+
+    def check(self) -> None:
+        """Raises FileNotFoundError or NotADirectoryError without a root, ValueError for another layout."""
+        self.facts()
+
+    def load(self) -> Splits:
+        if self.cache == "none" and self.workers:
+            start_server()  # it loads torch meanwhile
+        parts = self._used
+        if self.on_bad_file == "error":
+            caching.raise_bad(self.root, len(self._names), self._bad)
+        elif self._bad:
+            logger.warning(
+                "%d of %s photographs in %s are left out: %s",
+                len(self._bad), f"{len(self._names):,}", self.root, some_of(self._bad),
+            )  # fmt: skip
+        if self._unlisted:
+            logger.warning(
+                "the manifest does not list %d photographs, which are not compared; the first is %s",
+                len(self._unlisted), self._unlisted[0],
+            )  # fmt: skip
+        names = [name for part in PARTS for name in parts[part].names]
+        source = caching.Source(
+            self.root, names, [self._inspected[name] for name in names], self.max_side, max(1, self.workers)
+        )
+        collection = Collection(
+            self._keep(source), names, source.sha256s, torch.tensor(source.sizes).view(-1, 2),
+            size=self.size, short_side=self.short_side, workers=self.workers, timeout=self.timeout,
+        )  # fmt: skip
+        numbers = torch.arange(len(names)).split([len(parts[part].names) for part in PARTS])
+        return Splits(
+            *(
+                Part(Photographs(collection, n), torch.tensor(parts[part].targets, dtype=torch.int64))
+                for part, n in zip(PARTS, numbers, strict=True)
+            )
+        )
+
+    def storage(self) -> dict[str, str]:
+        """What keeping the photographs costs, for people; sizes are estimated from the headers of some files."""
+        decoded, encoded = caching.estimate(self.root, self._names, self.max_side)
+        cost = f"about {caching.as_bytes(decoded)} decoded, {caching.as_bytes(encoded)} in files"
+        if self.cache == "memory":
+            limit = caching.free_share() if self._limit is None else self._limit
+            cost += (
+                f"; data.memory_limit is {caching.as_bytes(limit)}: {caching.choose_layout(decoded, encoded, limit)}"
+            )
+        elif self.cache == "disk":
+            cost += f"; decoded into {self.cache_dir}"
+        else:
+            cost += "; read and decoded each time"
+        return {"photographs": cost}
+
+    def _keep(self, source: caching.Source) -> Store:
+        if self.cache == "memory":
+            return caching.in_memory(source, caching.free_share() if self._limit is None else self._limit)
+        return caching.on_disk(source, self.cache_dir) if self.cache == "disk" else caching.in_files(source)
+
+    @cached_property
+    def _scanned(self) -> tuple[tuple[str, ...], dict[str, Files]]:
+        return scan(self.root)
+
+    @property
+    def _class_names(self) -> tuple[str, ...]:
+        return self._scanned[0]
+
+    @cached_property
+    def _parts(self) -> dict[str, Files]:
+        """All three parts, by names alone."""
+        parts = dict(self._scanned[1])
+        total = len(parts["train"].names)
+        cuts = {name: self._cut_size(name, total) for name in ("test", "val") if name not in parts}
+        if sum(cuts.values()) >= total:
+            raise ValueError(
+                f"val_fraction={self.val_fraction}: must be below 1 - test_fraction, to leave some to train on"
+            )
+        for name, count in cuts.items():
+            generator = torch.Generator().manual_seed(self.split_seed)
+            kept, cut = stratified_cut(torch.tensor(parts["train"].targets), count, generator)
+            parts[name], parts["train"] = parts["train"].select(cut.tolist()), parts["train"].select(kept.tolist())
+        return parts
+
+    def _cut_size(self, part: str, total: int) -> int:
+        return cut_size(f"{part}_fraction", self.val_fraction if part == "val" else self.test_fraction, total)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [name for part in PARTS for name in self._parts[part].names]
+
+    @cached_property
+    def _manifest(self) -> dict[str, str] | None:
+        return read_manifest(self.root)
+
+    @cached_property
+    def _inspected(self) -> dict[str, Inspected]:
+        deep = self.on_bad_file == "skip"
+        remembers = deep or self.cache != "memory"
+        memory = caching.inspection_file(self.root, self.cache_dir, self.max_side, deep) if remembers else None
+        inspection = Inspection(self.root, self.max_side, self._manifest, deep=deep, memory=memory)
+        return dict(zip(self._names, inspection.look_at(self._names, max(1, self.workers)), strict=True))
+
+    @cached_property
+    def _bad(self) -> dict[str, str]:
+        """What is wrong with the files that cannot be used."""
+        bad = {name: entry.problem for name, entry in self._inspected.items() if entry.problem}
+        present = set(self._names)
+        prefixes = tuple(f"{part}/" for part in self._scanned[1]) if (self.root / "train").is_dir() else ("",)
+        for name in self._manifest or {}:
+            if name not in present and name.startswith(prefixes) and name.lower().endswith(SUFFIXES):
+                bad[name] = "is in the manifest, but not there"
+        return bad
+
+    @property
+    def _unlisted(self) -> list[str]:
+        return [] if self._manifest is None else [name for name in self._names if name not in self._manifest]
+
+    @cached_property
+    def _used(self) -> dict[str, Files]:
+        """The parts without the files that are left out."""
+        if self.on_bad_file == "error":
+            return self._parts
+        return {
+            part: files.select([n for n, name in enumerate(files.names) if name not in self._bad])
+            for part, files in self._parts.items()
+        }

@@ -1,0 +1,141 @@
+"""What can be said of each file before its pixels are used: size, checksum, and whether it can be decoded."""
+
+import hashlib
+import itertools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from trainer.data.decoding import BadPhotograph, decode, stored_size
+from trainer.data.storage import read_file
+from trainer.data.writing import write_whole
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A file: its bytes, its (height, width) as stored, its sha256, and what is wrong with it, if anything is."""
+
+    num_bytes: int = 0
+    modified: int = 0  # ns
+    height: int = 0
+    width: int = 0
+    sha256: str = ""
+    problem: str = ""
+
+
+class Inspection:
+    """Looks at files once; with `memory`, a file, also in later runs as long as a file's size and time stay.
+
+    With `deep` a file is decoded as a whole, which finds what is broken behind its header. `expected` are the
+    sha256 by name of a manifest.
+    """
+
+    def __init__(
+        self, root: Path, max_side: int | None, expected: dict[str, str] | None, *, deep: bool, memory: Path | None
+    ) -> None:
+        self.root, self.max_side, self.expected, self.deep, self._memory = root, max_side, expected, deep, memory
+
+    def look_at(self, names: list[str], threads: int) -> list[Inspected]:
+        """One entry a name. Reads the files that are not remembered."""
+        known = self._remembered()
+        found: list[Inspected] = [Inspected()] * len(names)
+        new = []
+        for number, name in enumerate(names):
+            entry = known.get(name)
+            if entry is None or not self._is_current(entry, self.root / name):
+                new.append(number)
+            else:
+                found[number] = entry
+
+        def look(place: int) -> None:
+            found[new[place]] = self._look(names[new[place]])
+
+        for_all(len(new), look, threads, "checking photographs" if self.deep else "listing photographs")
+        if new:
+            self._remember(dict(zip(names, found, strict=True)))
+        return [self._compared(name, entry) for name, entry in zip(names, found, strict=True)]
+
+    def _look(self, name: str) -> Inspected:
+        path = self.root / name
+        num_bytes = modified = 0
+        sha256 = ""
+        try:
+            content = read_file(path)
+            num_bytes, modified = len(content), path.stat().st_mtime_ns
+            sha256 = hashlib.sha256(content).hexdigest()
+            height, width = stored_size(content, self.max_side)
+            if self.deep:
+                decode(content, self.max_side)
+        except BadPhotograph as error:
+            return Inspected(num_bytes, modified, 0, 0, sha256, str(error))
+        return Inspected(num_bytes, modified, height, width, sha256)
+
+    def _compared(self, name: str, entry: Inspected) -> Inspected:
+        if self.expected is None or self.expected.get(name, entry.sha256) == entry.sha256:
+            return entry
+        problem = entry.problem or "is not the file that the manifest describes: its checksum is another"
+        return Inspected(entry.num_bytes, entry.modified, 0, 0, entry.sha256, problem)
+
+    @staticmethod
+    def _is_current(entry: Inspected, path: Path) -> bool:
+        try:
+            status = path.stat()
+        except OSError:
+            return False
+        return (entry.num_bytes, entry.modified) == (status.st_size, status.st_mtime_ns)
+
+    def _remembered(self) -> dict[str, Inspected]:
+        if self._memory is None:
+            return {}
+        try:
+            return {name: Inspected(*entry) for name, entry in json.loads(self._memory.read_bytes()).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}  # there is none yet, or it is damaged: the files are looked at again
+
+    def _remember(self, found: dict[str, Inspected]) -> None:
+        if self._memory is None:
+            return
+        try:
+            write_whole(self._memory, json.dumps({name: astuple(entry) for name, entry in found.items()}).encode())
+        except OSError as error:
+            logger.warning("what was found out about the photographs is not kept: %s", error)
+
+
+def some_of(bad: dict[str, str]) -> str:
+    """The first three names, with what is wrong with each."""
+    return ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:3]) + ", ..." * (len(bad) > 3)
+
+
+def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -> None:
+    """`work(0)` to `work(count - 1)` in threads, with a line on the terminal; the first error ends it."""
+    numbers = itertools.count()
+    done = [0]
+
+    def go_on() -> None:
+        while (number := next(numbers)) < count:
+            work(number)
+            done[0] += 1  # roughly: for the eye
+
+    pool = ThreadPoolExecutor(max(1, threads), "photographs")
+    try:
+        pending = {pool.submit(go_on) for _ in range(max(1, threads))}
+        began, shown = time.monotonic(), False
+        while pending:
+            finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+            if pending and sys.stderr.isatty() and time.monotonic() - began > 1:
+                print(f"\r{label}: {done[0]:,} of {count:,}", end="", file=sys.stderr, flush=True)
+                shown = True
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    finally:
+        numbers = itertools.count(count)  # whoever is still at work finds nothing more to do
+        pool.shutdown(cancel_futures=True)

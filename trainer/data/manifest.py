@@ -1,0 +1,89 @@
+"""The files of an image folder: which there are, of which class, and whether they are what they were."""
+
+import csv
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.decoding import SUFFIXES
+
+MANIFEST = "MANIFEST.tsv"
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Names below `root`, ascending, and the class of each."""
+
+    names: tuple[str, ...]
+    targets: tuple[int, ...]
+
+    def select(self, indices: list[int]) -> "Files":
+        return Files(tuple(self.names[i] for i in indices), tuple(self.targets[i] for i in indices))
+
+
+def scan(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
+    """The class names and the files of each part that there is; without `train` all are of the part "train".
+
+    Raises FileNotFoundError or NotADirectoryError without a root, ValueError for folders of another layout.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"root={root}: must be an existing folder of photographs")
+    if not root.is_dir():
+        raise NotADirectoryError(f"root={root}: must be a folder, but is a file")
+    present = [part for part in PARTS if (root / part).is_dir()]
+    if present and "train" not in present:
+        raise ValueError(f"root={root}: has the folder '{present[0]}', but no 'train' beside it")
+    bases = {part: f"{part}/" for part in present} or {"train": ""}
+    class_names = _folders(root / bases["train"])
+    if not class_names:
+        raise ValueError(f"root={root / bases['train']}: must hold a folder of photographs for each class")
+    found = {}
+    for part, base in bases.items():
+        unknown = sorted(set(_folders(root / base)) - set(class_names))
+        if unknown:
+            raise ValueError(f"root={root}: '{base}{unknown[0]}' is a class that 'train' does not have")
+        pairs = [(n, c) for c, label in enumerate(class_names) for n in _photographs(root, f"{base}{label}")]
+        found[part] = Files(tuple(name for name, _ in pairs), tuple(target for _, target in pairs))
+    empty = sorted(set(range(len(class_names))) - set(found["train"].targets))
+    if empty:
+        raise ValueError(f"root={root}: the class '{class_names[empty[0]]}' has no photographs to train on")
+    return tuple(class_names), found
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _photographs(root: Path, folder: str) -> Iterator[str]:
+    """Names of image files in a folder and those below it, ascending; hidden ones do not count."""
+    path = root / folder
+    if not path.is_dir():
+        return
+    with os.scandir(path) as entries:
+        names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in names:
+        if is_folder:
+            yield from _photographs(root, f"{folder}/{name}")
+        elif name.lower().endswith(SUFFIXES):
+            yield f"{folder}/{name}"
+
+
+def read_manifest(root: Path) -> dict[str, str] | None:
+    """sha256 by name from `MANIFEST.tsv`, or None where there is none.
+
+    Its first line names the columns, separated by tabs; `path` and `sha256` must be among them. Raises ValueError.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if not {"path", "sha256"} <= set(rows.fieldnames or ()):
+                raise KeyError("path, sha256")
+            return {row["path"]: row["sha256"].lower() for row in rows}
+    except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: its lines must have the columns path and sha256") from error

@@ -1,0 +1,165 @@
+"""Photographs of any size as a part of a data set: framed to one size while they are read."""
+
+import hashlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.data.decoding import BadPhotograph
+from trainer.data.frames import apply_frame, check_frames, evaluation_frames
+from trainer.data.storage import Decoded, Store
+from trainer.data.workers import CHUNK, Chunk, Workers
+from trainer.errors import DataError
+
+Request = tuple[Tensor, Tensor | None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Collection:
+    """All photographs of a data set: where they lie, and how they are framed and read."""
+
+    store: Store
+    names: list[str]
+    sha256s: list[str]
+    sizes_N2: Tensor
+    size: int
+    short_side: int
+    workers: int
+    timeout: float
+    _threads: ThreadPoolExecutor | None = field(default=None, repr=False)
+
+    def read(self, requests: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """uint8 (n, 3, size, size) for each pair of numbers (n,) and frames (n, 8), in order."""
+        if self.workers == 0 or isinstance(self.store, Decoded):
+            yield from (self.read_here(numbers, frames) for numbers, frames in requests)
+            return
+        first = next(requests, None)
+        if first is None:
+            return
+        requests = itertools.chain([first], requests)
+        # two batches under way, as a DataLoader has with two workers
+        ahead = 2 * max(self.workers, -(-len(first[0]) // CHUNK))
+        try:
+            pool = Workers(self.store.reader, self.size, count=self.workers, ahead=ahead, timeout=self.timeout)
+        except OSError as error:
+            logger.warning("photographs are read without workers: %s", error)
+            yield from (self.read_here(numbers, frames) for numbers, frames in requests)
+            return
+        try:
+            yield from self._gather(pool, requests)
+        finally:
+            pool.close()
+
+    def read_here(self, numbers_n: Tensor, frames_n8: Tensor) -> Tensor:
+        """One batch, read in this process by as many threads as torch has."""
+        images = torch.empty(len(numbers_n), 3, self.size, self.size, dtype=torch.uint8)
+        out, numbers, frames = images.numpy(), numbers_n.tolist(), frames_n8.tolist()
+
+        def read_some(places: range) -> None:
+            for place in places:
+                try:
+                    pixels = self.store.reader(self.store.ticket(numbers[place]))
+                except BadPhotograph as error:
+                    raise self._damaged(numbers[place], str(error)) from error
+                apply_frame(pixels, frames[place], out[place])
+
+        count = min(torch.get_num_threads(), len(numbers))
+        if count <= 1:
+            read_some(range(len(numbers)))
+            return images
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(torch.get_num_threads(), "photographs")
+        list(self._threads.map(read_some, [range(first, len(numbers), count) for first in range(count)]))
+        return images
+
+    def _gather(self, pool: Workers, requests: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Batches from the chunks that the workers have done."""
+        sizes: deque[int] = deque()  # of the batches under way
+
+        def chunks() -> Iterator[Chunk]:
+            for numbers_n, frames_n8 in requests:
+                numbers, frames = numbers_n.tolist(), frames_n8.tolist()
+                sizes.append(len(numbers))
+                for start in range(0, max(1, len(numbers)), CHUNK):  # an empty batch is a chunk, too
+                    some = numbers[start : start + CHUNK]
+                    yield Chunk(some, [self.store.ticket(n) for n in some], frames[start : start + CHUNK])
+
+        filled = 0
+        for chunk, images_n3SS in pool.read(chunks()):
+            if chunk.problem is not None:
+                raise self._damaged(chunk.numbers[chunk.problem[0]], chunk.problem[1])
+            if filled == 0:
+                batch = torch.empty(sizes[0], 3, self.size, self.size, dtype=torch.uint8)
+                out = batch.numpy()
+            out[filled : filled + len(images_n3SS)] = images_n3SS
+            filled += len(images_n3SS)
+            if filled == sizes[0]:
+                sizes.popleft()
+                filled = 0
+                yield batch
+
+    def _damaged(self, number: int, reason: str) -> DataError:
+        return DataError(f"data: {self.names[number]}: {reason}; data.on_bad_file=skip finds such files beforehand")
+
+
+class Photographs:
+    """Photographs of a part, by index: where a tensor of images (N, 3, size, size) would be, this reads them."""
+
+    dtype = torch.uint8
+
+    def __init__(self, collection: Collection, numbers_N: Tensor) -> None:
+        self._all, self._numbers_N = collection, numbers_N
+        self.sizes = collection.sizes_N2[numbers_N]
+        """int64 (N, 2): height and width as stored."""
+        self._frames_N8 = evaluation_frames(self.sizes, collection.size, collection.short_side)
+
+    def __len__(self) -> int:
+        return len(self._numbers_N)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self), 3, self._all.size, self._all.size))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are when they are read."""
+        return torch.device("cpu")
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """The images at a slice or at int64 indices, framed for evaluation, as a new tensor."""
+        chosen = torch.arange(len(self))[index]
+        images = self._all.read_here(self._numbers_N[chosen].view(-1), self._frames_N8[chosen].view(-1, 8))
+        return images.view(*chosen.shape, *self.shape[1:])
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        """uint8 (n, 3, size, size) for each request, in order; requests are taken some batches ahead.
+
+        A request is int64 indices (n,) on the CPU and int64 frames (n, 8), each the box in the stored photograph
+        (top, left, height, width), the size (height, width) that it is resized to, and the corner (top, left) of
+        the output in that; None are the frames of evaluation. Raises ValueError for a frame that does not fit,
+        DataError for a file that has changed, RankLost when workers are lost again and again.
+        """
+        return self._all.read(self._checked(indices_n, frames_n8) for indices_n, frames_n8 in requests)
+
+    def _checked(self, indices_n: Tensor, frames_n8: Tensor | None) -> tuple[Tensor, Tensor]:
+        if frames_n8 is None:
+            frames_n8 = self._frames_N8[indices_n]
+        else:
+            check_frames(frames_n8, self.sizes[indices_n], self._all.size)
+        return self._numbers_N[indices_n], frames_n8
+
+    def checksum(self) -> str:
+        """sha256 over name and sha256 of each file, and what is made of them."""
+        digest = hashlib.sha256(f"{tuple(self.shape)} {self._all.short_side};".encode())
+        for number, (height, width) in zip(self._numbers_N.tolist(), self.sizes.tolist(), strict=True):
+            digest.update(f"{self._all.names[number]}\t{self._all.sha256s[number]}\t{height}x{width}\n".encode())
+        return digest.hexdigest()

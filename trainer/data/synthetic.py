@@ -1,0 +1,118 @@
+"""Drawn shapes: images for which nothing has to be downloaded, of any size, number and difficulty."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.split import check_split_seed
+from trainer.randomness import generator_for
+
+# whether a point lies in the shape of radius 1 around 0; u points right, v down, a and b are their sizes
+_SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "circle": lambda u, v, a, b: u**2 + v**2 <= 1,
+    "square": lambda u, v, a, b: (a <= 0.8) & (b <= 0.8),
+    "triangle": lambda u, v, a, b: (v <= 0.75) & (a <= 0.55 * (v + 1)),
+    "cross": lambda u, v, a, b: (torch.minimum(a, b) <= 0.3) & (torch.maximum(a, b) <= 1),
+    "ring": lambda u, v, a, b: (u**2 + v**2 <= 1) & (u**2 + v**2 >= 0.6**2),
+    "diamond": lambda u, v, a, b: a + b <= 1,
+    "bar": lambda u, v, a, b: (a <= 1) & (b <= 0.35),
+    "saltire": lambda u, v, a, b: ((a - b).abs() <= 0.4) & (torch.maximum(a, b) <= 0.85),
+}
+NAMES = tuple(_SHAPES)
+_LEAST_SIZE, _LEAST_CONTRAST = 16, 64
+_SMALLEST, _LARGEST = 0.25, 0.45  # radius, as a share of the image's size
+_IMAGES_A_CHUNK = 1000
+
+
+class Shapes:
+    """Images with one shape each, of random place, size and colours, with noise; which shape is it?
+
+    Images are (channels, size, size), the shapes the first `num_classes` of circle, square, triangle, cross, ring,
+    diamond, bar, saltire, equally many of each (plus or minus one) in every part. The radius is uniform in 0.25 to
+    0.45 of the size, the place uniform within the image. The background is uniform in 0..255 for each channel, the
+    shape 64 to 192 away from it, modulo 256. `noise` is the standard deviation of Gaussian noise on every pixel, in
+    levels of 255. Every part is a function of `split_seed` and of its own number of images alone.
+
+    Raises ValueError for a size below 16, channels other than 1 to 4, classes other than 2 to 8, an empty part,
+    negative noise.
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        channels: int = 3,
+        num_classes: int = 6,
+        num_train: int = 5000,
+        num_val: int = 1000,
+        num_test: int = 1000,
+        noise: float = 20.0,
+        split_seed: int = 0,
+    ) -> None:
+        if size < _LEAST_SIZE:
+            raise ValueError(f"size={size}: must be at least {_LEAST_SIZE}")
+        if not 1 <= channels <= 4:
+            raise ValueError(f"channels={channels}: must be between 1 and 4")
+        if not 2 <= num_classes <= len(NAMES):
+            raise ValueError(f"num_classes={num_classes}: must be between 2 and {len(NAMES)}")
+        check_counts(num_train=num_train, num_val=num_val, num_test=num_test)
+        if not 0 <= noise < float("inf"):
+            raise ValueError(f"noise={noise}: must be at least 0, and finite")
+        check_split_seed(split_seed)
+        self.size, self.channels, self.num_classes = size, channels, num_classes
+        self.counts = {"train": num_train, "val": num_val, "test": num_test}
+        self.noise, self.split_seed = noise, split_seed
+
+    def facts(self) -> DataFacts:
+        return DataFacts(
+            "classification", (self.channels, self.size, self.size), self.num_classes,
+            self.counts["train"], self.counts["val"], self.counts["test"], NAMES[: self.num_classes],
+        )  # fmt: skip
+
+    def load(self) -> Splits:
+        return Splits(*(self._part(name, count) for name, count in self.counts.items()))
+
+    def _part(self, name: str, count: int) -> Part:
+        generator = generator_for(self.split_seed, f"shapes/{name}")
+        targets_N = shuffled_classes(count, self.num_classes, generator)
+        drawn = [self._draw(targets, generator) for targets in targets_N.split(_IMAGES_A_CHUNK)]
+        return Part(torch.cat(drawn), targets_N)
+
+    def _draw(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(targets_N)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(count, *shape, generator=generator)
+
+        radius = self.size * (_SMALLEST + (_LARGEST - _SMALLEST) * uniform(1, 1))
+        x, y = (radius + (self.size - 2 * radius) * uniform(1, 1) for _ in range(2))
+        places = torch.arange(self.size) + 0.5
+        inside_N1HW = _inside(targets_N, (places - x) / radius, (places[:, None] - y) / radius).unsqueeze(1)
+        background = 256 * uniform(self.channels, 1, 1)
+        contrast = _LEAST_CONTRAST + (256 - 2 * _LEAST_CONTRAST) * uniform(self.channels, 1, 1)
+        images = torch.where(inside_N1HW, (background + contrast) % 256, background)
+        images = images + self.noise * torch.randn(images.shape, generator=generator)
+        return images.clamp_(0, 255).to(torch.uint8)
+
+
+def _inside(targets_N: Tensor, u_N1W: Tensor, v_NH1: Tensor) -> Tensor:
+    """bool (N, H, W): which pixels belong to the shape, whose radius is 1; u points right, v down."""
+    inside_NHW = torch.empty(len(targets_N), v_NH1.shape[1], u_N1W.shape[2], dtype=torch.bool)
+    for label in targets_N.unique().tolist():
+        chosen = targets_N == label
+        u, v = u_N1W[chosen], v_NH1[chosen]
+        inside_NHW[chosen] = _SHAPES[NAMES[label]](u, v, u.abs(), v.abs())
+    return inside_NHW
+
+
+def shuffled_classes(count: int, num_classes: int, generator: torch.Generator) -> Tensor:
+    """int64_N: every class equally often, plus or minus one, in random order."""
+    return (torch.arange(count) % num_classes)[torch.randperm(count, generator=generator)]
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for a part without samples."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count}: must be at least 1")

@@ -1,0 +1,231 @@
+"""Worker processes that read and frame photographs ahead of time, and are replaced when one is lost.
+
+Each worker has a connection of its own and writes into memory that it shares with this process, so that one that is
+killed or stopped holds no lock, leaves no half of a message, and takes nothing with it but its unfinished chunks.
+"""
+
+import logging
+import multiprocessing
+import pickle
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.decoding import BadPhotograph
+from trainer.data.frames import apply_frame
+from trainer.data.storage import Reader, SharedBytes
+from trainer.errors import RankLost
+
+CHUNK = 16  # photographs that a worker reads at a time
+_LOSSES = 3  # of workers at the same chunk
+_START = 60.0  # seconds, at least, that a worker has until it gives its first sign of life
+_UNREAD_BYTES = 100_000  # sent to a worker and not answered: less than a socket takes without waiting for the reader
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Chunk:
+    """Photographs by number, what the reader asks for each, and their frames."""
+
+    numbers: list[int]
+    tickets: list[Any]
+    frames: list[list[int]]
+    slot: int = 0
+    losses: int = 0
+    message: bytes = b""
+    is_done: bool = False
+    problem: tuple[int, str] | None = None  # the place of the photograph in the chunk, and what is wrong with it
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    heard: float
+    is_ready: bool = False
+    unanswered: deque[Chunk] = field(default_factory=deque)
+
+    def has_room(self, chunk: Chunk) -> bool:
+        return sum(len(c.message) for c in self.unanswered) + len(chunk.message) < _UNREAD_BYTES or not self.unanswered
+
+
+class Workers:
+    """`count` processes; at most `ahead` chunks are under way. A worker that does not answer for `timeout` seconds
+    while it is waited for is taken for lost.
+
+    Raises OSError where there is no room for what they write.
+    """
+
+    def __init__(self, reader: Reader, size: int, *, count: int, ahead: int, timeout: float) -> None:
+        self._memory = SharedBytes(ahead * CHUNK * 3 * size * size)
+        self._slots = _as_slots(self._memory, size)
+        self._arguments = (reader, self._memory, size)
+        self._timeout = timeout
+        self._free = deque(range(ahead))
+        self._backlog: deque[Chunk] = deque()
+        start_server()
+        self._workers: list[_Worker] = []
+        # before the interpreter ends, and whenever this is forgotten
+        self._finalizer = util.Finalize(self, _kill, (self._workers,), exitpriority=10)
+        self._workers += [self._start() for _ in range(count)]
+
+    def read(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, NDArray[np.uint8]]]:
+        """Each chunk with its images (n, 3, size, size), in order; they are overwritten when the next is asked for.
+
+        Raises RankLost when workers are lost again and again at the same chunk.
+        """
+        under_way: deque[Chunk] = deque()
+        while True:
+            while self._free and (chunk := next(chunks, None)) is not None:
+                chunk.slot = self._free.popleft()
+                chunk.message = pickle.dumps((chunk.slot, chunk.tickets, chunk.frames))
+                under_way.append(chunk)
+                self._backlog.append(chunk)
+            self._hand_out()
+            if not under_way:
+                return
+            self._await(under_way[0])
+            chunk = under_way.popleft()
+            yield chunk, self._slots[chunk.slot, : len(chunk.tickets)]
+            self._free.append(chunk.slot)
+
+    def close(self) -> None:
+        """End the workers at once; safe to call again."""
+        self._finalizer()
+
+    def _start(self) -> _Worker:
+        context = _context()
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there, *self._arguments), name="photographs")  # type: ignore[attr-defined]
+        process.start()
+        there.close()
+        return _Worker(process, here, time.monotonic())
+
+    def _hand_out(self) -> None:
+        while self._backlog:
+            worker = min(self._workers, key=lambda one: len(one.unanswered))
+            if not worker.has_room(self._backlog[0]):
+                return
+            self._send(worker, self._backlog.popleft())
+
+    def _send(self, worker: _Worker, chunk: Chunk) -> None:
+        worker.unanswered.append(chunk)
+        with suppress(OSError):  # it is dead: found when its answer is awaited
+            worker.pipe.send_bytes(chunk.message)
+
+    def _await(self, chunk: Chunk) -> None:
+        began = time.monotonic()
+        for worker in self._workers:
+            worker.heard = began  # silence counts while somebody listens
+        while not chunk.is_done:
+            busy = {worker.pipe: worker for worker in self._workers if worker.unanswered}
+            patience = min(self._deadline(worker) for worker in busy.values()) - time.monotonic()
+            ready = wait(list(busy), timeout=max(0.0, patience))
+            for pipe in ready:
+                self._hear(busy[pipe])  # type: ignore[index]
+            if not ready:
+                for worker in busy.values():
+                    if time.monotonic() >= self._deadline(worker):
+                        self._replace(worker, f"gave no answer for {self._timeout:g} s")
+            self._hand_out()
+
+    def _deadline(self, worker: _Worker) -> float:
+        return worker.heard + (self._timeout if worker.is_ready else max(self._timeout, _START))
+
+    def _hear(self, worker: _Worker) -> None:
+        try:
+            while worker.pipe.poll():
+                answer = worker.pipe.recv()
+                worker.heard = time.monotonic()
+                if worker.is_ready:
+                    chunk = worker.unanswered.popleft()
+                    chunk.is_done, chunk.problem = True, answer
+                worker.is_ready = True
+        except (EOFError, OSError):
+            worker.process.join(1)
+            self._replace(worker, _how_it_ended(worker.process.exitcode))
+
+    def _replace(self, worker: _Worker, reason: str) -> None:
+        """A new process in the place of one that is lost; it gets the chunks that are not done."""
+        _kill([worker])
+        unanswered = list(worker.unanswered)
+        worker.unanswered.clear()
+        if unanswered:
+            unanswered[0].losses += 1
+            if unanswered[0].losses == _LOSSES:
+                raise RankLost(f"the worker that reads photographs {reason}; it was lost {_LOSSES} times at one place")
+        logger.warning("a worker that reads photographs %s; another one goes on", reason)
+        fresh = self._start()
+        worker.process, worker.pipe, worker.heard, worker.is_ready = fresh.process, fresh.pipe, fresh.heard, False
+        for chunk in unanswered:
+            self._send(worker, chunk)
+
+
+def start_server() -> None:
+    """Start what workers are forked from, a process that has loaded torch and has no threads."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["trainer.data.workers", "PIL.JpegImagePlugin", "torchvision.io"])
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    methods = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+
+
+def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> None:
+    """A worker's life: it ends when the process that it reads for does, or is killed by it."""
+    import torch
+
+    for signum in (signal.SIGINT, signal.SIGTERM):  # those to the whole group are that process's affair
+        signal.signal(signum, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    slots = _as_slots(memory, size)
+    with suppress(EOFError, OSError):
+        pipe.send(None)
+        while True:
+            slot, tickets, frames = pickle.loads(pipe.recv_bytes())
+            pipe.send(_read(reader, tickets, frames, slots[slot]))
+
+
+def _read(
+    reader: Reader, tickets: list[Any], frames: list[list[int]], out_n3SS: NDArray[np.uint8]
+) -> tuple[int, str] | None:
+    for place, (ticket, frame) in enumerate(zip(tickets, frames, strict=True)):
+        try:
+            apply_frame(reader(ticket), frame, out_n3SS[place])
+        except BadPhotograph as error:
+            return place, str(error)
+    return None
+
+
+def _as_slots(memory: SharedBytes, size: int) -> NDArray[np.uint8]:
+    return memory.array.reshape(-1, CHUNK, 3, size, size)
+
+
+def _kill(workers: list[_Worker]) -> None:
+    for worker in workers:
+        if worker.process.is_alive():
+            worker.process.kill()  # a stopped process hears nothing else
+        worker.pipe.close()
+    for worker in workers:
+        worker.process.join(5)
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with code {code}"
