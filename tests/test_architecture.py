@@ -51,8 +51,15 @@ def imports(path: Path, *, module_level_only: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module} if node.module != "trainer" else {f"trainer.{alias.name}" for alias in node.names}
+            found |= {_module(node.module, alias.name) for alias in node.names}
     return found
+
+
+def _module(package: str, name: str) -> str:
+    """What `from package import name` loads: the module of that name where there is one."""
+    inner = ROOT.joinpath(*package.split("."), name)
+    is_module = package == "trainer" or inner.with_suffix(".py").is_file() or (inner / "__init__.py").is_file()
+    return f"{package}.{name}" if is_module else package
 
 
 def own(names: set[str]) -> set[str]:

@@ -237,5 +237,7 @@ def test_values_have_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sys.argv", ["train"])
     words = ["data=linear_regression", "loss=mse", "model=linear", "epochs=1", "hydra.run.dir=run", "threads=1"]
     assert app.run(words) == 0
-    with pytest.raises(ConfigurationError, match=r"^tta=flip: averages class probabilities; the data is regression$"):
+    with pytest.raises(
+        ConfigurationError, match=r"^tta=flip: averages class probabilities of images; the data is regression$"
+    ):
         app.run(["evaluate", "run", "tta=flip"])

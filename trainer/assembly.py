@@ -56,7 +56,7 @@ def assemble(
     connect(blueprint)
     if not blueprint.strategy.is_main:
         assert folder is not None
-        run = put_together(blueprint)
+        run = put_together(blueprint, fit=not resume)
         run.is_trial = is_trial
         join(run, folder, resume=resume)
         return run
@@ -65,7 +65,7 @@ def assemble(
     folder = run_folder.shown(folder)
     lock = lock or Lock(folder)
     try:
-        run = put_together(blueprint)
+        run = put_together(blueprint, fit=not resume)
         run.is_trial, run.lock = is_trial, lock
         open_folder(run, folder, resume=resume, console=console)
     except BaseException:
@@ -82,14 +82,18 @@ def connect(blueprint: Blueprint) -> None:
         raise ConfigurationError(str(error)) from error
 
 
-def put_together(blueprint: Blueprint, splits: Any = None) -> Run:
-    """Everything a run computes with, and no file: data, model, optimizer, and what lies between them."""
+def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) -> Run:
+    """Everything a run computes with, and no file: data, model, optimizer, and what lies between them.
+
+    Without `fit` the statistics of the preprocessing are still to come, from a checkpoint.
+    """
     config, device = blueprint.config, blueprint.device
     set_up_torch(config, device)
     strategy = blueprint.strategy
     splits = splits or load_data(blueprint)
     preprocessing = build(config["preprocessing"], "preprocessing")
-    preprocessing.fit(splits.train.images_NCHW)
+    if fit:
+        preprocessing.fit(splits.train.images_NCHW)
     preprocessing = preprocessing.to(device)
     model = make_model(blueprint)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
@@ -185,7 +189,13 @@ def join(run: Run, folder: Path, *, resume: bool) -> None:
 
 def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
     """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
-    if not resume or (state := run.strategy.broadcast(state)) is None:
+    if not resume:
+        return
+    state = run.strategy.broadcast(state)
+    if state is None:  # it was stopped before there was a checkpoint
+        preprocessing: Any = run.preprocessing
+        preprocessing.fit(run.splits.train.images_NCHW)
+        preprocessing.to(run.device)
         return
     compare_data(run, folder)
     restore(run, state)

@@ -300,7 +300,7 @@ def test_the_probability_does_not_change_what_is_drawn(name):
     ("build", "message"),
     [
         (lambda: Brightness(factor=(-0.1, 1)), r"factor=\[-0.1, 1\]: must be two numbers of at least 0"),
-        (lambda: Contrast(factor=(1.2, 0.8)), r"factor=\[1.2, 0.8\]: must be .* the smaller one first"),
+        (lambda: Contrast(factor=(1.2, 0.8)), r"factor=\[1.2, 0.8\]: must be .* the smaller first"),
         (lambda: Saturation(factor=(0, float("nan"))), r"factor=\[0, nan\]: must be two numbers"),
         (lambda: Sharpen(factor=(0, float("inf"))), r"factor=\[0, inf\]: must be two numbers"),
         (lambda: Hue(shift=(-0.6, 0.1)), r"shift=\[-0.6, 0.1\]: must be two numbers from -0.5 to 0.5"),
@@ -310,7 +310,7 @@ def test_the_probability_does_not_change_what_is_drawn(name):
         (lambda: Posterize(bits=(1.5, 3)), r"bits=\[1.5, 3\]: must be two whole numbers"),
         (lambda: ColourShift(levels=(-256, 0)), r"levels=\[-256, 0\]: must be two numbers from -255 to 255"),
         (lambda: ColourShift(levels=(0, 0.5)), r"levels=\[0, 0.5\]: must be two whole numbers"),
-        (lambda: Lighting(std=-0.1), r"std=-0.1: must be of at least 0"),
+        (lambda: Lighting(std=-0.1), r"std=-0.1: must be at least 0"),
     ],
 )
 def test_bad_arguments(build, message):

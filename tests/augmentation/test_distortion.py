@@ -93,7 +93,7 @@ def test_other_seeds_give_other_fields():
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_lens_is_its_formula(fill, shape):
-    pixels, operation = images(16, shape), LensDistortion(-0.3, 0.5, fill=fill)
+    pixels, operation = images(16, shape), LensDistortion((-0.3, 0.5), fill=fill)
     rows = operation.draw(16, shape, generator())
     y, x = places(*shape[1:])
     square = (x**2 + y**2) / ((shape[1] / 2) ** 2 + (shape[2] / 2) ** 2)
@@ -108,13 +108,13 @@ def test_a_positive_coefficient_is_a_barrel():
     """A line near the top bulges upwards: its middle lies higher than its ends."""
     image = torch.zeros(1, 1, 65, 65)
     image[..., 12:15, :] = 255
-    barrel = LensDistortion(0.2, 0.2)(image.clone(), {"k1": torch.tensor([0.2])})[0, 0]
-    pincushion = LensDistortion(-0.2, -0.2)(image.clone(), {"k1": torch.tensor([-0.2])})[0, 0]
+    barrel = LensDistortion((0.2, 0.2))(image.clone(), {"k1": torch.tensor([0.2])})[0, 0]
+    pincushion = LensDistortion((-0.2, -0.2))(image.clone(), {"k1": torch.tensor([-0.2])})[0, 0]
     assert barrel[:32, 32].argmax() < barrel[:32, 12].argmax()
     assert pincushion[:32, 32].argmax() > pincushion[:32, 12].argmax()
 
 
-UNMOVED = [Elastic(alpha=0), Elastic(probability=0.0), LensDistortion(0, 0), LensDistortion(probability=0.0)]
+UNMOVED = [Elastic(alpha=0), Elastic(probability=0.0), LensDistortion((0, 0)), LensDistortion(probability=0.0)]
 
 
 @pytest.mark.parametrize("operation", UNMOVED, ids=name)
@@ -145,7 +145,7 @@ def test_an_empty_batch_stays_empty(operation):
 
 
 def test_coefficients_are_uniform():
-    k1 = LensDistortion(-0.1, 0.4).draw(5000, (3, 32, 32), generator())["k1"]
+    k1 = LensDistortion((-0.1, 0.4)).draw(5000, (3, 32, 32), generator())["k1"]
     assert kstest(k1.numpy(), "uniform", (-0.1, 0.5)).pvalue > 1e-3
 
 
@@ -163,13 +163,13 @@ def test_the_probability_decides_who_and_not_what(operation):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Elastic(alpha=-1), "alpha=-1: must be of at least 0"),
+        (lambda: Elastic(alpha=-1), "alpha=-1: must be at least 0"),
         (lambda: Elastic(sigma=0), "sigma=0: must be from 0.1 to 1000"),
         (lambda: Elastic(probability=2), "probability=2: must be between 0 and 1"),
         (lambda: Elastic(fill="grey"), "fill=grey: must be black, edge or mirror"),
-        (lambda: LensDistortion(low=-0.4), "low=-0.4: must be above -1/3"),
-        (lambda: LensDistortion(low=float("nan")), "low=nan: must be above -1/3"),
-        (lambda: LensDistortion(low=0.2, high=0.1), "low, high=.*: must be two numbers"),
+        (lambda: LensDistortion(k1=(-0.4, 0)), "k1=.*: must be two numbers above -0.333"),
+        (lambda: LensDistortion(k1=(float("nan"), 0)), "k1=.*: must be two numbers above"),
+        (lambda: LensDistortion(k1=(0.2, 0.1)), "k1=.*: must be two numbers"),
         (lambda: LensDistortion(probability=-1), "probability=-1: must be between 0 and 1"),
     ],
 )

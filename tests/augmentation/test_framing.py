@@ -15,7 +15,7 @@ from trainer.augmentation.framing import apply_frames
 
 LEVELS = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10), (1, 8, 8)]
-OPERATIONS = [ResizedCrop(), ResizedCrop(0.05, 1, 0.2, 5), RandomShortSide(), CropAndPad(0.4)]
+OPERATIONS = [ResizedCrop(), ResizedCrop((0.05, 1), (0.2, 5)), RandomShortSide(), CropAndPad(0.4)]
 
 
 def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_crop_and_pad_is_torchvisions(shape, fraction):
 
 
 @pytest.mark.parametrize("output_hw", [(32, 32), (48, 20), (100, 150), (250, 400)])
-@pytest.mark.parametrize("operation", [ResizedCrop(0.01, 1), RandomShortSide(1, 1.5)], ids=name)
+@pytest.mark.parametrize("operation", [ResizedCrop((0.01, 1)), RandomShortSide((1, 1.5))], ids=name)
 def test_other_output_sizes(operation, output_hw):
     pixels = images(16, (3, 200, 300))
     rows = operation.draw(16, (3, *output_hw), generator())
@@ -106,7 +106,7 @@ CHOICES = [(0.08, 1.0, 3 / 4, 4 / 3), (0.5, 0.9, 1.0, 1.0), (0.9, 1.0, 0.5, 0.6)
 @pytest.mark.parametrize("size", PHOTOGRAPHS)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_boxes_are_distributed_as_torchvisions(size, choice):
-    operation = ResizedCrop(*choice)
+    operation = ResizedCrop(choice[:2], choice[2:])
     frames = operation.frames(operation.draw(3000, (3, 224, 224), generator()), sizes(3000, *size), (224, 224))
     theirs = transforms.RandomResizedCrop(224, choice[:2], choice[2:])
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def test_boxes_are_distributed_as_torchvisions(size, choice):
 
 @pytest.mark.parametrize("size", [(40, 300), (300, 40), (299, 40)])
 def test_boxes_that_never_fit_are_central(size):
-    operation, theirs = ResizedCrop(0.9, 1.0), transforms.RandomResizedCrop(224, (0.9, 1.0))
+    operation, theirs = ResizedCrop((0.9, 1.0)), transforms.RandomResizedCrop(224, (0.9, 1.0))
     frames = operation.frames(operation.draw(50, (3, 224, 224), generator()), sizes(50, *size), (224, 224))
     box = theirs.make_params([torch.empty(1, *size, dtype=torch.uint8)])
     assert (frames[:, :4] == torch.tensor([box[key] for key in ("top", "left", "height", "width")])).all()
@@ -152,7 +152,7 @@ def test_short_sides_and_places_are_uniform(size):
 @pytest.mark.parametrize("size", [(30, 200), (200, 30), (47, 33), (33, 47)])
 @pytest.mark.parametrize("output_hw", [(28, 28), (20, 60), (33, 47)])
 def test_an_output_of_another_shape_fits_into_what_is_resized(size, output_hw):
-    operation = RandomShortSide(1, 1.2)
+    operation = RandomShortSide((1, 1.2))
     frames = operation.frames(operation.draw(500, (1, *output_hw), generator()), sizes(500, *size), output_hw)
     assert (frames[:, 6:] >= 0).all()
     assert (frames[:, 6:] + torch.tensor(output_hw) <= frames[:, 4:6]).all()
@@ -183,7 +183,7 @@ def test_not_applied_it_is_the_central_box(operation, size, output_hw, box):
 UNMOVED = [
     ResizedCrop(probability=0.0),
     RandomShortSide(probability=0.0),
-    RandomShortSide(1, 1),
+    RandomShortSide((1, 1)),
     CropAndPad(0),
     CropAndPad(probability=0.0),
 ]
@@ -197,7 +197,7 @@ def test_identity_parameters_give_the_identical_image(operation, shape):
 
 
 def test_the_whole_square_is_the_identical_image():
-    pixels, operation = images(16, (3, 32, 32)), ResizedCrop(1, 1, 1, 1)
+    pixels, operation = images(16, (3, 32, 32)), ResizedCrop((1, 1), (1, 1))
     assert torch.equal(operation(pixels.float(), operation.draw(16, (3, 32, 32), generator())), pixels.float())
 
 
@@ -256,14 +256,14 @@ def test_margins_are_uniform():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ResizedCrop(scale_low=-0.1), "scale_low, scale_high=.*: must be two numbers from 0 to 1"),
-        (lambda: ResizedCrop(scale_high=1.1), "scale_low, scale_high=.*: must be two numbers from 0 to 1"),
-        (lambda: ResizedCrop(scale_low=0.9, scale_high=0.2), "scale_low, scale_high=.*: must be two numbers"),
-        (lambda: ResizedCrop(ratio_low=0), "ratio_low=0: must be above 0"),
-        (lambda: ResizedCrop(ratio_low=2), "ratio_low, ratio_high=.*: must be two numbers"),
+        (lambda: ResizedCrop(scale=(-0.1, 1)), "scale=.*: must be two numbers from 0 to 1"),
+        (lambda: ResizedCrop(scale=(0.1, 1.1)), "scale=.*: must be two numbers from 0 to 1"),
+        (lambda: ResizedCrop(scale=(0.9, 0.2)), "scale=.*: must be two numbers"),
+        (lambda: ResizedCrop(ratio=(0, 1)), "ratio=.*: must be two numbers above 0"),
+        (lambda: ResizedCrop(ratio=(2, 1)), "ratio=.*: must be two numbers"),
         (lambda: ResizedCrop(probability=-1), "probability=-1: must be between 0 and 1"),
-        (lambda: RandomShortSide(low=0.9), "low, high=.*: must be two numbers of at least 1"),
-        (lambda: RandomShortSide(low=1.5, high=1.2), "low, high=.*: must be two numbers of at least 1"),
+        (lambda: RandomShortSide(short_side=(0.9, 2)), "short_side=.*: must be two numbers of at least 1"),
+        (lambda: RandomShortSide(short_side=(1.5, 1.2)), "short_side=.*: must be two numbers of at least 1"),
         (lambda: CropAndPad(fraction=0.6), "fraction=0.6: must be from 0 to 0.5"),
         (lambda: CropAndPad(probability=1.1), "probability=1.1: must be between 0 and 1"),
     ],

@@ -7,7 +7,8 @@ import torch
 import torchvision.transforms.v2.functional as reference
 import yaml
 
-from trainer.augmentation import Crop, HorizontalFlip, Pipeline, operation
+from trainer.augmentation import Crop, HorizontalFlip, Pipeline
+from trainer.augmentation.operation import check_probability, draw_applied
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "augmentation"
 
@@ -137,14 +138,14 @@ def test_the_options_say_what_the_classes_default_to(option):
 def test_the_operation_of_the_contributing_guide_works():
     page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     code = next(block for block in page.split("```python\n") if block.startswith("class Checkerboard"))
-    names = {"torch": torch, "Tensor": torch.Tensor, "Rows": dict, **vars(operation)}
+    names = {"torch": torch, "Tensor": torch.Tensor, "Rows": dict, "check_probability": check_probability}
+    names["draw_applied"] = draw_applied
     exec(code.partition("```")[0], names)
     pipeline = Pipeline(board=names["Checkerboard"](side=2, probability=0.7))
     pixels = images(40, (3, 8, 8))
     table = pipeline.draw(40, (3, 8, 8), generator())
-    for before, after, applied, phase in zip(
-        pixels, pipeline(pixels, table), table["board.applied"], table["board.phase"], strict=True
-    ):
+    rows = zip(pipeline(pixels, table), table["board.applied"], table["board.phase"], strict=True)
+    for after, applied, phase in rows:
         assert torch.equal(after == 0, torch.zeros(3, 8, 8, dtype=torch.bool)) != bool(applied)
         if applied:
             assert bool((after[:, :2, :2] == 0).all()) == (int(phase) == 0)

@@ -34,8 +34,8 @@ OPERATIONS = [
     Rotate(30),
     TranslateX(0.3),
     TranslateY(0.3),
-    Scale(0.5, 2),
-    Stretch(0.5, 2),
+    Scale((0.5, 2)),
+    Stretch((0.5, 2)),
     Shear(30, 20),
     Perspective(0.5),
 ]
@@ -77,7 +77,7 @@ ONE_BY_ONE = [
     (Rotate(180), lambda x, degrees: reference.rotate(x, degrees, InterpolationMode.BILINEAR)),
     (TranslateX(0.6), lambda x, fraction: affine(x, translate=(round(fraction * x.shape[2]), 0))),
     (TranslateY(0.6), lambda x, fraction: affine(x, translate=(0, round(fraction * x.shape[1])))),
-    (Scale(0.3, 3), lambda x, factor: affine(x, scale=factor)),
+    (Scale((0.3, 3)), lambda x, factor: affine(x, scale=factor)),
     (Shear(60, 40), lambda x, x_degrees, y_degrees: affine(x, shear=(x_degrees, y_degrees))),
 ]
 
@@ -116,7 +116,7 @@ def test_perspective_is_torchvisions(shape, distortion):
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
 def test_stretching_widens_alone(shape):
-    pixels, operation = images(16, shape), Stretch(0.5, 2)
+    pixels, operation = images(16, shape), Stretch((0.5, 2))
     rows = operation.draw(16, shape, generator())
     wanted = [by_scipy(pixels[i], np.diag([1 / float(rows["factor"][i]), 1, 1]), "black") for i in range(16)]
     assert_close(operation(pixels.float(), rows), torch.stack(wanted))
@@ -140,7 +140,7 @@ def test_neighbours_are_one_affine_map_of_torchvision(shape):
     """Which scales, shears, rotates and translates, in this order, about the centre."""
     pixels = images(48, shape)
     pipeline = Pipeline(
-        scale=Scale(0.6, 1.6), shear=Shear(20, 10), rotate=Rotate(40), x=TranslateX(0.2), y=TranslateY(0.2)
+        scale=Scale((0.6, 1.6)), shear=Shear(20, 10), rotate=Rotate(40), x=TranslateX(0.2), y=TranslateY(0.2)
     )
     rows = pipeline.draw(48, shape, generator())
     wanted = []
@@ -163,7 +163,7 @@ def forward_perspective(corners: torch.Tensor, height: int, width: int) -> np.nd
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
 def test_neighbours_in_another_order_are_the_product_of_their_maps(shape):
     pixels = images(24, shape)
-    pipeline = Pipeline(x=TranslateX(0.2), rotate=Rotate(40), bend=Perspective(0.4), stretch=Stretch(0.7, 1.4))
+    pipeline = Pipeline(x=TranslateX(0.2), rotate=Rotate(40), bend=Perspective(0.4), stretch=Stretch((0.7, 1.4)))
     rows = pipeline.draw(24, shape, generator())
     wanted = []
     for i in range(24):
@@ -207,8 +207,8 @@ UNMOVED = [
     Rotate(0),
     TranslateX(0),
     TranslateY(0),
-    Scale(1, 1),
-    Stretch(1, 1),
+    Scale((1, 1)),
+    Stretch((1, 1)),
     Shear(0, 0),
     Perspective(0),
     *(type(operation)(probability=0.0) for operation in OPERATIONS),
@@ -260,7 +260,7 @@ def test_an_empty_batch_stays_empty(operation):
 
 
 @pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("operation", [Perspective(1.0), Scale(1e-3, 1e3), Shear(89, 89)], ids=name)
+@pytest.mark.parametrize("operation", [Perspective(1.0), Scale((1e-3, 1e3)), Shear(89, 89)], ids=name)
 def test_extremes_give_whole_numbers(fill, operation):
     operation.fill = fill
     rows = operation.draw(500, (1, 8, 8), generator())
@@ -292,7 +292,7 @@ def test_parameters_are_uniform(operation, column, low, high):
     assert kstest(values.numpy(), "uniform", (low, high - low)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("operation", [Scale(0.5, 3), Stretch(0.5, 3)], ids=name)
+@pytest.mark.parametrize("operation", [Scale((0.5, 3)), Stretch((0.5, 3))], ids=name)
 def test_factors_are_uniform_in_the_logarithm(operation):
     factors = operation.draw(5000, (3, 32, 32), generator())["factor"]
     assert kstest(factors.log().numpy(), "uniform", (math.log(0.5), math.log(6))).pvalue > 1e-3
@@ -351,9 +351,9 @@ def test_vertical_flip_is_torchvisions(shape, probability):
         (lambda: Rotate(fill="white"), "fill=white: must be black, edge or mirror"),
         (lambda: TranslateX(fraction=1.1), "fraction=1.1: must be from 0 to 1"),
         (lambda: TranslateY(fraction=-0.1), "fraction=-0.1: must be from 0 to 1"),
-        (lambda: Scale(low=0), "low=0: must be above 0"),
-        (lambda: Scale(low=-1), "low, high=.*: must be two numbers"),
-        (lambda: Stretch(low=2, high=1), "low, high=.*: must be two numbers"),
+        (lambda: Scale(factor=(0, 1)), r"factor=\[0, 1\]: must be two numbers above 0"),
+        (lambda: Scale(factor=0.5), "factor=0.5: must be two numbers above 0"),
+        (lambda: Stretch(factor=(2, 1)), "factor=.*: must be two numbers"),
         (lambda: Shear(x_degrees=90), "x_degrees=90: must be from 0 to 89"),
         (lambda: Shear(y_degrees=-1), "y_degrees=-1: must be from 0 to 89"),
         (lambda: Perspective(distortion=1.1), "distortion=1.1: must be from 0 to 1"),

@@ -57,7 +57,9 @@ def test_what_is_cut_from_train_is_stratified_and_nothing_is_lost_or_changed():
 
 def test_parts_that_are_given_stay_as_they_are():
     train, val = TensorDataset(pixels(), LABELS), TensorDataset(pixels(9, seed=1), LABELS[:9])
-    splits = FromDataset(train, val, num_classes=3, test_fraction=0.5).load()
+    data = FromDataset(train, val, num_classes=3, test_fraction=0.5)
+    facts, splits = data.facts(), data.load()
+    assert (facts.num_train, facts.num_val, facts.num_test) == (30, 9, 30)
     assert torch.equal(splits.val.images_NCHW, pixels(9, seed=1))
     assert (len(splits.train), len(splits.test)) == (30, 30)
     splits = FromDataset(train, val, Subset(train, range(6)), num_classes=3).load()

@@ -65,6 +65,11 @@ def test_each_shape_fills_what_it_should_of_its_box():
         if AREA[name] is not None:
             assert share[targets == label].mean().item() == pytest.approx(AREA[name], rel=0.03), name
     assert ((columns / rows)[targets == NAMES.index("bar")] > 2).all()
+    triangle = targets == NAMES.index("triangle")  # 1.1 times as wide as high, standing on its base
+    assert (columns / rows)[triangle].mean().item() == pytest.approx(1.1, abs=0.02)
+    for mask in inside[triangle]:
+        widths = mask.sum(1)[mask.any(1)]
+        assert widths[-2] > 5 * widths[1]
     square = [NAMES.index(name) for name in ("circle", "square", "cross", "ring", "diamond", "saltire")]
     assert ((columns - rows).abs()[torch.isin(targets, torch.tensor(square))] <= 2).all()
     # the saltire is the cross turned: both diagonals, no middle of a side

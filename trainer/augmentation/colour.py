@@ -9,7 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.augmentation.operation import Rows, check_probability, column, draw_applied, draw_uniform, where
+from trainer.augmentation.operation import (
+    Change,
+    Rows,
+    check_probability,
+    column,
+    draw_applied,
+    draw_uniform,
+    most,
+    where,
+)
 from trainer.augmentation.ranges import check_number, check_range
 from trainer.augmentation.warp import parts
 
@@ -204,6 +213,12 @@ class _InPlace(_Graded):
     """One so cheap that it is applied to all images when more than half of them are chosen: its neutral number
     leaves every bit of the others as it is."""
 
+    def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
+        values_N = rows[self._name]
+        if not most(values_N != self._neutral):
+            return None
+        return lambda images, part: self._change(images, values_N[part])
+
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         values_N = rows[self._name]
         chosen_N = _all_if_most(values_N != self._neutral)
@@ -218,7 +233,7 @@ def _by_parts(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tens
 
 
 def _all_if_most(chosen_N: Tensor) -> Tensor:
-    return torch.ones_like(chosen_N) if 2 * int(chosen_N.sum()) > len(chosen_N) else chosen_N
+    return torch.ones_like(chosen_N) if most(chosen_N) else chosen_N
 
 
 class _Ungraded:

@@ -75,24 +75,22 @@ def _smoothing(size: int, sigma: float) -> Tensor:
 class LensDistortion:
     """Takes a pixel at p, relative to the centre, from p (1 + k1 |p|^2), where |p| is 1 in the corners.
 
-    k1 is uniform in `low`..`high`. Straight lines bulge outwards (barrel) where it is positive, and inwards
+    k1 is uniform in its range. Straight lines bulge outwards (barrel) where it is positive, and inwards
     (pincushion) where it is negative.
 
     Source: A "Data augmentation" (lens distortions); Brown, "Decentering distortion of lenses" (1966), the first
-    radial term. Raises ValueError: `low` not above -1/3 (where the image would fold), `low` above `high`,
+    radial term. Raises ValueError: `k1` not above -1/3 (where the image would fold),
     `probability` not in 0..1, unknown `fill`.
     """
 
-    def __init__(self, low: float = -0.2, high: float = 0.2, probability: float = 1.0, fill: Fill = "black") -> None:
+    def __init__(self, k1: tuple[float, float] = (-0.2, 0.2), probability: float = 1.0, fill: Fill = "black") -> None:
         check_probability(probability)
-        if not low > -1 / 3:
-            raise ValueError(f"low={low}: must be above -1/3")
-        self.low, self.high = check_range("low, high", (low, high), -1)
+        self.k1 = check_range("k1", k1, -1 / 3, above=True)
         self.probability, self.fill = probability, check_fill(fill)
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         applied_N = draw_applied(num_samples, self.probability, generator)
-        return {"k1": torch.where(applied_N, draw_uniform(num_samples, self.low, self.high, generator), 0)}
+        return {"k1": torch.where(applied_N, draw_uniform(num_samples, *self.k1, generator), 0)}
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         return where(images_NCHW, rows["k1"] != 0, lambda chosen, at_K: self._change(chosen, rows["k1"][at_K]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
+from trainer.augmentation.operation import Change, Rows, check_probability, draw_applied, draw_seeds
 from trainer.augmentation.ranges import check_range
 
 _TRIES = 10
@@ -73,20 +73,29 @@ class Erasing:
         return height_N, width_N
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        N, C, H, W = images_NCHW.shape
-        outside_NH = _outside(rows["top"], rows["height"], H)
-        outside_NW = _outside(rows["left"], rows["width"], W)
-        dtype = images_NCHW.dtype if self.fill == "black" else torch.bool
-        kept_rows = outside_NH.to(images_NCHW.device, dtype, non_blocking=True).view(N, 1, H, 1)
-        kept_columns = outside_NW.to(images_NCHW.device, dtype, non_blocking=True).view(N, 1, 1, W)
-        kept = torch.maximum(kept_rows, kept_columns)
+        C, H, W = images_NCHW.shape[1:]
         if self.fill == "black":  # a set's own uint8 images must stay as they are
-            return images_NCHW * kept if dtype == torch.uint8 else images_NCHW.mul_(kept)
+            kept = self._kept(images_NCHW, rows, images_NCHW.dtype)
+            return images_NCHW * kept if images_NCHW.dtype == torch.uint8 else images_NCHW.mul_(kept)
+        kept = self._kept(images_NCHW, rows, torch.bool)
         if self.fill == "mean":
             fill = images_NCHW.sum((2, 3), keepdim=True, dtype=torch.float64).div_(H * W).round_().to(torch.float32)
         else:
             fill = uniform(rows["seed"], (C, H, W), images_NCHW.device).mul_(256).floor_()
         return torch.where(kept, images_NCHW, fill)
+
+    def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
+        if self.fill != "black":
+            return None
+        kept = self._kept(images_NCHW, rows, torch.float32)
+        return lambda images, part: images.mul_(kept[part])
+
+    def _kept(self, images_NCHW: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """(N, 1, H, W): 0 within the rectangle, 1 elsewhere."""
+        H, W = images_NCHW.shape[2:]
+        outside_NH = _outside(rows["top"], rows["height"], H).to(images_NCHW.device, dtype, non_blocking=True)
+        outside_NW = _outside(rows["left"], rows["width"], W).to(images_NCHW.device, dtype, non_blocking=True)
+        return torch.maximum(outside_NH.view(-1, 1, H, 1), outside_NW.view(-1, 1, 1, W))
 
 
 def _outside(first_N: Tensor, count_N: Tensor, size: int) -> Tensor:

@@ -64,35 +64,31 @@ def _frames(*columns: Tensor | int) -> Tensor:
 class ResizedCrop(Framing):
     """Resizes a box of random area, shape and place to the output's size.
 
-    The area is uniform in `scale_low`..`scale_high` of the image's, the ratio width / height is exp(u), u uniform
-    in log `ratio_low`..log `ratio_high`; sides are rounded to pixels, the place is uniform. After ten boxes that do
+    The area is uniform in `scale` of the image's, the ratio width / height is exp(u), u uniform over the
+    logarithm of `ratio`; sides are rounded to pixels, the place is uniform. After ten boxes that do
     not fit it is the largest central one with a ratio in the range: torchvision's RandomResizedCrop. With 1 -
     `probability` it is the largest central box of the output's shape.
 
     Source: A "Data augmentation" (random crops/scales); Szegedy et al., "Going deeper with convolutions" (2014).
-    Raises ValueError: `scale_low`, `scale_high` not in 0..1, `ratio_low` not above 0, bounds in the wrong order,
+    Raises ValueError: `scale` not in 0..1, `ratio` not above 0, bounds in the wrong order,
     `probability` not in 0..1.
     """
 
     def __init__(
         self,
-        scale_low: float = 0.08,
-        scale_high: float = 1.0,
-        ratio_low: float = 3 / 4,
-        ratio_high: float = 4 / 3,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
         probability: float = 1.0,
     ) -> None:
         super().__init__(probability)
-        self.scale_low, self.scale_high = check_range("scale_low, scale_high", (scale_low, scale_high), 0, 1)
-        self.ratio_low, self.ratio_high = check_range("ratio_low, ratio_high", (ratio_low, ratio_high), 0)
-        if ratio_low == 0:
-            raise ValueError(f"ratio_low={ratio_low}: must be above 0")
+        self.scale = check_range("scale", scale, 0, 1)
+        self.ratio = check_range("ratio", ratio, 0, above=True)
 
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         drawn = uniform(seeds_N, (2 * _TRIES + 2,), seeds_N.device).double()
         scale_NT, ratio_NT, place_N2 = drawn.split([_TRIES, _TRIES, 2], 1)
-        area_NT = (height_N * width_N).unsqueeze(1) * (self.scale_low + (self.scale_high - self.scale_low) * scale_NT)
-        low, high = math.log(self.ratio_low), math.log(self.ratio_high)
+        area_NT = (height_N * width_N).unsqueeze(1) * (self.scale[0] + (self.scale[1] - self.scale[0]) * scale_NT)
+        low, high = (math.log(ratio) for ratio in self.ratio)
         ratio_NT = (low + (high - low) * ratio_NT).exp()
         tried_height_NT = (area_NT / ratio_NT).sqrt().round().long()
         tried_width_NT = (area_NT * ratio_NT).sqrt().round().long()
@@ -104,32 +100,32 @@ class ResizedCrop(Framing):
         top_N = (place_N2[:, 0] * (height_N - box_height_N + 1)).long()
         left_N = (place_N2[:, 1] * (width_N - box_width_N + 1)).long()
         found_N8 = _frames(top_N, left_N, box_height_N, box_width_N, *output_hw, 0, 0)
-        central_N8 = _central(height_N, width_N, self.ratio_low, self.ratio_high, output_hw)
+        central_N8 = _central(height_N, width_N, *self.ratio, output_hw)
         return torch.where(fits_NT.any(1, keepdim=True), found_N8, central_N8)
 
 
 class RandomShortSide(Framing):
     """Resizes the image to a random short side and cuts the output out of it at a random place, both uniform.
 
-    The short side is a whole number of pixels in `low`..`high` times the output's side (256/224..480/224 in the
+    The short side is a whole number of pixels in `short_side` times the output's side (256/224..480/224 in the
     lecture), the long one follows, rounded down as in torchvision. Where the output is no square, the side that
     would fall short of the output's first takes the part of the short one. With 1 - `probability` it is the largest
     central box of the output's shape.
 
     Source: A "Data augmentation" (pick random L in [256, 480], resize, sample a 224 x 224 patch). Raises ValueError:
-    not 1 <= `low` <= `high`, `probability` not in 0..1.
+    `short_side` below 1, `probability` not in 0..1.
     """
 
-    def __init__(self, low: float = 256 / 224, high: float = 480 / 224, probability: float = 1.0) -> None:
+    def __init__(self, short_side: tuple[float, float] = (256 / 224, 480 / 224), probability: float = 1.0) -> None:
         super().__init__(probability)
-        self.low, self.high = check_range("low, high", (low, high), 1)
+        self.short_side = check_range("short_side", short_side, 1)
 
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         output_h, output_w = output_hw
         uniform_N3 = uniform(seeds_N, (3,), seeds_N.device).double()
         by_height_N = height_N * output_w <= width_N * output_h
         side_N = torch.where(by_height_N, output_h, output_w)
-        low_N, high_N = (side_N * self.low).round().long(), (side_N * self.high).round().long()
+        low_N, high_N = ((side_N * share).round().long() for share in self.short_side)
         short_N = low_N + (uniform_N3[:, 0] * (high_N - low_N + 1)).long()
         new_height_N = torch.where(by_height_N, short_N, (short_N * height_N // width_N).clamp(min=output_h))
         new_width_N = torch.where(by_height_N, (short_N * width_N // height_N).clamp(min=output_w), short_N)

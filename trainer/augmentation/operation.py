@@ -1,11 +1,13 @@
 """What an augmentation operation is, and what its implementations share."""
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+Change = Callable[[Tensor, slice], object]  # of some images, in place, given with their places among all
 Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample; on the CPU
 
 
@@ -70,6 +72,11 @@ def where(images_NCHW: Tensor, chosen_N: Tensor, change: Callable[[Tensor, Tenso
     return put(images_NCHW, there_K, change(images_NCHW.index_select(0, there_K), indices_K))
 
 
+def most(chosen_N: Tensor) -> bool:
+    """Whether more than half are true."""
+    return 2 * int(chosen_N.sum()) > len(chosen_N)
+
+
 def put(images_NCHW: Tensor, there_K: Tensor, changed_KCHW: Tensor) -> Tensor:
     """Overwrites the images at these indices, which are on their device, and returns all."""
     words, changed = _as_words(images_NCHW), _as_words(changed_KCHW)
@@ -82,7 +89,7 @@ def put(images_NCHW: Tensor, there_K: Tensor, changed_KCHW: Tensor) -> Tensor:
 def _as_words(images_NCHW: Tensor) -> Tensor | None:
     """The same memory as int64, a line an image, where that is possible: index_copy_ writes number by number, so
     that eight uint8 pixels take as long as one."""
-    size = images_NCHW[:1].numel() * images_NCHW.element_size()
+    size = math.prod(images_NCHW.shape[1:]) * images_NCHW.element_size()
     if not images_NCHW.is_contiguous() or size % 8 or images_NCHW.data_ptr() % 8:
         return None
     return images_NCHW.flatten(1).view(torch.int64)

@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation import colour
+from trainer.augmentation.colour import (
+    change_brightness,
+    change_contrast,
+    change_saturation,
+    equalize,
+    posterize,
+    sharpen,
+    solarize,
+    stretch_contrast,
+)
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
 
 # those that move pixels, with their sign, stand between the one that does nothing and those of colours
@@ -29,14 +38,14 @@ OPERATIONS = (
 )
 _NUM_MOVING = 5
 _COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    lambda images, magnitude_N: colour.change_brightness(images, 1 + magnitude_N),
-    lambda images, magnitude_N: colour.change_saturation(images, 1 + magnitude_N),
-    lambda images, magnitude_N: colour.change_contrast(images, 1 + magnitude_N),
-    lambda images, magnitude_N: colour.sharpen(images, 1 + magnitude_N),
-    lambda images, magnitude_N: colour.posterize(images, magnitude_N),
-    lambda images, magnitude_N: colour.solarize(images, 255 * magnitude_N),
-    lambda images, _: colour.stretch_contrast(images),
-    lambda images, _: colour.equalize(images),
+    lambda images, magnitude_N: change_brightness(images, 1 + magnitude_N),
+    lambda images, magnitude_N: change_saturation(images, 1 + magnitude_N),
+    lambda images, magnitude_N: change_contrast(images, 1 + magnitude_N),
+    lambda images, magnitude_N: sharpen(images, 1 + magnitude_N),
+    lambda images, magnitude_N: posterize(images, magnitude_N),
+    lambda images, magnitude_N: solarize(images, 255 * magnitude_N),
+    lambda images, _: stretch_contrast(images),
+    lambda images, _: equalize(images),
 )
 _MAX_GRID_BYTES = 256 << 20
 

@@ -58,12 +58,12 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
     blueprint = draw(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
-    if test_time is not None and blueprint.facts.task != "classification":
-        raise ConfigurationError(
-            f"tta={test_time.kind}: averages class probabilities; the data is {blueprint.facts.task}"
-        )
+    if test_time is not None and (blueprint.facts.task != "classification" or blueprint.facts.kind != "images"):
+        facts = blueprint.facts
+        other = facts.task if facts.task != "classification" else facts.kind
+        raise ConfigurationError(f"tta={test_time.kind}: averages class probabilities of images; the data is {other}")
     state = checkpoint.load(best)
-    run = put_together(blueprint)
+    run = put_together(blueprint, fit=False)
     try:
         restore_weights(run, state)
     except (RuntimeError, KeyError) as error:

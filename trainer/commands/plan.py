@@ -117,6 +117,8 @@ def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
     from trainer.reporting.augmentation_strips import strips
 
     config, facts = blueprint.config, blueprint.facts
+    if facts.kind != "images":
+        raise ConfigurationError(f"--show: draws images; data={config['choices'].get('data')} has {facts.kind}")
     sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
     augmentation = build(config["augmentation"], "augmentation")
     alone = replace(blueprint, strategy=Single())
