@@ -617,6 +617,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, default=8, help="that a DataLoader is timed for in a round")
     parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--copies", type=int, default=4, help="of each photograph in an epoch")
     parser.add_argument("--data", type=Path, default=os.environ.get("DATA_ROOT"), help="DATA_ROOT by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="a file for the report")
@@ -635,9 +636,9 @@ def main() -> None:
     if "photographs" in chosen and arguments.device == "cpu":
         source = None if arguments.data is None else arguments.data / "flowers"
         if source is not None and source.is_dir():
-            report += ["", *photo_table(source, arguments.rounds, arguments.batches, PHOTO_BATCH, copies=4)]
+            report += photo_table(source, arguments.rounds, arguments.batches, PHOTO_BATCH, arguments.copies)
         else:
-            report += ["", "photographs: left out, there is no folder `flowers` in --data"]
+            report += ["photographs: left out, there is no folder `flowers` in --data"]
     print("\n".join(report))
     if arguments.output is not None:
         arguments.output.write_text("\n".join(report) + "\n")

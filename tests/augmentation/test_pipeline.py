@@ -7,8 +7,10 @@ import torch
 import torchvision.transforms.v2.functional as reference
 import yaml
 
-from trainer.augmentation import Crop, HorizontalFlip, Pipeline
+from trainer.augmentation import Crop, Erasing, HorizontalFlip, Pipeline
+from trainer.augmentation.colour import Brightness, Contrast, Saturation, Sharpen
 from trainer.augmentation.operation import check_probability, draw_applied
+from trainer.augmentation.warp import Rotate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "augmentation"
 
@@ -149,3 +151,22 @@ def test_the_operation_of_the_contributing_guide_works():
         assert torch.equal(after == 0, torch.zeros(3, 8, 8, dtype=torch.bool)) != bool(applied)
         if applied:
             assert bool((after[:, :2, :2] == 0).all()) == (int(phase) == 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 300, 300)])
+def test_some_images_after_the_other_give_what_all_at_once_give(shape):
+    operations = {
+        "rotate": Rotate(), "brightness": Brightness(), "flip": HorizontalFlip(), "contrast": Contrast(),
+        "saturation": Saturation(), "sharpen": Sharpen(), "erase": Erasing(), "again": Brightness(probability=0.1),
+        "last": Erasing(probability=1.0),
+    }  # fmt: skip
+    pipeline, num = Pipeline(**operations), 150 if shape[1] < 100 else 3
+    images = torch.randint(256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows = pipeline.draw(num, shape, torch.Generator().manual_seed(1))
+    expected = images.float()
+    for name, operation in operations.items():
+        own = {key.partition(".")[2]: values for key, values in rows.items() if key.startswith(f"{name}.")}
+        expected = operation(expected, own)
+    given = images.clone()
+    assert torch.equal(pipeline(given, rows), expected)
+    assert torch.equal(given, images)

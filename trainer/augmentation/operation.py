@@ -29,7 +29,11 @@ class Operation(Protocol):
         """The changed images, float32 with whole numbers 0..255 as the given ones, which it may overwrite.
 
         Image i depends on row i alone. Rows are on the CPU, so that an operation may look at them without
-        waiting for the device; `column` takes one to the images."""
+        waiting for the device; `column` takes one to the images.
+
+        An operation that is cheap for each pixel may also have `prepare(images_NCHW, rows) -> Change | None`: what
+        Pipeline does to some of the images (float32, contiguous) together with its neighbours, before it turns to
+        the next ones; None where the operation is to be called for these rows instead."""
 
 
 def check_probability(probability: float) -> None:

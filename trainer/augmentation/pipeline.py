@@ -10,8 +10,10 @@ from torch import Tensor
 
 from trainer.augmentation.bordered import Bordered
 from trainer.augmentation.geometry import Crop, HorizontalFlip
-from trainer.augmentation.operation import Operation, Rows
-from trainer.augmentation.warp import resample
+from trainer.augmentation.operation import Change, Operation, Rows, most
+from trainer.augmentation.warp import changed, parts, resample, resampling
+
+_PART = 3 << 16  # numbers: 64 small images, 768 KB
 
 
 class Pipeline:
@@ -58,29 +60,48 @@ class Pipeline:
         """
         by_name = _by_name(rows)
         done = list(self.operations)[:skip]
+        prepared: list[Change] = []  # not applied yet
         for step in self._steps:
-            images_NCHW = self._apply([name for name in step if name not in done], images_NCHW, by_name)
-        return images_NCHW
+            names = [name for name in step if name not in done]
+            if not names:
+                continue
+            change = self._prepare(names, images_NCHW, by_name)
+            if change is not None:
+                prepared.append(change)
+                continue
+            images_NCHW, prepared = _by_parts(images_NCHW, prepared), []
+            images_NCHW = self._apply(names, images_NCHW, by_name)
+        return _by_parts(images_NCHW, prepared)
+
+    def _prepare(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Change | None:
+        """The step as something that can be done to some of the images after the other."""
+        operation: Any = self.operations[names[0]]
+        if hasattr(operation, "matrix"):
+            matrices_N33 = self._matrices(names, images_NCHW, rows)
+            return resampling(images_NCHW, matrices_N33, operation.fill) if most(changed(matrices_N33)) else None
+        if not hasattr(operation, "prepare"):
+            return None
+        change: Change | None = operation.prepare(images_NCHW, rows[names[0]])
+        return change
 
     def _apply(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
-        for name in names:
-            operation: Any = self.operations[name]
-            if not getattr(operation, "keeps_values", False):
-                images_NCHW = images_NCHW.to(torch.float32)
-            if len(names) == 1 or not hasattr(operation, "matrix"):
-                images_NCHW = operation(images_NCHW, rows[name])
-        if len(names) > 1 and hasattr(self.operations[names[0]], "matrix"):
-            images_NCHW = self._warp(names, images_NCHW, rows)
-        return images_NCHW
+        operation: Any = self.operations[names[0]]
+        if not getattr(operation, "keeps_values", False):
+            images_NCHW = images_NCHW.to(torch.float32)
+        if hasattr(operation, "matrix"):
+            return resample(images_NCHW, self._matrices(names, images_NCHW, rows), operation.fill)
+        changed_images: Tensor = operation(images_NCHW, rows[names[0]])
+        return changed_images
 
-    def _warp(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
-        """One resampling for several maps; each leads from its output to its input, so the last one comes first."""
+    def _matrices(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
+        """One map for several; each leads from its output to its input, so the last one comes first."""
         operations: list[Any] = [self.operations[name] for name in names]
         height, width = images_NCHW.shape[2:]
+        first: Tensor
         first, *rest = [op.matrix(rows[name], height, width) for name, op in zip(names, operations, strict=True)]
         for matrix_N33 in rest:
             first = first @ matrix_N33
-        return resample(images_NCHW, first, operations[0].fill)
+        return first
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
         """What to cut out of stored images of these sizes, when the first operation says that: int64_N8, see
@@ -156,6 +177,20 @@ def _kind(item: tuple[str, Any]) -> object:
     """Equal for neighbours that are computed together."""
     name, operation = item
     return ("warp", operation.fill) if hasattr(operation, "matrix") else name
+
+
+def _by_parts(images_NCHW: Tensor, changes: list[Change]) -> Tensor:
+    """float32: all changes to some images, then to the next ones, so that these stay in the cache from the first
+    change to the last."""
+    if not changes:
+        return images_NCHW
+    owned = images_NCHW.dtype == torch.float32 and images_NCHW.is_contiguous()
+    results = images_NCHW if owned else torch.empty(images_NCHW.shape, device=images_NCHW.device)
+    for part in parts(images_NCHW, _PART):
+        some = results[part] if owned else results[part].copy_(images_NCHW[part])
+        for change in changes:
+            change(some, part)
+    return results
 
 
 def _by_name(rows: Rows) -> dict[str, Rows]:

@@ -6,14 +6,14 @@ images' centres, x to the right and y down, homogeneous: maps in a row are one p
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, where
+from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
 from trainer.augmentation.ranges import check_number, check_range
 
 Fill = Literal["black", "edge", "mirror"]
@@ -28,14 +28,27 @@ def resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill = "black") ->
     What lies outside is `black` (0; pixels on the border are blended with it, as in torchvision with fill=None),
     the `edge`'s nearest pixel or the image's `mirror` image. An identity gives the identical image.
     """
-    changed_N = (matrices_N33 != torch.eye(3, dtype=torch.float64)).flatten(1).any(1)
-    if 2 * int(changed_N.sum()) > len(images_NCHW):
+    changed_N = changed(matrices_N33)
+    if most(changed_N):
         # sampled at its own pixels an image of whole numbers comes out as it is, for less than copying others costs
         return _resample(images_NCHW, matrices_N33, fill)
     return where(images_NCHW, changed_N, lambda chosen, at_K: _resample(chosen, matrices_N33[at_K], fill))
 
 
+def changed(matrices_N33: Tensor) -> Tensor:
+    """bool_N: those that are not the identity."""
+    return (matrices_N33 != torch.eye(3, dtype=torch.float64)).flatten(1).any(1)
+
+
 def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
+    change = resampling(images_NCHW, matrices_N33, fill)
+    for part in parts(images_NCHW):
+        change(images_NCHW[part], part)
+    return images_NCHW
+
+
+def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Callable[[Tensor, slice], Tensor]:
+    """What resamples some of the images, given with their places among all; in place."""
     height, width = images_NCHW.shape[2:]
     device = images_NCHW.device
     x_N3, y_N3, depth_N3 = matrices_N33.unbind(1)
@@ -46,14 +59,16 @@ def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
     affine = bool((depth_N3 == torch.tensor([0, 0, 1])).all())
     if not affine:
         depth_NW, depth_NH = (side.to(device, torch.float32) for side in _sides(depth_N3, height, width))
-    for part in parts(images_NCHW):
+
+    def change(some_NCHW: Tensor, part: slice) -> Tensor:
         grids_NHW2 = torch.view_as_real(columns_NW[part].unsqueeze(1) + lines_NH[part].unsqueeze(2))
         if not affine:
             # 1 where the map is affine, which stays as it is; what lies on the horizon is far away
             grids_NHW2 /= (depth_NW[part].unsqueeze(1) + depth_NH[part].unsqueeze(2)).unsqueeze(3)
             grids_NHW2.nan_to_num_(_FAR, _FAR, -_FAR)
-        sample(images_NCHW[part], grids_NHW2, fill)
-    return images_NCHW
+        return sample(some_NCHW, grids_NHW2, fill)
+
+    return change
 
 
 def parts(images_NCHW: Tensor, numbers: int = _PART) -> Iterator[slice]:
@@ -86,14 +101,6 @@ def check_fill(fill: Fill) -> Fill:
     if fill not in get_args(Fill):
         raise ValueError(f"fill={fill}: must be {', '.join(get_args(Fill)[:-1])} or {get_args(Fill)[-1]}")
     return fill
-
-
-def check_factors(low: float, high: float) -> tuple[float, float]:
-    """Raises ValueError unless 0 < low <= high."""
-    check_range("low, high", (low, high), 0)
-    if low == 0:
-        raise ValueError(f"low={low}: must be above 0")
-    return low, high
 
 
 def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
@@ -186,20 +193,23 @@ class TranslateY(_Translate):
 
 
 class _Factor(Warp):
-    def __init__(self, low: float = 0.8, high: float = 1.25, probability: float = 1.0, fill: Fill = "black") -> None:
+    def __init__(
+        self, factor: tuple[float, float] = (0.8, 1.25), probability: float = 1.0, fill: Fill = "black"
+    ) -> None:
         super().__init__(probability, fill)
-        self.low, self.high = check_factors(low, high)
+        self.factor = check_range("factor", factor, 0, above=True)
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         applied_N = draw_applied(num_samples, self.probability, generator)
-        factor_N = draw_uniform(num_samples, math.log(self.low), math.log(self.high), generator).exp()
+        low, high = self.factor
+        factor_N = draw_uniform(num_samples, math.log(low), math.log(high), generator).exp()
         return {"factor": torch.where(applied_N, factor_N, 1)}
 
 
 class Scale(_Factor):
-    """Magnifies about the centre by a factor whose logarithm is uniform in log `low`..log `high`.
+    """Magnifies about the centre by a factor whose logarithm is uniform over that of `factor`.
 
-    Source: A "Data augmentation" (scaling). Raises ValueError: not 0 < `low` <= `high`, `probability` not in 0..1,
+    Source: A "Data augmentation" (scaling). Raises ValueError: `factor` not above 0, `probability` not in 0..1,
     unknown `fill`.
     """
 
@@ -209,9 +219,9 @@ class Scale(_Factor):
 
 
 class Stretch(_Factor):
-    """Widens about the centre by a factor whose logarithm is uniform in log `low`..log `high`; heights stay.
+    """Widens about the centre by a factor whose logarithm is uniform over that of `factor`; heights stay.
 
-    Source: A "Data augmentation" (stretching). Raises ValueError: not 0 < `low` <= `high`, `probability` not in
+    Source: A "Data augmentation" (stretching). Raises ValueError: `factor` not above 0, `probability` not in
     0..1, unknown `fill`.
     """
 

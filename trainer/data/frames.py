@@ -53,31 +53,19 @@ def apply_frame(pixels: Pixels, frame: list[int], out_3SS: Pixels) -> None:
     top, left, height, width, resized_h, resized_w, out_top, out_left = frame
     size = out_3SS.shape[1]
     rows, columns = slice(out_top, out_top + size), slice(out_left, out_left + size)
-    box = pixels[top : top + height, left : left + width]
-    if (height, width) == (resized_h, resized_w):
-        np.copyto(out_3SS, box[rows, columns].transpose(2, 0, 1))
-    elif (top + height, left + width) == pixels.shape[:2]:
-        np.copyto(out_3SS, resize(box, resized_h, resized_w)[rows, columns].transpose(2, 0, 1))
-    else:
-        # Four bytes a pixel, the fourth of which is the next pixel's first, are copied and taken apart as whole
-        # words, which saves a tenth of the time; the very last pixel has no next one.
-        strides = (3 * pixels.shape[1], 3)
-        words = np.ndarray((height, width), "<u4", pixels.data, (top * pixels.shape[1] + left) * 3, strides)
-        four = np.empty(resized_h * resized_w * 4 + 3, dtype=np.uint8)
-        _resize(words.copy().view(np.uint8).reshape(height, width, 4), four[:-3].reshape(resized_h, resized_w, 4))
-        for channel in range(3):  # a word that begins with a channel's byte ends as that byte
-            plane = np.ndarray((resized_h, resized_w), "<u4", four.data, channel)
-            np.copyto(out_3SS[channel], plane[rows, columns], casting="unsafe")
+    part = pixels[top : top + height, left : left + width]
+    if (height, width) != (resized_h, resized_w):
+        part = resize(part, resized_h, resized_w)
+    np.copyto(out_3SS, part[rows, columns].transpose(2, 0, 1))
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Bilinear, antialiased, rounded to uint8, as `interpolate` of torch."""
-    resized = np.empty((height, width, pixels.shape[2]), dtype=np.uint8)
-    _resize(np.ascontiguousarray(pixels), resized)
+    """Bilinear, antialiased, rounded to uint8: what `interpolate` of torch calls.
+
+    That gives its result in planes, which takes half as long again.
+    """
+    resized = np.empty((height, width, 3), dtype=np.uint8)
+    images = (np.ascontiguousarray(pixels), resized)
+    image_1CHW, out_1CHW = (torch.from_numpy(image[None]).permute(0, 3, 1, 2) for image in images)
+    torch.ops.aten._upsample_bilinear2d_aa.out(image_1CHW, [height, width], False, None, None, out=out_1CHW)
     return resized
-
-
-def _resize(pixels: Pixels, out: Pixels) -> None:
-    """What `interpolate` calls, which itself gives a result in planes and takes half as long again."""
-    image_1CHW, out_1CHW = (torch.from_numpy(image[None]).permute(0, 3, 1, 2) for image in (pixels, out))
-    torch.ops.aten._upsample_bilinear2d_aa.out(image_1CHW, out.shape[:2], False, None, None, out=out_1CHW)

@@ -56,7 +56,9 @@ class _Worker:
     unanswered: deque[Chunk] = field(default_factory=deque)
 
     def has_room(self, chunk: Chunk) -> bool:
-        return sum(len(c.message) for c in self.unanswered) + len(chunk.message) < _UNREAD_BYTES or not self.unanswered
+        # the system counts more than its bytes for a message: whole pages, and some for itself
+        taken = sum(2 * len(one.message) + 1024 for one in (*self.unanswered, chunk))
+        return taken < _UNREAD_BYTES or not self.unanswered
 
 
 class Workers:
