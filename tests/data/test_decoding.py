@@ -9,7 +9,7 @@ from images import bad_files, bomb, colours_of_16_bits, encoded, jpeg, pixels
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from trainer.data.decoding import BadPhotograph, decode, stored_size
+from trainer.data.photographs.decoding import BadPhotograph, decode, stored_size
 
 SMOOTH = Image.fromarray(pixels(40, 30))
 

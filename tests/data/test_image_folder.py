@@ -12,10 +12,10 @@ import torch
 from images import bad_files, colours_of_16_bits, encoded, jpeg, pixels, write_folder
 from PIL import Image
 
-import trainer.data.inspection
 from trainer.data import ImageFolder, Splits
-from trainer.data.caching import choose_layout, parse_limit
-from trainer.data.decoding import stored_size
+from trainer.data.memory import parse_limit
+from trainer.data.photographs.caching import choose_layout
+from trainer.data.photographs.decoding import stored_size
 from trainer.errors import DataError
 
 SIZE = 32
@@ -151,8 +151,8 @@ def test_arguments_out_of_range(settings: dict[str, Any], words: str) -> None:
 
 
 def test_limits_are_read_as_people_write_them() -> None:
-    given = {"auto": None, 0: 0, 123: 123, "123": 123, "2kB": 2048, "1.5 MB": 3 << 19, "4GB": 4 << 30, "4GiB": 4 << 30,
-             "1t": 1 << 40}  # fmt: skip
+    given = {"auto": None, 0: 0, 123: 123, "123": 123, "2kB": 2000, "1.5 MB": 1500000, "4GB": 4 * 10**9, "4GiB": 4 << 30,
+             "1t": 10**12}  # fmt: skip
     assert {text: parse_limit(text) for text in given} == given
 
 
@@ -270,9 +270,11 @@ def test_a_checked_file_is_checked_again_only_when_it_changes(
 ) -> None:
     root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
     decoded = []
-    decode = trainer.data.inspection.decode
+    decode = inspection.decode
     monkeypatch.setattr(
-        trainer.data.inspection, "decode", lambda content, side: [decoded.append(1), decode(content, side)][1]
+        inspection,
+        "decode",
+        lambda content, side: [decoded.append(1), decode(content, side)][1],
     )
     expected = []
     for number, change in enumerate((None, None, b"", None, jpeg(50, 50))):
@@ -400,7 +402,7 @@ def test_what_a_cache_costs_is_told_before(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
     store = data_set(root).load().train.images_NCHW._all.store
     rows = data_set(root, memory_limit="1GB").storage()["photographs"]
-    assert rows.startswith(f"about {store.nbytes / 1024:.3g} kB decoded, ")
+    assert rows.startswith(f"about {store.nbytes / 1000:.3g} kB decoded, ")
     assert rows.endswith("; data.memory_limit is 1 GB: decoded in memory")
     assert data_set(root, memory_limit="1kB").storage()["photographs"].endswith("1 kB: in files")
     assert data_set(root, cache="none").storage()["photographs"].endswith("; read and decoded each time")
@@ -443,9 +445,8 @@ def test_a_full_disk_is_done_without(
     monkeypatch.setattr(os, "posix_fallocate", full)
     images = data_set(root, cache="disk").load().train.images_NCHW
     assert images._all.store.layout == "in files"
-    assert caplog.messages == [
-        f"the photographs cannot be kept in {cache} (No space left on device): they are read each time"
-    ]
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"the photographs cannot be kept in {cache} (No space left on device): they are read each time"]
     assert not list(cache.glob("*.pixels"))
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from trainer import assemble, checkpoint, compose, fit
 from trainer.data import ImageFolder
-from trainer.data.storage import Pixels
-from trainer.data.workers import CHUNK, Chunk, Workers
+from trainer.data.photographs.storage import Pixels
+from trainer.data.photographs.workers import CHUNK, Chunk, Workers
 from trainer.errors import RankLost
 
 TIMEOUT = 1.0

@@ -5,7 +5,7 @@ from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.features import Blobs, LinearRegression
 from trainer.data.from_dataset import FromDataset
 from trainer.data.image_folder import ImageFolder
-from trainer.data.photographs import Photographs
+from trainer.data.photographs.reading import Photographs
 from trainer.data.synthetic import Shapes
 from trainer.data.torchvision_sets import CIFAR10, CIFAR100, MNIST, FashionMNIST
 

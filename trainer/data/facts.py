@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trainer.data.photographs import Photographs
+from trainer.data.photographs.reading import Photographs
 
 
 @dataclass(frozen=True)

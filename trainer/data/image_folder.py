@@ -7,15 +7,16 @@ from typing import Literal
 
 import torch
 
-from trainer.data import caching
-from trainer.data.decoding import SUFFIXES
+from trainer.data import memory
 from trainer.data.facts import DataFacts, Part, Splits
-from trainer.data.inspection import Inspected, Inspection, some_of
-from trainer.data.manifest import PARTS, Files, read_manifest, scan
-from trainer.data.photographs import Collection, Photographs
+from trainer.data.photographs import caching
+from trainer.data.photographs.decoding import SUFFIXES
+from trainer.data.photographs.inspection import Inspected, Inspection, some_of
+from trainer.data.photographs.manifest import PARTS, Files, read_manifest, scan
+from trainer.data.photographs.reading import Collection, Photographs
+from trainer.data.photographs.storage import Store
+from trainer.data.photographs.workers import start_server
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
-from trainer.data.storage import Store
-from trainer.data.workers import start_server
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,10 @@ class ImageFolder:
             if not 0 < fraction < 1:
                 raise ValueError(f"{name}={fraction}: must be between 0 and 1")
         check_split_seed(split_seed)
-        self._limit = caching.parse_limit(memory_limit)
+        self._limit = memory.parse_limit(memory_limit)
         self.root = Path(root).expanduser()
         self.size, self.short_side, self.max_side = size, round(evaluation_scale * size), max_side
-        self.cache, self.cache_dir = cache, caching.cache_folder(cache_dir)
+        self.cache, self.cache_dir = cache, memory.cache_folder(cache_dir)
         self.workers, self.timeout, self.on_bad_file = workers, timeout, on_bad_file
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
 
@@ -142,12 +143,10 @@ class ImageFolder:
     def storage(self) -> dict[str, str]:
         """What keeping the photographs costs, for people; sizes are estimated from the headers of some files."""
         decoded, encoded = caching.estimate(self.root, self._names, self.max_side)
-        cost = f"about {caching.as_bytes(decoded)} decoded, {caching.as_bytes(encoded)} in files"
+        cost = f"about {memory.as_bytes(decoded)} decoded, {memory.as_bytes(encoded)} in files"
         if self.cache == "memory":
-            limit = caching.free_share() if self._limit is None else self._limit
-            cost += (
-                f"; data.memory_limit is {caching.as_bytes(limit)}: {caching.choose_layout(decoded, encoded, limit)}"
-            )
+            limit = memory.free_share() if self._limit is None else self._limit
+            cost += f"; data.memory_limit is {memory.as_bytes(limit)}: {caching.choose_layout(decoded, encoded, limit)}"
         elif self.cache == "disk":
             cost += f"; decoded into {self.cache_dir}"
         else:
@@ -156,7 +155,7 @@ class ImageFolder:
 
     def _keep(self, source: caching.Source) -> Store:
         if self.cache == "memory":
-            return caching.in_memory(source, caching.free_share() if self._limit is None else self._limit)
+            return caching.in_memory(source, memory.free_share() if self._limit is None else self._limit)
         return caching.on_disk(source, self.cache_dir) if self.cache == "disk" else caching.in_files(source)
 
     @cached_property

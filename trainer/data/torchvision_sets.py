@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from trainer.data import caching
+from trainer.data import memory
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
@@ -69,7 +69,7 @@ class TorchvisionSet:
         self.download = download
         self.num_val = cut_size("val_fraction", val_fraction, self.num_images[0])
         self.split_seed = split_seed
-        self._limit = caching.parse_limit(memory_limit)
+        self._limit = memory.parse_limit(memory_limit)
 
     def facts(self) -> DataFacts:
         return DataFacts(
@@ -115,7 +115,7 @@ class TorchvisionSet:
     @property
     def memory_limit(self) -> int:
         """Bytes that the images may take."""
-        return caching.free_share() if self._limit is None else self._limit
+        return memory.free_share() if self._limit is None else self._limit
 
     def room(self) -> int:
         """Bytes of the limit that validation and test part leave to another layout of the training part."""
@@ -133,8 +133,8 @@ class TorchvisionSet:
     @property
     def _layout(self) -> str:
         where = "in memory" if self._num_bytes <= self.memory_limit else "read from a file in the cache folder"
-        limit = caching.as_bytes(self.memory_limit)
-        return f"{caching.as_bytes(self._num_bytes)} as uint8; data.memory_limit is {limit}: {where}"
+        limit = memory.as_bytes(self.memory_limit)
+        return f"{memory.as_bytes(self._num_bytes)} as uint8; data.memory_limit is {limit}: {where}"
 
     def _open(self, root: Path, train: bool, download: bool) -> Any:
         """The torchvision data set, which holds everything in memory."""
@@ -194,7 +194,7 @@ class TorchvisionSet:
 
 def _from_file(part: Part) -> Part:
     """The same samples; their images lie in a file without a name, of which the system keeps in memory what fits."""
-    folder = caching.cache_folder(None)
+    folder = memory.cache_folder(None)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(np.asarray(part.images_NCHW).data)

@@ -11,9 +11,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from trainer.data.decoding import BadPhotograph, decode, stored_size
-from trainer.data.storage import read_file
-from trainer.data.writing import write_whole
+from trainer.data.photographs.decoding import BadPhotograph, decode, stored_size
+from trainer.data.photographs.storage import read_file
+from trainer.data.photographs.writing import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.data.decoding import BadPhotograph
-from trainer.data.frames import apply_frame, check_frames, evaluation_frames
-from trainer.data.storage import Decoded, Store
-from trainer.data.workers import CHUNK, Chunk, Workers
+from trainer.data.photographs.decoding import BadPhotograph
+from trainer.data.photographs.frames import apply_frame, check_frames, evaluation_frames
+from trainer.data.photographs.storage import Decoded, Store
+from trainer.data.photographs.workers import CHUNK, Chunk, Workers
 from trainer.errors import DataError
 
 Request = tuple[Tensor, Tensor | None]

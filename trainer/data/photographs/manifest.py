@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.decoding import SUFFIXES
+from trainer.data.photographs.decoding import SUFFIXES
 
 MANIFEST = "MANIFEST.tsv"
 PARTS = ("train", "val", "test")

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decoding import BadPhotograph
-from trainer.data.frames import apply_frame
-from trainer.data.storage import Reader, SharedBytes
+from trainer.data.photographs.decoding import BadPhotograph
+from trainer.data.photographs.frames import apply_frame
+from trainer.data.photographs.storage import Reader, SharedBytes
 from trainer.errors import RankLost
 
 CHUNK = 16  # photographs that a worker reads at a time
@@ -177,7 +177,7 @@ def start_server() -> None:
     """Start what workers are forked from, a process that has loaded torch and has no threads."""
     context = _context()
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["trainer.data.workers", "PIL.JpegImagePlugin", "torchvision.io"])
+        context.set_forkserver_preload(["trainer.data.photographs.workers", "PIL.JpegImagePlugin", "torchvision.io"])
         from multiprocessing import forkserver
 
         forkserver.ensure_running()

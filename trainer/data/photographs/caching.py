@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decoding import BadPhotograph, decode, stored_size
-from trainer.data.inspection import Inspected, for_all, some_of
-from trainer.data.storage import Decoded, Encoded, InFiles, SharedBytes, Store, offsets, read_file
-from trainer.data.writing import whole_file
-from trainer.place import place
+from trainer.data.memory import as_bytes
+from trainer.data.photographs.decoding import BadPhotograph, decode, stored_size
+from trainer.data.photographs.inspection import Inspected, for_all, some_of
+from trainer.data.photographs.storage import Decoded, Encoded, InFiles, SharedBytes, Store, offsets, read_file
+from trainer.data.photographs.writing import whole_file
 
 _FORMAT = 1
-_SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SEAL = hashlib.sha256().digest_size
 
 logger = logging.getLogger(__name__)
@@ -192,58 +190,7 @@ def _file_name(root: Path) -> str:
     return re.sub(r"[^\w.-]", "_", root.resolve().name) or "root"
 
 
-def cache_folder(given: str | None) -> Path:
-    """`given`, or the user's folder for what can be made again."""
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gearshift"
-
-
 def inspection_file(root: Path, folder: Path, *settings: object) -> Path:
     """Where it is remembered what was found out about the files of a root."""
     key = hashlib.sha256(f"{_FORMAT} {root.resolve()} {settings}".encode()).hexdigest()[:16]
     return folder / f"{_file_name(root)}-{key}.json"
-
-
-def parse_limit(memory_limit: int | str) -> int | None:
-    """Bytes, or None for "auto". Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)i?B?", str(memory_limit).strip(), re.IGNORECASE)
-    if memory_limit == "auto":
-        return None
-    if found is None or isinstance(memory_limit, bool):
-        raise ValueError(f"memory_limit={memory_limit}: must be auto, a number of bytes, or such as 500MB or 4GB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def free_share() -> int:
-    """Half of the memory that is free, for this process among those of the job on this machine."""
-    here = place()
-    return int(_SHARE_OF_FREE * _free_memory()) // (here.local_size if here is not None else 1)
-
-
-def _free_memory() -> int:
-    """What the system has left, or the control group when that is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
-            continue  # there is no such group, or it has no limit ("max")
-    return max(0, free)
-
-
-def as_bytes(count: int) -> str:
-    """A number of bytes for people: 152 MB."""
-    number, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if number < 1000:
-            break
-        number, unit = number / 1024, larger
-    return f"{number:.3g} {unit}"

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decoding import BadPhotograph, Pixels, decode
+from trainer.data.photographs.decoding import BadPhotograph, Pixels, decode
 
 
 class Reader(Protocol):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.data.frames import resize, short_side_size
+from trainer.data.photographs.frames import resize, short_side_size
 
 Pixels = NDArray[np.uint8]  # (height, width, 3), contiguous
 
