@@ -5,7 +5,7 @@ from trainer.augmentation import Crop, HorizontalFlip, Pipeline
 from trainer.batches import TrainingBatches
 from trainer.parallelism.single import Single
 from trainer.preprocessing import Scale
-from trainer.samplers import Shuffle
+from trainer.samplers import Sequential, Shuffle
 
 
 def make(batch_size: int = 16, n: int = 100, **changes: object) -> TrainingBatches:
@@ -92,3 +92,18 @@ def test_a_sample_that_comes_twice_is_augmented_twice() -> None:
     images = batches[0].images
     different = [not torch.equal(images[i], images[i + 1]) for i in range(0, 64, 2)]
     assert sum(different) > 24  # 1 in 49 pairs draws the same offsets
+
+
+def test_large_batches_that_are_kept_are_not_overwritten() -> None:
+    """Memory of batches above 32 MB is used again, but not while somebody looks at it."""
+    images = torch.randint(0, 256, (30, 3, 600, 600), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batches = TrainingBatches(
+        images, torch.arange(30), batch_size=10, micro_batch=10, limit=None, seed=0, sampler=Sequential(),
+        augmentation=None, preprocessing=Scale(), strategy=Single(), channels_last=False,
+    )  # fmt: skip
+    kept = [batch.images[5:6] for batch in batches.epoch(0)]  # a view holds the whole
+    for place, image in enumerate(kept):
+        assert torch.equal(image, images[10 * place + 5 : 10 * place + 6].float() / 255)
+    del kept, image
+    places = [batch.images.data_ptr() for epoch in range(3) for batch in batches.epoch(epoch)]
+    assert len(set(places)) == 2

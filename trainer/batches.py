@@ -18,6 +18,8 @@ from trainer.randomness import generator_for
 _SLAB_BYTES = 8 << 20
 # on the CPU, what is done to each pixel alone is done to some of these at a time, which stay in the L2 cache meanwhile
 _PART_BYTES = 1 << 20
+# above this the C library has the system map new memory, page by page, for every batch
+_MAPPED_BYTES = 32 << 20
 
 
 class Batch(NamedTuple):
@@ -101,6 +103,7 @@ class TrainingBatches:
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self._slab = max(1, _SLAB_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
         border = getattr(augmentation, "border", None)
+        self._spares: list[Tensor] = []
         self._moved: Any = border(images, room) if border is not None and isinstance(images, Tensor) else None
         if self._moved is not None:
             self.images = self._moved.images_NCHW
@@ -248,7 +251,15 @@ class TrainingBatches:
         return ready
 
     def _empty(self, shape: torch.Size) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self._device, memory_format=self._layout)
+        """Room for preprocessed images. On the CPU large ones come again, once nobody holds a batch of them."""
+        is_large = self._device.type == "cpu" and 4 * math.prod(shape) > _MAPPED_BYTES
+        for spare in self._spares if is_large else ():
+            if len(spare) >= shape[0] and not _is_held(spare):
+                return spare[: shape[0]]
+        room = torch.empty(shape, dtype=torch.float32, device=self._device, memory_format=self._layout)
+        if is_large:
+            self._spares = [room, *self._spares[:1]]  # one is held by the step while the other is filled
+        return room
 
     def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""
@@ -261,3 +272,10 @@ class TrainingBatches:
         probabilities.scatter_add_(1, targets.unsqueeze(1), share_N.unsqueeze(1))
         probabilities.scatter_add_(1, others.unsqueeze(1), (1 - share_N).unsqueeze(1))
         return images, probabilities
+
+
+def _is_held(spare: Tensor) -> bool:
+    """Whether anything but `spare` itself uses its memory, be it a view or what autograd has kept."""
+    storage = spare.untyped_storage()
+    count: int = torch._C._storage_Use_Count(storage._cdata)
+    return count > 2  # the tensor and `storage`

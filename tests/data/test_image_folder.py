@@ -14,6 +14,7 @@ from PIL import Image
 
 from trainer.data import ImageFolder, Splits
 from trainer.data.memory import parse_limit
+from trainer.data.photographs import inspection
 from trainer.data.photographs.caching import choose_layout
 from trainer.data.photographs.decoding import stored_size
 from trainer.errors import DataError
@@ -151,8 +152,8 @@ def test_arguments_out_of_range(settings: dict[str, Any], words: str) -> None:
 
 
 def test_limits_are_read_as_people_write_them() -> None:
-    given = {"auto": None, 0: 0, 123: 123, "123": 123, "2kB": 2000, "1.5 MB": 1500000, "4GB": 4 * 10**9, "4GiB": 4 << 30,
-             "1t": 10**12}  # fmt: skip
+    given = {"auto": None, 0: 0, 123: 123, "123": 123, "2kB": 2000, "1.5 MB": 1500000, "4GB": 4 * 10**9,
+             "4GiB": 4 << 30, "1t": 10**12}  # fmt: skip
     assert {text: parse_limit(text) for text in given} == given
 
 
