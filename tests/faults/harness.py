@@ -42,7 +42,7 @@ MLP = ["model=mlp", "model.norm=batch", "model.dropout=0.2", "model.hidden=[16]"
 LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.dropout=0.2", "augmentation=crop",
          "augmentation.crop.padding=1"]  # fmt: skip
 CONFIGURATIONS: dict[str, list[str]] = {
-    "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup"],
+    "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup", "sampler=hard_examples"],
     # improvements become too small to count: the plateau and early stopping both come to act
     "momentum": but(
         [*PARTS, *LENET], "every.evaluate=6step", "optimizer=momentum", "optimizer.lr=0.1",
@@ -51,7 +51,10 @@ CONFIGURATIONS: dict[str, list[str]] = {
     ),
     "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "optimizer.lr=0.1", "schedule=linear_warmup"],
     # weights this large overflow fp16 until the loss scale has fallen
-    "fp16": but([*PARTS, *MLP], "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1"),
+    "fp16": but(
+        [*PARTS, *MLP], "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1",
+        "augmentation=everything", "sampler=with_replacement",
+    ),
 }  # fmt: skip
 
 
