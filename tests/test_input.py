@@ -9,6 +9,7 @@ import torch
 
 from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
 from trainer import assemble, checkpoint, compose, fit
+from trainer.errors import ConfigurationError
 from trainer.run import Throughput
 from trainer.state import capture, restore
 
@@ -90,10 +91,32 @@ def test_a_loop_that_waits_for_data_says_so_once(tmp_path: Path, capsys: pytest.
 def test_only_long_waiting_is_told() -> None:
     def told(*readings: tuple[float, float]) -> float | None:
         throughput = Throughput()
-        throughput.waits = list(readings)
+        for waited, elapsed in readings:
+            throughput.waited, throughput.since = waited, time.perf_counter() - elapsed
+            throughput.read()
         return throughput.too_long()
 
     assert told((9.0, 10.0)) is None  # the first reading: workers start
     assert told((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
     assert told((0.0, 1.0), (0.9, 5.0)) is None
-    assert told((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4)
+    assert told((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4, rel=0.01)
+
+
+def test_an_operation_is_added_on_the_command_line() -> None:
+    word = "+augmentation.blur={_target_: trainer.augmentation.GaussianBlur, kernel_size: 3}"
+    run = make([*SMALL, "augmentation=crop", word])
+    assert list(run.batches._augmentation.operations) == ["crop", "blur"]
+    for wrong, line in (
+        (word.replace("kernel_size", "kernelsize"), "augmentation.blur.kernelsize=3: .*kernel_size"),
+        (word.replace("GaussianBlur", "GausianBlur"), "augmentation.blur._target_=.*GaussianBlur"),
+        ("+augmentation.blur=2", "augmentation.blur.*does not exist"),
+    ):
+        with pytest.raises(ConfigurationError, match=line):
+            make([*SMALL, "augmentation=crop", wrong])
+    with pytest.raises(ConfigurationError, match=r"key 'augmentation\.blur' does not exist"):
+        make([*SMALL, "augmentation=none", word])
+
+
+def test_a_crop_beyond_the_image_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^augmentation\.crop\.padding=1000000000: must be from 0 to 4096"):
+        make([*SMALL, "augmentation=crop", "augmentation.crop.padding=1000000000"])

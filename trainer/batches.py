@@ -18,6 +18,7 @@ from trainer.randomness import generator_for
 _SLAB_BYTES = 8 << 20
 # on the CPU, what is done to each pixel alone is done to some of these at a time, which stay in the L2 cache meanwhile
 _PART_BYTES = 1 << 20
+_use_count = getattr(torch._C, "_storage_Use_Count", None)  # torch has no public name for it; without it none is reused
 # above this the C library has the system map new memory, page by page, for every batch
 _MAPPED_BYTES = 32 << 20
 
@@ -264,8 +265,8 @@ class TrainingBatches:
     def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""
         assert slab.own is not None and slab.partners is not None and slab.rows is not None
-        own, partners = slab.own.to(self._device), slab.partners.to(self._device)
-        others = self.targets.index_select(0, slab.indices[slab.partners].to(self._device))
+        own, partners = (places.to(self._device, non_blocking=True) for places in (slab.own, slab.partners))
+        others = self.targets.index_select(0, slab.indices[slab.partners].to(self._device, non_blocking=True))
         rows = {name: values[slab.own] for name, values in slab.rows.items()}
         images, share_N = self._augmentation.mix(images.index_select(0, own), images.index_select(0, partners), rows)
         probabilities = torch.zeros(len(targets), self._num_classes, device=self._device)
@@ -277,5 +278,4 @@ class TrainingBatches:
 def _is_held(spare: Tensor) -> bool:
     """Whether anything but `spare` itself uses its memory, be it a view or what autograd has kept."""
     storage = spare.untyped_storage()
-    count: int = torch._C._storage_Use_Count(storage._cdata)
-    return count > 2  # the tensor and `storage`
+    return _use_count is None or _use_count(storage._cdata) > 2  # the tensor and `storage`

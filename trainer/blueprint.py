@@ -281,7 +281,7 @@ def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
 
 def _line(group: str, error: Exception) -> str:
     """What a part says, with the key that it names, or that of the group."""
-    joint = "." if re.match(r"\w+=", str(error)) else ": "
+    joint = "." if re.match(r"[\w.]+=", str(error)) else ": "
     return f"{group}{joint}{one_line(error)}"
 
 

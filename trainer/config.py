@@ -300,10 +300,11 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
             yield f"{where}._target_={_show(given)}: must name a class, such as {target}"
         if where.rpartition(".")[2] in OPEN or target != given:
             return
+        is_pipeline = where == "augmentation" and target is not None
         for key, item in value.items():
             if key in default:
                 yield from _compare(item, default[key], f"{where}.{key}")
-            else:
+            elif not (is_pipeline and isinstance(item, dict) and item.get("_target_")):  # else one more operation
                 yield _unknown_key(f"{where}.", str(key), default, item)
         # a part of a pipeline may be taken out; the other keys are what the run is compared by
         gone = [key for key, item in default.items() if key not in value and not isinstance(item, dict)]

@@ -49,7 +49,8 @@ class Throughput:
     samples: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
-    waits: list[tuple[float, float]] = field(default_factory=list)  # seconds waited, of how many
+    total_waited: float = 0.0  # seconds since the first reading,
+    total: float | None = None  # and of how many; None before it
     told: bool = False
 
     def read(self) -> dict[str, float]:
@@ -58,18 +59,21 @@ class Throughput:
             "throughput/samples_per_second": self.samples / elapsed,
             "throughput/data_wait_share": self.waited / elapsed,
         }
-        self.waits.append((self.waited, elapsed))
+        if self.total is None:
+            self.total = 0.0
+        else:
+            self.total_waited, self.total = self.total_waited + self.waited, self.total + elapsed
         self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
         return values
 
     def too_long(self) -> float | None:
         """The share of time spent waiting so far, said once: when it is above 20 % of two seconds or more. What
         came before the first reading does not count: workers start then, and kernels are chosen."""
-        waited, elapsed = sum(w for w, _ in self.waits[1:]), sum(e for _, e in self.waits[1:])
-        if self.told or elapsed < _LONG_ENOUGH or waited <= _MOST_WAITING * elapsed:
+        total = self.total or 0.0
+        if self.told or total < _LONG_ENOUGH or self.total_waited <= _MOST_WAITING * total:
             return None
         self.told = True
-        return waited / elapsed
+        return self.total_waited / total
 
 
 @dataclass

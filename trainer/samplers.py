@@ -221,7 +221,9 @@ class HardExamples:
         if not known.any():
             return torch.randperm(size, generator=generator)
         losses = self._running.double()
-        hardness = (losses.where(known, losses[known].mean()) + self._floor) ** self._power
+        base = losses.where(known, losses[known].mean()) + self._floor
+        # of the largest, so that a large power neither overflows nor loses them all
+        hardness = (base / base.max().clamp(min=torch.finfo(base.dtype).tiny)) ** self._power
         order = torch.randint(size, (size,), generator=generator)
         by_loss = torch.rand(size, generator=generator, dtype=torch.float64) >= self._uniform
         if hardness.max() == 0:  # all is learnt, and floor is 0
@@ -250,7 +252,9 @@ class HardExamples:
         losses_K = losses_K.detach().float()
         valid_K = losses_K.isfinite()
         units_K = losses_K.where(valid_K, 0).clamp(0, MOST_LOSS).div(LOSS_UNIT).round().long()
-        self._mine.index_add_(1, indices_K.to(self._mine.device), torch.stack([units_K, valid_K.long()]))
+        self._mine.index_add_(
+            1, indices_K.to(self._mine.device, non_blocking=True), torch.stack([units_K, valid_K.long()])
+        )
 
     def gather(self, sum_over_ranks: SumOverRanks = lambda tensor: tensor) -> None:
         """Put together what the ranks have observed; all of them call it, with what adds an int64 tensor over them.

@@ -116,7 +116,7 @@ def test_the_probability_does_not_change_what_is_drawn():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Crop(padding=-1), "padding=-1: must be 0 or more"),
+        (lambda: Crop(padding=-1), "padding=-1: must be from 0 to 4096"),
         (lambda: Crop(probability=1.1), "probability=1.1: must be between 0 and 1"),
         (lambda: HorizontalFlip(probability=-0.1), "probability=-0.1: must be between 0 and 1"),
         (lambda: HorizontalFlip(probability=float("nan")), "probability=nan: must be between 0 and 1"),

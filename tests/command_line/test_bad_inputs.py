@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Done, Train, listing
+
+from tests.command_line.conftest import Done, Train, listing
 
 OPTIONS = {
     "model/broken.yaml": "# Broken\n_target_: [trainer.models.mlp.mlp\nhidden: 3\n",

@@ -127,7 +127,7 @@ def sample(image: object = None, label: object = 0) -> tuple:
      (Listed([]), "train=Listed: has no samples"),
      (Listed([sample()]), "val_fraction=0.1: must be between 0 and 1"),
      (Listed([sample()] * 9 + [5]), None),
-     (Listed([7] * 20), "sample 0 of train cannot be read as .image, class.: TypeError"),
+     (Listed([7] * 20), "sample 0 of train cannot be read as .image, class.: cannot unpack"),
      (Listed([sample(label="cat")] * 20), "sample 0 of train has the class str: must be a whole number"),
      (Listed([sample(label=1.5)] * 20), "has the class 1.5: must be a whole number in 0..1"),
      (Listed([sample(label=2)] * 20), "has the class 2: must be a whole number in 0..1"),

@@ -129,8 +129,8 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"root": ""}, "root='': must be the name of a folder"),
-        ({"size": 0}, "size=0: must be 1 pixel or more"),
-        ({"evaluation_scale": 0.9}, "evaluation_scale=0.9: must be 1 or more"),
+        ({"size": 0}, "size=0: must be from 1 to 4096 pixels"),
+        ({"evaluation_scale": 0.9}, "evaluation_scale=0.9: must be from 1 to 10"),
         ({"evaluation_scale": float("nan")}, "evaluation_scale=nan: must be"),
         ({"max_side": 0}, "max_side=0: must be null or"),
         ({"cache": "ram"}, "cache=ram: must be memory, disk or none"),
@@ -480,3 +480,35 @@ def test_flowers(data_root: Path) -> None:
     images = splits.val.images_NCHW[:8].float()
     assert images.shape == (8, 3, 64, 64)
     assert 40 < images.mean() < 200
+
+
+# --- files that are none
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_what_would_be_read_for_ever_is_a_bad_file(policy: str, tmp_path: Path, cache: Path) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "b" / "zero.jpg").symlink_to("/dev/zero")
+    if policy == "error":
+        with pytest.raises(
+            ValueError, match=r"2 of 22 photographs .* cannot be used: .*a/pipe.png .is no regular file"
+        ):
+            data_set(root).load()
+    else:
+        parts = data_set(root, on_bad_file="skip").load()
+        assert sum(len(part) for part in (parts.train, parts.val, parts.test)) == 20
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "none"])
+def test_names_need_not_be_utf_8(kind: str, tmp_path: Path, cache: Path) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    (root / "a" / "003.jpg").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.jpg"))
+    assert len(data_set(root, cache=kind).load().checksum()) == 64
+
+
+def test_a_manifest_with_a_short_line_is_damaged(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    (root / "MANIFEST.tsv").write_text("sha256\tpath\n" + 64 * "0" + "\n")
+    with pytest.raises(ValueError, match=r"MANIFEST.tsv is damaged: its lines must have the columns path and sha256"):
+        data_set(root).load()

@@ -40,7 +40,7 @@ class Elastic:
         """float64_N2HW, pixels to the right and down."""
         down_HJ, across_WK = _smoothing(height, self.sigma), _smoothing(width, self.sigma)
         noise_N2JK = uniform(seeds_N, (2, down_HJ.shape[1], across_WK.shape[1]), device).double() - 0.5
-        smooth_N2HW = down_HJ.to(device) @ noise_N2JK @ across_WK.T.to(device)
+        smooth_N2HW = down_HJ.to(device, non_blocking=True) @ noise_N2JK @ across_WK.T.to(device, non_blocking=True)
         return smooth_N2HW.mul_(self.alpha * math.sqrt(12))  # of uniform noise
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:

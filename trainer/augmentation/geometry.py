@@ -6,6 +6,8 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
 
+_MOST_PADDING = 4096  # pixels
+
 
 class Crop:
     """Pads `padding` black pixels (0) on each side and cuts the original size out again at a random place.
@@ -13,14 +15,14 @@ class Crop:
     The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
     it is. Equal to torchvision's pad followed by crop.
 
-    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` below 0, `probability` not in 0..1.
+    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` not in 0..4096, `probability` not in 0..1.
     """
 
     keeps_values = True
 
     def __init__(self, padding: int = 4, probability: float = 1.0) -> None:
-        if padding < 0:
-            raise ValueError(f"padding={padding}: must be 0 or more")
+        if not 0 <= padding <= _MOST_PADDING:
+            raise ValueError(f"padding={padding}: must be from 0 to {_MOST_PADDING}")
         check_probability(probability)
         self.padding = padding
         self.probability = probability

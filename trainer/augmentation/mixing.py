@@ -49,7 +49,7 @@ class MixUp(_Mixing):
         share_N = rows["share"].to(torch.float32)
         share = column(share_N, images_NCHW)
         mixed_NCHW = images_NCHW * share + partners_NCHW * (1 - share)
-        return mixed_NCHW, share_N.to(images_NCHW.device)
+        return mixed_NCHW, share_N.to(images_NCHW.device, non_blocking=True)
 
 
 class CutMix(_Mixing):
@@ -82,7 +82,7 @@ class CutMix(_Mixing):
             & (torch.arange(size) < rows[f"{axis}_to"].unsqueeze(1))
             for axis, size in (("y", H), ("x", W))
         )
-        inside = (inside_NH.view(-1, 1, H, 1) & inside_NW.view(-1, 1, 1, W)).to(images_NCHW.device)
+        inside = (inside_NH.view(-1, 1, H, 1) & inside_NW.view(-1, 1, 1, W)).to(images_NCHW.device, non_blocking=True)
         area_N = (rows["y_to"] - rows["y_from"]) * (rows["x_to"] - rows["x_from"])
         share_N = 1 - area_N / (H * W)
-        return torch.where(inside, partners_NCHW, images_NCHW), share_N.to(images_NCHW.device)
+        return torch.where(inside, partners_NCHW, images_NCHW), share_N.to(images_NCHW.device, non_blocking=True)

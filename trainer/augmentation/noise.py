@@ -17,7 +17,7 @@ from trainer.augmentation.operation import (
     draw_uniform,
     where,
 )
-from trainer.augmentation.ranges import check_number, check_range
+from trainer.augmentation.ranges import check_number, check_range, check_whole
 
 _NUMBERS_A_CHUNK = 2**16
 
@@ -139,7 +139,7 @@ class Salt:
     ) -> None:
         check_probability(probability)
         self.amount = check_range("amount", amount, 0, 1)
-        self.pepper, self.cell = check_number("pepper", pepper, 0, 1), int(check_number("cell", cell, 1))
+        self.pepper, self.cell = check_number("pepper", pepper, 0, 1), check_whole("cell", cell, 1)
         self.probability = probability
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
@@ -193,7 +193,7 @@ class Emboss:
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
             H, W = images_KCHW.shape[2:]
-            padded = F.pad(images_KCHW, (1,) * 4, mode="reflect")
+            padded = F.pad(images_KCHW, (1,) * 4, mode="reflect" if min(H, W) > 1 else "replicate")
 
             def beside(down: int, right: int) -> Tensor:
                 return padded[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
@@ -234,9 +234,9 @@ class Superpixels:
     ) -> None:
         check_probability(probability)
         self.replaced = check_range("replaced", replaced, 0, 1)
-        self.cell = int(check_number("cell", cell, 2, 64))  # sums over nine cells stay exact in float32
+        self.cell = check_whole("cell", cell, 2, 64)  # sums over nine cells stay exact in float32
         self.compactness = check_number("compactness", compactness, 0)
-        self.iterations = int(check_number("iterations", iterations, 1))
+        self.iterations = check_whole("iterations", iterations, 1)
         self.probability = probability
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:

@@ -46,11 +46,14 @@ class Pipeline:
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         """The table of an epoch: a CPU tensor for each parameter, with one row a sample."""
-        return {
-            f"{name}.{parameter}": column
-            for name, operation in self.operations.items()
-            for parameter, column in operation.draw(num_samples, input_shape, generator).items()
-        }
+        table: Rows = {}
+        for name, operation in self.operations.items():
+            try:
+                drawn = operation.draw(num_samples, input_shape, generator)
+            except ValueError as error:  # what an operation asks of the images, by the name that its user gave it
+                raise ValueError(f"{name}.{error}") from error
+            table |= {f"{name}.{parameter}": column for parameter, column in drawn.items()}
+        return table
 
     def __call__(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> Tensor:
         """The augmented images, of whole numbers 0..255, given these samples' rows of the table.

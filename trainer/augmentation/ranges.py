@@ -26,3 +26,10 @@ def check_number(name: str, value: float, low: float, high: float = math.inf) ->
         until = f"from {low} to {high}" if high < math.inf else f"at least {low}"
         raise ValueError(f"{name}={value}: must be {until}")
     return value
+
+
+def check_whole(name: str, value: float, low: int, high: float = math.inf) -> int:
+    """The number as it is. Raises ValueError unless it is whole and low <= value <= high."""
+    if check_number(name, value, low, high) != int(value):
+        raise ValueError(f"{name}={value}: must be a whole number")
+    return int(value)

@@ -55,10 +55,12 @@ def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Callabl
     # a pixel's place is a sum of what its column and what its line says: two short vectors an image instead of a
     # product a pixel; as complex numbers x and y are added in one go
     columns_NW, lines_NH = _sides(torch.complex(x_N3 / (width / 2), y_N3 / (height / 2)), height, width)
-    columns_NW, lines_NH = columns_NW.to(device, torch.complex64), lines_NH.to(device, torch.complex64)
+    columns_NW, lines_NH = (side.to(device, torch.complex64, non_blocking=True) for side in (columns_NW, lines_NH))
     affine = bool((depth_N3 == torch.tensor([0, 0, 1])).all())
     if not affine:
-        depth_NW, depth_NH = (side.to(device, torch.float32) for side in _sides(depth_N3, height, width))
+        depth_NW, depth_NH = (
+            side.to(device, torch.float32, non_blocking=True) for side in _sides(depth_N3, height, width)
+        )
 
     def change(some_NCHW: Tensor, part: slice) -> Tensor:
         grids_NHW2 = torch.view_as_real(columns_NW[part].unsqueeze(1) + lines_NH[part].unsqueeze(2))

@@ -13,7 +13,7 @@ from trainer.augmentation.operation import (
     draw_uniform,
     where,
 )
-from trainer.augmentation.ranges import check_number, check_range
+from trainer.augmentation.ranges import check_number, check_range, check_whole
 
 _OCTAVES = 3
 
@@ -112,7 +112,7 @@ class Snowflakes:
 
     def __init__(self, density: tuple[float, float] = (0.005, 0.03), size: int = 2, probability: float = 1.0) -> None:
         check_probability(probability)
-        self.density, self.size = check_range("density", density, 0, 1), int(check_number("size", size, 1, 64))
+        self.density, self.size = check_range("density", density, 0, 1), check_whole("size", size, 1, 64)
         self.probability = probability
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:

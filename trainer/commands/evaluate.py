@@ -50,6 +50,8 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     config = recorded_configuration(folder)
     if overrides:
         config = composition.override(config, overrides)
+    import torch
+
     from trainer import checkpoint
     from trainer.assembly import put_together
     from trainer.blueprint import draw
@@ -66,6 +68,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     run = put_together(blueprint, fit=False)
     try:
         restore_weights(run, state)
+        run.prepared(torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
     val, test = run.splits.val, run.splits.test

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
+from trainer.errors import one_line
 
 _PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
 _MOST_CHANNELS = 4
@@ -47,7 +48,7 @@ class FromDataset:
         self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
         if self._num_kept() < 1:
             raise ValueError(f"val_fraction={val_fraction}: must leave samples to train on")
-        names: Any = getattr(train, "classes", ())
+        names: Any = getattr(train, "classes", None) or ()
         if num_classes is None and not names:
             raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
         self.num_classes = len(names) if num_classes is None else num_classes
@@ -96,10 +97,10 @@ class FromDataset:
         try:
             image, label = getattr(self, name)[number]
         except Exception as error:  # whatever a foreign class raises
-            raise ValueError(f"{where} cannot be read as (image, class): {type(error).__name__}: {error}") from error
+            raise ValueError(f"{where} cannot be read as (image, class): {one_line(error)}") from error
         try:
             found = int(label)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{where} has the class {_kind(label)}: must be a whole number") from error
         if found != label or not 0 <= found < self.num_classes:
             raise ValueError(f"{where} has the class {label}: must be a whole number in 0..{self.num_classes - 1}")

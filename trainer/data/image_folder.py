@@ -20,6 +20,8 @@ from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
 logger = logging.getLogger(__name__)
 
+_MOST_SECONDS, _MOST_PIXELS = 1_000_000, 4096
+
 
 class ImageFolder:
     """`root/<class>/...`, or `root/train/<class>/...` with `val`, `test` or both beside `train`.
@@ -63,18 +65,18 @@ class ImageFolder:
     ) -> None:
         if not root:
             raise ValueError(f"root={root!r}: must be the name of a folder")
-        if size < 1:
-            raise ValueError(f"size={size}: must be 1 pixel or more")
-        if not evaluation_scale >= 1:
-            raise ValueError(f"evaluation_scale={evaluation_scale}: must be 1 or more")
+        if not 1 <= size <= _MOST_PIXELS:
+            raise ValueError(f"size={size}: must be from 1 to {_MOST_PIXELS} pixels")
+        if not 1 <= evaluation_scale <= 10:
+            raise ValueError(f"evaluation_scale={evaluation_scale}: must be from 1 to 10")
         if max_side is not None and max_side < 1:
             raise ValueError(f"max_side={max_side}: must be null or 1 pixel or more")
         if cache not in ("memory", "disk", "none"):
             raise ValueError(f"cache={cache}: must be memory, disk or none")
         if workers < 0:
             raise ValueError(f"workers={workers}: must be 0 or more")
-        if not timeout > 0:
-            raise ValueError(f"timeout={timeout}: must be more than 0 seconds")
+        if not 0 < timeout <= _MOST_SECONDS:
+            raise ValueError(f"timeout={timeout}: must be more than 0 seconds, at most {_MOST_SECONDS:,}")
         if on_bad_file not in ("error", "skip"):
             raise ValueError(f"on_bad_file={on_bad_file}: must be error or skip")
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
@@ -91,6 +93,8 @@ class ImageFolder:
     def facts(self) -> DataFacts:
         """Raises FileNotFoundError or NotADirectoryError without a root, ValueError for another layout."""
         parts = self._used
+        if len(self._class_names) < 2:
+            raise ValueError(f"root={self.root}: has one class, {self._class_names[0]}; there must be two or more")
         return DataFacts(
             task="classification",
             input_shape=(3, self.size, self.size),

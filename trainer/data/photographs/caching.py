@@ -137,9 +137,13 @@ def on_disk(source: Source, folder: Path) -> Store:
     path = folder / f"{_file_name(source.root)}-{_key(source)}.pixels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it, the others wait
-            if not _is_whole(path, source.decoded_bytes):
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(path.with_suffix(".lock"), flags, 0o666), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # several look at it at once,
+            whole = _is_whole(path, source.decoded_bytes)
+            if not whole:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it while the others wait
+            if not (whole or _is_whole(path, source.decoded_bytes)):
                 logger.info("decoding %s photographs into %s (%s)", f"{len(source.names):,}", path,
                             as_bytes(source.decoded_bytes))  # fmt: skip
                 _make(path, source)
@@ -182,7 +186,7 @@ def _key(source: Source) -> str:
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")]
     digest = hashlib.sha256(f"{_FORMAT} {versions} {source.max_side}\n".encode())
     for name, sha256, size in zip(source.names, source.sha256s, source.sizes, strict=True):
-        digest.update(f"{name}\t{sha256}\t{size}\n".encode())
+        digest.update(f"{name}\t{sha256}\t{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -192,5 +196,5 @@ def _file_name(root: Path) -> str:
 
 def inspection_file(root: Path, folder: Path, *settings: object) -> Path:
     """Where it is remembered what was found out about the files of a root."""
-    key = hashlib.sha256(f"{_FORMAT} {root.resolve()} {settings}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{_FORMAT} {root.resolve()} {settings}".encode(errors="surrogateescape")).hexdigest()[:16]
     return folder / f"{_file_name(root)}-{key}.json"

@@ -67,8 +67,9 @@ class Inspection:
         num_bytes = modified = 0
         sha256 = ""
         try:
+            modified = _modified(path)  # before: what changes while it is read shall be looked at again
             content = read_file(path)
-            num_bytes, modified = len(content), path.stat().st_mtime_ns
+            num_bytes = len(content)
             sha256 = hashlib.sha256(content).hexdigest()
             height, width = stored_size(content, self.max_side)
             if self.deep:
@@ -139,3 +140,10 @@ def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -
     finally:
         numbers = itertools.count(count)  # whoever is still at work finds nothing more to do
         pool.shutdown(cancel_futures=True)
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0  # reading it says what is wrong

@@ -57,16 +57,20 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _photographs(root: Path, folder: str) -> Iterator[str]:
-    """Names of image files in a folder and those below it, ascending; hidden ones do not count."""
+def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names of image files in a folder and those below it, ascending; hidden ones do not count, nor do links to a
+    folder above, which would never end."""
     path = root / folder
+    here = os.path.realpath(path)
+    if here in above:
+        return
     if not path.is_dir():
         return
     with os.scandir(path) as entries:
         names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in names:
         if is_folder:
-            yield from _photographs(root, f"{folder}/{name}")
+            yield from _photographs(root, f"{folder}/{name}", (*above, here))
         elif name.lower().endswith(SUFFIXES):
             yield f"{folder}/{name}"
 
@@ -84,6 +88,9 @@ def read_manifest(root: Path) -> dict[str, str] | None:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             if not {"path", "sha256"} <= set(rows.fieldnames or ()):
                 raise KeyError("path, sha256")
-            return {row["path"]: row["sha256"].lower() for row in rows}
+            found = {row["path"]: row["sha256"].lower() for row in rows}
+            if None in found:
+                raise KeyError("path")
+            return found
     except (KeyError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is damaged: its lines must have the columns path and sha256") from error

@@ -20,6 +20,8 @@ from trainer.errors import DataError
 
 Request = tuple[Tensor, Tensor | None]
 
+_WORTH_WORKERS = 64  # photographs; starting workers takes as long as reading some tens
+
 logger = logging.getLogger(__name__)
 
 
@@ -137,7 +139,11 @@ class Photographs:
     def __getitem__(self, index: Any) -> Tensor:
         """The images at a slice or at int64 indices, framed for evaluation, as a new tensor."""
         chosen = torch.arange(len(self))[index]
-        images = self._all.read_here(self._numbers_N[chosen].view(-1), self._frames_N8[chosen].view(-1, 8))
+        request = self._numbers_N[chosen].view(-1), self._frames_N8[chosen].view(-1, 8)
+        if len(request[0]) < _WORTH_WORKERS:
+            images = self._all.read_here(*request)
+        else:
+            (images,) = self._all.read(iter([request]))
         return images.view(*chosen.shape, *self.shape[1:])
 
     def read(self, requests: Iterable[Request]) -> Iterator[Tensor]:
@@ -161,5 +167,6 @@ class Photographs:
         """sha256 over name and sha256 of each file, and what is made of them."""
         digest = hashlib.sha256(f"{tuple(self.shape)} {self._all.short_side};".encode())
         for number, (height, width) in zip(self._numbers_N.tolist(), self.sizes.tolist(), strict=True):
-            digest.update(f"{self._all.names[number]}\t{self._all.sha256s[number]}\t{height}x{width}\n".encode())
+            line = f"{self._all.names[number]}\t{self._all.sha256s[number]}\t{height}x{width}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import mmap
 import os
+import stat
 import tempfile
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.photographs.decoding import BadPhotograph, Pixels, decode
+
+_MOST_BYTES = 10**9  # of a file: no photograph has more
 
 
 class Reader(Protocol):
@@ -154,6 +157,11 @@ def _nameless_file(nbytes: int) -> int:
 def read_file(path: Path) -> bytes:
     """The content of a photograph's file. Raises BadPhotograph."""
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read for ever
+            raise BadPhotograph("is no regular file")
+        if found.st_size > _MOST_BYTES:
+            raise BadPhotograph(f"has {found.st_size:,} bytes, more than {_MOST_BYTES:,}")
         return path.read_bytes()
     except OSError as error:
         raise BadPhotograph(f"cannot be read: {(error.strerror or str(error)).lower()}") from error

@@ -8,10 +8,11 @@ import logging
 import multiprocessing
 import pickle
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -109,7 +110,8 @@ class Workers:
         context = _context()
         here, there = context.Pipe()
         process = context.Process(target=_work, args=(there, *self._arguments), name="photographs")  # type: ignore[attr-defined]
-        process.start()
+        with _no_main_module():
+            process.start()
         there.close()
         return _Worker(process, here, time.monotonic())
 
@@ -231,3 +233,16 @@ def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"ended with code {code}"
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Processes that are started meanwhile do not run the program's main module again: a worker needs none of it, and
+    a script without `if __name__ == "__main__"` would train in each."""
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    try:
+        vars(main).update(dict.fromkeys(kept))
+        yield
+    finally:
+        vars(main).update(kept)
