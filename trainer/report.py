@@ -25,6 +25,7 @@ class Report:
         with disk_errors(folder):
             self._open(offsets, step)
             self._log = logs.open_run_log(folder / LOG)
+        self._aloud = logs.tell_warnings_of_data(terminal.message)
 
     def _open(self, offsets: Mapping[str, Any] | None, step: int) -> None:
         self._metrics = MetricsFile(self._folder / METRICS, offsets["metrics"] if offsets else 0)
@@ -87,6 +88,11 @@ class Report:
     def close(self) -> None:
         """Let go of everything; what must be on the disk is there since the last `sync`."""
         self.terminal.close()
-        for close in (self.tensorboard.close, self._metrics.close, lambda: logs.close(self._log)):
+        for close in (
+            self.tensorboard.close,
+            self._metrics.close,
+            lambda: logs.close(self._log),
+            lambda: logs.close(self._aloud),
+        ):
             with suppress(OSError):
                 close()

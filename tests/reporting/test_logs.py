@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.logging import RichHandler
 
-from trainer.reporting.logs import close, console_handler, open_run_log
+from trainer.reporting.logs import close, console_handler, open_run_log, tell_warnings_of_data
 
 log = logging.getLogger("trainer.somewhere")
 
@@ -96,3 +96,15 @@ def test_a_terminal_gets_a_rich_handler_on_the_shared_console(monkeypatch: pytes
     close(handler)
     assert isinstance(handler, RichHandler)
     assert "shown [bold]as it is[/bold]" in re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_warnings_of_data_are_said_until_the_handler_is_closed() -> None:
+    said: list[str] = []
+    handler = tell_warnings_of_data(said.append)
+    logger = logging.getLogger("trainer.data.photographs.workers")
+    logger.warning("a worker %s", "was lost")
+    logger.info("decoding")
+    logging.getLogger("trainer").warning("another thing")
+    close(handler)
+    logger.warning("after the end")
+    assert said == ["a worker was lost"]

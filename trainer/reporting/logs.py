@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _OURS = "trainer"
+_DATA = "trainer.data"
 _WARNINGS = "py.warnings"
 
 
@@ -53,9 +55,26 @@ def console_handler(console: "Console") -> logging.Handler:
     return _attach(handler)
 
 
+class _Aloud(logging.Handler):
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage())
+
+
+def tell_warnings_of_data(show: Callable[[str], None]) -> logging.Handler:
+    """Let the user see what the data sets warn of: a worker that was replaced, a cache that is made anew."""
+    handler = _Aloud(show)
+    logging.getLogger(_DATA).addHandler(handler)
+    return handler
+
+
 def close(handler: logging.Handler) -> None:
     """Detach and close a handler of this module; the last one gives warnings back to Python."""
-    logging.getLogger(_OURS).removeHandler(handler)
+    for name in (_OURS, _DATA):
+        logging.getLogger(name).removeHandler(handler)
     warnings_logger = logging.getLogger(_WARNINGS)
     if handler in warnings_logger.handlers:
         warnings_logger.removeHandler(handler)
