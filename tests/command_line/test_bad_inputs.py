@@ -279,7 +279,7 @@ VALUES = [
       "augmentation=crop augmentation.crop.padding=-1 optimizer.betas=[0.9]"),
      "data.val_fraction=0 & between 0 and 1", "loss.label_smoothing=1 & [0, 1)",
      "preprocessing.per=chanel & channel, feature", "initializer.std=-1 & above 0",
-     "augmentation.crop.padding=-1 & 0 or more", "optimizer.betas=[0.9] & a list of a number and a number"),
+     "augmentation.crop.padding=-1 & from 0 to 4096", "optimizer.betas=[0.9] & a list of a number and a number"),
     ("data.val_fraction=0.99 loss.base=10 initializer=kaiming_normal initializer.mode=fan",
      "data.val_fraction=0.99 & test_fraction", "loss.base=10 & e, 2", "initializer.mode=fan & did you mean fan_in?"),
     ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
