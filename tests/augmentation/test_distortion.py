@@ -13,23 +13,12 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import binomtest, kstest
 from torchvision.transforms import InterpolationMode
 
+from tests.augmentation.helpers import generator, images, name
 from trainer.augmentation import Elastic, LensDistortion
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10)]
 FILLS = {"black": "grid-constant", "edge": "nearest", "mirror": "reflect"}  # and what scipy calls them
 CPU = torch.device("cpu")
-
-
-def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def name(operation: object) -> str:
-    return type(operation).__name__
 
 
 def assert_close(result: torch.Tensor, expected: list[torch.Tensor]) -> None:

@@ -10,24 +10,13 @@ import torchvision.transforms.v2 as transforms
 import torchvision.transforms.v2.functional as reference
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 
+from tests.augmentation.helpers import generator, images, name
 from trainer.augmentation import CropAndPad, Pipeline, RandomShortSide, ResizedCrop
 from trainer.augmentation.framing import apply_frames
 
 LEVELS = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10), (1, 8, 8)]
 OPERATIONS = [ResizedCrop(), ResizedCrop((0.05, 1), (0.2, 5)), RandomShortSide(), CropAndPad(0.4)]
-
-
-def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def name(operation: object) -> str:
-    return type(operation).__name__
 
 
 def sizes(num: int, height: int, width: int) -> torch.Tensor:

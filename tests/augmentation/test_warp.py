@@ -15,6 +15,7 @@ from scipy.stats import binomtest, chisquare, kstest
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import _get_perspective_coeffs
 
+from tests.augmentation.helpers import generator, images, name
 from trainer.augmentation import (
     Perspective,
     Pipeline,
@@ -39,18 +40,6 @@ OPERATIONS = [
     Shear(30, 20),
     Perspective(0.5),
 ]
-
-
-def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def name(operation: object) -> str:
-    return type(operation).__name__
 
 
 def affine(image: torch.Tensor, angle=0.0, translate=(0, 0), scale=1.0, shear=(0.0, 0.0)) -> torch.Tensor:

@@ -50,48 +50,41 @@ class Crop:
         return runs.as_strided((N, C, H, W), (C * run, run, padded_W, 1)).contiguous()
 
 
-class HorizontalFlip:
+class _Flip:
+    """Turns images round along one axis."""
+
+    keeps_values = True
+    _axis: int
+
+    def __init__(self, probability: float = 0.5) -> None:
+        check_probability(probability)
+        self.probability = probability
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        return {"applied": draw_applied(num_samples, self.probability, generator)}
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        there_K = rows["applied"].nonzero().flatten().to(images_NCHW.device, non_blocking=True)
+        if len(there_K) == 0:
+            return images_NCHW
+        flipped = images_NCHW.index_select(0, there_K).flip(self._axis)
+        # a set's own uint8 images must stay as they are
+        return put(images_NCHW if images_NCHW.dtype == torch.float32 else images_NCHW.clone(), there_K, flipped)
+
+
+class HorizontalFlip(_Flip):
     """Exchanges left and right with this probability.
 
     Source: A, B "Data augmentation" (horizontal flip). Raises ValueError: `probability` not in 0..1.
     """
 
-    keeps_values = True
-
-    def __init__(self, probability: float = 0.5) -> None:
-        check_probability(probability)
-        self.probability = probability
-
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {"applied": draw_applied(num_samples, self.probability, generator)}
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        return _flip(images_NCHW, rows["applied"], 3)
+    _axis = 3
 
 
-class VerticalFlip:
+class VerticalFlip(_Flip):
     """Exchanges top and bottom with this probability.
 
     Source: B "Data augmentation" (vertical flip). Raises ValueError: `probability` not in 0..1.
     """
 
-    keeps_values = True
-
-    def __init__(self, probability: float = 0.5) -> None:
-        check_probability(probability)
-        self.probability = probability
-
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {"applied": draw_applied(num_samples, self.probability, generator)}
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        return _flip(images_NCHW, rows["applied"], 2)
-
-
-def _flip(images_NCHW: Tensor, applied_N: Tensor, axis: int) -> Tensor:
-    there_K = applied_N.nonzero().flatten().to(images_NCHW.device, non_blocking=True)
-    if len(there_K) == 0:
-        return images_NCHW
-    flipped = images_NCHW.index_select(0, there_K).flip(axis)
-    # a set's own uint8 images must stay as they are
-    return put(images_NCHW if images_NCHW.dtype == torch.float32 else images_NCHW.clone(), there_K, flipped)
+    _axis = 2

@@ -1,6 +1,7 @@
 """Policies that draw an operation and its strength for each image: TrivialAugment, RandAugment."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,7 +51,7 @@ _COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 _MAX_GRID_BYTES = 256 << 20
 
 
-class _Policy:
+class _Policy(ABC):
     """`num_layers` operations, one after the other, each drawn from the pool for itself, at one of `bins`.
 
     A row holds for each layer the number of the operation in OPERATIONS, the place of its strength in `bins`, and
@@ -70,9 +71,9 @@ class _Policy:
         self._magnitudes_of: dict[tuple[int, int], Tensor] = {}
         self._grids_of: dict[tuple[int, int, torch.device], Tensor] = {}
 
+    @abstractmethod
     def _largest(self, height: int, width: int) -> tuple[float, float, float, float, float, int]:
         """Of the shear, the shifts in x and y (pixels), the angle (degrees), the colours, and the lost bits."""
-        raise NotImplementedError
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         shape = (num_samples, self._num_layers)

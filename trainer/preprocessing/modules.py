@@ -1,5 +1,6 @@
 """Element-wise preprocessing."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from trainer.preprocessing.statistics import Images, moments
 
 
-class Preprocessing(nn.Module):
+class Preprocessing(nn.Module, ABC):
     """From pixels 0..255 (or features) to what a model is fed, float32 of the same shape.
 
     The statistics come from `fit`, once, and travel with `state_dict`; a module that was never fitted takes them
@@ -24,9 +25,9 @@ class Preprocessing(nn.Module):
     def fit(self, images: Images) -> None:
         """Estimates the statistics from the training part; here there are none."""
 
+    @abstractmethod
     def transform_(self, images_NCHW: Tensor) -> Tensor:
         """The result for float32 images, which it may overwrite."""
-        raise NotImplementedError
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """The result for images of any type, which are left alone."""

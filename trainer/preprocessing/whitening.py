@@ -1,6 +1,7 @@
 """Whitening: inputs without correlations and of equal variance."""
 
 import math
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +64,9 @@ class Whitening(Preprocessing):
         self.offset = (matrix @ (mean_D - centre_D)).to(self.offset)
         self.centre, self.matrix = centre_D.to(self.centre), matrix.to(self.matrix)
 
+    @abstractmethod
     def _turned(self, whitening_KD: Tensor, vectors_KD: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The matrix, from the one that whitens and the principal axes."""
 
     def transform_(self, images_NCHW: Tensor) -> Tensor:
         if self._wide[0] is not self.matrix:
