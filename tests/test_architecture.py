@@ -28,7 +28,7 @@ LAYERS = [
      "test_time"],
     ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "schedules",
      "parallelism", "diagnostics", "examples"],
-    ["randomness", "duration", "improvement", "errors", "place"],
+    ["randomness", "duration", "improvement", "errors", "parts", "place"],
 ]  # fmt: skip
 COMPONENTS = LAYERS[-2]
 HELPERS = LAYERS[-1]  # small and pure; a component may use them

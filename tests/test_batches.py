@@ -1,10 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
 
-from trainer.augmentation import Crop, HorizontalFlip, Pipeline
+from trainer.augmentation import Brightness, Crop, GaussianBlur, HorizontalFlip, Pipeline
 from trainer.batches import TrainingBatches
 from trainer.parallelism.single import Single
-from trainer.preprocessing import Scale
+from trainer.preprocessing import Scale, ToFloat
+from trainer.randomness import generator_for
 from trainer.samplers import Sequential, Shuffle
 
 
@@ -94,9 +97,10 @@ def test_a_sample_that_comes_twice_is_augmented_twice() -> None:
     assert sum(different) > 24  # 1 in 49 pairs draws the same offsets
 
 
-def test_large_batches_that_are_kept_are_not_overwritten() -> None:
-    """Memory of batches above 32 MB is used again, but not while somebody looks at it."""
-    images = torch.randint(0, 256, (30, 3, 600, 600), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("side", [16, 600])
+def test_batches_that_are_kept_are_not_overwritten(side: int) -> None:
+    """Their memory is used again, but not while somebody looks at it."""
+    images = torch.randint(0, 256, (30, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batches = TrainingBatches(
         images, torch.arange(30), batch_size=10, micro_batch=10, limit=None, seed=0, sampler=Sequential(),
         augmentation=None, preprocessing=Scale(), strategy=Single(), channels_last=False,
@@ -105,5 +109,27 @@ def test_large_batches_that_are_kept_are_not_overwritten() -> None:
     for place, image in enumerate(kept):
         assert torch.equal(image, images[10 * place + 5 : 10 * place + 6].float() / 255)
     del kept, image
-    places = [batch.images.data_ptr() for epoch in range(3) for batch in batches.epoch(epoch)]
-    assert len(set(places)) == 2
+    places = [{batch.images.untyped_storage().data_ptr() for batch in batches.epoch(epoch)} for epoch in range(4)]
+    assert len(set.union(*places)) == (2 if side == 600 else 1), "an epoch of small ones is made in one go"
+
+
+class AsTheyAre(torch.nn.Module):
+    """A user's own preprocessing, which hands on what it gets."""
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return images_NCHW
+
+
+@pytest.mark.parametrize("preprocessing", [ToFloat, AsTheyAre])
+@pytest.mark.parametrize("further", [[], [Brightness()], [Brightness(), GaussianBlur(), Brightness()]])
+def test_augmented_batches_that_are_kept_are_not_overwritten(further: list[Any], preprocessing: Any) -> None:
+    """Nor is what lies between: the images that are read, those that an operation has to change."""
+    images = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pipeline = Pipeline(crop=Crop(), flip=HorizontalFlip(), **{f"further_{n}": one for n, one in enumerate(further)})
+    batches = TrainingBatches(
+        images, torch.arange(2000), batch_size=150, micro_batch=150, limit=None, seed=0, sampler=Sequential(),
+        augmentation=pipeline, preprocessing=preprocessing(), strategy=Single(), channels_last=False,
+    )  # fmt: skip
+    table = pipeline.draw(2000, (3, 32, 32), generator_for(0, "augmentation", 3))
+    kept = [batch.images for batch in batches.epoch(3)]
+    assert torch.equal(torch.cat(kept).float(), pipeline(images, table).float())

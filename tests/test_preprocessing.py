@@ -120,6 +120,55 @@ def test_the_order_of_the_samples_does_not_change_a_bit():
     assert torch.equal(one.reciprocal_std, other.reciprocal_std)
 
 
+@pytest.mark.parametrize("per", ["channel", "feature"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 5, 13)])
+def test_standardize_is_the_formula_in_float64_to_a_rounding(per, shape):
+    pixels = images((300, *shape))
+    module = Standardize(per)
+    module.fit(pixels)
+    exact = (pixels.double() - module.mean.double()) * module.reciprocal_std.double()
+    # of the bias, and of the sum
+    bound = 2.0**-24 * ((module.mean * module.reciprocal_std).abs().double() + exact.abs()) * 1.01
+    assert ((module(pixels).double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_standardize_loses_no_digits_to_a_large_mean(offset):
+    values = torch.randn(500, 2, 3, 3, generator=torch.Generator().manual_seed(0)) + offset
+    module = Standardize()
+    module.fit(values)
+    exact = (values.double() - module.mean.double()) * module.reciprocal_std.double()
+    assert (module(values).double() - exact).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_standardized_image_does_not_depend_on_how_threads_share_the_batch(threads):
+    pixels = images((301, 1, 27, 29))  # no multiple of a vector's length in a sample
+    module = Standardize()
+    module.fit(pixels)
+    alone = torch.cat([module(image) for image in pixels.split(1)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in (3, 64, 200, 301):
+            assert torch.equal(torch.cat([module(part) for part in pixels.split(size)]), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_standardize_follows_its_statistics():
+    module, first, second = Standardize(), images(), images(seed=1) // 2
+    module.fit(first)
+    module(first)
+    module.fit(second)
+    fresh = Standardize()
+    fresh.fit(second)
+    assert torch.equal(module(first), fresh(first))
+    module.load_state_dict({"mean": torch.zeros(3, 1, 1), "reciprocal_std": torch.ones(3, 1, 1)})
+    assert torch.equal(module(first), first.float())
+    assert torch.equal(module(first[:, :, :4]), first[:, :, :4].float())
+
+
 def test_a_pixel_that_is_constant_in_training_gives_zero():
     train = images((10, 1, 4, 4))
     train[:, 0, 1, 2] = 77

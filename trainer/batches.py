@@ -10,17 +10,13 @@ import torch
 from torch import Tensor
 
 from trainer.parallelism.strategy import Strategy
+from trainer.parts import Change, Spare, by_parts
 from trainer.preprocessing import ToFloat
 from trainer.randomness import generator_for
 
 # several small batches are gathered, augmented and normalised in one go: what that costs whatever their size is
 # shared, and what comes out is not yet pushed out of the caches when it is used
 _SLAB_BYTES = 8 << 20
-# on the CPU, what is done to each pixel alone is done to some of these at a time, which stay in the L2 cache meanwhile
-_PART_BYTES = 1 << 20
-_use_count = getattr(torch._C, "_storage_Use_Count", None)  # torch has no public name for it; without it none is reused
-# above this the C library has the system map new memory, page by page, for every batch
-_MAPPED_BYTES = 32 << 20
 
 
 class Batch(NamedTuple):
@@ -104,7 +100,7 @@ class TrainingBatches:
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self._slab = max(1, _SLAB_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
         border = getattr(augmentation, "border", None)
-        self._spares: list[Tensor] = []
+        self._spare = Spare()
         self._moved: Any = border(images, room) if border is not None and isinstance(images, Tensor) else None
         if self._moved is not None:
             self.images = self._moved.images_NCHW
@@ -190,18 +186,16 @@ class TrainingBatches:
         return shares[0] if len(shares) == 1 else torch.cat(shares)
 
     def _read(self, slabs: Iterable[Slab]) -> Iterator[tuple[Slab, Tensor]]:
-        """Each slab and its images, augmented."""
+        """Each slab and its images, augmented and preprocessed."""
         if isinstance(self.images, Tensor):
             for slab in slabs:
-                yield slab, self._augmented(slab)
+                yield slab, self._preprocessed(*self._augmented(slab))
             return
         ahead: deque[tuple[Slab, int]] = deque()
         for images in self.images.read(self._requests(slabs, ahead)):
             slab, skip = ahead.popleft()
             images = images.to(self._device, non_blocking=True)
-            if self._augmentation is not None and slab.rows is not None:
-                images = self._augmentation(images, slab.rows, *[skip] * (skip > 0))
-            yield slab, images
+            yield slab, self._preprocessed(*self._changed(images, slab.rows, *[skip] * (skip > 0)))
 
     def _requests(
         self, slabs: Iterable[Slab], ahead: deque[tuple[Slab, int]]
@@ -215,18 +209,23 @@ class TrainingBatches:
             ahead.append((slab, 0 if frames is None else 1))
             yield slab.indices, frames
 
-    def _augmented(self, slab: Slab) -> Tensor:
-        images: Tensor
+    def _augmented(self, slab: Slab) -> tuple[Tensor, list[Change]]:
         if self._moved is not None:
-            images = self._moved.read(slab.indices, slab.rows)
-            return images
+            found: tuple[Tensor, list[Change]] = self._moved.begin(slab.indices, slab.rows)
+            return found
         images = self.images.index_select(0, slab.indices.to(self._device, non_blocking=True))
-        if self._augmentation is not None and slab.rows is not None:
-            images = self._augmentation(images, slab.rows)
-        return images
+        return self._changed(images, slab.rows)
+
+    def _changed(self, images: Tensor, rows: dict[str, Tensor] | None, *skip: int) -> tuple[Tensor, list[Change]]:
+        """Augmented images, and what is still to be done to them, a part at a time."""
+        if self._augmentation is None or rows is None:
+            return images, []
+        if not hasattr(self._augmentation, "begin"):
+            return self._augmentation(images, rows, *skip), []
+        begun: tuple[Tensor, list[Change]] = self._augmentation.begin(images, rows, *skip)
+        return begun
 
     def _batches(self, slab: Slab, images: Tensor) -> Iterator[Batch]:
-        images = self._preprocessed(images)
         indices = slab.indices if slab.own is None else slab.indices[slab.own]
         targets = self.targets.index_select(0, indices.to(self._device, non_blocking=True))
         if self._mixes:
@@ -236,31 +235,20 @@ class TrainingBatches:
         for (image, target, index), count in zip(parts, slab.counts, strict=True):
             yield Batch(image, target, count, index)
 
-    def _preprocessed(self, images: Tensor) -> Tensor:
-        """float32 in the layout that the model wants; a few images at a time, which stay in the cache meanwhile."""
+    def _preprocessed(self, images: Tensor, changes: list[Change]) -> Tensor:
+        """float32; what is left to do before it is done to some images, then the preprocessing."""
         in_place: Any = getattr(self._preprocessing, "transform_", None)
         if in_place is None:
-            ready: Tensor = self._preprocessing(images)
+            ready: Tensor = self._preprocessing(by_parts(images, changes, self._spare) if changes else images)
             return ready
-        owned = images.dtype == torch.float32  # by now that is ours to overwrite
-        ready = images if owned else self._empty(images.shape)
-        size = max(1, _PART_BYTES // (math.prod(self._shape) * 4)) if self._device.type == "cpu" else len(images)
-        for some, floats in zip(images.split(size), ready.split(size), strict=True):
-            done = in_place(floats if owned else floats.copy_(some))
-            if done is not floats:
-                floats.copy_(done)
-        return ready
 
-    def _empty(self, shape: torch.Size) -> Tensor:
-        """Room for preprocessed images. On the CPU large ones come again, once nobody holds a batch of them."""
-        is_large = self._device.type == "cpu" and 4 * math.prod(shape) > _MAPPED_BYTES
-        for spare in self._spares if is_large else ():
-            if len(spare) >= shape[0] and not _is_held(spare):
-                return spare[: shape[0]]
-        room = torch.empty(shape, dtype=torch.float32, device=self._device, memory_format=self._layout)
-        if is_large:
-            self._spares = [room, *self._spares[:1]]  # one is held by the step while the other is filled
-        return room
+        def preprocess(some: Tensor, _: slice) -> None:
+            done = in_place(some)
+            if done is not some:
+                some.copy_(done)
+
+        layout = torch.contiguous_format if changes else self._layout  # other changes take images plane by plane
+        return by_parts(images, [*changes, preprocess], self._spare, layout)
 
     def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""
@@ -273,9 +261,3 @@ class TrainingBatches:
         probabilities.scatter_add_(1, targets.unsqueeze(1), share_N.unsqueeze(1))
         probabilities.scatter_add_(1, others.unsqueeze(1), (1 - share_N).unsqueeze(1))
         return images, probabilities
-
-
-def _is_held(spare: Tensor) -> bool:
-    """Whether anything but `spare` itself uses its memory, be it a view or what autograd has kept."""
-    storage = spare.untyped_storage()
-    return _use_count is None or _use_count(storage._cdata) > 2  # the tensor and `storage`

@@ -31,8 +31,8 @@ def test_it_gives_what_the_operations_give(name: str, shape: tuple[int, int, int
     assert torch.equal(moved.images_NCHW, images)
     for indices in (torch.randperm(100)[:33], torch.tensor([99, 0, 99]), torch.arange(0)):
         rows = {name: values[indices] for name, values in table.items()}
-        found = moved.read(indices, rows)
-        assert found.is_contiguous()
+        found, left_to_do = moved.begin(indices, rows)
+        assert found.is_contiguous() and not left_to_do
         assert torch.equal(found, pipeline(images[indices], rows))
 
 

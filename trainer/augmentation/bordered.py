@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.operation import put
+from trainer.parts import Spare
 
 
 class Bordered:
@@ -27,6 +28,7 @@ class Bordered:
         )
         self.images_NCHW = lines.copy_(images_NCHW)
         run = (C - 1) * self._plane + (H - 1) * self._stride + W
+        self._spare_runs, self._spare_crops = Spare(), Spare()
         self._runs = self._flat.as_strided((len(self._flat) - run + 1, run), (1, 1))
 
     @staticmethod
@@ -40,8 +42,11 @@ class Bordered:
         of those in `flipped_N` are exchanged. All arguments are on the CPU."""
         C, H, W = self._shape
         starts_N = indices_N * (C * self._plane) + offset_y_N * self._stride + offset_x_N
-        runs = self._runs.index_select(0, starts_N.to(self._flat.device, non_blocking=True))
-        crops = runs.as_strided((len(runs), C, H, W), (runs.shape[1], self._plane, self._stride, 1)).contiguous()
+        N, run, dtype, device = len(starts_N), self._runs.shape[1], self._flat.dtype, self._flat.device
+        runs = self._spare_runs.empty((N, run), dtype, device)
+        torch.index_select(self._runs, 0, starts_N.to(device, non_blocking=True), out=runs)
+        crops = self._spare_crops.empty((N, C, H, W), dtype, device)
+        crops.copy_(runs.as_strided((N, C, H, W), (run, self._plane, self._stride, 1)))
         if flipped_N is not None:
             there_K = flipped_N.nonzero().flatten().to(self._flat.device, non_blocking=True)
             put(crops, there_K, crops.index_select(0, there_K).flip(3))

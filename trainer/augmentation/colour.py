@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.operation import (
-    Change,
     Rows,
     check_probability,
     column,
@@ -20,14 +19,13 @@ from trainer.augmentation.operation import (
     where,
 )
 from trainer.augmentation.ranges import check_number, check_range
-from trainer.augmentation.warp import parts
+from trainer.parts import Change, parts
 
 # principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
 # columns, directions; the paper prints none, these are fb.resnet.torch's (S. Gross and M. Wilber, 2016)
 _COMPONENT_SIZES = (55.46, 4.794, 1.148)
 _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
-_PART = 1 << 17  # numbers; 512 KB, and as much again for what lies between
 _SCALE = 255 + 1 - 1e-3  # torchvision's way back from 0..1 to levels: floor(255.999 x)
 
 
@@ -227,7 +225,7 @@ class _InPlace(_Graded):
 
 def _by_parts(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
     """A change in place, of some images at a time: they stay in the cache from its first pass over them to its last."""
-    for part in parts(images_NCHW, _PART):
+    for part in parts(images_NCHW):
         change(images_NCHW[part], *(column_N[part] for column_N in columns))
     return images_NCHW
 

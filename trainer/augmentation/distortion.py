@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds, draw_uniform, where
+from trainer.augmentation.operation import RangedOperation, Rows, check_probability, draw_applied, draw_uniform, where
 from trainer.augmentation.ranges import check_number, check_range
-from trainer.augmentation.warp import Fill, centred, check_fill, parts, sample
+from trainer.augmentation.warp import Fill, centred, check_fill, sample
+from trainer.parts import parts
 
 _ONE = 2.0**12
 
 
-class Elastic:
+class Elastic(RangedOperation):
     """Moves pixels by a smooth random field: `alpha` pixels in either direction (root of the mean square), similar
     within about `sigma` pixels.
 
@@ -27,14 +28,12 @@ class Elastic:
     unknown `fill`.
     """
 
-    def __init__(self, alpha: float = 1.0, sigma: float = 4.0, probability: float = 1.0, fill: Fill = "black") -> None:
-        check_probability(probability)
-        self.alpha, self.sigma = check_number("alpha", alpha, 0), check_number("sigma", sigma, 0.1, 1000)
-        self.probability, self.fill = probability, check_fill(fill)
+    draws_seeds = True
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        applied_N = draw_applied(num_samples, self.probability, generator)
-        return {"applied": applied_N, "seed": draw_seeds(num_samples, generator)}
+    def __init__(self, alpha: float = 1.0, sigma: float = 4.0, probability: float = 1.0, fill: Fill = "black") -> None:
+        super().__init__(probability)
+        self.alpha, self.sigma = check_number("alpha", alpha, 0), check_number("sigma", sigma, 0.1, 1000)
+        self.fill = check_fill(fill)
 
     def displacement(self, seeds_N: Tensor, height: int, width: int, device: torch.device) -> Tensor:
         """float64_N2HW, pixels to the right and down."""
@@ -43,18 +42,15 @@ class Elastic:
         smooth_N2HW = down_HJ.to(device, non_blocking=True) @ noise_N2JK @ across_WK.T.to(device, non_blocking=True)
         return smooth_N2HW.mul_(self.alpha * math.sqrt(12))  # of uniform noise
 
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         if self.alpha == 0:
-            return images_NCHW
-        return where(images_NCHW, rows["applied"], lambda chosen, at_K: self._change(chosen, rows["seed"][at_K]))
-
-    def _change(self, images_NCHW: Tensor, seeds_N: Tensor) -> Tensor:
-        height, width = images_NCHW.shape[2:]
-        y_HW, x_HW = _places(height, width, images_NCHW.device)
-        for part in parts(images_NCHW):
-            by_N2HW = self.displacement(seeds_N[part], height, width, images_NCHW.device)
-            _take(images_NCHW[part], y_HW + by_N2HW[:, 1], x_HW + by_N2HW[:, 0], self.fill)
-        return images_NCHW
+            return images_KCHW
+        height, width = images_KCHW.shape[2:]
+        y_HW, x_HW = _places(height, width, images_KCHW.device)
+        for part in parts(images_KCHW):
+            by_K2HW = self.displacement(rows["seed"][part], height, width, images_KCHW.device)
+            _take(images_KCHW[part], y_HW + by_K2HW[:, 1], x_HW + by_K2HW[:, 0], self.fill)
+        return images_KCHW
 
 
 @lru_cache(maxsize=16)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import Change, Rows, check_probability, draw_applied, draw_seeds
+from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
 from trainer.augmentation.ranges import check_range
+from trainer.parts import Change
 
 _TRIES = 10
 
@@ -87,15 +88,19 @@ class Erasing:
     def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
         if self.fill != "black":
             return None
-        kept = self._kept(images_NCHW, rows, torch.float32)
-        return lambda images, part: images.mul_(kept[part])
+        lines, columns = self._outside(images_NCHW, rows, torch.float32)
+        return lambda images, part: images.mul_(torch.maximum(lines[part], columns[part]))
 
     def _kept(self, images_NCHW: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
         """(N, 1, H, W): 0 within the rectangle, 1 elsewhere."""
+        return torch.maximum(*self._outside(images_NCHW, rows, dtype))
+
+    def _outside(self, images_NCHW: Tensor, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Lines (N, 1, H, 1) and columns (N, 1, 1, W): 0 where they cross the rectangle, 1 elsewhere."""
         H, W = images_NCHW.shape[2:]
         outside_NH = _outside(rows["top"], rows["height"], H).to(images_NCHW.device, dtype, non_blocking=True)
         outside_NW = _outside(rows["left"], rows["width"], W).to(images_NCHW.device, dtype, non_blocking=True)
-        return torch.maximum(outside_NH.view(-1, 1, H, 1), outside_NW.view(-1, 1, 1, W))
+        return outside_NH.view(-1, 1, H, 1), outside_NW.view(-1, 1, 1, W)
 
 
 def _outside(first_N: Tensor, count_N: Tensor, size: int) -> Tensor:

@@ -1,13 +1,13 @@
 """What an augmentation operation is, and what its implementations share."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Change = Callable[[Tensor, slice], object]  # of some images, in place, given with their places among all
 Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample; on the CPU
 
 
@@ -55,6 +55,38 @@ def draw_uniform(num_samples: int, low: float, high: float, generator: torch.Gen
 def draw_seeds(num_samples: int, generator: torch.Generator) -> Tensor:
     """int64_N in 0..2^31-1, for `counted`: noise on pixels."""
     return torch.randint(2**31, (num_samples,), generator=generator)
+
+
+class RangedOperation(ABC):
+    """An Operation that changes some of the images, by numbers that are uniform in ranges.
+
+    `probability`: of an image to be changed; `ranges`: of each number, by its name. A row holds `applied`, the numbers
+    and, with `draws_seeds`, a `seed` for `counted`, drawn in this order. Raises ValueError: `probability` not in 0..1.
+    """
+
+    draws_seeds = False
+
+    def __init__(self, probability: float, **ranges: tuple[float, float]) -> None:
+        check_probability(probability)
+        self.probability, self.ranges = probability, ranges
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
+        rows = {"applied": draw_applied(num_samples, self.probability, generator)}
+        for name, (low, high) in self.ranges.items():
+            rows[name] = draw_uniform(num_samples, low, high, generator)
+        if self.draws_seeds:
+            rows["seed"] = draw_seeds(num_samples, generator)
+        return rows
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
+        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
+            return self.change(images_KCHW, {name: values_N[indices_K] for name, values_N in rows.items()})
+
+        return where(images_NCHW, rows["applied"], change)
+
+    @abstractmethod
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        """The images to be changed, which it may overwrite, given with their rows alone; otherwise as an Operation."""
 
 
 def column(values_N: Tensor, images_NCHW: Tensor) -> Tensor:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from trainer.augmentation.bordered import Bordered
 from trainer.augmentation.geometry import Crop, HorizontalFlip
-from trainer.augmentation.operation import Change, Operation, Rows, most
-from trainer.augmentation.warp import changed, parts, resample, resampling
-
-_PART = 3 << 16  # numbers: 64 small images, 768 KB
+from trainer.augmentation.operation import Operation, Rows, most
+from trainer.augmentation.warp import changed, resample, resampling
+from trainer.parts import Change, Spare, by_parts
 
 
 class Pipeline:
@@ -35,6 +34,7 @@ class Pipeline:
             if not (callable(operation) and hasattr(operation, "draw")):
                 raise ValueError(f"{name}={operation}: must be an operation (remove one by ~augmentation.{name})")
         self.operations = operations
+        self._spare = Spare()
         mixing = [name for name, operation in operations.items() if hasattr(operation, "mix")]
         if len(mixing) > 1:
             raise ValueError(f"{', '.join(mixing)}: one of them can mix samples, not several")
@@ -61,6 +61,12 @@ class Pipeline:
         uint8 images are left as they are; float32 ones may be overwritten. The first `skip` operations are
         taken to be done.
         """
+        images_NCHW, changes = self.begin(images_NCHW, rows, skip)
+        return by_parts(images_NCHW, changes, Spare()) if changes else images_NCHW
+
+    def begin(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> tuple[Tensor, list[Change]]:
+        """As a call, but for the last operations where they can be done to some images at a time: what those do is
+        returned beside the images, for `by_parts`."""
         by_name = _by_name(rows)
         done = list(self.operations)[:skip]
         prepared: list[Change] = []  # not applied yet
@@ -72,9 +78,10 @@ class Pipeline:
             if change is not None:
                 prepared.append(change)
                 continue
-            images_NCHW, prepared = _by_parts(images_NCHW, prepared), []
+            if prepared:
+                images_NCHW, prepared = by_parts(images_NCHW, prepared, self._spare), []
             images_NCHW = self._apply(names, images_NCHW, by_name)
-        return _by_parts(images_NCHW, prepared)
+        return images_NCHW, prepared
 
     def _prepare(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Change | None:
         """The step as something that can be done to some of the images after the other."""
@@ -165,35 +172,21 @@ class Moved:
         self._bordered = Bordered(images_NCHW, self._padding)
         self.images_NCHW = self._bordered.images_NCHW
 
-    def read(self, indices_N: Tensor, rows: Rows) -> Tensor:
-        """The augmented samples at these indices, given their rows."""
+    def begin(self, indices_N: Tensor, rows: Rows) -> tuple[Tensor, list[Change]]:
+        """The samples at these indices, given their rows, as `Pipeline.begin` has them."""
         offset_y_N, offset_x_N = rows[f"{self._crop}.offset_y"], rows[f"{self._crop}.offset_x"]
         flipped_N = None if self._flip is None else rows[f"{self._flip}.applied"]
         if flipped_N is not None and self._names[0] == self._flip:
             # the crop of a flipped image is the flipped crop from the opposite side
             offset_x_N = torch.where(flipped_N, 2 * self._padding - offset_x_N, offset_x_N)
         images_NCHW = self._bordered.read(indices_N, offset_y_N, offset_x_N, flipped_N)
-        return self._pipeline(images_NCHW, rows, skip=len(self._names))
+        return self._pipeline.begin(images_NCHW, rows, skip=len(self._names))
 
 
 def _kind(item: tuple[str, Any]) -> object:
     """Equal for neighbours that are computed together."""
     name, operation = item
     return ("warp", operation.fill) if hasattr(operation, "matrix") else name
-
-
-def _by_parts(images_NCHW: Tensor, changes: list[Change]) -> Tensor:
-    """float32: all changes to some images, then to the next ones, so that these stay in the cache from the first
-    change to the last."""
-    if not changes:
-        return images_NCHW
-    owned = images_NCHW.dtype == torch.float32 and images_NCHW.is_contiguous()
-    results = images_NCHW if owned else torch.empty(images_NCHW.shape, device=images_NCHW.device)
-    for part in parts(images_NCHW, _PART):
-        some = results[part] if owned else results[part].copy_(images_NCHW[part])
-        for change in changes:
-            change(some, part)
-    return results
 
 
 def _by_name(rows: Rows) -> dict[str, Rows]:

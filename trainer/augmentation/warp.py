@@ -6,7 +6,6 @@ images' centres, x to the right and y down, homogeneous: maps in a row are one p
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
 from trainer.augmentation.ranges import check_number, check_range
+from trainer.parts import Change, parts
 
 Fill = Literal["black", "edge", "mirror"]
 _FAR = 1e4  # in halves of the image
-_PART = 1 << 17  # pixels times channels; 512 KB
 _PADDING_MODES = {"black": "zeros", "edge": "border", "mirror": "reflection"}
 
 
@@ -47,7 +46,7 @@ def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
     return images_NCHW
 
 
-def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Callable[[Tensor, slice], Tensor]:
+def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Change:
     """What resamples some of the images, given with their places among all; in place."""
     height, width = images_NCHW.shape[2:]
     device = images_NCHW.device
@@ -71,13 +70,6 @@ def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Callabl
         return sample(some_NCHW, grids_NHW2, fill)
 
     return change
-
-
-def parts(images_NCHW: Tensor, numbers: int = _PART) -> Iterator[slice]:
-    """All of a batch, on the CPU about so many numbers at a time: memory that is in the cache takes half the time."""
-    num = len(images_NCHW)
-    size = num if images_NCHW.device.type != "cpu" else numbers // max(1, images_NCHW[:1].numel())
-    return (slice(start, start + max(1, size)) for start in range(0, num, max(1, size)))
 
 
 def sample(images_NCHW: Tensor, grids_NHW2: Tensor, fill: Fill) -> Tensor:
