@@ -29,32 +29,38 @@ _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836,
 _SCALE = 255 + 1 - 1e-3  # torchvision's way back from 0..1 to levels: floor(255.999 x)
 
 
-def change_brightness(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
+def shares(factors_N: Tensor, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 (N, 1, 1, 1), factor and 1 - factor: what a blend takes of an image and of another."""
+    both_2N = torch.stack((factors_N, 1 - factors_N)).to(images_NCHW.device, torch.float32, non_blocking=True)
+    own, other = both_2N.view(2, -1, 1, 1, 1)
+    return own, other
+
+
+def change_brightness(images_NCHW: Tensor, own: Tensor, _: Tensor) -> Tensor:
     """factor x."""
-    return images_NCHW.mul_(column(factors_N, images_NCHW)).clamp_(max=255).floor_()
+    return images_NCHW.mul_(own).clamp_(max=255).floor_()
 
 
-def change_contrast(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
+def change_contrast(images_NCHW: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """factor x + (1 - factor) m, m the mean of the image's grey."""
     grey = _grey(images_NCHW).unsqueeze(1) if images_NCHW.shape[1] == 3 else images_NCHW.clone()
     # a sum of whole numbers is exact in float32 below 2^24, whatever the order
     exact = torch.float32 if grey[0].numel() * 255 < 2**24 else torch.float64
     mean = grey.mean((1, 2, 3), keepdim=True, dtype=exact)
-    return _blend(images_NCHW, grey.copy_(mean), factors_N)
+    return _blend(images_NCHW, grey.copy_(mean), own, other)
 
 
-def change_saturation(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
+def change_saturation(images_NCHW: Tensor, own: Tensor, other: Tensor) -> Tensor:
     """factor x + (1 - factor) g, g the pixel's grey; what has not three channels stays as it is."""
     if images_NCHW.shape[1] != 3:
         return images_NCHW
-    return _blend(images_NCHW, _grey(images_NCHW).unsqueeze(1), factors_N)
+    return _blend(images_NCHW, _grey(images_NCHW).unsqueeze(1), own, other)
 
 
-def _blend(images_NCHW: Tensor, others: Tensor, factors_N: Tensor) -> Tensor:
-    """factor x + (1 - factor) other, in the two calls that torchvision makes, so that it is rounded as there; `others`
-    are as large as the images but for channels, since a number an image would take the slow way through addcmul."""
-    images_NCHW.mul_(column(factors_N, images_NCHW))
-    return images_NCHW.addcmul_(others, column(1 - factors_N, images_NCHW)).clamp_(0, 255).floor_()
+def _blend(images_NCHW: Tensor, others: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Of both these shares, in the two calls that torchvision makes, so that it is rounded as there; `others` are as
+    large as the images but for channels, since a number an image would take the slow way through addcmul."""
+    return images_NCHW.mul_(own).addcmul_(others, other).clamp_(0, 255).floor_()
 
 
 def _grey(images_N3HW: Tensor) -> Tensor:
@@ -189,7 +195,7 @@ class _Graded:
         name: str,
         bounds: tuple[float, float],
         neutral: float,
-        change: Callable[[Tensor, Tensor], Tensor],
+        change: Callable[..., Tensor],
         probability: float,
     ) -> None:
         check_probability(probability)
@@ -207,20 +213,29 @@ class _Graded:
         return where(images_NCHW.contiguous(), chosen_N, lambda images, k: _by_parts(images, self._change, values_N[k]))
 
 
-class _InPlace(_Graded):
-    """One so cheap that it is applied to all images when more than half of them are chosen: its neutral number
-    leaves every bit of the others as it is."""
+class _Blend(_Graded):
+    """Blends an image with another one made of it, so cheaply that all are changed when more than half of them are
+    chosen: a factor of 1 leaves every bit of the others as it is."""
+
+    def __init__(
+        self, factor: tuple[float, float], change: Callable[[Tensor, Tensor, Tensor], Tensor], probability: float
+    ) -> None:
+        self.factor = check_range("factor", factor, 0)
+        super().__init__("factor", self.factor, 1.0, change, probability)
 
     def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
-        values_N = rows[self._name]
-        if not most(values_N != self._neutral):
+        if not most(rows["factor"] != 1):
             return None
-        return lambda images, part: self._change(images, values_N[part])
+        own, other = shares(rows["factor"], images_NCHW)
+        return lambda images, part: self._change(images, own[part], other[part])
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        values_N = rows[self._name]
-        chosen_N = _all_if_most(values_N != self._neutral)
-        return where(images_NCHW.contiguous(), chosen_N, lambda images, k: _by_parts(images, self._change, values_N[k]))
+        factors_N = rows["factor"]
+        return where(
+            images_NCHW.contiguous(),
+            _all_if_most(factors_N != 1),
+            lambda images, k: _by_parts(images, self._change, *shares(factors_N[k], images)),
+        )
 
 
 def _by_parts(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
@@ -249,7 +264,7 @@ class _Ungraded:
         return where(images_NCHW.contiguous(), rows["applied"], lambda images, _: _by_parts(images, self._change))
 
 
-class Brightness(_InPlace):
+class Brightness(_Blend):
     """Multiplies an image by `factor`, uniform in [low, high): 0 is black, 1 the image itself.
 
     floor(min(factor x, 255)). Source: B "Color based" (brighten). Raises ValueError: `factor` below 0 or in the
@@ -257,11 +272,10 @@ class Brightness(_InPlace):
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
-        self.factor = check_range("factor", factor, 0)
-        super().__init__("factor", self.factor, 1.0, change_brightness, probability)
+        super().__init__(factor, change_brightness, probability)
 
 
-class Contrast(_InPlace):
+class Contrast(_Blend):
     """Moves an image away from the mean of its grey by `factor`, uniform in [low, high): 0 is that grey, 1 the
     image itself.
 
@@ -271,11 +285,10 @@ class Contrast(_InPlace):
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
-        self.factor = check_range("factor", factor, 0)
-        super().__init__("factor", self.factor, 1.0, change_contrast, probability)
+        super().__init__(factor, change_contrast, probability)
 
 
-class Saturation(_InPlace):
+class Saturation(_Blend):
     """Moves each pixel away from its own grey by `factor`, uniform in [low, high): 0 is a grey image, 1 the image
     itself. Images of one channel stay as they are.
 
@@ -284,8 +297,7 @@ class Saturation(_InPlace):
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
-        self.factor = check_range("factor", factor, 0)
-        super().__init__("factor", self.factor, 1.0, change_saturation, probability)
+        super().__init__(factor, change_saturation, probability)
 
 
 class Hue(_Graded):

@@ -14,6 +14,7 @@ from trainer.augmentation.colour import (
     change_saturation,
     equalize,
     posterize,
+    shares,
     sharpen,
     solarize,
     stretch_contrast,
@@ -39,9 +40,9 @@ OPERATIONS = (
 )
 _NUM_MOVING = 5
 _COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    lambda images, magnitude_N: change_brightness(images, 1 + magnitude_N),
-    lambda images, magnitude_N: change_saturation(images, 1 + magnitude_N),
-    lambda images, magnitude_N: change_contrast(images, 1 + magnitude_N),
+    lambda images, magnitude_N: change_brightness(images, *shares(1 + magnitude_N, images)),
+    lambda images, magnitude_N: change_saturation(images, *shares(1 + magnitude_N, images)),
+    lambda images, magnitude_N: change_contrast(images, *shares(1 + magnitude_N, images)),
     lambda images, magnitude_N: sharpen(images, 1 + magnitude_N),
     lambda images, magnitude_N: posterize(images, magnitude_N),
     lambda images, magnitude_N: solarize(images, 255 * magnitude_N),
