@@ -1,7 +1,9 @@
 """Views at test time: against torchvision's crops one by one, on a trained run, and through `train evaluate`."""
 
+import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,30 @@ def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
         assert {name: found[name] for name in names} == pytest.approx({n: expected[n] for n in names}, rel=1e-4)
     else:
         assert found["val/loss"] != pytest.approx(expected["val/loss"], rel=1e-3)
+
+
+class _Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("words", [[], ["tta=multi_scale"]], ids=["plain", "views"])
+@pytest.mark.parametrize("is_screen", [True, False])
+def test_progress_is_seen_on_a_terminal_alone(folder, words, is_screen, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.delenv("CI", raising=False)
+    stderr = _Screen() if is_screen else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    capsys.readouterr()
+    assert app.run(["evaluate", str(folder), *words]) == 0
+    assert "val/loss" in json.loads(capsys.readouterr().out)
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stderr.getvalue())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    facts = draw(config).facts
+    total = facts.num_val + facts.num_test
+    assert (f"{total}/{total}" in shown) == (str(folder) in shown) == is_screen
+    assert is_screen or not shown
 
 
 def test_without_a_word_nothing_changes(folder, capsys):

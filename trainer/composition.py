@@ -136,16 +136,20 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
     Hydra stops at the first one: the override to blame is set aside, and the rest composed and checked.
     """
     problems, rest = read_overrides(overrides, is_sweep=mode is RunMode.MULTIRUN)
-    while True:
+    failures: list[tuple[Exception, list[str]]] = []
+    composed = None
+    while composed is None:
         try:
             composed = loader.load_configuration(name, rest, run_mode=mode)
-            break
         except Exception as error:  # whatever Hydra meets while it composes is in what it was given
             blamed = _blamed(error, rest)
-            problems.append(_explain(error, blamed, loader))
+            failures.append((error, blamed))
             if not blamed:
-                raise ConfigurationError(problems) from error
+                break
             rest = [text for text in rest if text not in blamed]
+    problems += [_explain(error, blamed, loader, composed) for error, blamed in failures]
+    if composed is None:
+        raise ConfigurationError(problems) from failures[-1][0]
     if problems:
         try:
             if mode is RunMode.RUN:
@@ -361,15 +365,20 @@ def _blamed(error: Exception, overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o in text or o.partition("=")[0].lstrip("+~") in named]
 
 
-def _explain(error: BaseException, blamed: Sequence[str] = (), loader: ConfigLoader | None = None) -> str:
-    """One line; what is said of one override begins with it."""
-    line = _translated(error, loader)
+def _explain(
+    error: BaseException,
+    blamed: Sequence[str] = (),
+    loader: ConfigLoader | None = None,
+    composed: DictConfig | None = None,
+) -> str:
+    """One line; what is said of one override begins with it. `composed` is what there is without the blamed ones."""
+    line = _translated(error, loader, composed)
     if len(blamed) != 1 or blamed[0] in line:
         return line
     return f"{blamed[0]}: {line.removeprefix(blamed[0].partition('=')[0].lstrip('+~') + ': ')}"
 
 
-def _translated(error: BaseException, loader: ConfigLoader | None) -> str:
+def _translated(error: BaseException, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error, loader)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -382,7 +391,7 @@ def _translated(error: BaseException, loader: ConfigLoader | None) -> str:
         return "a value refers to itself"
     text = " ".join(str(error).split())
     if match := re.search(r"Could not (?:override|delete(?: from config\.)?|append) '([^']+)'", text):
-        return _no_such_key(match[1], loader)
+        return _no_such_key(match[1], loader, composed)
     if match := re.match(r"Multiple values for (\S+)\.", text):
         return f"{match[1]} has an option already; leave out the +"
     if match := re.search(r"An item is already at '([^']+)'", text):
@@ -398,11 +407,23 @@ def _missing_option(error: MissingConfigException, loader: ConfigLoader | None) 
     return unknown("option", option, options, f"{group}=")
 
 
-def _no_such_key(name: str, loader: ConfigLoader | None) -> str:
+def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
     groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
     known = {*groups, *rules.SETTINGS, "early_stopping", "every"}
-    name = name.partition("@")[0]
-    return f"{name} is there, but not to be deleted or renamed" if name in known else unknown("key", name, known)
+    where, *rest = name.partition("@")[0].split(".")
+    if where not in known:
+        return unknown("key", where, known)
+    if rest and composed is None:
+        return f"key '{name}' does not exist"
+    inside: Any = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
+    inside = inside.get(where)
+    for key in rest:
+        if not isinstance(inside, dict):
+            return f"{where} has no keys"
+        if key not in inside:
+            return unknown("key", key, [k for k in inside if not str(k).startswith("_")], f"{where}.")
+        inside, where = inside[key], f"{where}.{key}"
+    return f"{where} is there, but not to be deleted or renamed"
 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:

@@ -1,6 +1,7 @@
 """Metrics of a model over a whole part of the data."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from trainer.metrics import Meter
 from trainer.run import Run
 from trainer.test_time import TestTime
 
+Seen = Callable[[int], object]  # is told how many samples more were looked at by this rank
 
-def evaluate(run: Run, part: Any, prefix: str) -> dict[str, float]:
+
+def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
     """Mean loss and metrics, named `<prefix>/...`, in evaluation mode; the model is left in training mode.
 
     Every sample counts once, whichever rank looks at it; all ranks get the main rank's numbers, so that what
@@ -24,12 +27,15 @@ def evaluate(run: Run, part: Any, prefix: str) -> dict[str, float]:
         for images, targets in run.evaluation_batches(part):
             outputs = run.closure.forward(images)
             meter.add(run.blueprint.loss(outputs, targets), outputs, targets)
+            seen(len(targets))
     run.model.train()
     values = run.strategy.broadcast(meter.read(run.strategy.sum))
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def evaluate_views(run: Run, part: Any, prefix: str, test_time: TestTime) -> dict[str, float]:
+def evaluate_views(
+    run: Run, part: Any, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
+) -> dict[str, float]:
     """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
 
     Cross-entropy is taken of these probabilities, with its base and smoothing: -log p[target] without. Another
@@ -43,6 +49,7 @@ def evaluate_views(run: Run, part: Any, prefix: str, test_time: TestTime) -> dic
             outputs = log_probabilities(run, images, test_time)
             loss = run.blueprint.loss(outputs, targets) if has_loss else outputs.new_zeros(())
             meter.add(loss, outputs, targets)
+            seen(len(targets))
     run.model.train()
     values = run.strategy.broadcast(meter.read(run.strategy.sum))
     return {f"{prefix}/{name}": value for name, value in values.items() if has_loss or name != "loss"}

@@ -112,9 +112,9 @@ def test_it_costs_about_what_a_generator_does():
     def seconds(action) -> float:
         taken = []
         for _ in range(7):
-            start = time.perf_counter()
+            start = time.process_time()
             action()
-            taken.append(time.perf_counter() - start)
+            taken.append(time.process_time() - start)
         return min(taken)
 
     given = seeds(256)

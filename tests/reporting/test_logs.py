@@ -1,19 +1,14 @@
-"""`train.log` holds one line a record; the console gets what its kind can show."""
+"""`train.log` holds one line a record, from before it is open, too; the user is told what the data sets warn of."""
 
-import io
 import logging
 import re
-import sys
-import warnings
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.logging import RichHandler
 
-from trainer.reporting.logs import close, console_handler, open_run_log, tell_warnings_of_data
+from trainer.reporting.logs import close, held, open_run_log, tell_warnings_of_data
 
 log = logging.getLogger("trainer.somewhere")
 
@@ -24,7 +19,6 @@ def loggers_stay_as_they_were() -> Iterator[None]:
     level, handlers = ours.level, list(ours.handlers)
     yield
     assert ours.handlers == handlers
-    assert logging.getLogger("py.warnings").handlers == []
     ours.setLevel(level)
 
 
@@ -58,44 +52,28 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
     assert [line.split(" ", 1)[1] for line in lines] == ["WARNING first", "WARNING second"]
 
 
-def test_warnings_are_captured_only_when_asked(tmp_path: Path) -> None:
+def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held():
+        log.info("first")
+        log.warning("second")
+        handler = open_run_log(tmp_path / "train.log")
+        log.warning("third")
+    log.info("fourth")
+    close(handler)
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["INFO first", "WARNING second", "WARNING third", "INFO fourth"]
+    assert [line.split(" ", 1)[0] for line in lines] == sorted(line.split(" ", 1)[0] for line in lines)
+    assert capsys.readouterr().err == "second\n"  # what comes after it is for those who show it
+
+
+def test_what_is_held_is_let_go_where_no_log_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="no log"), held():
+        log.warning("lost")
+        raise ValueError("no log")
     handler = open_run_log(tmp_path / "train.log")
-    with pytest.warns(UserWarning, match="seen by Python"):
-        warnings.warn("seen by Python", UserWarning, stacklevel=1)
     close(handler)
     assert (tmp_path / "train.log").read_text() == ""
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        shown = warnings.showwarning
-        handlers = [open_run_log(tmp_path / name, capture_warnings=True) for name in ("a.log", "b.log")]
-        close(handlers[1])
-        warnings.warn("taken in", UserWarning, stacklevel=1)
-        close(handlers[0])
-        assert warnings.showwarning is shown
-    (line,) = (tmp_path / "a.log").read_text().splitlines()
-    assert re.search(r" WARNING .*test_logs\.py:\d+: UserWarning: taken in", line)
-    assert (tmp_path / "b.log").read_text() == ""
-
-
-def test_a_pipe_gets_plain_lines_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    handler = console_handler(Console(file=io.StringIO()))
-    log.warning("a line of more than eighty characters is neither wrapped nor padded %s", "x" * 80)
-    close(handler)
-    assert re.fullmatch(r"\S+ WARNING a line of more [a-z ]* x{80}\n", stderr.getvalue())
-
-
-def test_a_terminal_gets_a_rich_handler_on_the_shared_console(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("CI", raising=False)
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    handler = console_handler(console)
-    log.info("shown [bold]as it is[/bold]")
-    close(handler)
-    assert isinstance(handler, RichHandler)
-    assert "shown [bold]as it is[/bold]" in re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue())  # type: ignore[attr-defined]
+    assert capsys.readouterr().err == "lost\n"
 
 
 def test_warnings_of_data_are_said_until_the_handler_is_closed() -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import timeit
 from collections.abc import Iterator
 
@@ -245,23 +244,6 @@ def test_messages_appear_above_the_display(clock: Clock) -> None:
     display.close()
 
 
-def test_log_records_appear_above_the_display(clock: Clock) -> None:
-    import logging
-
-    from trainer.reporting.logs import close, console_handler
-
-    console = screen()
-    handler = console_handler(console)
-    display = Terminal(100, 10, None, "auto", console)
-    display.tick(10)
-    logging.getLogger("trainer.loop").warning("careful")
-    close(handler)
-    first, last = visible(written(console))
-    assert re.fullmatch(r"\[?\d\d:\d\d:\d\d\]? WARNING +careful", first)
-    assert "10/100" in last
-    display.close()
-
-
 @pytest.mark.parametrize("how", ["finish", "close", "close_twice"])
 def test_the_cursor_is_hidden_and_shown_again(how: str) -> None:
     console = screen()
@@ -334,7 +316,7 @@ def test_a_real_terminal_gets_its_cursor_back_however_the_program_ends(end: str)
     )
     os.close(theirs)
     output = "".join(read_all(ours))
-    status = child.wait(timeout=10)
+    status = child.wait(timeout=120)
     assert status == {"finish": 0, "error": 1, "interrupt": -signal.SIGINT, "forgotten": 0}[end]
     assert output.count(HIDE) == 1
     assert output.rindex(SHOW) > output.rindex(HIDE)
@@ -344,8 +326,7 @@ def test_a_real_terminal_gets_its_cursor_back_however_the_program_ends(end: str)
 
 
 def read_all(descriptor: int) -> Iterator[str]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and select.select([descriptor], [], [], 10)[0]:
+    while select.select([descriptor], [], [], 120)[0]:
         try:
             block = os.read(descriptor, 65536)
         except OSError:  # how Linux says that the other side has closed

@@ -8,21 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.augmentation.counted import normal, uniform
-from trainer.augmentation.operation import (
-    Rows,
-    check_probability,
-    column,
-    draw_applied,
-    draw_seeds,
-    draw_uniform,
-    where,
-)
+from trainer.augmentation.operation import RangedOperation, Rows, column
 from trainer.augmentation.ranges import check_number, check_range, check_whole
+from trainer.parts import parts
 
-_NUMBERS_A_CHUNK = 2**16
+_NUMBERS_A_CHUNK = 2**16  # of a blur, which has many passes over them: in the cache
 
 
-class GaussianNoise:
+class GaussianNoise(RangedOperation):
     """Adds noise to each pixel and channel: y = clamp(x + trunc(n)), n ~ Normal(0, std^2), as torchvision's on uint8.
 
     `std`: range in levels (of 0..255), uniform. Noise beyond 4.3 std does not occur.
@@ -31,29 +24,19 @@ class GaussianNoise:
     order, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(self, std: tuple[float, float] = (0.0, 20.0), probability: float = 1.0) -> None:
-        check_probability(probability)
-        self.std = check_range("std", std, 0)
-        self.probability = probability
+        super().__init__(probability, std=check_range("std", std, 0))
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "std": draw_uniform(num_samples, *self.std, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            shape = tuple(images_KCHW.shape[1:])
-            noise_KCHW = normal(rows["seed"][indices_K], shape, images_KCHW.device)
-            noise_KCHW.mul_(column(rows["std"][indices_K], images_KCHW)).trunc_()
-            return images_KCHW.add_(noise_KCHW).clamp_(0, 255)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        shape = tuple(images_KCHW.shape[1:])
+        noise_KCHW = normal(rows["seed"], shape, images_KCHW.device)
+        noise_KCHW.mul_(column(rows["std"], images_KCHW)).trunc_()
+        return images_KCHW.add_(noise_KCHW).clamp_(0, 255)
 
 
-class GaussianBlur:
+class GaussianBlur(RangedOperation):
     """Convolves with a Gaussian of `kernel_size` x `kernel_size` pixels (odd; reflected at the border), rounded.
 
     `sigma`: range of its standard deviation in pixels, uniform; 0 changes nothing. Computed for rows, then for
@@ -64,33 +47,24 @@ class GaussianBlur:
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 1.5), kernel_size: int = 7, probability: float = 1.0) -> None:
-        check_probability(probability)
+        super().__init__(probability, sigma=check_range("sigma", sigma, 0))
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: must be odd and above 0")
-        self.sigma = check_range("sigma", sigma, 0)
-        self.kernel_size, self.probability = kernel_size, probability
+        self.kernel_size = kernel_size
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         side = min(input_shape[1:])
         if self.kernel_size // 2 >= side:
             raise ValueError(f"kernel_size={self.kernel_size}: must be below {2 * side}, twice the side of the images")
-        applied_N = draw_applied(num_samples, self.probability, generator)
-        sigma_N = draw_uniform(num_samples, *self.sigma, generator)
+        rows = super().draw(num_samples, input_shape, generator)
         # exp is computed here, once for all samples: its last bit may depend on the place in a tensor
-        return {"applied": applied_N, "sigma": sigma_N, "next_weight": (-0.5 / sigma_N.square()).exp()}
+        return rows | {"next_weight": (-0.5 / rows["sigma"].square()).exp()}
 
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            weights = [column(weight_K, images_KCHW) for weight_K in self._weights(rows["next_weight"][indices_K])]
-            count = len(images_KCHW)
-            if images_KCHW.device.type == "cpu":  # many passes over the same numbers: in the cache
-                count = max(1, _NUMBERS_A_CHUNK // images_KCHW[0].numel())
-            for start in range(0, len(images_KCHW), count):
-                some = slice(start, start + count)
-                images_KCHW[some] = _blur(images_KCHW[some], [weight[some] for weight in weights])
-            return images_KCHW
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        weights = [column(weight_K, images_KCHW) for weight_K in self._weights(rows["next_weight"])]
+        for some in parts(images_KCHW, _NUMBERS_A_CHUNK):
+            images_KCHW[some] = _blur(images_KCHW[some], [weight[some] for weight in weights])
+        return images_KCHW
 
     def _weights(self, next_weight_K: Tensor) -> list[Tensor]:
         """float64_K: of the pixels at the distances 0, 1, ... r; w_d is proportional to w_1^(d^2)."""
@@ -119,7 +93,7 @@ def _convolve(padded: Tensor, weights: list[Tensor], axis: int) -> Tensor:
     return total
 
 
-class Salt:
+class Salt(RangedOperation):
     """White and black spots: cells of `cell` x `cell` pixels, in all channels.
 
     `amount`: range of the share of the cells that are spots, uniform; each cell is one independently. `pepper`:
@@ -130,6 +104,8 @@ class Salt:
     below 1, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(
         self,
         amount: tuple[float, float] = (0.0, 0.05),
@@ -137,32 +113,20 @@ class Salt:
         cell: int = 1,
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.amount = check_range("amount", amount, 0, 1)
+        super().__init__(probability, amount=check_range("amount", amount, 0, 1))
         self.pepper, self.cell = check_number("pepper", pepper, 0, 1), check_whole("cell", cell, 1)
-        self.probability = probability
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "amount": draw_uniform(num_samples, *self.amount, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            H, W = images_KCHW.shape[2:]
-            cells = (1, -(-H // self.cell), -(-W // self.cell))
-            numbers = uniform(rows["seed"][indices_K], cells, images_KCHW.device)
-            numbers = numbers.repeat_interleave(self.cell, 2)[:, :, :H].repeat_interleave(self.cell, 3)[..., :W]
-            amount = column(rows["amount"][indices_K], images_KCHW)
-            images_KCHW.masked_fill_(numbers < amount, 255)
-            return images_KCHW.masked_fill_(numbers < amount * self.pepper, 0)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        H, W = images_KCHW.shape[2:]
+        cells = (1, -(-H // self.cell), -(-W // self.cell))
+        numbers = uniform(rows["seed"], cells, images_KCHW.device)
+        numbers = numbers.repeat_interleave(self.cell, 2)[:, :, :H].repeat_interleave(self.cell, 3)[..., :W]
+        amount = column(rows["amount"], images_KCHW)
+        images_KCHW.masked_fill_(numbers < amount, 255)
+        return images_KCHW.masked_fill_(numbers < amount * self.pepper, 0)
 
 
-class Emboss:
+class Emboss(RangedOperation):
     """Blends an image with its relief: y = clamp(round((1 - alpha) x + alpha K x)), reflected at the border, with
 
         K = [[-1-s, -s, 0], [-s, 1, s], [0, s, 1+s]].
@@ -179,35 +143,25 @@ class Emboss:
         strength: tuple[float, float] = (0.0, 1.0),
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.alpha, self.strength = check_range("alpha", alpha, 0, 1), check_range("strength", strength, 0)
-        self.probability = probability
+        super().__init__(
+            probability, alpha=check_range("alpha", alpha, 0, 1), strength=check_range("strength", strength, 0)
+        )
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "alpha": draw_uniform(num_samples, *self.alpha, generator),
-            "strength": draw_uniform(num_samples, *self.strength, generator),
-        }
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        H, W = images_KCHW.shape[2:]
+        padded = F.pad(images_KCHW, (1,) * 4, mode="reflect" if min(H, W) > 1 else "replicate")
 
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            H, W = images_KCHW.shape[2:]
-            padded = F.pad(images_KCHW, (1,) * 4, mode="reflect" if min(H, W) > 1 else "replicate")
+        def beside(down: int, right: int) -> Tensor:
+            return padded[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
 
-            def beside(down: int, right: int) -> Tensor:
-                return padded[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
-
-            across = beside(1, 1) - beside(-1, -1)
-            relief = (across + beside(0, 1)).sub_(beside(0, -1)).add_(beside(1, 0)).sub_(beside(-1, 0))
-            relief.mul_(column(rows["strength"][indices_K], images_KCHW)).add_(across)
-            relief.mul_(column(rows["alpha"][indices_K], images_KCHW))
-            return images_KCHW.add_(relief).round_().clamp_(0, 255)
-
-        return where(images_NCHW, rows["applied"], change)
+        across = beside(1, 1) - beside(-1, -1)
+        relief = (across + beside(0, 1)).sub_(beside(0, -1)).add_(beside(1, 0)).sub_(beside(-1, 0))
+        relief.mul_(column(rows["strength"], images_KCHW)).add_(across)
+        relief.mul_(column(rows["alpha"], images_KCHW))
+        return images_KCHW.add_(relief).round_().clamp_(0, 255)
 
 
-class Superpixels:
+class Superpixels(RangedOperation):
     """Segments of similar colour are painted with their mean colour (rounded).
 
     The segments are those of SLIC: k-means over (place, colour), with a centre for each cell of a grid of `cell`
@@ -224,6 +178,8 @@ class Superpixels:
     `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(
         self,
         replaced: tuple[float, float] = (0.3, 1.0),
@@ -232,33 +188,21 @@ class Superpixels:
         iterations: int = 3,
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.replaced = check_range("replaced", replaced, 0, 1)
+        super().__init__(probability, replaced=check_range("replaced", replaced, 0, 1))
         self.cell = check_whole("cell", cell, 2, 64)  # sums over nine cells stay exact in float32
         self.compactness = check_number("compactness", compactness, 0)
         self.iterations = check_whole("iterations", iterations, 1)
-        self.probability = probability
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "replaced": draw_uniform(num_samples, *self.replaced, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            C, H, W = images_KCHW.shape[1:]
-            cells = _Cells(images_KCHW, self.cell)
-            segment_KP = cells.cluster(self.compactness / self.cell, self.iterations)
-            colour_KCS = cells.means(segment_KP)[:, :C].round()
-            painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
-            uniform_KS = uniform(rows["seed"][indices_K], (cells.count,), images_KCHW.device)
-            share_K1 = rows["replaced"][indices_K].to(uniform_KS).unsqueeze(1)
-            replaced_KP = (uniform_KS < share_K1).gather(1, segment_KP).unsqueeze(1)
-            return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        C, H, W = images_KCHW.shape[1:]
+        cells = _Cells(images_KCHW, self.cell)
+        segment_KP = cells.cluster(self.compactness / self.cell, self.iterations)
+        colour_KCS = cells.means(segment_KP)[:, :C].round()
+        painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
+        uniform_KS = uniform(rows["seed"], (cells.count,), images_KCHW.device)
+        share_K1 = rows["replaced"].to(uniform_KS).unsqueeze(1)
+        replaced_KP = (uniform_KS < share_K1).gather(1, segment_KP).unsqueeze(1)
+        return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]
 
 
 class _Cells:

@@ -4,21 +4,13 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import (
-    Rows,
-    check_probability,
-    column,
-    draw_applied,
-    draw_seeds,
-    draw_uniform,
-    where,
-)
+from trainer.augmentation.operation import RangedOperation, Rows, column
 from trainer.augmentation.ranges import check_number, check_range, check_whole
 
 _OCTAVES = 3
 
 
-class Clouds:
+class Clouds(RangedOperation):
     """White clouds: y = round(x + (255 - x) opacity t), t = clamp(2.5 (f - 1 + coverage), 0, 1).
 
     f is a smooth random field in [0, 1) (see `smooth_field`), its clouds about `size` of the shorter side wide.
@@ -28,6 +20,8 @@ class Clouds:
     `size` not in 0.02..1, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(
         self,
         opacity: tuple[float, float] = (0.3, 0.9),
@@ -35,28 +29,18 @@ class Clouds:
         size: float = 0.5,
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.opacity, self.coverage = check_range("opacity", opacity, 0, 1), check_range("coverage", coverage, 0, 1)
-        self.size, self.probability = check_number("size", size, 0.02, 1), probability
+        super().__init__(
+            probability, opacity=check_range("opacity", opacity, 0, 1), coverage=check_range("coverage", coverage, 0, 1)
+        )
+        self.size = check_number("size", size, 0.02, 1)
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "opacity": draw_uniform(num_samples, *self.opacity, generator),
-            "coverage": draw_uniform(num_samples, *self.coverage, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            thickness = smooth_field(rows["seed"][indices_K], images_KCHW, self.size)
-            thickness.add_(column(rows["coverage"][indices_K], images_KCHW) - 1).mul_(2.5).clamp_(0, 1)
-            return _veil(images_KCHW, thickness.mul_(column(rows["opacity"][indices_K], images_KCHW)), 255)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        thickness = smooth_field(rows["seed"], images_KCHW, self.size)
+        thickness.add_(column(rows["coverage"], images_KCHW) - 1).mul_(2.5).clamp_(0, 1)
+        return _veil(images_KCHW, thickness.mul_(column(rows["opacity"], images_KCHW)), 255)
 
 
-class Fog:
+class Fog(RangedOperation):
     """A veil of one grey: y = round(x + (level - x) density (1 - patchiness f)).
 
     f is a smooth random field in [0, 1) (see `smooth_field`), its patches about `size` of the shorter side wide.
@@ -67,6 +51,8 @@ class Fog:
     not in 0.02..1, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(
         self,
         density: tuple[float, float] = (0.2, 0.7),
@@ -75,31 +61,17 @@ class Fog:
         size: float = 0.7,
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.density, self.patchiness = (
-            check_range("density", density, 0, 1),
-            check_number("patchiness", patchiness, 0, 1),
-        )
+        super().__init__(probability, density=check_range("density", density, 0, 1))
+        self.patchiness = check_number("patchiness", patchiness, 0, 1)
         self.level, self.size = check_number("level", level, 0, 255), check_number("size", size, 0.02, 1)
-        self.probability = probability
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "density": draw_uniform(num_samples, *self.density, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            field = smooth_field(rows["seed"][indices_K], images_KCHW, self.size)
-            thickness = field.mul_(-self.patchiness).add_(1)
-            return _veil(images_KCHW, thickness.mul_(column(rows["density"][indices_K], images_KCHW)), self.level)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        field = smooth_field(rows["seed"], images_KCHW, self.size)
+        thickness = field.mul_(-self.patchiness).add_(1)
+        return _veil(images_KCHW, thickness.mul_(column(rows["density"], images_KCHW)), self.level)
 
 
-class Snowflakes:
+class Snowflakes(RangedOperation):
     """White flakes: y = round(x + (255 - x) m), m a sum of flakes, at most 1.
 
     A flake is brightest in its middle, where m is uniform in 0.5..1, and vanishes linearly in both directions at
@@ -110,36 +82,27 @@ class Snowflakes:
     in 1..64, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(self, density: tuple[float, float] = (0.005, 0.03), size: int = 2, probability: float = 1.0) -> None:
-        check_probability(probability)
-        self.density, self.size = check_range("density", density, 0, 1), check_whole("size", size, 1, 64)
-        self.probability = probability
+        super().__init__(probability, density=check_range("density", density, 0, 1))
+        self.size = check_whole("size", size, 1, 64)
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "density": draw_uniform(num_samples, *self.density, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            H, W = images_KCHW.shape[2:]
-            reach = self.size - 1
-            shape = (1, H + 2 * reach, W + 2 * reach)  # flakes outside reach into the image
-            numbers = uniform(rows["seed"][indices_K], shape, images_KCHW.device)
-            density = column(rows["density"][indices_K], images_KCHW)
-            flakes = (numbers < density).to(torch.float32)
-            brightness = uniform(rows["seed"][indices_K], shape, images_KCHW.device, 1)
-            flakes.mul_(brightness.mul_(128).floor_().add_(128))
-            for axis in (2, 3):
-                flakes = _spread(flakes, self.size, axis)
-            return _veil(images_KCHW, flakes.div_(256 * self.size**2).clamp_(max=1), 255)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        H, W = images_KCHW.shape[2:]
+        reach = self.size - 1
+        shape = (1, H + 2 * reach, W + 2 * reach)  # flakes outside reach into the image
+        numbers = uniform(rows["seed"], shape, images_KCHW.device)
+        density = column(rows["density"], images_KCHW)
+        flakes = (numbers < density).to(torch.float32)
+        brightness = uniform(rows["seed"], shape, images_KCHW.device, 1)
+        flakes.mul_(brightness.mul_(128).floor_().add_(128))
+        for axis in (2, 3):
+            flakes = _spread(flakes, self.size, axis)
+        return _veil(images_KCHW, flakes.div_(256 * self.size**2).clamp_(max=1), 255)
 
 
-class SnowyLandscape:
+class SnowyLandscape(RangedOperation):
     """Snow lies on what is dark: where the lightness L of HLS is below `threshold`, L becomes min(255, `factor` L),
     at the same hue and saturation.
 
@@ -156,32 +119,22 @@ class SnowyLandscape:
         factor: tuple[float, float] = (1.2, 2.5),
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.threshold, self.factor = check_range("threshold", threshold, 0, 255), check_range("factor", factor, 1)
-        self.probability = probability
+        super().__init__(
+            probability, threshold=check_range("threshold", threshold, 0, 255), factor=check_range("factor", factor, 1)
+        )
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "threshold": draw_uniform(num_samples, *self.threshold, generator),
-            "factor": draw_uniform(num_samples, *self.factor, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            lowest, highest = images_KCHW.aminmax(dim=1, keepdim=True)
-            lightness = lowest.add_(highest).mul_(0.5)
-            brighter = (lightness * column(rows["factor"][indices_K], images_KCHW)).clamp_(max=255)
-            dark = lightness < column(rows["threshold"][indices_K], images_KCHW)
-            brighter = torch.where(dark, brighter, lightness)
-            # black has no colour to be stretched
-            stretch = _room(brighter).div_(_room(lightness).clamp_(min=1))
-            return images_KCHW.sub_(lightness).mul_(stretch).add_(brighter).round_().clamp_(0, 255)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        lowest, highest = images_KCHW.aminmax(dim=1, keepdim=True)
+        lightness = lowest.add_(highest).mul_(0.5)
+        brighter = (lightness * column(rows["factor"], images_KCHW)).clamp_(max=255)
+        dark = lightness < column(rows["threshold"], images_KCHW)
+        brighter = torch.where(dark, brighter, lightness)
+        # black has no colour to be stretched
+        stretch = _room(brighter).div_(_room(lightness).clamp_(min=1))
+        return images_KCHW.sub_(lightness).mul_(stretch).add_(brighter).round_().clamp_(0, 255)
 
 
-class Rain:
+class Rain(RangedOperation):
     """Streaks of one grey: y = round(x + (level - x) opacity) on a streak, one pixel wide.
 
     `density`: range of the share of the pixels at which a streak ends; `length`: of a streak downwards, as a
@@ -192,6 +145,8 @@ class Rain:
     range in the wrong order, `probability` not in 0..1.
     """
 
+    draws_seeds = True
+
     def __init__(
         self,
         density: tuple[float, float] = (0.005, 0.02),
@@ -201,32 +156,24 @@ class Rain:
         level: float = 200.0,
         probability: float = 1.0,
     ) -> None:
-        check_probability(probability)
-        self.density, self.length = check_range("density", density, 0, 1), check_number("length", length, 0, 1)
-        self.slant, self.opacity = check_range("slant", slant, -2, 2), check_range("opacity", opacity, 0, 1)
-        self.level, self.probability = check_number("level", level, 0, 255), probability
+        super().__init__(
+            probability,
+            density=check_range("density", density, 0, 1),
+            slant=check_range("slant", slant, -2, 2),
+            opacity=check_range("opacity", opacity, 0, 1),
+        )
+        self.length, self.level = check_number("length", length, 0, 1), check_number("level", level, 0, 255)
 
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {
-            "applied": draw_applied(num_samples, self.probability, generator),
-            "density": draw_uniform(num_samples, *self.density, generator),
-            "slant": draw_uniform(num_samples, *self.slant, generator),
-            "opacity": draw_uniform(num_samples, *self.opacity, generator),
-            "seed": draw_seeds(num_samples, generator),
-        }
-
-    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        def change(images_KCHW: Tensor, indices_K: Tensor) -> Tensor:
-            streaks = self._streaks(rows["seed"][indices_K], rows["density"][indices_K], images_KCHW)
-            slanted = self._slanted(streaks, rows["slant"][indices_K], images_KCHW.shape[3])
-            opacity = column(rows["opacity"][indices_K], images_KCHW)
-            return _veil(images_KCHW, slanted.unsqueeze(1).mul_(opacity), self.level)
-
-        return where(images_NCHW, rows["applied"], change)
+    def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
+        streaks = self._streaks(rows["seed"], rows["density"], images_KCHW)
+        slanted = self._slanted(streaks, rows["slant"], images_KCHW.shape[3])
+        opacity = column(rows["opacity"], images_KCHW)
+        return _veil(images_KCHW, slanted.unsqueeze(1).mul_(opacity), self.level)
 
     def _reach(self, height: int) -> tuple[int, int]:
         """How far the lowest row may be shifted to the left and to the right, in pixels."""
-        return round(max(0.0, -self.slant[0]) * (height - 1)), round(max(0.0, self.slant[1]) * (height - 1))
+        left, right = self.ranges["slant"]
+        return round(max(0.0, -left) * (height - 1)), round(max(0.0, right) * (height - 1))
 
     def _streaks(self, seeds_K: Tensor, density_K: Tensor, images_KCHW: Tensor) -> Tensor:
         """float32 (K, H, W + reach): 1 on a streak, 0 elsewhere, before it is slanted."""

@@ -6,15 +6,19 @@ a second are told; see `trainer.test_time`.
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, split
 from trainer.config import SINGLE
 from trainer.errors import ConfigurationError, one_line
+from trainer.reporting.terminal import interactive
 from trainer.test_time import KINDS, TestTime, read_words
 
 
@@ -71,9 +75,26 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         run.prepared(torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
-    val, test = run.splits.val, run.splits.test
-    if test_time is None:
-        return evaluate(run, val, "val") | evaluate(run, test, "test")
+    parts = {"val": run.splits.val, "test": run.splits.test}
+    num_samples = sum(len(part) for part in parts.values())
+    values: dict[str, float] = {}
     start = time.perf_counter()
-    values = evaluate_views(run, val, "val", test_time) | evaluate_views(run, test, "test", test_time)
-    return values | {"throughput/samples_per_second": (len(val) + len(test)) / (time.perf_counter() - start)}
+    with _progress(str(folder), num_samples) as seen:
+        for prefix, part in parts.items():
+            if test_time is None:
+                values |= evaluate(run, part, prefix, seen)
+            else:
+                values |= evaluate_views(run, part, prefix, test_time, seen)
+    if test_time is not None:
+        values["throughput/samples_per_second"] = num_samples / (time.perf_counter() - start)
+    return values
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that is moved on by a call and goes away in the end; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not interactive(console)) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,20 +1,13 @@
-"""Where log records go: `train.log` in the run folder, and the console."""
+"""Where log records go: `train.log` in the run folder, and what the user should know of them to the terminal."""
 
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from trainer.reporting.terminal import interactive
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _OURS = "trainer"
 _DATA = "trainer.data"
-_WARNINGS = "py.warnings"
 
 
 class OneLine(logging.Formatter):
@@ -27,32 +20,39 @@ class OneLine(logging.Formatter):
         return super().format(record).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def open_run_log(path: Path, capture_warnings: bool = False) -> logging.Handler:
-    """Append the records of the logger "trainer", INFO and above, to the file at `path`.
-
-    `capture_warnings` takes in what goes through `warnings` as well; it is then no longer shown elsewhere.
-    """
+def open_run_log(path: Path) -> logging.Handler:
+    """Append the records of the logger "trainer", INFO and above, to the file at `path`, those that `held` first."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
-    if capture_warnings:
-        logging.captureWarnings(True)
-        logging.getLogger(_WARNINGS).addHandler(handler)
+    for early in [other for other in logging.getLogger(_OURS).handlers if isinstance(other, _Held)]:
+        for record in early.records:
+            handler.handle(record)
+        close(early)
     return _attach(handler)
 
 
-def console_handler(console: "Console") -> logging.Handler:
-    """Show the records of the logger "trainer", INFO and above.
+class _Held(logging.Handler):
+    """Keeps records, and says warnings on stderr where nobody else does, as Python does without a handler."""
 
-    On a terminal above the live display of `console`; elsewhere as plain lines on stderr (rich would pad and
-    wrap them at 80 columns).
-    """
-    if interactive(console):
-        from rich.logging import RichHandler
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
 
-        return _attach(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S"))
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
-    return _attach(handler)
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and not logging.getLogger().handlers:
+            last.handle(record)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep the records of the logger "trainer" meanwhile, for the `open_run_log` to come; without one they are lost."""
+    early = _attach(_Held())
+    try:
+        yield
+    finally:
+        close(early)
 
 
 class _Aloud(logging.Handler):
@@ -72,13 +72,9 @@ def tell_warnings_of_data(show: Callable[[str], None]) -> logging.Handler:
 
 
 def close(handler: logging.Handler) -> None:
-    """Detach and close a handler of this module; the last one gives warnings back to Python."""
+    """Detach and close a handler of this module."""
     for name in (_OURS, _DATA):
         logging.getLogger(name).removeHandler(handler)
-    warnings_logger = logging.getLogger(_WARNINGS)
-    if handler in warnings_logger.handlers:
-        warnings_logger.removeHandler(handler)
-        logging.captureWarnings(bool(warnings_logger.handlers))
     handler.close()
 
 

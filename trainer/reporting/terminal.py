@@ -39,8 +39,7 @@ class Terminal:
     than ten a second only some are printed, the best and the last among them; `metrics.jsonl` has them all.
 
     `monitor` is the metric whose best row is marked; `mode` min, max or auto (ValueError for another).
-    `console` must be the one that log records go to, so that they appear above the live display instead of
-    tearing it; None is rich's shared console.
+    `console`: None is rich's shared console.
     """
 
     def __init__(
