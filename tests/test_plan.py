@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from trainer import app, compose, estimate
+from trainer import app, assembly, compose, estimate
+from trainer.augmentation.bordered import Bordered
 from trainer.blueprint import draw
+from trainer.data import memory
 from trainer.errors import ConfigurationError
+from trainer.place import place
+from trainer.preprocessing.whitening import Whitening
 
 ROOT = Path(__file__).parents[1]
 MLP = ["model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "batch_size=100", "epochs=2"]
@@ -106,6 +111,75 @@ def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
     assert found.data == 1797 * (64 + 8)
     # float32 input, activation and log-probabilities, and the int64 target, of each of 100 samples
     assert found.activations == pytest.approx(100 * (64 * 4 + 8 * 4 + 10 * 4 + 8), abs=16)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> str:
+    """The root of twenty of 3 x 10 x 12 bytes each, in files of other sizes."""
+    for number in range(20):
+        path = tmp_path / "root" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (10, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.numpy()).save(path)
+    return str(tmp_path / "root")
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ([], "decoded"),
+        (["data.memory_limit=7200"], "decoded"),
+        (["data.memory_limit=7199", "data.max_side=9"], "smaller"),
+        (["data.cache=disk", "data.cache_dir=cache"], "nothing"),
+        (["data.cache=none"], "nothing"),
+        (["data.memory_limit=100"], "nothing"),
+    ],
+    ids=" ".join,
+)
+def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, photographs: str) -> None:
+    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2]]
+    found = estimate._data_bytes(draw(compose([*words, *settings])))
+    # not the crops of 32 x 32: as they are stored, 10 x 12 or, with a short side of 9, 9 x 10
+    assert found == {"decoded": 20 * 360, "smaller": 20 * 270, "nothing": 0}[kept] + 20 * 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "images"),
+    [("1GB", 16_000 * 784 + Bordered.size((54_000, 1, 28, 28), 4)), ("55MB", 70_000 * 784), ("54MB", 0)],
+)
+def test_images_between_borders_or_in_a_file_are_counted_as_they_lie(limit: str, images: int) -> None:
+    words = ["data=fashion_mnist", "model=linear", "augmentation=crop", f"data.memory_limit={limit}", "device=cpu"]
+    found = estimate._data_bytes(draw(compose([*words, "augmentation.crop.padding=4"])))
+    assert found == images + 70_000 * 8
+
+
+def test_ranks_share_the_memory_of_the_machine(plan: Plan, photographs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_free_memory", lambda: 2 * 7200)
+    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", "model=linear"]
+    for ranks, told in (("", "7.2 kB: decoded in memory"), (["parallelism=ddp"], "3.6 kB: ")):
+        (row,) = [line for line in plan(*words, "device=cpu", *ranks) if line.startswith("  photographs")]
+        assert f"data.memory_limit is {told}" in row
+    assert place() is None
+
+
+@pytest.mark.parametrize("components", ["null", "5"])
+@pytest.mark.parametrize("kind", ["zca", "pca_whitening"])
+def test_whitening_is_measured_without_estimating_it(
+    kind: str, components: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eigenvectors take seconds or minutes, and a plan needs no more than their number."""
+    words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
+    blueprint = draw(compose([*MLP, *words]))
+    fitted = assembly.put_together(blueprint).preprocessing.state_dict()
+    monkeypatch.setattr(Whitening, "fit", None)  # nobody calls it
+    run = estimate._run(blueprint, 10)
+    guessed = run.preprocessing.state_dict()
+    assert {name: (value.shape, value.dtype) for name, value in guessed.items()} == {
+        name: (value.shape, value.dtype) for name, value in fitted.items()
+    }
+    batch = next(run.batches.epoch(0))
+    assert 0.5 < batch.images.abs().max() <= 2
+    assert estimate.estimate(blueprint, seconds=0.01).step_seconds > 0
 
 
 @pytest.mark.parametrize("batch_size", ["5", "100", "full"])

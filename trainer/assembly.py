@@ -29,6 +29,7 @@ from trainer.place import place
 from trainer.precision import LossScale
 from trainer.randomness import StepRandomness, seed_for
 from trainer.report import Report
+from trainer.reporting.logs import held
 from trainer.reporting.pixels import as_levels
 from trainer.reporting.terminal import Terminal
 from trainer.run import Run
@@ -38,6 +39,7 @@ from trainer.state import FORMAT, is_planned, restore
 _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
 
 
+@held()  # what loading the data says comes into the log, too
 def assemble(
     config: Config,
     folder: Path | None = None,
@@ -93,7 +95,7 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
     splits = splits or load_data(blueprint)
     preprocessing = build(config["preprocessing"], "preprocessing")
     if fit:
-        preprocessing.fit(splits.train.images_NCHW)
+        share_statistics(preprocessing, splits, strategy)
     preprocessing = preprocessing.to(device)
     model = make_model(blueprint)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
@@ -118,14 +120,34 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
         compute.compile()
+
+    def replica() -> Run:
+        other = put_together(draw(config | {"parallelism": SINGLE}), splits, fit=False)
+        other.preprocessing.load_state_dict(preprocessing.state_dict())
+        return other
+
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, num_parameters=num_parameters, optimizer=optimizer,
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
         diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
-        replica=lambda: put_together(draw(config | {"parallelism": SINGLE}), splits),
+        replica=replica,
     )  # fmt: skip
+
+
+def share_statistics(preprocessing: Any, splits: Any, strategy: Any, known: dict[str, Any] | None = None) -> None:
+    """Give all ranks the statistics that are `known` to the main rank, or that it estimates from the training part."""
+
+    def on_main() -> Any:
+        if known is not None:
+            return known
+        preprocessing.fit(splits.train.images_NCHW)
+        return preprocessing.state_dict()
+
+    statistics = strategy.from_main(on_main)
+    if not strategy.is_main:
+        preprocessing.load_state_dict(statistics)
 
 
 def make_batches(
@@ -191,11 +213,11 @@ def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
     """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
     if not resume:
         return
+    # without a checkpoint, when it was stopped before there was one, they are still to be estimated
+    share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
+    run.preprocessing.to(run.device)
     state = run.strategy.broadcast(state)
-    if state is None:  # it was stopped before there was a checkpoint
-        preprocessing: Any = run.preprocessing
-        preprocessing.fit(run.splits.train.images_NCHW)
-        preprocessing.to(run.device)
+    if state is None:
         return
     compare_data(run, folder)
     restore(run, state)

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from trainer.assembly import put_together
 from trainer.batches import Batch
 from trainer.blueprint import Blueprint
+from trainer.build import build
 from trainer.data import DataFacts, Part, Splits
 from trainer.evaluation import evaluate
 from trainer.parallelism import cost
 from trainer.parallelism.pipeline import cut, largest_divisor
 from trainer.parallelism.single import Single
+from trainer.place import Place, place, take
+from trainer.preprocessing import ZCA
+from trainer.preprocessing.whitening import Whitening
 from trainer.run import Run
 from trainer.step import train_step
 
@@ -30,7 +35,7 @@ class Estimate:
     """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
 
     `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
-    micro-batch keeps for the backward pass. `data` counts the images (or features) and the targets of all parts.
+    micro-batch keeps for the backward pass. `data` counts what is kept in memory of all parts, and their targets.
     Outside it stay Python, libraries and the operations' own work space.
     """
 
@@ -74,7 +79,7 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         gradients=_bytes(parameters),
         optimizer=_bytes(_tensors(run.optimizer.state)),
         activations=_activations(run, blueprint.micro_batch),
-        data=_data_bytes(blueprint.facts),
+        data=_data_bytes(blueprint),
     )
 
 
@@ -128,13 +133,30 @@ _COSTS: dict[str, Callable[[cost.Step, Any, nn.Module], cost.Cost]] = {
 def _run(blueprint: Blueprint, num_samples: int) -> Run:
     """The run with `num_samples` a step, over random data."""
     facts = blueprint.facts
-    bytes_per_sample = max(1, torch.Size(facts.input_shape).numel())
-    most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // bytes_per_sample))
+    values_per_sample = max(1, torch.Size(facts.input_shape).numel())
+    most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // values_per_sample))
     generator = torch.Generator().manual_seed(0)
     train = _random_part(facts, min(facts.num_train, most), generator)
     val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
-    return put_together(smaller, Splits(train, val, val))
+    run = put_together(smaller, Splits(train, val, val), fit=False)
+    preprocessing: Any = run.preprocessing
+    if isinstance(preprocessing, Whitening):
+        preprocessing.load_state_dict(_as_if_fitted(preprocessing, values_per_sample))
+    else:
+        preprocessing.fit(train.images_NCHW)
+        preprocessing.to(run.device)
+    return run
+
+
+def _as_if_fitted(whitening: Whitening, size: int) -> dict[str, Tensor]:
+    """What takes as long to apply as statistics of D = `size` values, which take seconds or minutes to estimate."""
+    rows = size if isinstance(whitening, ZCA) else whitening.components or size
+    return {
+        "centre": torch.full((size,), 128.0),
+        "matrix": torch.eye(rows, size) / 64,  # 0..255 becomes -2..2
+        "offset": torch.zeros(rows),
+    }
 
 
 def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Part:
@@ -216,7 +238,39 @@ def _bytes(tensors: list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _data_bytes(facts: DataFacts) -> int:
-    target = 4 * facts.num_outputs if facts.task == "regression" else 8
+def _data_bytes(blueprint: Blueprint) -> int:
+    facts: DataFacts = blueprint.facts
+    data = blueprint.data
+    count = facts.num_train + facts.num_val + facts.num_test
     image = torch.Size(facts.input_shape).numel() * (4 if facts.kind == "features" else 1)
-    return (facts.num_train + facts.num_val + facts.num_test) * (image + target)
+    with as_a_rank(blueprint.strategy):
+        images: int = data.memory_taken() if hasattr(data, "memory_taken") else count * image
+        bordered, fits = bordered_bytes(blueprint)
+    if fits:
+        images += bordered - facts.num_train * image
+    return images + count * (4 * facts.num_outputs if facts.task == "regression" else 8)
+
+
+def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
+    """What the training images take in the augmentation's own layout, and whether the data set has room for it;
+    0 and False where there is no such layout."""
+    facts, data = blueprint.facts, blueprint.data
+    border_bytes = getattr(build(blueprint.config["augmentation"], "augmentation"), "border_bytes", None)
+    if border_bytes is None or facts.kind != "images" or not hasattr(data, "room"):
+        return 0, False
+    needed = border_bytes((facts.num_train, *facts.input_shape)) or 0
+    return needed, 0 < needed <= data.room()
+
+
+@contextmanager
+def as_a_rank(strategy: Any) -> Iterator[None]:
+    """Inside, what a data set says of memory is for one of the ranks that will share the machine's."""
+    if place() is not None:
+        yield
+        return
+    count = strategy.devices
+    take(Place(0, count, 0, count), None)
+    try:
+        yield
+    finally:
+        take(None, None)

@@ -13,7 +13,7 @@ from images import bad_files, colours_of_16_bits, encoded, jpeg, pixels, write_f
 from PIL import Image
 
 from trainer.data import ImageFolder, Splits
-from trainer.data.memory import parse_limit
+from trainer.data.memory import as_bytes, parse_limit
 from trainer.data.photographs import inspection
 from trainer.data.photographs.caching import choose_layout
 from trainer.data.photographs.decoding import stored_size
@@ -407,7 +407,66 @@ def test_what_a_cache_costs_is_told_before(tmp_path: Path) -> None:
     assert rows.endswith("; data.memory_limit is 1 GB: decoded in memory")
     assert data_set(root, memory_limit="1kB").storage()["photographs"].endswith("1 kB: in files")
     assert data_set(root, cache="none").storage()["photographs"].endswith("; read and decoded each time")
-    assert "; decoded into " in data_set(root, cache="disk").storage()["photographs"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "layout"),
+    [
+        ({}, "decoded in memory"),
+        ({"memory_limit": "100kB"}, "encoded in memory"),
+        ({"memory_limit": "1kB"}, "in files"),
+        ({"cache": "none"}, "in files"),
+        ({"max_side": 20}, "decoded in memory"),
+        ({"on_bad_file": "skip"}, "decoded in memory"),
+    ],
+    ids=str,
+)
+def test_the_memory_that_a_cache_takes_is_told_before(settings: dict[str, Any], layout: str, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    if "on_bad_file" in settings:
+        for name, (content, _) in bad_files().items():
+            (root / "a" / name).write_bytes(content)
+    data = data_set(root, **settings)
+    told = data.memory_taken()
+    store = data.load().train.images_NCHW._all.store
+    assert (store.layout, store.nbytes) == (layout, told)
+
+
+def test_where_caches_on_disk_lie_and_what_they_take(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    write_folder(tmp_path / "root-2", {"a": 10, "b": 10})
+    data = data_set(root, cache="disk")
+    assert data.memory_taken() == 0
+    where = f"; mapped from a file, {cache}/root-*.pixels"
+    assert data.storage()["photographs"].endswith(f"{where} (none there yet)")
+    data_set(tmp_path / "root-2", cache="disk").load()  # another set
+    kept = []
+    for number in range(1, 3):
+        caplog.clear()
+        data_set(root, cache="disk").load()
+        kept += sorted(cache.glob("root-[!2]*.pixels"), key=lambda path: path.stat().st_mtime)[-1:]
+        size = as_bytes(sum(path.stat().st_size for path in kept))
+        assert data.storage()["photographs"].endswith(f"{where} ({number} there, {size})")
+        older = "" if number == 1 else f"; 1 older there take {as_bytes(kept[0].stat().st_size)}"
+        assert [message.partition(")")[2] for message in caplog.messages] == [older]
+        (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))  # the set changes; another run may be using the old one
+    assert all(path.is_file() for path in kept)
+
+
+def test_what_a_killed_process_was_writing_goes_when_it_is_made_anew(tmp_path: Path, cache: Path) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    data_set(root, cache="disk").load()
+    (path,) = cache.glob("root-*.pixels")
+    others = [path.with_name(name) for name in (".root-0123456789abcdef.pixels.abc", "root.txt", path.name)]
+    for other in others:
+        other.write_bytes(b"something else")
+    path.with_name(f".{path.name}.x1y2z3").write_bytes(b"half of it")
+    data_set(root, cache="disk").load()
+    found = {path for path in cache.iterdir() if path.suffix not in (".lock", ".json")}
+    assert found == set(others)
 
 
 def test_a_cache_on_disk_is_made_once(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch
 import torchvision.datasets
 
 from trainer.data import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from trainer.data.split import stratified_cut
 
 ALL_SETS = [MNIST, FashionMNIST, CIFAR10, CIFAR100]
 
@@ -30,6 +32,10 @@ class TinyMNIST(MNIST):
 
 class TinyFashionMNIST(FashionMNIST):
     num_images = (20, 10)
+
+
+class TinyCIFAR10(CIFAR10):
+    num_images = (100, 20)
 
 
 class TinyCIFAR100(CIFAR100):
@@ -117,6 +123,68 @@ def test_cifar100_pickles_are_read_with_their_fine_labels(tmp_path, monkeypatch)
     assert splits.test.targets_N.tolist() == list(range(100))
     assert splits.val.targets_N.tolist() != splits.train.targets_N.tolist()
     assert splits.val.targets_N.sort().values.tolist() == list(range(100))
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Five files of 20 images and one to test, whose rows are returned."""
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    rows = np.random.RandomState(0).randint(0, 256, (120, 3072)).astype(np.uint8)
+    files = {"batches.meta": pickle.dumps({"label_names": CIFAR10.class_names}, protocol=2)}
+    for name, start in zip((*CIFAR10.files[:5], "test_batch"), range(0, 120, 20), strict=True):
+        labels = [n % 10 for n in range(20)]
+        files[name] = pickle.dumps({"data": rows[start : start + 20], "labels": labels}, protocol=2)
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    for name, content in files.items():
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(content)
+    source = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(source, "train_list", [[name, md5[name]] for name in CIFAR10.files[:5]])
+    monkeypatch.setattr(source, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5["batches.meta"]})
+    return rows
+
+
+@pytest.mark.parametrize("limit", ["1GB", "1kB"])
+def test_cifar10_is_read_file_by_file_in_the_files_order(limit, cifar10, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened = []
+
+    def noted(self, *args, original=TinyCIFAR10._open, **kwargs):
+        source = original(self, *args, **kwargs)
+        opened.append(len(source.data))
+        return source
+
+    monkeypatch.setattr(TinyCIFAR10, "_open", noted)
+    data = TinyCIFAR10(root=str(tmp_path), download=False, val_fraction=0.2, memory_limit=limit)
+    splits = data.load()
+    assert opened == [20] * 6
+    images = torch.from_numpy(cifar10).view(120, 3, 32, 32)
+    labels = torch.arange(100) % 10
+    generator = torch.Generator().manual_seed(0)
+    for part, indices in zip((splits.train, splits.val), stratified_cut(labels, 20, generator), strict=True):
+        assert torch.equal(part.images_NCHW, images[indices])
+        assert torch.equal(part.targets_N, labels[indices])
+    assert torch.equal(splits.test.images_NCHW, images[100:])
+
+
+@pytest.mark.parametrize(
+    ("num_images", "words"), [((90, 20), "10 images too many"), ((110, 20), "100 images, not 110")]
+)
+def test_files_with_another_number_of_images_are_damaged(num_images, words, cifar10, tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyCIFAR10, "num_images", num_images)
+    with pytest.raises(ValueError, match=rf"^cifar10: the files in .* are damaged \(ValueError: {words}\)"):
+        TinyCIFAR10(root=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_files_are_not_blamed_when_memory_is_short(error, cifar10, tmp_path, monkeypatch):
+    def short(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(TinyCIFAR10, "_open", short)
+    with pytest.raises(type(error)) as caught:
+        TinyCIFAR10(root=str(tmp_path)).load()
+    assert caught.value is error
 
 
 def test_reading_writes_nothing(tmp_path):
@@ -419,6 +487,25 @@ def test_real_cifar10(data_root, tmp_path):
     source = torchvision.datasets.CIFAR10(tmp_path, train=False)
     assert np.array_equal(splits.test.images_NCHW.permute(0, 2, 3, 1).numpy(), source.data)
     assert source.classes == list(CIFAR10.class_names)
+    if sys.platform == "linux":
+        done = subprocess.run(
+            [sys.executable, "-c", WITHIN, tmp_path, splits.checksum()],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},  # threads' stacks count, too
+        )
+        assert done.returncode == 0
+
+
+# the set has 184 MB, a file of it 31 MB
+WITHIN = """
+import resource, sys
+import torchvision.datasets
+from trainer.data import CIFAR10
+data = CIFAR10(root=sys.argv[1], memory_limit="20MB")
+lines = open("/proc/self/status").read().splitlines()
+taken = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, (taken + 250_000_000,) * 2)
+assert data.load().checksum() == sys.argv[2]
+"""
 
 
 def test_what_does_not_fit_the_limit_is_read_from_a_file(

@@ -188,6 +188,8 @@ def _typed(value: Any) -> str:
 
 
 def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
+    from trainer.estimate import as_a_rank
+
     facts, config = blueprint.facts, blueprint.config
     names = ": " + _some(facts.class_names, 10) if facts.class_names else ""
     outputs = f"{facts.num_outputs} classes{names}" if facts.task == "classification" else f"{facts.num_outputs} values"
@@ -195,9 +197,10 @@ def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
     shape = f"{'x'.join(map(str, facts.input_shape))} (channels, height, width)"
     yield "a sample", shape if facts.kind == "images" else f"{math.prod(facts.input_shape)} numbers"
     yield "samples", f"{facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test"
-    if hasattr(blueprint.data, "storage"):
-        yield from blueprint.data.storage().items()
-    yield from _border_row(blueprint)
+    with as_a_rank(blueprint.strategy):
+        storage = blueprint.data.storage() if hasattr(blueprint.data, "storage") else {}
+        rows = [*storage.items(), *_border_row(blueprint)]
+    yield from rows
     is_present = getattr(blueprint.data, "is_present", None)
     if is_present is not None and not is_present():
         yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
@@ -205,15 +208,13 @@ def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
 
 def _border_row(blueprint: Any) -> Iterator[tuple[str, str]]:
     """What another layout for the augmentation costs."""
-    from trainer.build import build
+    from trainer.estimate import bordered_bytes
 
     facts = blueprint.facts
-    border_bytes = getattr(build(blueprint.config["augmentation"], "augmentation"), "border_bytes", None)
-    needed = None if border_bytes is None else border_bytes((facts.num_train, *facts.input_shape))
-    if needed is None or facts.kind != "images" or not hasattr(blueprint.data, "room"):
+    needed, fits = bordered_bytes(blueprint)
+    if not needed:
         return
     plain = facts.num_train * math.prod(facts.input_shape)
-    fits = needed <= blueprint.data.room()
     use = "lie between black borders, for faster crops" if fits else "do not fit between borders: crops are slower"
     yield "training images", f"{_size(plain)}; with borders {_size(needed)} ({needed / plain:.2f} times): {use}"
 

@@ -146,20 +146,34 @@ class ImageFolder:
 
     def storage(self) -> dict[str, str]:
         """What keeping the photographs costs, for people; sizes are estimated from the headers of some files."""
-        decoded, encoded = caching.estimate(self.root, self._names, self.max_side)
+        decoded, encoded = self._cost
         cost = f"about {memory.as_bytes(decoded)} decoded, {memory.as_bytes(encoded)} in files"
         if self.cache == "memory":
-            limit = memory.free_share() if self._limit is None else self._limit
-            cost += f"; data.memory_limit is {memory.as_bytes(limit)}: {caching.choose_layout(decoded, encoded, limit)}"
+            limit = memory.as_bytes(self.memory_limit)
+            cost += f"; data.memory_limit is {limit}: {caching.choose_layout(decoded, encoded, self.memory_limit)}"
         elif self.cache == "disk":
-            cost += f"; decoded into {self.cache_dir}"
+            cost += f"; mapped from a file, {caching.describe_files(self.root, self.cache_dir)}"
         else:
             cost += "; read and decoded each time"
         return {"photographs": cost}
 
+    def memory_taken(self) -> int:
+        """Bytes of memory that keeping the photographs takes, estimated as for `storage`; 0 for those on disk."""
+        return caching.bytes_in_memory(*self._cost, self.memory_limit) if self.cache == "memory" else 0
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that cache=memory may take."""
+        return memory.free_share() if self._limit is None else self._limit
+
+    @cached_property
+    def _cost(self) -> tuple[int, int]:
+        names = [name for files in self._used.values() for name in files.names]
+        return caching.estimate(self.root, names, self.max_side)
+
     def _keep(self, source: caching.Source) -> Store:
         if self.cache == "memory":
-            return caching.in_memory(source, memory.free_share() if self._limit is None else self._limit)
+            return caching.in_memory(source, self.memory_limit)
         return caching.on_disk(source, self.cache_dir) if self.cache == "disk" else caching.in_files(source)
 
     @cached_property

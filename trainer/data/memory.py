@@ -2,11 +2,17 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.place import place
 
 _SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
+_ROOT = Path("/")
+# limit and usage of a control group, and what of the usage may be taken away, as it and those below it have it
+_VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+_VERSION_2 = "memory.max", "memory.current", "inactive_file"
 _UNITS = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
@@ -38,21 +44,42 @@ def free_share() -> int:
 
 
 def _free_memory() -> int:
-    """What the system has left, or the control group when that is less."""
+    """What the system has left, or a control group of this process when that is less."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (_ROOT / "proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
-        except (OSError, ValueError):
-            continue  # there is no such group, or it has no limit ("max")
-    return max(0, free)
+    return max(0, min([free, *_left_to_groups()]))
+
+
+def _left_to_groups() -> Iterator[int]:
+    """Bytes that each control group with a limit has left: this process's own and those above it.
+
+    What is used counts without the files that the system keeps in memory as long as nobody needs it.
+    """
+    try:
+        lines = (_ROOT / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, files = _ROOT / "sys/fs/cgroup", _VERSION_2
+        elif "memory" in controllers.split(","):
+            top, files = _ROOT / "sys/fs/cgroup/memory", _VERSION_1
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # not all are there: a container may see its own group as the top one
+            yield from _left_to(folder, *files)
+
+
+def _left_to(folder: Path, limit: str, usage: str, inactive: str) -> Iterator[int]:
+    with suppress(OSError, ValueError, KeyError):  # there is no such group, or it has no limit ("max")
+        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        yield most - max(0, used - int(counts[inactive]))
 
 
 def as_bytes(count: int) -> str:

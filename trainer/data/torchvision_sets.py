@@ -5,20 +5,23 @@ import http.client
 import io
 import logging
 import math
+import os
 import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.data import memory
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
+from trainer.errors import is_out_of_memory
 
 DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
 
@@ -103,14 +106,14 @@ class TorchvisionSet:
         self.check()
         if not self.is_present():
             self._fetch()
-        train, test = self._read(train=True), self._read(train=False)
+        room: Callable[[int], Tensor] = self._in_memory
+        if self._num_bytes > self.memory_limit:
+            logger.info("%s: %s", self.name, self._layout)
+            room = self._in_file
+        train, test = self._read(room, train=True), self._read(room, train=False)
         generator = torch.Generator().manual_seed(self.split_seed)
         train_indices, val_indices = stratified_cut(train.targets_N, self.num_val, generator)
-        splits = Splits(train.select(train_indices), train.select(val_indices), test)
-        if self._num_bytes <= self.memory_limit:
-            return splits
-        logger.info("%s: %s", self.name, self._layout)
-        return Splits(*(_from_file(part) for part in (splits.train, splits.val, splits.test)))
+        return Splits(_select(train, train_indices, room), _select(train, val_indices, room), test)
 
     @property
     def memory_limit(self) -> int:
@@ -126,20 +129,23 @@ class TorchvisionSet:
         """What keeping the images costs, for people."""
         return {"images": self._layout}
 
+    def memory_taken(self) -> int:
+        """Bytes of memory that the images take; 0 for those in a file."""
+        return self._num_bytes if self._num_bytes <= self.memory_limit else 0
+
     @property
     def _num_bytes(self) -> int:
         return sum(self.num_images) * math.prod(self.input_shape)
 
     @property
     def _layout(self) -> str:
-        where = "in memory" if self._num_bytes <= self.memory_limit else "read from a file in the cache folder"
+        where = f"read from a file in {memory.cache_folder(None)}" if self.memory_taken() == 0 else "in memory"
         limit = memory.as_bytes(self.memory_limit)
         return f"{memory.as_bytes(self._num_bytes)} as uint8; data.memory_limit is {limit}: {where}"
 
-    def _open(self, root: Path, train: bool, download: bool) -> Any:
-        """The torchvision data set, which holds everything in memory."""
-        import torchvision.datasets
-
+    def _open(self, root: Path, train: bool, download: bool, kind: Any = None) -> Any:
+        """The torchvision data set, of its own or another `kind`, which holds everything in memory."""
+        kind = kind or self._kind()
         with warnings.catch_warnings():
             # NumPy 2.4.0 to 2.4.4 complains of pickles as old as CIFAR's
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
@@ -147,31 +153,62 @@ class TorchvisionSet:
             warnings.filterwarnings(
                 "ignore", message="Python 3.14 will, by default, filter", category=DeprecationWarning
             )
-            return getattr(torchvision.datasets, self.torchvision_class)(root, train=train, download=download)
+            return kind(root, train=train, download=download)
 
-    def _read(self, train: bool) -> Part:
+    def _kind(self) -> Any:
+        import torchvision.datasets
+
+        return getattr(torchvision.datasets, self.torchvision_class)
+
+    def _pieces(self, train: bool) -> Iterator[Any]:
+        """A given part as torchvision data sets, one after the other."""
+        yield self._open(self.root, train, download=False)
+
+    def _read(self, room: Callable[[int], Tensor], train: bool) -> Part:
+        count = self.num_images[0 if train else 1]
+        images_NCHW, targets = room(count), list[int]()
         try:
-            source = self._open(self.root, train, download=False)
-            images = torch.as_tensor(source.data)  # NHW, or NHWC from CIFAR
-            images_NCHW = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-            part = Part(images_NCHW.contiguous(), torch.as_tensor(source.targets, dtype=torch.int64))
-            self._compare_with_facts(part, self.num_images[0 if train else 1])
-        except OSError:
-            raise
+            for piece in self._pieces(train):
+                read = torch.as_tensor(piece.data)  # NHW, or NHWC from CIFAR
+                read_NCHW = read.unsqueeze(1) if read.ndim == 3 else read.permute(0, 3, 1, 2)
+                self._compare_with_facts(read_NCHW, piece.targets, count - len(targets))
+                images_NCHW[len(targets) : len(targets) + len(read)] = read_NCHW
+                targets += torch.as_tensor(piece.targets).tolist()
+            if len(targets) != count:
+                raise ValueError(f"{len(targets):,} images, not {count:,}")
         except Exception as error:  # torchvision's parsers stumble over damaged bytes in many ways
+            if isinstance(error, OSError) or is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"{self.name}: the files in {self.root / self.folder} are damaged ({_one_line(error)});"
                 " delete that folder and run again with data.download=true"
             ) from error
-        return part
+        return Part(images_NCHW, torch.tensor(targets, dtype=torch.int64))
 
-    def _compare_with_facts(self, part: Part, num_images: int) -> None:
-        expected = (num_images, *self.input_shape)
-        if part.images_NCHW.shape != expected or part.targets_N.shape != expected[:1]:
-            raise ValueError(f"images of shape {tuple(part.images_NCHW.shape)} with {len(part)} labels, not {expected}")
-        lowest, highest = part.targets_N.aminmax()
+    def _compare_with_facts(self, images_NCHW: Tensor, targets: Any, most: int) -> None:
+        shape = tuple(images_NCHW.shape)
+        if shape[1:] != self.input_shape or len(targets) != len(images_NCHW) or images_NCHW.dtype != torch.uint8:
+            found = f"{images_NCHW.dtype} of shape {shape} with {len(targets)} labels"
+            raise ValueError(f"{found}, not torch.uint8 of shape {(len(images_NCHW), *self.input_shape)}")
+        if len(targets) > most:
+            raise ValueError(f"{len(targets) - most:,} images too many")
+        lowest, highest = torch.as_tensor(targets).aminmax()
         if lowest < 0 or highest >= len(self.class_names):
             raise ValueError(f"labels from {int(lowest)} to {int(highest)}, of {len(self.class_names)} classes")
+
+    def _in_memory(self, count: int) -> Tensor:
+        """Room for so many images."""
+        return torch.empty(count, *self.input_shape, dtype=torch.uint8)
+
+    def _in_file(self, count: int) -> Tensor:
+        """Room in a file without a name, of which the system keeps in memory what fits. Raises OSError."""
+        folder = memory.cache_folder(None)
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (count, *self.input_shape)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # a full disk is found here
+            return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
 
     def _fetch(self) -> None:
         """Downloads beside the set's folder and moves the files in when all are whole: an interrupted or a
@@ -192,15 +229,11 @@ class TorchvisionSet:
             raise failure from error
 
 
-def _from_file(part: Part) -> Part:
-    """The same samples; their images lie in a file without a name, of which the system keeps in memory what fits."""
-    folder = memory.cache_folder(None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(np.asarray(part.images_NCHW).data)
-        file.flush()
-        pixels = np.memmap(file, dtype=np.uint8, mode="c", shape=tuple(part.images_NCHW.shape))
-    return Part(torch.from_numpy(pixels), part.targets_N)
+def _select(part: Part, indices_K: Tensor, room: Callable[[int], Tensor]) -> Part:
+    """These samples of a part, in a room of their own."""
+    assert isinstance(part.images_NCHW, Tensor)
+    images_KCHW = torch.index_select(part.images_NCHW, 0, indices_K, out=room(len(indices_K)))
+    return Part(images_KCHW, part.targets_N[indices_K])
 
 
 def _one_line(error: Exception) -> str:
@@ -251,6 +284,13 @@ class CIFAR10(TorchvisionSet):
     num_images = (50_000, 10_000)
     input_shape = (3, 32, 32)
     class_names = tuple(CIFAR10_CLASSES.split())
+
+    def _pieces(self, train: bool) -> Iterator[Any]:
+        """File by file: together with their pickles they take several times what the images do."""
+        kind = self._kind()
+        for file in kind.train_list if train else kind.test_list:  # name and md5
+            alone = type(kind.__name__, (kind,), {"train_list": [file], "test_list": [file]})
+            yield self._open(self.root, train, download=False, kind=alone)
 
 
 class CIFAR100(CIFAR10):

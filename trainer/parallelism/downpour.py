@@ -1,6 +1,7 @@
 """Downpour SGD: asynchronous workers around parameter servers (A, E; Dean et al. 2012)."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.parallelism.named_state import load_named_state, named_state
-from trainer.parallelism.parameter_server import ServerLost, ServerProcess, Servers, Setup, new_key, settings
+from trainer.parallelism.parameter_server import (
+    ServerLost,
+    ServerProcess,
+    Servers,
+    Setup,
+    decode,
+    encode,
+    new_key,
+    settings,
+)
 from trainer.parallelism.ranks import check_ranks, settle, share_of
 from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.single import Single
@@ -20,6 +30,8 @@ from trainer.parallelism.strategy import Forward, Loss, Part
 from trainer.place import open_store, place
 
 _STORE_KEY = "downpour"
+_PAUSE = 0.05  # seconds between two looks at the store
+_MOST_STORED = 4 << 20  # bytes under a key: a TCPStore takes 8 MB at most
 
 
 class Downpour(Single):
@@ -57,6 +69,7 @@ class Downpour(Single):
         self._processes: list[ServerProcess] = []
         self._remote: RemoteOptimizer | None = None
         self._store: Any = None
+        self._num_made = 0
         self._model: nn.Module
         self._is_evaluating = self._is_accumulating = False
         self._num_part = self._num_own = self._num_global = 0  # samples of the part and, up to now, of the step
@@ -117,6 +130,8 @@ class Downpour(Single):
         here = place()
         if here is not None:
             self.rank, self.world_size = here.rank, here.world_size
+        if self.world_size > 1:
+            self._store = open_store()  # kept: a FileStore is removed when as many as there are ranks were closed
         if self.is_main:
             self._processes = [ServerProcess() for _ in range(self.servers)]
 
@@ -145,13 +160,11 @@ class Downpour(Single):
             process.set_up(Setup.of(key, optimizer, parameters))
         addresses = [process.address(self.timeout) for process in self._processes]
         if self.world_size > 1:
-            self._store = open_store()  # kept: a FileStore is removed when as many as there are ranks were closed
             self._store.set(_STORE_KEY, json.dumps({"addresses": addresses, "key": key.hex()}))
         return Servers(addresses, key, self.rank, self.timeout)
 
     def _find(self) -> Servers | None:
         """Connections to the servers; None when the main worker has ended already."""
-        self._store = open_store()
         self._store.wait([_STORE_KEY], timedelta(seconds=self.timeout))
         told = json.loads(self._store.get(_STORE_KEY))
         try:
@@ -167,6 +180,36 @@ class Downpour(Single):
         for process in self._processes:
             process.close()
         self._remote, self._processes, self._store = None, [], None
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """Through the store: the main worker waits for nobody, so that the loss of another does not stop it."""
+        if self.world_size == 1:
+            return make()
+        self._num_made += 1
+        key = f"made{self._num_made}"
+        if self.is_main:
+            return self._make(key, make)
+        self._store.wait([f"{key}/begun"], timedelta(seconds=self.timeout))
+        while not self._store.check([key]):  # as long as it takes; `wait` would not listen to signals
+            time.sleep(_PAUSE)
+        count = int(self._store.get(key))
+        if count == 0:
+            raise ServerLost("the main worker has failed")
+        return decode(b"".join(self._store.get(f"{key}/{number}") for number in range(count)))["value"]
+
+    def _make(self, key: str, make: Callable[[], Any]) -> Any:
+        """Put it into the store in pieces; none of them where it fails."""
+        self._store.set(f"{key}/begun", "yes")
+        pieces: list[bytes] = []
+        try:
+            value = make()
+            data = encode({"value": value})
+            pieces = [data[start : start + _MOST_STORED] for start in range(0, len(data), _MOST_STORED)]
+            for number, piece in enumerate(pieces):
+                self._store.set(f"{key}/{number}", piece)
+            return value
+        finally:
+            self._store.set(key, str(len(pieces)))
 
     # --- steps
 

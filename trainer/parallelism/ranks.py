@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -51,6 +51,9 @@ def share_of(count: int, rank: int, size: int) -> slice:
     return slice(start, start + length + (rank < longer))
 
 
+_PATIENCE = timedelta(days=7)  # for what the main rank does alone
+
+
 class Ranks(Single):
     """Several processes, each with a share of every batch: the base of all other strategies.
 
@@ -69,6 +72,7 @@ class Ranks(Single):
         self.num_global = 0  # samples over all ranks that are being computed right now
         self._flag: tuple[Tensor, Any] | None = None
         self._control: Any = None
+        self._patient: Any = None
 
     # --- before any process is started
 
@@ -110,6 +114,7 @@ class Ranks(Single):
         self.rank, self.world_size = here.rank, here.world_size
         # stops and objects go over the CPU, beside whatever the device is computing
         self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self.data_rank, self.data_size = self.rank, self.data_shares()
 
     def share(self, count: int) -> slice:
@@ -140,8 +145,14 @@ class Ranks(Single):
         return bool(said.item())
 
     def broadcast(self, value: Any) -> Any:
+        return self._from_main(value, self._control)
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        return self._from_main(make() if self.is_main else None, self._patient)
+
+    def _from_main(self, value: Any, group: Any) -> Any:
         box = [on_cpu(value)]
-        dist.broadcast_object_list(box, src=0, group=self._control)
+        dist.broadcast_object_list(box, src=0, group=group)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -163,7 +174,7 @@ class Ranks(Single):
                 synchronize_batch_norms(model, self.data_group)
 
     def close(self) -> None:
-        self._flag = self._control = None
+        self._flag = self._control = self._patient = None
         if dist.is_initialized():
             dist.destroy_process_group()
 

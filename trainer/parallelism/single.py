@@ -1,6 +1,6 @@
 """One device: every verb, plainly."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -68,6 +68,9 @@ class Single:
 
     def broadcast(self, value: Any) -> Any:
         return value
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        return make()
 
     def gather(self, value: Any) -> list[Any]:
         return [value]

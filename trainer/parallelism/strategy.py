@@ -109,6 +109,11 @@ class Strategy(Protocol):
         """The main rank's value, on every rank; plain containers and tensors."""
         ...
 
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives on the main rank, where alone it is called, on every rank; the others wait for it as
+        long as it takes. Plain containers and tensors."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank; plain containers and tensors."""
         ...

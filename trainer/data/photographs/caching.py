@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from trainer.data.photographs.writing import whole_file
 
 _FORMAT = 1
 _SEAL = hashlib.sha256().digest_size
+_KEY_LENGTH = 16
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,28 @@ def choose_layout(decoded_bytes: int, encoded_bytes: int, limit: int) -> str:
     return Encoded.layout if encoded_bytes <= limit else InFiles.layout
 
 
+def bytes_in_memory(decoded_bytes: int, encoded_bytes: int, limit: int) -> int:
+    """What the layout that is chosen takes."""
+    taken = {Decoded.IN_MEMORY: decoded_bytes, Encoded.layout: encoded_bytes, InFiles.layout: 0}
+    return taken[choose_layout(decoded_bytes, encoded_bytes, limit)]
+
+
+def describe_files(root: Path, folder: Path) -> str:
+    """Where the files of pixels of a root lie, and what those take that are there. They stay when the set changes:
+    nobody can tell whether another run or another machine uses one."""
+    sizes = _sizes(root, folder)
+    there = f"{len(sizes)} there, {as_bytes(sum(sizes))}" if sizes else "none there yet"
+    return f"{folder / _file_name(root)}-*.pixels ({there})"
+
+
+def _sizes(root: Path, folder: Path) -> list[int]:
+    sizes = []
+    for path in folder.glob(f"{_file_name(root)}-{'[0-9a-f]' * _KEY_LENGTH}.pixels"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
 def on_disk(source: Source, folder: Path) -> Store:
     """Decoded in a file of `folder`, which is made when there is none that is whole; several processes share it."""
     path = folder / f"{_file_name(source.root)}-{_key(source)}.pixels"
@@ -144,8 +168,12 @@ def on_disk(source: Source, folder: Path) -> Store:
             if not whole:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it while the others wait
             if not (whole or _is_whole(path, source.decoded_bytes)):
-                logger.info("decoding %s photographs into %s (%s)", f"{len(source.names):,}", path,
-                            as_bytes(source.decoded_bytes))  # fmt: skip
+                older = _sizes(source.root, folder)
+                logger.info(
+                    "decoding %s photographs into %s (%s)%s", f"{len(source.names):,}", path,
+                    as_bytes(source.decoded_bytes),
+                    f"; {len(older)} older there take {as_bytes(sum(older))}" if older else "",
+                )  # fmt: skip
                 _make(path, source)
     except OSError as error:
         logger.warning("the photographs cannot be kept in %s (%s): they are read each time", folder, error.strerror)
@@ -154,6 +182,8 @@ def on_disk(source: Source, folder: Path) -> Store:
 
 
 def _make(path: Path, source: Source) -> None:
+    for orphan in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
+        orphan.unlink(missing_ok=True)
     with whole_file(path) as (descriptor, temporary):
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, source.decoded_bytes + _SEAL)  # a full disk is found here
@@ -187,7 +217,7 @@ def _key(source: Source) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {versions} {source.max_side}\n".encode())
     for name, sha256, size in zip(source.names, source.sha256s, source.sizes, strict=True):
         digest.update(f"{name}\t{sha256}\t{size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_KEY_LENGTH]
 
 
 def _file_name(root: Path) -> str:

@@ -1,0 +1,184 @@
+"""The statistics of the preprocessing: estimated by the main rank alone, the same bits on every rank."""
+
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.parallelism.harness import anew, make, spawn
+from trainer import assembly, compose
+from trainer.blueprint import draw
+from trainer.data import Digits
+from trainer.parallelism import downpour
+from trainer.place import place
+from trainer.preprocessing import ZCA, MeanImage
+from trainer.state import capture
+
+PROGRAM = str(Path(sys.executable).with_name("train"))
+BASE = ["threads=1", "model=mlp", "model.hidden=[8]", "device=cpu", "batch_size=50", "steps=3"]
+
+
+def rank() -> int:
+    here = place()
+    assert here is not None
+    return here.rank
+
+
+def watch(kind: Any, calls: list[int]) -> None:
+    """Note who fits; what another rank than the main one would find is different."""
+
+    def fit(self: Any, images: Any, original: Any = kind.fit) -> None:
+        calls.append(rank())
+        original(self, images[rank() :])
+
+    kind.fit = fit
+
+
+def looked_at(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Who fits as far as this rank knows, and what this rank has for statistics."""
+    downpour._MOST_STORED = 1000  # less than the matrix
+    calls: list[int] = []
+    watch(ZCA, calls)
+    run = make([*BASE, f"parallelism={strategy}", "preprocessing=zca"])
+    state = {key: value.clone() for key, value in run.preprocessing.state_dict().items()}
+    if strategy == "downpour":
+        run.close()
+    return calls, state
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "downpour"])
+def test_the_main_rank_fits_and_all_have_the_same_bits(strategy: str) -> None:
+    alone = ZCA()
+    alone.fit(Digits().load().train.images_NCHW)
+    main, other = spawn(2, looked_at, strategy)
+    assert (main[0], other[0]) == ([0], [])
+    for _, state in (main, other):
+        assert state.keys() == alone.state_dict().keys()
+        assert all(torch.equal(value, state[key]) for key, value in alone.state_dict().items())
+
+
+def resumed(strategy: str) -> list[tuple[list[int], torch.Tensor]]:
+    """Who fits in a run that goes on, from a checkpoint and without one; and the mean there is then."""
+    calls: list[int] = []
+    watch(MeanImage, calls)
+    words = [*BASE, f"parallelism={strategy}", "preprocessing=mean_image"]
+    state = anew(0, _captured, words)
+    state["preprocessing"]["mean"] += 1  # of another training part
+    return [anew(1, _resumed, words, state, calls), anew(2, _resumed, words, None, calls)]
+
+
+def _captured(words: list[str]) -> dict[str, Any]:
+    run = make(words)
+    is_downpour = isinstance(run.strategy, downpour.Downpour)
+    state = capture(run) if run.strategy.is_main or not is_downpour else {"preprocessing": {"mean": 0}}
+    if is_downpour:
+        run.close()
+    return state
+
+
+def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int], torch.Tensor]:
+    calls.clear()
+    blueprint = draw(compose(words))
+    assembly.connect(blueprint)
+    run = assembly.put_together(blueprint, fit=False)
+    assembly.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
+    if isinstance(run.strategy, downpour.Downpour):
+        run.close()
+    return list(calls), run.preprocessing.state_dict()["mean"].clone()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("downpour", marks=pytest.mark.slow)])
+def test_a_run_that_goes_on_has_the_statistics_of_its_checkpoint_or_of_the_main_rank(strategy: str) -> None:
+    main, other = spawn(2, resumed, strategy)
+    assert [calls for calls, _ in main] == [[], [0]]
+    assert [calls for calls, _ in other] == [[], []]
+    assert torch.equal(main[0][1], main[1][1] + 1)
+    assert all(torch.equal(mine, its) for (_, mine), (_, its) in zip(main, other, strict=True))
+
+
+def test_a_replica_takes_the_statistics_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make([*BASE, "preprocessing=mean_image"])
+    monkeypatch.setattr(MeanImage, "fit", None)  # nobody calls it
+    mean = run.preprocessing.state_dict()["mean"]
+    assert torch.equal(run.replica().preprocessing.state_dict()["mean"], mean) and len(mean) == 1
+
+
+def after_a_while(strategy: str, timeout: float) -> Any:
+    """What takes the main rank longer than ranks that expect an answer wait for each other."""
+    blueprint = draw(compose([*BASE, f"parallelism={strategy}"]))
+    assembly.connect(blueprint)
+    together: Any = blueprint.strategy
+    together.timeout = timeout
+    if strategy == "ddp":
+        set_timeout(together, timeout)
+    else:  # the main worker may begin late, but not that late
+        together._store.set(f"rank {rank()} is here", "yes")
+        together._store.wait(["rank 0 is here", "rank 1 is here"])
+
+    def make() -> dict[str, torch.Tensor]:
+        time.sleep(timeout + 1)
+        return {"made by": torch.tensor(rank())}
+
+    found = together.from_main(make)
+    if strategy == "downpour":
+        together.close()
+    else:
+        set_timeout(together, 300)  # these ranks still have to meet at their end
+    return found
+
+
+def set_timeout(together: Any, seconds: float) -> None:
+    for group in (None, together._control):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+@pytest.mark.parametrize(("strategy", "timeout"), [("ddp", 1), pytest.param("downpour", 10, marks=pytest.mark.slow)])
+def test_the_others_wait_as_long_as_it_takes(strategy: str, timeout: float) -> None:
+    assert spawn(2, after_a_while, strategy, timeout) == [{"made by": torch.tensor(0)}] * 2
+
+
+# --- through the program ----------------------------------------------------------------------------------
+
+OWN = '''
+import os
+from trainer.errors import DataError
+from trainer.place import place
+from trainer.preprocessing import MeanImage
+
+class Own(MeanImage):
+    """Says who fits, and may fail."""
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails = fails
+    def fit(self, images):
+        rank = 0 if place() is None else place().rank
+        with open("fits", "a") as file:
+            file.write(f"{rank} ")
+        if self.fails:
+            raise DataError("data: a.jpg: has changed")
+        super().fit(images)
+'''
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Any:
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "conf/preprocessing").mkdir(parents=True)
+    (tmp_path / "conf/preprocessing/own.yaml").write_text("# Own\n_target_: own.Own\nfails: false\n")
+    return partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("downpour", marks=pytest.mark.slow)])
+def test_a_failure_to_fit_ends_all_ranks_with_one_line(strategy: str, train: Any, tmp_path: Path) -> None:
+    words = ["--trust", "own", "--config-dir", "conf", "preprocessing=own", "preprocessing.fails=true"]
+    more = [f"parallelism={strategy}", "parallelism.devices=2", "hydra.run.dir=run"]
+    done = train([PROGRAM, *words, *BASE, *more])
+    assert (done.returncode, done.stderr) == (65, "error: rank 0: data: a.jpg: has changed\n")
+    assert (tmp_path / "fits").read_text() == "0 "
