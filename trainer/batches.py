@@ -206,7 +206,7 @@ class TrainingBatches:
             if hasattr(self._augmentation, "frames"):
                 sizes = self.images.sizes[slab.indices]
                 frames = self._augmentation.frames(slab.rows, sizes, self._shape[1:])
-            ahead.append((slab, 0 if frames is None else 1))
+            ahead.append((slab, 0 if frames is None else self._augmentation.framed))
             yield slab.indices, frames
 
     def _augmented(self, slab: Slab) -> tuple[Tensor, list[Change]]:

@@ -20,8 +20,6 @@ from trainer.parallelism import cost
 from trainer.parallelism.pipeline import cut, largest_divisor
 from trainer.parallelism.single import Single
 from trainer.place import Place, place, take
-from trainer.preprocessing import ZCA
-from trainer.preprocessing.whitening import Whitening
 from trainer.run import Run
 from trainer.step import train_step
 
@@ -141,22 +139,9 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
     run = put_together(smaller, Splits(train, val, val), fit=False)
     preprocessing: Any = run.preprocessing
-    if isinstance(preprocessing, Whitening):
-        preprocessing.load_state_dict(_as_if_fitted(preprocessing, values_per_sample))
-    else:
-        preprocessing.fit(train.images_NCHW)
-        preprocessing.to(run.device)
+    getattr(preprocessing, "fit_roughly", preprocessing.fit)(train.images_NCHW)
+    preprocessing.to(run.device)
     return run
-
-
-def _as_if_fitted(whitening: Whitening, size: int) -> dict[str, Tensor]:
-    """What takes as long to apply as statistics of D = `size` values, which take seconds or minutes to estimate."""
-    rows = size if isinstance(whitening, ZCA) else whitening.components or size
-    return {
-        "centre": torch.full((size,), 128.0),
-        "matrix": torch.eye(rows, size) / 64,  # 0..255 becomes -2..2
-        "offset": torch.zeros(rows),
-    }
 
 
 def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Part:

@@ -11,7 +11,7 @@ import torchvision.transforms.v2.functional as reference
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 
 from tests.augmentation.helpers import generator, images, name
-from trainer.augmentation import CropAndPad, Pipeline, RandomShortSide, ResizedCrop
+from trainer.augmentation import CropAndPad, HorizontalFlip, Pipeline, RandomShortSide, ResizedCrop
 from trainer.augmentation.framing import apply_frames
 
 LEVELS = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
@@ -223,6 +223,17 @@ def test_frames_and_the_operation_itself_agree_inside_a_pipeline():
     rows = pipeline.draw(12, (3, 32, 32), generator())
     frames = pipeline.frames(rows, sizes(12, 32, 32), (32, 32))
     assert torch.equal(pipeline(apply_frames(pixels.clone(), frames), rows, skip=1), pipeline(pixels, rows))
+
+
+def test_a_flip_that_comes_next_is_a_negative_width():
+    cut, flip = ResizedCrop(), HorizontalFlip()
+    pipeline = Pipeline(cut=cut, flip=flip, pad=CropAndPad())
+    rows = pipeline.draw(50, (3, 32, 32), generator())
+    frames = pipeline.frames(rows, sizes(50, 40, 60), (32, 32))
+    assert torch.equal(frames.abs(), Pipeline(cut=cut).frames(rows, sizes(50, 40, 60), (32, 32)))
+    assert torch.equal((frames < 0).nonzero(), torch.tensor([[n, 5] for n in rows["flip.applied"].nonzero()]))
+    others = Pipeline(cut=cut), Pipeline(cut=cut, pad=CropAndPad(), flip=flip)
+    assert [each.framed for each in (pipeline, *others)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("operation", [ResizedCrop, RandomShortSide, CropAndPad])

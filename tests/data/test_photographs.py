@@ -76,18 +76,24 @@ def test_boxes_at_every_border_and_of_one_pixel(folder: Path) -> None:
              (0, 0, 1, width), (0, width - 3, height, 3), (height - 2, 0, 2, width - 1), (1, 1, 40, 40)]  # fmt: skip
     for box in boxes:
         for resized, corner in (((40, 40), (0, 0)), ((47, 61), (7, 21)), ((90, 41), (3, 1))):
-            frame = torch.tensor([[*box, *resized, *corner]])
+            frame = torch.tensor([*box, *resized, *corner])
+            frames = torch.stack((frame, frame.clone()))
+            frames[1, 5] *= -1
             expected = v2.resize(v2.crop(whole(images, 0), *box), list(resized), antialias=True)
             expected = v2.crop(expected, *corner, SIZE, SIZE)
-            assert torch.equal(next(images.read([(torch.tensor([0]), frame)]))[0], expected), (box, resized)
+            read, mirrored = next(images.read([(torch.tensor([0, 0]), frames)]))
+            assert torch.equal(read, expected), (box, resized)
+            assert torch.equal(mirrored, v2.horizontal_flip(expected)), (box, resized)
 
 
 def test_a_frame_of_the_same_size_is_cut_out(folder: Path) -> None:
     images = train_part(folder)
     height, width = images.sizes[3].tolist()
-    frame = torch.tensor([[2, 1, height - 2, width - 1, height - 2, width - 1, 3, 4]])
-    read = next(images.read([(torch.tensor([3]), frame)]))
-    assert torch.equal(read[0], whole(images, 3)[:, 5:45, 5:45])
+    box = [2, 1, height - 2, width - 1]
+    frames = torch.tensor([[*box, height - 2, width - 1, 3, 4], [*box, height - 2, 1 - width, 3, 4]])
+    read, mirrored = next(images.read([(torch.tensor([3, 3]), frames)]))
+    assert torch.equal(read, whole(images, 3)[:, 5:45, 5:45])
+    assert torch.equal(mirrored, whole(images, 3)[:, 5:45, 5:45].flip(2))
 
 
 @pytest.mark.parametrize("sizes", [(224, 256), (32, 32), (5, 9)])
@@ -126,7 +132,9 @@ def test_every_way_gives_the_same_bits(folder: Path) -> None:
     for name, settings in WAYS.items():
         images = train_part(folder, **settings)
         layouts[name] = images._all.store.layout
-        results[name] = list(images.read(requests(images, random_frames(images, SIZE))))
+        frames = random_frames(images, SIZE)
+        frames[::3, 5] *= -1
+        results[name] = list(images.read(requests(images, frames)))
         assert [len(batch) for batch in results[name]] == [17, 3, 0, 20, 80, 18]
         assert all(batch.shape[1:] == (3, SIZE, SIZE) and batch.is_contiguous() for batch in results[name])
     for name, batches in results.items():
@@ -193,6 +201,8 @@ def test_max_side_is_what_is_stored(folder: Path) -> None:
         [0, 0, 9, 9, 39, 40, 0, 0],
         [0, 0, 9, 9, 50, 50, 0, 11],
         [0, 0, 9, 9, 50, 50, -1, 0],
+        [0, 0, 9, 9, 50, -50, 0, 11],
+        [0, 0, 9, 9, -50, 50, 0, 0],
     ],
 )
 def test_frames_that_do_not_fit_are_refused(folder: Path, frame: list[int]) -> None:

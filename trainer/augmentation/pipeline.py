@@ -115,12 +115,21 @@ class Pipeline:
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
         """What to cut out of stored images of these sizes, when the first operation says that: int64_N8, see
-        `framing`. Whoever cuts it out calls the pipeline with skip=1."""
-        name, operation = next(iter(self.operations.items()))
+        `framing`; where a horizontal flip comes next, the width of what is to be mirrored is negative. Whoever does
+        that calls the pipeline with skip=framed."""
+        names, by_name = list(self.operations), _by_name(rows)
+        operation: Any = self.operations[names[0]]
         if not hasattr(operation, "frames"):
             return None
-        found: Tensor = operation.frames(_by_name(rows)[name], sizes_N2, output_hw)
+        found: Tensor = operation.frames(by_name[names[0]], sizes_N2, output_hw)
+        if self.framed == 2:
+            found[by_name[names[1]]["applied"], 5] *= -1
         return found
+
+    @property
+    def framed(self) -> int:
+        """How many of the first operations are in the frames."""
+        return 2 if isinstance([*self.operations.values(), None][1], HorizontalFlip) else 1
 
     def border(self, images_NCHW: Tensor, room: float = math.inf) -> "Moved | None":
         """Another layout of a whole set, from which the pipeline's first flip and crop are read faster; None when

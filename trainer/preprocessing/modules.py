@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.preprocessing.statistics import Images, moments
 
+_MOST_NUMBERS = 2**16  # 256 KB each
 _MOST_BIAS = 32  # with 24 bits, the rounding of a bias up to this is below 1e-6
 
 
@@ -26,6 +27,10 @@ class Preprocessing(nn.Module, ABC):
 
     def fit(self, images: Images) -> None:
         """Estimates the statistics from the training part; here there are none."""
+
+    def fit_roughly(self, images: Images) -> None:
+        """Statistics that take as long to apply as those of `fit`, in little time: for an estimate of costs."""
+        self.fit(images)
 
     @abstractmethod
     def transform_(self, images_NCHW: Tensor) -> Tensor:
@@ -129,7 +134,10 @@ class Standardize(Preprocessing):
 
     def _prepare(self, image_1CHW: Tensor) -> None:
         """y = weight x + bias, both as large as a sample and laid out like it: one pass over the samples in place of
-        two. Where the mean is many standard deviations, that would cost digits."""
+        two. Where the mean is many standard deviations, that would cost digits. Of a large sample with one weight a
+        channel they are as large as a line, which leaves the cache to the sample."""
+        if image_1CHW.numel() > _MOST_NUMBERS and self.mean.shape[-2:] == (1, 1):
+            image_1CHW = torch.empty_like(image_1CHW[:, :, :1])
         made_from = self._made_from
         is_same = made_from is not None and made_from[0] is self.mean and made_from[1] is self.reciprocal_std
         if is_same and (self._weight is None or _alike(self._weight, image_1CHW)):

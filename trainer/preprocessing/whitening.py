@@ -64,6 +64,13 @@ class Whitening(Preprocessing):
         self.offset = (matrix @ (mean_D - centre_D)).to(self.offset)
         self.centre, self.matrix = centre_D.to(self.centre), matrix.to(self.matrix)
 
+    def fit_roughly(self, images: Images) -> None:
+        size = images[0:1].numel()
+        axes_KD = torch.eye(size, dtype=torch.float64)[: self.components]
+        matrix = self._turned(axes_KD / 64, axes_KD)  # -128..127 becomes -2..2
+        self.centre, self.matrix = torch.full((size,), 128.0).to(self.centre), matrix.to(self.matrix)
+        self.offset = torch.zeros(len(matrix)).to(self.offset)
+
     @abstractmethod
     def _turned(self, whitening_KD: Tensor, vectors_KD: Tensor) -> Tensor:
         """The matrix, from the one that whitens and the principal axes."""

@@ -1,7 +1,8 @@
 """Frames: which part of a photograph is resized to what, and which part of that is looked at.
 
 A frame is eight whole numbers: the box in the stored photograph (top, left, height, width), the size (height,
-width) that the box is resized to, and the corner (top, left) at which the output is cut out of that.
+width) that the box is resized to, and the corner (top, left) at which the output is cut out of that. With a negative
+width the output is mirrored: turning it round costs nothing while it is brought into planes.
 """
 
 import numpy as np
@@ -37,7 +38,8 @@ def check_frames(frames_N8: Tensor, sizes_N2: Tensor, size: int) -> None:
     """Raises ValueError for a frame that reaches outside its photograph or is smaller than the output."""
     if frames_N8.shape != (len(sizes_N2), FRAME) or frames_N8.dtype != torch.int64:
         raise ValueError(f"frames of shape {tuple(frames_N8.shape)}, {frames_N8.dtype}: must be int64 (N, {FRAME})")
-    box_N22, resized_N2, corner_N2 = frames_N8[:, :4].view(-1, 2, 2), frames_N8[:, 4:6], frames_N8[:, 6:]
+    box_N22, corner_N2 = frames_N8[:, :4].view(-1, 2, 2), frames_N8[:, 6:]
+    resized_N2 = torch.stack((frames_N8[:, 4], frames_N8[:, 5].abs()), 1)
     inside = (box_N22[:, 0] >= 0) & (box_N22[:, 1] >= 1) & (box_N22.sum(1) <= sizes_N2)
     covers = (corner_N2 >= 0) & (corner_N2 + size <= resized_N2)
     bad = (~(inside & covers).all(1)).nonzero().flatten().tolist()
@@ -48,15 +50,18 @@ def check_frames(frames_N8: Tensor, sizes_N2: Tensor, size: int) -> None:
 def apply_frame(pixels: Pixels, frame: list[int], out_3SS: Pixels) -> None:
     """Write what a frame shows of the contiguous (height, width, 3) pixels into `out_3SS`.
 
-    Equal, bit for bit, to torchvision v2's crop, resize (bilinear, antialiased, uint8) and crop.
+    Equal, bit for bit, to torchvision v2's crop, resize (bilinear, antialiased, uint8), crop and horizontal flip.
     """
     top, left, height, width, resized_h, resized_w, out_top, out_left = frame
     size = out_3SS.shape[1]
     rows, columns = slice(out_top, out_top + size), slice(out_left, out_left + size)
     part = pixels[top : top + height, left : left + width]
-    if (height, width) != (resized_h, resized_w):
-        part = resize(part, resized_h, resized_w)
-    np.copyto(out_3SS, part[rows, columns].transpose(2, 0, 1))
+    if (height, width) != (resized_h, abs(resized_w)):
+        part = resize(part, resized_h, abs(resized_w))
+    shown = part[rows, columns]
+    if resized_w < 0:
+        shown = shown[:, ::-1]
+    np.copyto(out_3SS, shown.transpose(2, 0, 1))
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:

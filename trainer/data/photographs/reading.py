@@ -151,8 +151,9 @@ class Photographs:
 
         A request is int64 indices (n,) on the CPU and int64 frames (n, 8), each the box in the stored photograph
         (top, left, height, width), the size (height, width) that it is resized to, and the corner (top, left) of
-        the output in that; None are the frames of evaluation. Raises ValueError for a frame that does not fit,
-        DataError for a file that has changed, RankLost when workers are lost again and again.
+        the output in that, which is mirrored where the width is negative; None are the frames of evaluation. Raises
+        ValueError for a frame that does not fit, DataError for a file that has changed, RankLost when workers are
+        lost again and again.
         """
         return self._all.read(self._checked(indices_n, frames_n8) for indices_n, frames_n8 in requests)
 
