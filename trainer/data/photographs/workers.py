@@ -6,9 +6,11 @@ killed or stopped holds no lock, leaves no half of a message, and takes nothing 
 
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from trainer.errors import RankLost
 
 CHUNK = 16  # photographs that a worker reads at a time
 _LOSSES = 3  # of workers at the same chunk
+_PATIENCE = 5.0  # seconds, at least, in which a server starts a worker, and tells of the end of one
 _START = 60.0  # seconds, at least, that a worker has until it gives its first sign of life
 _UNREAD_BYTES = 100_000  # sent to a worker and not answered: less than a socket takes without waiting for the reader
 
@@ -107,13 +110,20 @@ class Workers:
         self._finalizer()
 
     def _start(self) -> _Worker:
-        context = _context()
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, *self._arguments), name="photographs")  # type: ignore[attr-defined]
-        with _no_main_module():
-            process.start()
-        there.close()
-        return _Worker(process, here, time.monotonic())
+        for _ in range(_LOSSES):
+            start_server()
+            here, there = _context().Pipe()
+            process = _context().Process(target=_work, args=(there, *self._arguments), name="photographs")  # type: ignore[attr-defined]
+            try:
+                with _no_main_module(), _server_lives_only(self._timeout):
+                    process.start()
+                return _Worker(process, here, time.monotonic())
+            except (EOFError, ConnectionError):
+                here.close()
+                logger.warning("the process that starts workers was lost; another one goes on")
+            finally:
+                there.close()
+        raise RankLost(f"the process that starts workers was lost {_LOSSES} times")
 
     def _hand_out(self) -> None:
         while self._backlog:
@@ -156,7 +166,7 @@ class Workers:
                     chunk.is_done, chunk.problem = True, answer
                 worker.is_ready = True
         except (EOFError, OSError):
-            worker.process.join(1)
+            _join(worker.process)
             self._replace(worker, _how_it_ended(worker.process.exitcode))
 
     def _replace(self, worker: _Worker, reason: str) -> None:
@@ -183,6 +193,43 @@ def start_server() -> None:
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
+
+
+_answered: int | None = None  # the process id of the last server that has started a worker
+
+
+@contextmanager
+def _server_lives_only(seconds: float) -> Iterator[None]:
+    """A server that does not start the process that it is asked for meanwhile is killed, which ends the wait for it;
+    one that has started none yet, and may be loading torch, has longer."""
+    global _answered
+    server = _server()
+    if server is None:
+        yield
+        return
+    watch = threading.Timer(max(seconds, _PATIENCE if server == _answered else _START), _kill_server)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+        _answered = server
+    finally:
+        watch.cancel()
+
+
+def _server() -> int | None:
+    """Its process id; multiprocessing has no public name for it."""
+    from multiprocessing import forkserver
+
+    pid: int | None = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    return pid
+
+
+def _kill_server() -> None:
+    pid = _server()
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -226,7 +273,15 @@ def _kill(workers: list[_Worker]) -> None:
             worker.process.kill()  # a stopped process hears nothing else
         worker.pipe.close()
     for worker in workers:
-        worker.process.join(5)
+        _join(worker.process)
+
+
+def _join(process: Any) -> None:
+    """Wait for the end of a process that has nothing left to do; its server tells of it, unless it has been stopped."""
+    process.join(_PATIENCE)
+    if process.exitcode is None:
+        _kill_server()
+        process.join(1)
 
 
 def _how_it_ended(code: int | None) -> str:
