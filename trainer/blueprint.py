@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
+from trainer.batches import part_sizes
 from trainer.build import build, problems
 from trainer.config import GROUPS, Config
 from trainer.duration import parse_duration
@@ -388,6 +389,7 @@ def _check_model(blueprint: Blueprint) -> None:
             target = blueprint.config["model"]["_target_"]
             raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
         outputs = _run_meta(model, blueprint)
+        _check_lone_sample(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
         raise ConfigurationError(
@@ -406,6 +408,36 @@ def _check_model(blueprint: Blueprint) -> None:
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
             "set accumulate or micro_batch yourself, or use a model without it"
         )
+
+
+def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
+    """Batch norm of a vector has no variance over one sample: what is computed at once must not be that."""
+    batch_size = blueprint.batch_size
+    if not _leaves_one_alone(blueprint, batch_size):
+        return
+    try:
+        model(torch.empty(1, *blueprint.facts.input_shape))
+    except Exception as error:  # two at once were well: whatever else it is, the run will tell
+        if "more than 1 value per channel" not in str(error):
+            return
+        others = (size for near in range(1, batch_size + 2) for size in (batch_size - near, batch_size + near))
+        better = next((size for size in others if size > 1 and not _leaves_one_alone(blueprint, size)), None)
+        raise ConfigurationError(
+            f"batch_size={blueprint.config['batch_size']}: of {blueprint.facts.num_train:,} training samples one is"
+            " computed alone, and over one the model's batch norm has no variance"
+            + ("" if better is None else f"; batch_size={better} leaves none alone")
+        ) from error
+
+
+def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
+    config, samples = blueprint.config, blueprint.facts.num_train
+    if config["limit_batches"] is not None:
+        samples = min(samples, config["limit_batches"] * batch_size)
+    whole, last = divmod(samples, batch_size)
+    micro_batch = _micro_batch(config, batch_size)
+    reaches_last = config["steps"] is None or config["steps"] > whole
+    sizes = [*part_sizes(batch_size, micro_batch) * (whole > 0), *part_sizes(last, micro_batch) * reaches_last]
+    return 1 in sizes
 
 
 def _check_memory(model: nn.Module) -> None:
