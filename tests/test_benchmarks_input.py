@@ -70,7 +70,7 @@ def test_it_runs(recipe: str, data_root: Path, tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out").read_text() == done.stdout
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith(f"| {recipe} |")]

@@ -1,4 +1,4 @@
-"""What is found before a run about samples that would be computed alone: batch norm of a vector has no variance there."""
+"""What is found before a run: samples that batch norm would meet alone, where it has no variance."""
 
 from pathlib import Path
 

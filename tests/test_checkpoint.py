@@ -205,7 +205,7 @@ class Disk:
         monkeypatch.setattr(checkpoint, "save", self._save)
 
     def _save(self, path: Path, state: State, keep_previous: bool = False) -> None:
-        assert self.may_write.acquire(timeout=10)
+        assert self.may_write.acquire(timeout=120)
         self.save(path, state, keep_previous)
         self.written.append(f"{path.stem} {state['step']}")
         self.states.append(state)

@@ -482,13 +482,13 @@ def test_what_whitening_cannot_do_is_said_before():
 
 @pytest.mark.slow
 def test_whitening_a_set_of_the_size_of_cifar_takes_little_time_and_memory():
-    """On a quiet machine: 12 s with one thread; the limits here are for a busy one."""
+    """12 s of processor time."""
     import resource
     import time
 
     train = images((50_000, 3, 32, 32))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     ZCA().fit(train)
-    assert time.perf_counter() - start < 90
+    assert time.process_time() - start < 120
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 8e8

@@ -126,7 +126,7 @@ from pathlib import Path
 from trainer.run_folder import Lock
 lock = Lock(Path(sys.argv[1]))
 print("locked", flush=True)
-time.sleep(60)
+time.sleep(1000)
 """
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,31 +93,64 @@ def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
     assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
 
 
+# a model that waits at its 30th batch while there is a file with the number of its trial, or until it is told to stop
+GATED = """
+import time
+from pathlib import Path
+from torch import nn
+from trainer.signals import stop_request
+
+class Gated(nn.Flatten):
+    def __init__(self, trial):
+        super().__init__()
+        self.gate, self.calls = Path(f"gate {trial}"), 0
+
+    def forward(self, images):
+        self.calls += self.training
+        while self.calls == 30 and self.gate.exists() and stop_request.signum is None:
+            Path("waits").touch()
+            time.sleep(0.01)
+        return super().forward(images)
+
+def gated(input_shape, num_outputs, trial):
+    return nn.Sequential(Gated(trial), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_outputs))
+"""
+
+
 def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    words = ["-m", "seed=1,2", "model=linear", "steps=4000", "early_stopping=null", "every.log=50step", "name=long"]
+    (tmp_path / "gated.py").write_text(GATED)
+    (tmp_path / "conf/model").mkdir(parents=True)
+    (tmp_path / "conf/model/gated.yaml").write_text("# Gated\n_target_: gated.gated\ntrial: 0\n")
+    (tmp_path / "gate 2").touch()
+    words = [
+        "--trust", "gated", "--config-dir", "conf", "-m", "model=gated", "model.trial=1,2", "threads=1", "steps=100",
+        "early_stopping=null", "every.log=10step", "name=long",
+    ]  # fmt: skip
     program = Path(sys.executable).with_name("train")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert child.stdout is not None
-    second = next(line for line in child.stdout if line.startswith("trial 1_")).split()[1]
-    next(line for line in child.stdout if line.startswith("epoch "))  # its first evaluation
+    while not (tmp_path / "waits").exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
+    output, errors = child.communicate(timeout=300)
     assert (child.returncode, errors) == (143, "")
+    second = next(line for line in output.splitlines() if line.startswith("trial 1_")).split()[1]
     folder = tmp_path / "outputs/sweeps/long"
     stopped = json.loads((folder / second / "result.json").read_text())
     assert stopped["status"] == "interrupted"
-    assert 0 < stopped["steps"] < 4000
+    assert stopped["steps"] == 30
 
+    (tmp_path / "gate 2").unlink()
     done = train(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("0_") and lines[0].endswith("completed before")
     assert f"run: outputs/sweeps/long/{second} (resumed at step {stopped['steps']})" in lines
     steps = [json.loads(line)["step"] for line in (folder / second / "metrics.jsonl").read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 4000
+    assert steps == sorted(set(steps)) and steps[-1] == 100
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {lines[0].partition(":")[0], second}
 
 

@@ -72,13 +72,9 @@ def test_help_lists_options_of_a_users_own_folder(train: Train, folder: Path) ->
 
 
 @pytest.mark.slow
-def test_help_is_quick(process: Train) -> None:
-    """Under 0.6 s, and under a quarter of what importing torch and torchvision takes."""
-    helped = min(process("--help").seconds for _ in range(5))
-    program = (sys.executable, "-c", "import torch, torchvision")
-    imported = min(process(program=program).seconds for _ in range(3))
-    assert helped < 0.6
-    assert helped < imported / 4
+def test_help_is_quick(process: Train, seconds_of_torch: float) -> None:
+    """Usually it takes a twentieth of that."""
+    assert min(process("--help").seconds for _ in range(5)) < seconds_of_torch / 4
 
 
 def test_the_version_is_ours(train: Train) -> None:
@@ -306,6 +302,7 @@ def test_damaged_checkpoints(train: Train, process: Train, run: Path, folder: Pa
     assert done.code == 0
     assert done.err.startswith("run/checkpoints/last.pt is damaged: its checksum does not match; falling back")
     assert done.err.count("\n") == 1
+    assert f"WARNING {done.err}" in (run / "train.log").read_text()
     assert result(run)["steps"] == 36
 
     flip(folder / "other/checkpoints/last.previous.pt")
@@ -337,12 +334,11 @@ def test_a_diverged_run_is_code_70(train: Train, folder: Path) -> None:
 def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train) -> None:
     words = ["model=linear", "epochs=100000", "early_stopping=null", "hydra.run.dir=run", "every.log=10step"]
     child = subprocess.Popen([PROGRAM, *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
-        if (folder / "run/metrics.jsonl").is_file() and "val/loss" in (folder / "run/metrics.jsonl").read_text():
-            break
+    while not ((path := folder / "run/metrics.jsonl").is_file() and "val/loss" in path.read_text()):
+        assert child.poll() is None, child.communicate()
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=300)
     assert (child.returncode, err) == (143, "")
     assert out.splitlines()[-1] == "to go on: train resume run"
     stopped = result(folder / "run")
@@ -366,7 +362,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train) ->
 )
 def test_a_reader_that_leaves_does_no_harm(command: str, first: str, folder: Path) -> None:
     script = f'{PROGRAM} {command} | (read -r line; echo "$line"); exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(first, done.stdout.strip())
     found = [result(path.parent)["status"] for path in folder.rglob("result.json")]

@@ -311,6 +311,7 @@ def served(tmp_path, monkeypatch):
     folder = tmp_path / "served"
     folder.mkdir()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    gc.disable()  # torchvision leaves the socket of a refused request to the collector, which warns of it when it comes
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -318,8 +319,9 @@ def served(tmp_path, monkeypatch):
         server.shutdown()
         thread.join()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision leaves the socket of a refused request to the collector
+        warnings.simplefilter("ignore")
         gc.collect()
+    gc.enable()
 
 
 def serve_idx_set(served, monkeypatch) -> None:

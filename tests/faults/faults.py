@@ -7,6 +7,7 @@ import itertools
 import os
 import pathlib
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -182,6 +183,7 @@ class FullDisk:
 
     def __init__(self, bytes_left: int) -> None:
         self.bytes_left = bytes_left
+        self._taking = threading.Lock()  # the checkpoint, the events and the rest have a thread each
 
     def install(self) -> None:
         disk, path_open = self, pathlib.Path.open
@@ -209,8 +211,9 @@ class FullDisk:
 
     def take(self, number: int) -> int:
         """How many bytes of a write still fit. Raises OSError when there is none."""
-        if number and not self.bytes_left:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken = min(number, self.bytes_left)
-        self.bytes_left -= taken
+        with self._taking:
+            if number and not self.bytes_left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            taken = min(number, self.bytes_left)
+            self.bytes_left -= taken
         return taken

@@ -5,12 +5,12 @@ import os
 import pty
 import select
 import signal
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from harness import CONFIGURATIONS, Fork, Zygote, but, differences, finish, train, wait_for_lines
+from harness import CONFIGURATIONS, TIME_LIMIT, Fork, Zygote, but, differences, finish, train, wait_for_lines
 
 ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -34,10 +34,11 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert "Traceback" not in process.output()
 
 
-# after ten steps there comes one that takes a quarter of an hour
+# after ten steps there comes one that takes a quarter of an hour; it tells that it has begun, and of a signal
 SLOW = """
 import pathlib, time
 from torch import nn
+from trainer.signals import stop_request
 
 class Slow(nn.Flatten):
     calls = 0
@@ -47,7 +48,10 @@ class Slow(nn.Flatten):
             self.calls += 1
             if self.calls > 10:
                 pathlib.Path("asleep").touch()
-                time.sleep(1000)
+                for _ in range(100_000):
+                    time.sleep(0.01)
+                    if stop_request.signum is not None:
+                        pathlib.Path("asked").touch()
         return super().forward(images)
 
 def slow(input_shape, num_outputs):
@@ -64,15 +68,20 @@ def start_slow_run(zygote: Zygote, folder: Path, terminal: str | None = None) ->
     return zygote.start(arguments, folder, environment=environment, terminal=terminal)
 
 
+def wait_for_file(process: Fork, path: Path) -> None:
+    while not path.exists():
+        assert process.wait(0.01) is None, process.output()
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: signal.Signals) -> None:
     process = start_slow_run(zygote, tmp_path)
-    while not (tmp_path / "asleep").exists():
-        assert process.wait(0.01) is None, process.output()
+    wait_for_file(process, tmp_path / "asleep")
     os.kill(process.pid, signum)
+    wait_for_file(process, tmp_path / "asked")
     assert process.wait(0.5) is None, "the first one waits for the step"
     os.kill(process.pid, signum)
-    assert process.wait(10) == 128 + signum
+    assert process.wait() == 128 + signum
 
 
 # functions during which a signal comes, from the first moment to the last one before training
@@ -111,16 +120,18 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
         process = zygote.start([*ENDLESS, "hydra.run.dir=run"], tmp_path, terminal=os.ttyname(slave))
     else:
         process = start_slow_run(zygote, tmp_path, terminal=os.ttyname(slave))
+    # a press that comes before the one before has been heard would be the same one
+    heard = [tmp_path / "run/metrics.jsonl"] if times == 1 else [tmp_path / "asleep", tmp_path / "asked"]
     while process.wait(0) is None:
-        if select.select([master], [], [], 0.3)[0]:
+        if select.select([master], [], [], 0.01)[0]:
             screen += os.read(master, 65536)
-        if HIDES in screen and presses < times and (times == 1 or (tmp_path / "asleep").exists()):
+        if HIDES in screen and presses < times and heard[presses].exists():
             os.write(master, b"\x03")
             presses += 1
-            time.sleep(0.3)
-    while select.select([master], [], [], 0.1)[0]:
-        screen += os.read(master, 65536)
     os.close(slave)
+    with suppress(OSError):  # how Linux says that nobody has the other side open, and that all has been read
+        while select.select([master], [], [], TIME_LIMIT)[0]:
+            screen += os.read(master, 65536)
     os.close(master)
     assert (finish(process), presses) == (130, times), screen
     assert screen.rfind(SHOWS) > screen.rfind(HIDES) >= 0, "the cursor is shown again"

@@ -1,14 +1,47 @@
 """One process a run folder: a second one is turned away, and the first one notices nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
-from harness import CONFIGURATIONS, RealProcess, Zygote, but, differences, finish, train, undisturbed, wait_for_lines
+from harness import (
+    CONFIGURATIONS,
+    PARTS,
+    ROOT,
+    RealProcess,
+    Zygote,
+    but,
+    differences,
+    finish,
+    train,
+    wait_for_lines,
+)
 
 from trainer.errors import RunInUse
 from trainer.run_folder import Lock
 
-LONG = but(CONFIGURATIONS["adamw"], "steps=3000", "early_stopping=null")
+# it does not end by itself
+ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
+# a model that waits at its tenth batch while there is a file
+GATED = """
+import os, time
+from pathlib import Path
+from torch import nn
+
+class Gated(nn.Flatten):
+    calls = 0
+
+    def forward(self, images):
+        if self.training and images.device.type == "cpu":
+            self.calls += 1
+            while self.calls > 10 and Path("gate").exists():
+                Path("waits").touch()
+                time.sleep(0.01)
+        return super().forward(images)
+
+def gated(input_shape, num_outputs):
+    return nn.Sequential(Gated(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_outputs))
+"""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -31,7 +64,7 @@ def test_a_second_process_leaves_with_75_and_changes_nothing(zygote: Zygote, tmp
 
 
 def test_a_run_holds_its_folder_from_the_first_to_the_last_moment(zygote: Zygote, tmp_path: Path) -> None:
-    process = zygote.start([*LONG, "hydra.run.dir=run"], tmp_path)
+    process = zygote.start([*ENDLESS, "hydra.run.dir=run"], tmp_path)
     wait_for_lines(process, tmp_path / "run", 1)
     with pytest.raises(RunInUse, match="run is in use by another process"):
         Lock(tmp_path / "run")
@@ -42,11 +75,19 @@ def test_a_run_holds_its_folder_from_the_first_to_the_last_moment(zygote: Zygote
 @pytest.mark.slow
 def test_two_processes_on_one_folder(zygote: Zygote, tmp_path: Path) -> None:
     """Both real; the first one ends as if it had been alone."""
-    reference = undisturbed(zygote, LONG, tmp_path / "reference")
-    first = RealProcess([*LONG, f"hydra.run.dir={tmp_path}/run"], tmp_path)
-    wait_for_lines(first, tmp_path / "run", 1)
-    others = [RealProcess(["resume", str(tmp_path / "run")], tmp_path) for _ in range(2)]
+    (tmp_path / "gated_model.py").write_text(GATED)
+    (tmp_path / "options/model").mkdir(parents=True)
+    (tmp_path / "options/model/gated.yaml").write_text("# gated\n_target_: gated_model.gated\n")
+    arguments = ["--config-dir", "options", *but(PARTS, "model=gated", "steps=100")]
+    trusting = {"GEARSHIFT_TRUST": "gated_model", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    assert train(zygote, tmp_path, *arguments, "hydra.run.dir=reference", environment=trusting)[0] == 0
+    (tmp_path / "gate").touch()
+    first = RealProcess([*arguments, "hydra.run.dir=run"], tmp_path, trusting)
+    while not (tmp_path / "waits").exists():
+        assert first.wait(0.01) is None, first.output()
+    others = [RealProcess(["resume", "run"], tmp_path, trusting) for _ in range(2)]
     assert [finish(other) for other in others] == [75, 75]
-    assert first.wait(0) is None, "the first one was to run longer than this"
+    assert first.wait(0) is None
+    (tmp_path / "gate").unlink()
     assert finish(first) == 0
-    assert differences(reference.folder, tmp_path / "run") == []
+    assert differences(tmp_path / "reference", tmp_path / "run") == []

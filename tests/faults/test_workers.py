@@ -45,6 +45,7 @@ class Clock:
             return worker
 
         monkeypatch.setattr(Workers, "_start", start_and_see_it_begin)
+        monkeypatch.setattr(workers, "_PATIENCE", 120.0)  # with the server of the workers, which may be late
         monkeypatch.setattr(workers, "time", self)
         monkeypatch.setattr(workers, "wait", self.wait)
 
@@ -159,7 +160,7 @@ def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     folder: Path, undisturbed: list[Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that all workers are forked from looks like one of them in a list of processes."""
-    monkeypatch.setattr(workers, "_PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "_PATIENCE", 8.0)  # less would take one that is late for a stopped one
     assert_same(read(folder), undisturbed)
     before = workers._server()
     stop_the_server()

@@ -26,7 +26,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.parallelism.harness"])
 
 
-def spawn(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def spawn(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
     """What `function(*args)` returns on each of `world_size` ranks. Raises AssertionError with a rank's trace."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))

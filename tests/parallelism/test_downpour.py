@@ -5,8 +5,10 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,15 @@ from trainer.blueprint import draw
 from trainer.errors import ConfigurationError
 from trainer.evaluation import confusion_matrix, evaluate
 from trainer.parallelism.downpour import Downpour, partition
-from trainer.parallelism.parameter_server import ServerLost, ServerProcess, Servers, Setup, decode, encode
+from trainer.parallelism.parameter_server import (
+    ParameterServer,
+    ServerLost,
+    ServerProcess,
+    Servers,
+    Setup,
+    decode,
+    encode,
+)
 from trainer.parallelism.strategy import Part
 from trainer.run import Run
 from trainer.state import capture, restore
@@ -56,7 +66,7 @@ def is_listening(address: Any) -> bool:
         return probe.connect_ex(tuple(address)) == 0
 
 
-def gone(addresses: list[Any], within: float = 10.0) -> bool:
+def gone(addresses: list[Any], within: float = 60.0) -> bool:
     deadline = time.monotonic() + within
     while any(is_listening(address) for address in addresses):
         if time.monotonic() > deadline:
@@ -208,18 +218,40 @@ def test_staleness_counts_the_updates_of_others_between_fetch_and_push() -> None
         (answer,) = main.ask([{"kind": "staleness"}])
         assert answer["staleness"] == [0, 0, 2, 0, 0, 1]
         assert main.ask([{"kind": "staleness"}]) == [{"staleness": []}]
-
-        # after new weights others wait, and what they push is dropped
-        value(main, {"kind": "load", "weights": [torch.tensor([5.0])]})
-        other.tell([push(1.0, 1.0)])
-        assert not other._connections[0].poll(0.3)
-        assert value(main, {"kind": "fetch"}) == (5.0, 7)
-        main.tell([{"kind": "place", "step": 8}])
-        assert other._receive(0)["weights"][0].item() == 5.0
         main.close()
         other.close()
     with pytest.raises(ServerLost, match="parameter server 0 is gone"):
         Servers([address], b"key", 0, 60)
+
+
+def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
+    weight = nn.Parameter(torch.tensor([0.0]))
+    server = ParameterServer(Setup.of(b"key", torch.optim.SGD([{"params": [weight], "name": "all"}]), [weight]))
+    waits, wait_for = threading.Event(), server._changed.wait_for
+
+    def say_and_wait_for(is_open: Any) -> bool:
+        waits.set()
+        return wait_for(is_open)
+
+    server._changed.wait_for = say_and_wait_for  # type: ignore[method-assign, assignment]
+    with Listener(("127.0.0.1", 0), backlog=2, authkey=b"key") as listener:
+        serving = [threading.Thread(target=lambda: server.serve(listener.accept()), daemon=True) for _ in range(2)]
+        for thread in serving:
+            thread.start()
+        main, other = (Servers([listener.address], b"key", rank, 60) for rank in (0, 1))  # type: ignore[list-item]
+        main.ask([{"kind": "load", "weights": [torch.tensor([5.0])]}])
+        other.tell([push(1.0, 1.0)])
+        assert waits.wait(60)  # the push has been looked at
+        assert not other._connections[0].poll(0.3)
+        (answer,) = main.ask([{"kind": "fetch"}])
+        assert answer["weights"][0].item() == 5.0
+        main.tell([{"kind": "place", "step": 8}])
+        answer = other._receive(0)
+        assert (answer["weights"][0].item(), answer["step"]) == (5.0, 8)
+        main.close()
+        other.close()
+        for thread in serving:
+            thread.join(60)
 
 
 # --- several workers --------------------------------------------------------------------------------------
@@ -239,8 +271,8 @@ def survivors(world_size: int, function: Any, *args: Any) -> dict[int, Any]:
             processes.append(process)
         for rank, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
             with suppress(EOFError):
-                answers[rank] = harness._answer(pipe, rank, 60)
-            process.join(10)
+                answers[rank] = harness._answer(pipe, rank, 240)
+            process.join(120)
             assert process.exitcode is not None
     return answers
 
@@ -250,22 +282,31 @@ def addresses_of(run: Run) -> list[Any]:
 
 
 def worker(steps: int, dies: int | None = None) -> Any:
-    """What the main worker knows; of others the steps that they did."""
+    """What the main worker knows; of others the steps that they did. However quick each is, the main one waits for
+    the others at its tenth step, and near its end until they have done half as many, or are dead."""
     with made([*SEVERAL, f"steps={steps}", "parallelism.devices=3"]) as run:
-        rank, done = run.strategy.rank, []
+        rank, done, store = run.strategy.rank, [], run.strategy._store
 
         def step(run: Run, batch: Any) -> None:
             if rank == dies and len(done) == 10:
+                store.set(f"half {rank}", "dies")
                 os.kill(os.getpid(), signal.SIGKILL)
-            done.append(run.step)
             train_step(run, batch)
+            done.append(run.step)
+            if len(done) == 1:
+                store.set(f"begun {rank}", "yes")
+            if len(done) == steps // 2:
+                store.set(f"half {rank}", "yes")
 
         if rank != 0:
             run.strategy.work(run, step)
             return done
         losses = advance(run, 10)
+        store.wait(["begun 1", "begun 2"])
         numbers, values = run.strategy.metrics(), run.strategy.histograms()["diagnostics/staleness"].tolist()
-        losses += advance(run, steps - 10)
+        losses += advance(run, steps - 20)
+        store.wait(["half 1", "half 2"])
+        losses += advance(run, 10)
         with run.strategy.evaluating(run.model):
             evaluated = {name: value.clone() for name, value in run.model.state_dict().items()}
             everything = run.strategy.share(10) == slice(0, 10)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import timeit
 from collections.abc import Iterator
 
@@ -228,9 +229,10 @@ def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:
         display = Terminal(10**9, 100, None, "auto", console)
         display.tick(1)
         display._next_refresh = float("inf")
-        cost = min(timeit.repeat("tick(7, None, None)", globals={"tick": display.tick}, number=20_000))
+        names = {"tick": display.tick}
+        cost = min(timeit.repeat("tick(7, None, None)", timer=time.process_time, globals=names, number=20_000))
         display.close()
-        assert cost / 20_000 < 0.5e-6
+        assert cost / 20_000 < 0.8e-6  # usually a tenth of it
 
 
 def test_messages_appear_above_the_display(clock: Clock) -> None:

@@ -157,7 +157,7 @@ class LocalRanks:
             if rank.ended or rank.process.exitcode is None:
                 return
         except EOFError:
-            rank.process.join(GRACE)
+            rank.process.join(_SILENT)  # it is ending: how, the server tells when it has its turn
         if not rank.ended:
             self._lost(rank, how_it_ended(rank.process.exitcode))
 
