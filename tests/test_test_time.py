@@ -4,20 +4,26 @@ import io
 import json
 import math
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 import yaml
+from PIL import Image
 from torch import Tensor
 
+from tests.data.images import encoded, pixels
 from trainer import app, compose
 from trainer.assembly import put_together
 from trainer.blueprint import draw
+from trainer.data.photographs import reading
 from trainer.errors import ConfigurationError
-from trainer.evaluation import evaluate, evaluate_views, log_probabilities
+from trainer.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
 from trainer.loop import train
 from trainer.run import Run
 from trainer.test_time import KINDS, TestTime, read_words
@@ -106,7 +112,7 @@ def test_probabilities_are_those_of_a_plain_loop(trained, kind):
     expected = probabilities_one_by_one(trained, part, kind)
     trained.model.eval()
     with torch.inference_mode():
-        log_p = log_probabilities(trained, part.images_NCHW, TestTime(kind))
+        log_p = log_probabilities(trained, TestTime(kind).views(part.images_NCHW))
     trained.model.train()
     assert (log_p.double().exp() - expected).abs().max() < 1e-6
     found = evaluate_views(trained, part, "val", TestTime(kind))
@@ -129,8 +135,9 @@ def test_batches_do_not_matter(trained):
     part = trained.splits.val
     trained.model.eval()
     with torch.inference_mode():
-        whole = log_probabilities(trained, part.images_NCHW, TestTime("ten_crop"))
-        alone = torch.cat([log_probabilities(trained, i[None], TestTime("ten_crop")) for i in part.images_NCHW])
+        ten = TestTime("ten_crop")
+        whole = log_probabilities(trained, ten.views(part.images_NCHW))
+        alone = torch.cat([log_probabilities(trained, ten.views(i[None])) for i in part.images_NCHW])
     trained.model.train()
     assert (whole - alone).abs().max() < 1e-4
 
@@ -141,7 +148,7 @@ def test_a_probability_of_zero_has_a_finite_loss(trained):
     certain = torch.tensor([[0.0] + [-1000.0] * 9])
     trained.closure.forward = lambda images: certain.expand(len(images), -1)
     try:
-        found = log_probabilities(trained, images(3, (1, 8, 8)), TestTime("multi_scale"))
+        found = log_probabilities(trained, TestTime("multi_scale").views(images(3, (1, 8, 8))))
     finally:
         trained.closure.forward = forward
     assert torch.allclose(found, certain.expand(3, -1), atol=1e-3)
@@ -165,6 +172,193 @@ def test_another_loss_is_left_out():
     expected = probabilities_one_by_one(run, run.splits.val, "flip").argmax(1) == run.splits.val.targets_N
     assert sorted(found) == ["val/accuracy", "val/accuracy_top5"]
     assert found["val/accuracy"] == expected.double().mean().item()
+
+
+# --- photographs ------------------------------------------------------------------------------------------
+
+SIZE, SHORT_SIDE = 32, 42
+# wider, higher, square, smaller than a view in one side and in both, long; with rooms that are odd and even
+PHOTOGRAPHS = [(48, 64), (71, 50), (60, 60), (24, 90), (20, 27), (33, 33), (300, 41), (150, 211), (42, 42), (91, 92)]
+OF_PHOTOGRAPHS = ["data=image_folder", f"data.size={SIZE}", "data.evaluation_scale=1.3",
+                  "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "batch_size=8", "micro_batch=4",
+                  "optimizer=adam", "optimizer.lr=0.01", "threads=1", "early_stopping=null"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of two classes, the one brighter than the other."""
+    root = tmp_path_factory.mktemp("photographs")
+    seed = 0
+    for part, label in [(part, label) for part in ("train", "val", "test") for label in "ab"]:
+        (root / part / label).mkdir(parents=True)
+        for height, width in PHOTOGRAPHS[label == "b" :]:
+            seed += 1
+            array = pixels(height, width, seed) // (2 if label == "a" and seed % 3 else 1)
+            content = encoded(Image.fromarray(array), quality=92)
+            (root / part / label / f"{seed:03}.jpg").write_bytes(content)
+    return root
+
+
+def words_for(root: Path, workers: int = 0) -> list[str]:
+    return [
+        *OF_PHOTOGRAPHS, f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", f"data.workers={workers}"
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(root: Path) -> dict[str, Any]:
+    """Of a model that is sure enough of its answers for other views to give others."""
+    run = put_together(draw(compose([*words_for(root), "steps=60"])))
+    train(run)
+    return {"model": run.model.state_dict(), "preprocessing": run.preprocessing.state_dict()}
+
+
+def of_photographs(root: Path, weights: dict[str, Any], words: Sequence[str] = (), workers: int = 0) -> Run:
+    run = put_together(draw(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
+    run.model.load_state_dict(weights["model"])
+    run.preprocessing.load_state_dict(weights["preprocessing"])
+    return run
+
+
+def views_of_file(path: Path, test_time: TestTime, max_side: int | None) -> list[Tensor]:
+    """What the lecture says, of a file, by torchvision."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    photograph = decode_image(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), ImageReadMode.RGB)
+    if max_side is not None and min(photograph.shape[1:]) > max_side:
+        photograph = reference.resize(photograph, [max_side], antialias=True)
+    if test_time.kind in ("none", "flip"):
+        middle = reference.center_crop(reference.resize(photograph, [SHORT_SIDE], antialias=True), [SIZE, SIZE])
+        return views_one_by_one(middle, test_time.kind)
+    short_side = SHORT_SIDE if test_time.crop is None else round(SIZE / test_time.crop)
+    if test_time.kind == "multi_scale":
+        short_sides = [round(SIZE * side / 224) for side in (224, 256, 384, 480, 640)]
+    else:
+        short_sides = [short_side]
+    views: list[Tensor] = []
+    for side in short_sides:
+        views += reference.ten_crop(reference.resize(photograph, [side], antialias=True), [SIZE, SIZE])
+    return views
+
+
+def probabilities_of_files(run: Run, folder: Path, test_time: TestTime, max_side: int | None = None) -> Tensor:
+    """float64 (N, K): a plain loop over files."""
+    run.model.eval()
+    with torch.inference_mode():
+        rows = [
+            run.model(run.preprocessing(torch.stack(views_of_file(path, test_time, max_side)))).double().softmax(1)
+            for path in sorted(folder.rglob("*.jpg"))
+        ]
+    run.model.train()
+    return torch.stack([row.mean(0) for row in rows])
+
+
+def probabilities(run: Run, part: Any, test_time: TestTime) -> list[Tensor]:
+    """A row a sample, a tensor a batch."""
+    run.model.eval()
+    with torch.inference_mode():
+        found = [log_probabilities(run, views).exp() for views, _ in batches_of_views(run, part, test_time)]
+    run.model.train()
+    return found
+
+
+def check_photographs(run: Run, root: Path, test_time: TestTime, max_side: int | None = None) -> None:
+    """Within 1e-6: a convolution over other batches, and sums over views in float32."""
+    part = run.splits.val
+    expected = probabilities_of_files(run, root / "val", test_time, max_side)
+    assert (torch.cat(probabilities(run, part, test_time)).double() - expected).abs().max() < 1e-6
+    seen: list[int] = []
+    found = evaluate_views(run, part, "val", test_time, seen.append)
+    of_target = expected[torch.arange(len(part)), part.targets_N]
+    assert found["val/loss"] == pytest.approx(-of_target.log().mean().item(), abs=1e-6)
+    assert found["val/accuracy"] == (expected.argmax(1) == part.targets_N).double().mean().item()
+    assert seen == [4, 4, 4, 4, 3]  # the images of each batch, not the views
+
+
+ASKED = [TestTime("none"), TestTime("flip"), TestTime("ten_crop"), TestTime("ten_crop", 0.6), TestTime("multi_scale")]
+DECODING = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+
+
+@DECODING
+@pytest.mark.parametrize("cache", ["none", "memory"])
+@pytest.mark.parametrize("test_time", ASKED, ids=lambda asked: f"{asked.kind}-{asked.crop}")
+def test_views_of_photographs_are_those_of_a_plain_loop_over_files(
+    test_time: TestTime, cache: str, root: Path, weights: dict[str, Any]
+) -> None:
+    check_photographs(of_photographs(root, weights, [f"data.cache={cache}"]), root, test_time)
+
+
+@DECODING
+@pytest.mark.parametrize("test_time", [ASKED[2], ASKED[4]], ids=lambda asked: f"{asked.kind}-{asked.crop}")
+def test_views_are_of_photographs_as_they_are_stored(test_time: TestTime, root: Path, weights: dict[str, Any]) -> None:
+    check_photographs(of_photographs(root, weights, ["data.max_side=40"]), root, test_time, max_side=40)
+
+
+@DECODING
+@pytest.mark.slow
+@pytest.mark.parametrize("test_time", ASKED[2:], ids=lambda asked: f"{asked.kind}-{asked.crop}")
+def test_workers_read_all_views_of_a_part_in_one_stream(
+    test_time: TestTime, root: Path, weights: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[reading.Workers] = []
+
+    class Counted(reading.Workers):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            started.append(self)
+            super().__init__(*arguments, **more)
+
+    monkeypatch.setattr(reading, "Workers", Counted)
+    run = of_photographs(root, weights, ["data.cache=none"], workers=2)
+    check_photographs(run, root, test_time)
+    assert len(started) == 2  # the part is looked at twice
+    assert not any(pool._finalizer.still_active() for pool in started)
+
+
+def test_views_of_photographs_are_shared_among_ranks(
+    root: Path, weights: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ranks, of which one has nothing in the last batch, give as many batches and together every sample once."""
+    run, asked = of_photographs(root, weights), TestTime("ten_crop")
+    part = run.splits.val
+    alone = torch.cat(probabilities(run, part, asked))
+    shares, rows = [], []
+    for rank in range(3):
+        share = lambda count, rank=rank: slice(rank * count // 3, (rank + 1) * count // 3)  # noqa: E731
+        monkeypatch.setattr(run, "strategy", SimpleNamespace(data_size=3, share=share))
+        shares += run.evaluation_shares(part)
+        rows += probabilities(run, part, asked)
+        assert len(rows) == 2 * (rank + 1)
+    assert sorted(torch.cat(shares).tolist()) == list(range(len(part)))
+    assert (torch.cat(rows) - alone[torch.cat(shares)]).abs().max() < 1e-6
+
+
+def test_evaluate_says_when_the_data_are_others(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "root"
+    shutil.copytree(root, copy)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train"])
+    assert app.run([*words_for(copy), "steps=4", "hydra.run.dir=run"]) == 0
+
+    def said(*words: str) -> str:
+        capsys.readouterr()
+        assert app.run(["evaluate", "run", *words]) == 0
+        out, err = capsys.readouterr()
+        assert "val/loss" in json.loads(out)
+        return err
+
+    assert said() == said("tta=ten_crop") == ""
+    changed = next((copy / "test").rglob("*.jpg"))
+    changed.write_bytes(encoded(Image.fromarray(pixels(50, 60, 999)), quality=92))
+    line = "run: the data are not those that the run began with (another checksum)\n"
+    assert said() == said("tta=ten_crop") == said("batch_size=4") == line
+    assert said("data.split_seed=1") == ""  # other data may be asked for
+    for content in ("{}", "[]", "{"):
+        (tmp_path / "run/environment.json").write_text(content)
+        assert said() == ""
+    (tmp_path / "run/environment.json").unlink()
+    assert said() == ""
 
 
 # --- the command ------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Metrics of a model over a whole part of the data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from trainer.run import Run
 from trainer.test_time import TestTime
 
 Seen = Callable[[int], object]  # is told how many samples more were looked at by this rank
+Views = Iterable[tuple[Tensor, int]]  # of some images, on the device, each with the number of times that it counts
 
 
 def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
@@ -45,8 +46,8 @@ def evaluate_views(
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for images, targets in run.raw_evaluation_batches(part):
-            outputs = log_probabilities(run, images, test_time)
+        for views, targets in batches_of_views(run, part, test_time):
+            outputs = log_probabilities(run, views)
             loss = run.blueprint.loss(outputs, targets) if has_loss else outputs.new_zeros(())
             meter.add(loss, outputs, targets)
             seen(len(targets))
@@ -55,17 +56,33 @@ def evaluate_views(
     return {f"{prefix}/{name}": value for name, value in values.items() if has_loss or name != "loss"}
 
 
-def log_probabilities(run: Run, images_NCHW: Tensor, test_time: TestTime) -> Tensor:
-    """float32 (N, K): the logarithm of the class probabilities' average over views of these uint8 images."""
-    total: Tensor | None = None
-    num_views = 0
-    for view, count in test_time.views(images_NCHW):
+def batches_of_views(run: Run, part: Any, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
+    """Views of this rank's share of a part, some images at a time, and their classes.
+
+    Each view of a photograph is read for itself, ahead of time and in one stream: all views of a batch before the next.
+    """
+    images = part.images_NCHW
+    if not hasattr(images, "read"):
+        for some, targets in run.raw_evaluation_batches(part):
+            yield test_time.views(some), targets
+        return
+    shares, size, short_side = run.evaluation_shares(part), images.shape[-1], run.blueprint.data.short_side
+    read = images.read(
+        (share, frames) for share in shares for frames in test_time.frames(images.sizes[share], size, short_side)
+    )
+    on_device = (some.to(run.device) for some in read)
+    for share in shares:
+        yield test_time.views_of_frames(on_device), part.targets_N[share].to(run.device)
+
+
+def log_probabilities(run: Run, views: Views) -> Tensor:
+    """float32 (N, K): the logarithm of the class probabilities' average over these views of uint8 images."""
+    weighted, num_views = [], 0
+    for view, count in views:
         outputs = run.closure.forward(run.prepared(view)).float()
-        weighted = outputs.log_softmax(1) + math.log(count)
-        total = weighted if total is None else torch.logaddexp(total, weighted)
+        weighted.append(outputs.log_softmax(1) + math.log(count))
         num_views += count
-    assert total is not None
-    return total - math.log(num_views)
+    return torch.stack(weighted).logsumexp(0) - math.log(num_views)
 
 
 def confusion_matrix(run: Run, part: Any) -> Tensor:

@@ -5,10 +5,12 @@ a second are told; see `trainer.test_time`.
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,12 +48,12 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None = None) -> dict[str, float]:
     """Validation and test metrics of `best.pt`; with `test_time` of its views, and how many images (not views) were
-    evaluated a second.
+    evaluated a second. One line on stderr where the data are not those of the run, though none were asked for.
 
     Raises DataError when there is no `best.pt` or it is damaged, ConfigurationError where there are no classes to
     average over.
     """
-    config = recorded_configuration(folder)
+    recorded = config = recorded_configuration(folder)
     if overrides:
         config = composition.override(config, overrides)
     import torch
@@ -75,6 +77,8 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         run.prepared(torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
+    if config["data"] == recorded["data"] and _are_others(run.splits, folder):
+        print(f"{folder}: the data are not those that the run began with (another checksum)", file=sys.stderr)
     parts = {"val": run.splits.val, "test": run.splits.test}
     num_samples = sum(len(part) for part in parts.values())
     values: dict[str, float] = {}
@@ -88,6 +92,15 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     if test_time is not None:
         values["throughput/samples_per_second"] = num_samples / (time.perf_counter() - start)
     return values
+
+
+def _are_others(splits: Any, folder: Path) -> bool:
+    """Whether the checksum of the data is another than the one that the run has noted."""
+    try:
+        noted = json.loads((folder / run_folder.ENVIRONMENT).read_bytes())["data_sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # there is nothing to compare with
+    return bool(noted != splits.checksum())
 
 
 @contextmanager
