@@ -14,7 +14,9 @@ from PIL import Image
 from trainer import app, assembly, compose, estimate
 from trainer.augmentation.bordered import Bordered
 from trainer.blueprint import draw
+from trainer.commands import plan as commands_plan
 from trainer.data import memory
+from trainer.data.photographs import caching
 from trainer.errors import ConfigurationError
 from trainer.place import place
 from trainer.preprocessing.whitening import Whitening
@@ -200,6 +202,34 @@ def test_time_grows_with_the_samples_however_few_were_measured(
     assert found.step_seconds == pytest.approx(0.01 * blueprint.batch_size)
     assert found.measured_samples == min(16, blueprint.batch_size)  # three steps in half a second
     assert now < 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers"),
+    [
+        (["data.cache=none"], "by 2 workers, meanwhile, where there are cores for them"),
+        (["data.cache=none", "data.workers=0"], "by this process"),
+        (["data.memory_limit=100"], "by 2 workers"),
+        ([], None),
+        (["data.cache=disk", "data.cache_dir=cache"], None),
+    ],
+    ids=str,
+)
+def test_reading_photographs_is_told_apart(
+    settings: list[str], workers: str | None, plan: Plan, photographs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(caching.time, "perf_counter", lambda: next(clock) / 50)  # 20 ms a photograph
+    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2], *settings]
+    found = estimate.estimate(draw(compose(words)), seconds=0.01)
+    if workers is None:
+        assert found.reading_seconds is None
+        return
+    assert found.reading_seconds == pytest.approx(0.02)
+    rows = dict(commands_plan._estimate_rows(draw(compose(words)), found))
+    assert ", without reading photographs" in rows["time"]
+    a_step = "50" if "2" in workers else "100"
+    assert rows["reading"].startswith(f"a photograph 20 ms, those of a step {a_step} ms {workers}")
 
 
 def test_a_sweep_is_listed_in_the_order_it_would_run(plan: Plan, tmp_path: Path) -> None:

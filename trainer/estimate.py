@@ -34,7 +34,8 @@ class Estimate:
 
     `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
     micro-batch keeps for the backward pass. `data` counts what is kept in memory of all parts, and their targets.
-    Outside it stay Python, libraries and the operations' own work space.
+    Outside it stay Python, libraries and the operations' own work space. `reading_seconds` is for one photograph, by
+    one process, where they are read in each epoch anew (else None); no other time holds it.
     """
 
     measured_steps: int
@@ -46,6 +47,7 @@ class Estimate:
     optimizer: int
     activations: int
     data: int
+    reading_seconds: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -56,8 +58,8 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
     """Take optimizer steps of this run, on one device, on random samples for about `seconds`.
 
     Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
-    Nothing is written, and the run's data are not read. Raises ConfigurationError or DataError as assembling
-    the run would, and OutOfMemory.
+    Nothing is written, and of the run's data a few photographs at most are read. Raises ConfigurationError or
+    DataError as assembling the run would, and OutOfMemory.
     """
     # compiling would take the time there is, and more
     plain = replace(blueprint, config=blueprint.config | {"compile": False}, strategy=Single())
@@ -78,6 +80,7 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         optimizer=_bytes(_tensors(run.optimizer.state)),
         activations=_activations(run, blueprint.micro_batch),
         data=_data_bytes(blueprint),
+        reading_seconds=_reading_seconds(blueprint),
     )
 
 
@@ -221,6 +224,15 @@ def _tensors(state: Any) -> list[Tensor]:
 
 def _bytes(tensors: list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _reading_seconds(blueprint: Blueprint) -> float | None:
+    measure = getattr(blueprint.data, "seconds_to_read", None)
+    if measure is None:
+        return None
+    with as_a_rank(blueprint.strategy):
+        seconds: float | None = measure()
+    return seconds
 
 
 def _data_bytes(blueprint: Blueprint) -> int:

@@ -118,10 +118,11 @@ def test_signal_and_noise_have_their_size(rotated):
 
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
-    [(Blobs, {"num_features": 0}, "num_features=0: must be at least 1"),
+    [(Blobs, {"num_features": 0}, "num_features=0: must be from 1 to 4096"),
+     (LinearRegression, {"num_features": 10**6}, "num_features=1000000: must be from 1 to 4096"),
      (Blobs, {"num_classes": 4}, r"num_classes=4: must be between 2 and num_features \+ 1 \(3\)"),
      (Blobs, {"num_classes": 1}, "num_classes=1"), (Blobs, {"separation": -1.0}, "separation=-1.0: must be at least 0"),
-     (Blobs, {"num_train": 0}, "num_train=0: must be at least 1"), (Blobs, {"split_seed": -1}, "split_seed=-1"),
+     (Blobs, {"num_train": 0}, "num_train=0: must be from 1 to 10000000"), (Blobs, {"split_seed": -1}, "split_seed=-1"),
      (LinearRegression, {"num_features": 0}, "num_features=0"),
      (LinearRegression, {"condition_number": 0.5}, r"condition_number=0.5: must be between 1 and 1e\+12"),
      (LinearRegression, {"condition_number": float("nan")}, "condition_number=nan"),

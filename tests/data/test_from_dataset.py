@@ -154,8 +154,10 @@ def test_other_bad_arguments():
     train = TensorDataset(pixels(), LABELS)
     with pytest.raises(ValueError, match="num_classes=null: must be given, as TensorDataset has no list `classes`"):
         FromDataset(train)
-    with pytest.raises(ValueError, match="num_classes=0: must be at least 1"):
+    with pytest.raises(ValueError, match="num_classes=0: must be from 1 to 1000000"):
         FromDataset(train, num_classes=0)
+    with pytest.raises(ValueError, match="num_classes=1000000000: must be from 1 to 1000000"):
+        FromDataset(train, num_classes=10**9)
     with pytest.raises(ValueError, match="test=int: must be a dataset"):
         FromDataset(train, test=3, num_classes=3)
     with pytest.raises(ValueError, match=r"test_fraction=1\.0: must be between 0 and 1"):

@@ -134,7 +134,8 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
         ({"evaluation_scale": float("nan")}, "evaluation_scale=nan: must be"),
         ({"max_side": 0}, "max_side=0: must be null or"),
         ({"cache": "ram"}, "cache=ram: must be memory, disk or none"),
-        ({"workers": -1}, "workers=-1: must be 0 or more"),
+        ({"workers": -1}, "workers=-1: must be from 0 to 256"),
+        ({"workers": 10**6}, "workers=1000000: must be from 0 to 256"),
         ({"timeout": 0}, "timeout=0: must be more than 0 seconds"),
         ({"on_bad_file": "stop"}, "on_bad_file=stop: must be error or skip"),
         ({"val_fraction": 1.0}, "val_fraction=1.0: must be between 0 and 1"),
@@ -193,12 +194,17 @@ NUM_BAD = len(bad_files()) + 1
 def test_bad_files_are_left_out_with_one_line(
     mixed: Path, cache: str, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     settings: dict[str, Any] = {"on_bad_file": "skip", "cache": cache, "workers": workers}
     settings |= {"val_fraction": 0.25, "test_fraction": 0.25}
     assert sum(counts(mixed, **settings)) == 30
     (line,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert line.startswith(f"{NUM_BAD} of 40 photographs in {mixed} are left out: ")
-    assert line.endswith(", ...") and line.count("(") == 3 and "\n" not in line
+    assert line.startswith(f"{NUM_BAD} of 40 photographs in {mixed} are left out (train.log names all): b/")
+    assert line.endswith(f") and {NUM_BAD - 3} more") and line.count("b/") == 3 and "\n" not in line
+    told = [r.message for r in caplog.records if r.message.startswith("left out: ")]
+    reasons = {name: words for name, (_, words) in bad_files().items()} | {"link.jpg": "no such file"}
+    assert len(told) == NUM_BAD
+    assert all(any(f" b/{name} (" in one and words in one for one in told) for name, words in reasons.items())
     splits = data_set(mixed, **settings).load()
     used = {name for part in ("train", "val", "test") for name in names(splits, part)}
     assert used == {p.relative_to(mixed).as_posix() for p in mixed.rglob("*.*")} - {
@@ -223,8 +229,10 @@ def test_bad_files_end_a_run_with_one_line(mixed: Path, cache: str) -> None:
     assert sum(counts_of_facts(mixed)) == 40
     with pytest.raises(ValueError, match=rf"^\d+ of 40 photographs in {mixed} cannot be used: ") as caught:
         data_set(mixed, cache=cache).load()
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("data.on_bad_file=skip leaves such files out")
+    line = str(caught.value)
+    count = int(line.split()[0])  # those of a damaged content are found later
+    assert "\n" not in line and count > 5 and line.count("b/") == 5
+    assert line.endswith(f") and {count - 5} more; data.on_bad_file=skip leaves such files out")
 
 
 def counts_of_facts(root: Path) -> tuple[int, int, int]:
@@ -345,7 +353,8 @@ def test_files_that_are_missing_or_not_listed(tmp_path: Path, caplog: pytest.Log
     write_manifest(root)
     (root / "train/a/001.jpg").unlink()
     (root / "train/b/new.jpg").write_bytes(jpeg())
-    with pytest.raises(ValueError, match=r"^1 of 20 .*: train/a/001.jpg \(is in the manifest, but not there\)"):
+    # 20 that are there, and the one that is missing
+    with pytest.raises(ValueError, match=r"^1 of 21 .*: train/a/001.jpg \(is in the manifest, but not there\)"):
         data_set(root).load()
     assert sum(counts(root, on_bad_file="skip")) == 20
     assert "does not list 1 photographs, which are not compared; the first is train/b/new.jpg" in caplog.text
@@ -358,6 +367,15 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
     (root / "MANIFEST.tsv").write_bytes(content)
     with pytest.raises(ValueError, match=r"MANIFEST.tsv is damaged: its lines must have the columns path and sha256$"):
+        data_set(root).load()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing"])
+def test_a_manifest_that_is_no_file_is_named(tmp_path: Path, kind: str) -> None:
+    root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
+    path = root / "MANIFEST.tsv"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to nothing": lambda: path.symlink_to("gone")}[kind]()
+    with pytest.raises(ValueError, match=rf"^{path} is no regular file: it must list the photographs, or not be"):
         data_set(root).load()
 
 
@@ -486,13 +504,21 @@ def test_a_cache_on_disk_is_made_once(tmp_path: Path, cache: Path, caplog: pytes
         file.write(bytes([byte ^ 1]))
     caplog.clear()
     assert torch.equal(data_set(root, cache="disk").load().train.images_NCHW[:], expected)
-    assert f"{path} is damaged: it is made anew" in caplog.messages
+    assert caplog.messages.count(f"{path} is damaged: it is made anew") == 1
     os.truncate(path, 500)
     assert torch.equal(data_set(root, cache="disk").load().train.images_NCHW[:], expected)
     (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))
     data_set(root, cache="disk").load()
     assert len(list(cache.glob("root-*.pixels"))) == 2  # other files, another cache
     assert not [p for p in cache.iterdir() if p.name.startswith(".")]
+
+
+def test_a_cache_on_disk_that_cannot_be_made_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    root = write_folder(tmp_path / "root", {"train/a": 10, "val/a": 10, "test/a": 1, "train/b": 1})
+    (root / "train/a/truncated.jpg").write_bytes(bad_files()["truncated.jpg"][0])
+    with pytest.raises(ValueError, match=r"^1 of 23 .*: train/a/truncated.jpg \(damaged: "):
+        data_set(root, cache="disk").load()
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
 
 
 def test_a_full_disk_is_done_without(
@@ -562,8 +588,12 @@ def test_what_would_be_read_for_ever_is_a_bad_file(policy: str, tmp_path: Path, 
 @pytest.mark.parametrize("kind", ["memory", "disk", "none"])
 def test_names_need_not_be_utf_8(kind: str, tmp_path: Path, cache: Path) -> None:
     root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
-    (root / "a" / "003.jpg").rename(os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.jpg"))
+    odd = os.fsdecode(os.fsencode(root / "a") + b"/caf\xe9.jpg")
+    (root / "a" / "003.jpg").rename(odd)
     assert len(data_set(root, cache=kind).load().checksum()) == 64
+    Path(odd).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a/caf\\udce9.jpg \(empty file\)"):
+        data_set(root, cache=kind).load()
 
 
 def test_a_manifest_with_a_short_line_is_damaged(tmp_path: Path) -> None:

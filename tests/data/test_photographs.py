@@ -238,10 +238,11 @@ def test_a_file_that_changes_is_named(tmp_path: Path, workers: int) -> None:
     images = train_part(folder, cache="none", workers=workers)
     name = images._all.names[int(images._numbers_N[4])]
     (folder / name).write_bytes(encoded(Image.fromarray(pixels(48, 64, seed=99))))
-    with pytest.raises(DataError, match=rf"^data: {name}: has changed since its checksum was taken"):
+    changed, advice = "has changed since its checksum was taken", "put it back as it was and resume, or start a new run"
+    with pytest.raises(DataError, match=rf"^data: {name}: {changed}; {advice}$"):
         list(images.read([(torch.arange(len(images)), None)]))
     (folder / name).unlink()
-    with pytest.raises(DataError, match=rf"^data: {name}: cannot be read: no such file"):
+    with pytest.raises(DataError, match=rf"^data: {name}: {changed}: it cannot be read: no such file.*; {advice}$"):
         list(images.read([(torch.arange(len(images)), None)]))
 
 

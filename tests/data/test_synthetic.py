@@ -99,9 +99,11 @@ def test_the_noise_has_its_deviation():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"size": 15}, "size=15: must be at least 16"), ({"channels": 0}, "channels=0: must be between 1 and 4"),
+    [({"size": 15}, "size=15: must be from 16 to 512"), ({"size": 10**6}, "size=1000000: must be"),
+     ({"channels": 0}, "channels=0: must be between 1 and 4"),
      ({"channels": 5}, "channels=5"), ({"num_classes": 1}, "num_classes=1: must be between 2 and 8"),
-     ({"num_classes": 9}, "num_classes=9"), ({"num_val": 0}, "num_val=0: must be at least 1"),
+     ({"num_classes": 9}, "num_classes=9"), ({"num_val": 0}, "num_val=0: must be from 1 to"),
+     ({"num_train": 10**9}, "num_train=1000000000: must be from 1 to 10000000"),
      ({"noise": -1.0}, "noise=-1.0: must be at least 0"), ({"split_seed": -1}, "split_seed=-1")],
 )  # fmt: skip
 def test_bad_settings_are_refused(settings, message):

@@ -113,12 +113,12 @@ class RandomShortSide(Framing):
     central box of the output's shape.
 
     Source: A "Data augmentation" (pick random L in [256, 480], resize, sample a 224 x 224 patch). Raises ValueError:
-    `short_side` below 1, `probability` not in 0..1.
+    `short_side` not in 1..10, `probability` not in 0..1.
     """
 
     def __init__(self, short_side: tuple[float, float] = (256 / 224, 480 / 224), probability: float = 1.0) -> None:
         super().__init__(probability)
-        self.short_side = check_range("short_side", short_side, 1)
+        self.short_side = check_range("short_side", short_side, 1, 10)
 
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         output_h, output_w = output_hw

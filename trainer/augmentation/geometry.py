@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
 
-_MOST_PADDING = 4096  # pixels
+_MOST_PADDING = 256  # pixels
 
 
 class Crop:
@@ -15,7 +15,7 @@ class Crop:
     The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
     it is. Equal to torchvision's pad followed by crop.
 
-    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` not in 0..4096, `probability` not in 0..1.
+    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` not in 0..256, `probability` not in 0..1.
     """
 
     keeps_values = True

@@ -101,7 +101,7 @@ class Salt(RangedOperation):
     salt, with larger ones coarse salt; they begin at the upper left corner.
 
     Source: B "Noise / occlusion" (coarse-salt). Raises ValueError: `amount` or `pepper` not in 0..1, `cell`
-    below 1, `probability` not in 0..1.
+    not in 1..256, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -114,7 +114,7 @@ class Salt(RangedOperation):
         probability: float = 1.0,
     ) -> None:
         super().__init__(probability, amount=check_range("amount", amount, 0, 1))
-        self.pepper, self.cell = check_number("pepper", pepper, 0, 1), check_whole("cell", cell, 1)
+        self.pepper, self.cell = check_number("pepper", pepper, 0, 1), check_whole("cell", cell, 1, 256)
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         H, W = images_KCHW.shape[2:]
@@ -174,8 +174,8 @@ class Superpixels(RangedOperation):
     segments that are painted, uniform; each segment is one independently.
 
     Source: B "Noise / occlusion" (super-pixel); Achanta et al., "SLIC superpixels" (2012), here on RGB or grey.
-    Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` below 1,
-    `probability` not in 0..1.
+    Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` not in
+    1..100,    `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -191,7 +191,7 @@ class Superpixels(RangedOperation):
         super().__init__(probability, replaced=check_range("replaced", replaced, 0, 1))
         self.cell = check_whole("cell", cell, 2, 64)  # sums over nine cells stay exact in float32
         self.compactness = check_number("compactness", compactness, 0)
-        self.iterations = check_whole("iterations", iterations, 1)
+        self.iterations = check_whole("iterations", iterations, 1, 100)
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         C, H, W = images_KCHW.shape[1:]

@@ -20,6 +20,7 @@ from trainer.augmentation.colour import (
     stretch_contrast,
 )
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
+from trainer.augmentation.ranges import check_whole
 
 # those that move pixels, with their sign, stand between the one that does nothing and those of colours
 OPERATIONS = (
@@ -50,6 +51,7 @@ _COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     lambda images, _: equalize(images),
 )
 _MAX_GRID_BYTES = 256 << 20
+_MOST_BINS, _MOST_LAYERS = 1000, 100
 
 
 class _Policy(ABC):
@@ -63,8 +65,8 @@ class _Policy(ABC):
         self, pool: Sequence[str], num_layers: int, num_magnitude_bins: int, bins: Sequence[int], probability: float
     ) -> None:
         check_probability(probability)
-        if num_magnitude_bins < 2:
-            raise ValueError(f"num_magnitude_bins={num_magnitude_bins}: must be 2 or more")
+        check_whole("num_magnitude_bins", num_magnitude_bins, 2, _MOST_BINS)
+        check_whole("num_ops", num_layers, 1, _MOST_LAYERS)
         if not pool or not set(pool) <= set(OPERATIONS):
             raise ValueError(f"pool={list(pool)}: must name one or more of {', '.join(OPERATIONS)}")
         self.pool, self.num_magnitude_bins, self.probability = tuple(pool), num_magnitude_bins, probability
@@ -181,7 +183,7 @@ class TrivialAugment(_Policy):
     (Color), contrast and sharpness 1 +- 0.99, two bits of colour, all pixels solarized; signs are drawn.
 
     Source: Mueller and Hutter, "TrivialAugment" (2021). Raises ValueError: an unknown name in `pool` or none,
-    `num_magnitude_bins` below 2, `probability` not in 0..1.
+    `num_magnitude_bins` not in 2..1000, `probability` not in 0..1.
     """
 
     def __init__(
@@ -201,8 +203,8 @@ class RandAugment(_Policy):
     The strongest: shear 0.3, shift 150/331 of the image, rotation 30 degrees, the factors of brightness, saturation
     (Color), contrast and sharpness 1 +- 0.9, four bits of colour, all pixels solarized; signs are drawn.
 
-    Source: Cubuk et al., "RandAugment" (2020). Raises ValueError: `num_ops` below 1, `magnitude` not below the number
-    of bins, an unknown name in `pool` or none, `num_magnitude_bins` below 2, `probability` not in 0..1.
+    Source: Cubuk et al., "RandAugment" (2020). Raises ValueError: `num_ops` not in 1..100, `magnitude` not below the
+    number of bins, an unknown name in `pool` or none, `num_magnitude_bins` not in 2..1000, `probability` not in 0..1.
     """
 
     def __init__(
@@ -214,8 +216,6 @@ class RandAugment(_Policy):
         probability: float = 1.0,
     ) -> None:
         super().__init__(pool, num_ops, num_magnitude_bins, [magnitude], probability)
-        if num_ops < 1:
-            raise ValueError(f"num_ops={num_ops}: must be 1 or more")
         if not 0 <= magnitude < num_magnitude_bins:
             raise ValueError(f"magnitude={magnitude}: must be from 0 to num_magnitude_bins - 1")
         self.num_ops, self.magnitude = num_ops, magnitude

@@ -298,8 +298,14 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
     where = " on one device" if blueprint.strategy.world_size > 1 else ""
     more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
     notes = " (not compiled)" if blueprint.config["compile"] else ""
-    yield "time", f"about {_time(total)} for all steps and evaluations{where}{more}"
+    without = "" if found.reading_seconds is None else ", without reading photographs"
+    yield "time", f"about {_time(total)} for all steps and evaluations{without}{where}{more}"
     yield "", f"a step {_time(found.step_seconds)}{notes}, an evaluation {_time(found.evaluation_seconds)}"
+    if found.reading_seconds is not None:
+        workers = blueprint.data.workers
+        a_step = blueprint.batch_size * found.reading_seconds / max(1, workers)
+        by = f"{_count(workers, 'worker')}, meanwhile, where there are cores for them" if workers else "this process"
+        yield "reading", f"a photograph {_time(found.reading_seconds)}, those of a step {_time(a_step)} by {by}"
     yield "memory", f"about {_size(found.bytes)}{where}, beside what Python and torch take"
     parts = ("weights", "gradients", "optimizer", "activations", "data")
     yield "", ", ".join(f"{name} {_size(getattr(found, name))}" for name in parts)

@@ -10,6 +10,7 @@ from trainer.data.split import check_split_seed
 from trainer.data.synthetic import check_counts, shuffled_classes
 from trainer.randomness import generator_for
 
+_MOST_FEATURES = 4096
 _MOST_CONDITION = 1e12  # beyond it float32 features do not hold what is asked for
 
 
@@ -20,7 +21,8 @@ class Blobs:
     in standard deviations of a cluster. So the best classifier is linear; with two classes its accuracy is
     Phi(separation / 2). Classes are equally many (plus or minus one) in every part.
 
-    Raises ValueError for fewer than 2 classes or more than num_features + 1, a negative separation, an empty part.
+    Raises ValueError for features other than 1 to 4096, fewer than 2 classes or more than num_features + 1, a
+    negative separation, parts other than of 1 to 10^7 samples.
     """
 
     def __init__(
@@ -33,8 +35,8 @@ class Blobs:
         num_test: int = 500,
         split_seed: int = 0,
     ) -> None:
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features}: must be at least 1")
+        if not 1 <= num_features <= _MOST_FEATURES:
+            raise ValueError(f"num_features={num_features}: must be from 1 to {_MOST_FEATURES}")
         if not 2 <= num_classes <= num_features + 1:
             raise ValueError(
                 f"num_classes={num_classes}: must be between 2 and num_features + 1 ({num_features + 1}),"
@@ -84,8 +86,9 @@ class LinearRegression:
     of X w, which is 1; `noise` is the standard deviation of what is added, so that the best mean squared error is
     noise^2.
 
-    Source: C "The effect of unnormalized feature". Raises ValueError for a condition number outside 1..1e12 (or
-    other than 1 with one feature), negative noise, an empty part, num_train not above num_features.
+    Source: C "The effect of unnormalized feature". Raises ValueError for features other than 1 to 4096, a condition
+    number outside 1..1e12 (or other than 1 with one feature), negative noise, parts other than of 1 to 10^7 samples,
+    num_train not above num_features.
     """
 
     def __init__(
@@ -99,8 +102,8 @@ class LinearRegression:
         num_test: int = 500,
         split_seed: int = 0,
     ) -> None:
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features}: must be at least 1")
+        if not 1 <= num_features <= _MOST_FEATURES:
+            raise ValueError(f"num_features={num_features}: must be from 1 to {_MOST_FEATURES}")
         if not 1 <= condition_number <= _MOST_CONDITION:
             raise ValueError(f"condition_number={condition_number:g}: must be between 1 and {_MOST_CONDITION:g}")
         if num_features == 1 and condition_number != 1:

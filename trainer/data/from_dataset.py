@@ -10,7 +10,7 @@ from trainer.data.split import check_split_seed, cut_size, stratified_cut
 from trainer.errors import one_line
 
 _PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
-_MOST_CHANNELS = 4
+_MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000
 
 
 class FromDataset:
@@ -19,7 +19,7 @@ class FromDataset:
     An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have one
     size. A dataset is anything with `len` and an index. `train` is needed; a part that is not given is cut from it,
     stratified: `test_fraction` and `val_fraction` are shares of `train`. `num_classes` may be left out where `train`
-    has a list `classes`.
+    has a list `classes`; it is 1 to 1,000,000.
 
     Everything is read here, one sample after the other, and kept: photographs are better left to `image_folder`.
     Raises ValueError for other samples, in the constructor already if it is the first.
@@ -52,8 +52,8 @@ class FromDataset:
         if num_classes is None and not names:
             raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
         self.num_classes = len(names) if num_classes is None else num_classes
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: must be at least 1")
+        if not 1 <= self.num_classes <= _MOST_CLASSES:
+            raise ValueError(f"num_classes={self.num_classes}: must be from 1 to {_MOST_CLASSES}")
         self.class_names = tuple(map(str, names)) if len(names) == self.num_classes else ()
         self.input_shape = tuple(self._sample("train", 0)[0].shape)
 

@@ -11,16 +11,16 @@ from trainer.data import memory
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.photographs import caching
 from trainer.data.photographs.decoding import SUFFIXES
-from trainer.data.photographs.inspection import Inspected, Inspection, some_of
+from trainer.data.photographs.inspection import Inspected, Inspection, shown, some_of
 from trainer.data.photographs.manifest import PARTS, Files, read_manifest, scan
 from trainer.data.photographs.reading import Collection, Photographs
-from trainer.data.photographs.storage import Store
+from trainer.data.photographs.storage import Decoded, Store
 from trainer.data.photographs.workers import start_server
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
 logger = logging.getLogger(__name__)
 
-_MOST_SECONDS, _MOST_PIXELS = 1_000_000, 4096
+_MOST_SECONDS, _MOST_PIXELS, _MOST_WORKERS = 1_000_000, 4096, 256
 
 
 class ImageFolder:
@@ -73,8 +73,8 @@ class ImageFolder:
             raise ValueError(f"max_side={max_side}: must be null or 1 pixel or more")
         if cache not in ("memory", "disk", "none"):
             raise ValueError(f"cache={cache}: must be memory, disk or none")
-        if workers < 0:
-            raise ValueError(f"workers={workers}: must be 0 or more")
+        if not 0 <= workers <= _MOST_WORKERS:
+            raise ValueError(f"workers={workers}: must be from 0 to {_MOST_WORKERS}")
         if not 0 < timeout <= _MOST_SECONDS:
             raise ValueError(f"timeout={timeout}: must be more than 0 seconds, at most {_MOST_SECONDS:,}")
         if on_bad_file not in ("error", "skip"):
@@ -117,16 +117,18 @@ class ImageFolder:
             start_server()  # it loads torch meanwhile
         parts = self._used
         if self.on_bad_file == "error":
-            caching.raise_bad(self.root, len(self._names), self._bad)
+            caching.raise_bad(self.root, self._num_known, self._bad)
         elif self._bad:
             logger.warning(
-                "%d of %s photographs in %s are left out: %s",
-                len(self._bad), f"{len(self._names):,}", self.root, some_of(self._bad),
+                "%s of %s photographs in %s are left out (train.log names all): %s",
+                f"{len(self._bad):,}", f"{self._num_known:,}", self.root, some_of(self._bad, 3),
             )  # fmt: skip
+            for name, reason in self._bad.items():
+                logger.info("left out: %s (%s)", shown(name), reason)
         if self._unlisted:
             logger.warning(
                 "the manifest does not list %d photographs, which are not compared; the first is %s",
-                len(self._unlisted), self._unlisted[0],
+                len(self._unlisted), shown(self._unlisted[0]),
             )  # fmt: skip
         names = [name for part in PARTS for name in parts[part].names]
         source = caching.Source(
@@ -160,6 +162,14 @@ class ImageFolder:
     def memory_taken(self) -> int:
         """Bytes of memory that keeping the photographs takes, estimated as for `storage`; 0 for those on disk."""
         return caching.bytes_in_memory(*self._cost, self.memory_limit) if self.cache == "memory" else 0
+
+    def seconds_to_read(self) -> float | None:
+        """What one of the `workers` needs for a photograph, measured on some; None where pixels are kept."""
+        fits = caching.choose_layout(*self._cost, self.memory_limit) == Decoded.IN_MEMORY
+        if self.cache == "disk" or (self.cache == "memory" and fits):
+            return None
+        names = list(self._used["train"].names)
+        return caching.seconds_to_read(self.root, names, self.max_side, self.size, self.short_side)
 
     @property
     def memory_limit(self) -> int:
@@ -229,6 +239,11 @@ class ImageFolder:
             if name not in present and name.startswith(prefixes) and name.lower().endswith(SUFFIXES):
                 bad[name] = "is in the manifest, but not there"
         return bad
+
+    @property
+    def _num_known(self) -> int:
+        """Photographs that are there, and those that the manifest alone has."""
+        return len(self._inspected.keys() | self._bad.keys())
 
     @property
     def _unlisted(self) -> list[str]:

@@ -21,9 +21,10 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "saltire": lambda u, v, a, b: ((a - b).abs() <= 0.4) & (torch.maximum(a, b) <= 0.85),
 }
 NAMES = tuple(_SHAPES)
-_LEAST_SIZE, _LEAST_CONTRAST = 16, 64
+_LEAST_SIZE, _MOST_SIZE, _LEAST_CONTRAST = 16, 512, 64
 _SMALLEST, _LARGEST = 0.25, 0.45  # radius, as a share of the image's size
 _IMAGES_A_CHUNK = 1000
+_MOST_SAMPLES = 10_000_000
 
 
 class Shapes:
@@ -35,8 +36,8 @@ class Shapes:
     shape 64 to 192 away from it, modulo 256. `noise` is the standard deviation of Gaussian noise on every pixel, in
     levels of 255. Every part is a function of `split_seed` and of its own number of images alone.
 
-    Raises ValueError for a size below 16, channels other than 1 to 4, classes other than 2 to 8, an empty part,
-    negative noise.
+    Raises ValueError for a size other than 16 to 512, channels other than 1 to 4, classes other than 2 to 8, parts
+    other than of 1 to 10^7 images, negative noise.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class Shapes:
         noise: float = 20.0,
         split_seed: int = 0,
     ) -> None:
-        if size < _LEAST_SIZE:
-            raise ValueError(f"size={size}: must be at least {_LEAST_SIZE}")
+        if not _LEAST_SIZE <= size <= _MOST_SIZE:
+            raise ValueError(f"size={size}: must be from {_LEAST_SIZE} to {_MOST_SIZE}")
         if not 1 <= channels <= 4:
             raise ValueError(f"channels={channels}: must be between 1 and 4")
         if not 2 <= num_classes <= len(NAMES):
@@ -112,7 +113,7 @@ def shuffled_classes(count: int, num_classes: int, generator: torch.Generator) -
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError for a part without samples."""
+    """Raises ValueError for a part without samples, or with more than memory is made for."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name}={count}: must be at least 1")
+        if not 1 <= count <= _MOST_SAMPLES:
+            raise ValueError(f"{name}={count}: must be from 1 to {_MOST_SAMPLES}")

@@ -109,9 +109,15 @@ class Inspection:
             logger.warning("what was found out about the photographs is not kept: %s", error)
 
 
-def some_of(bad: dict[str, str]) -> str:
-    """The first three names, with what is wrong with each."""
-    return ", ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:3]) + ", ..." * (len(bad) > 3)
+def some_of(bad: dict[str, str], most: int) -> str:
+    """The first names, with what is wrong with each, and how many more there are."""
+    first = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(bad.items())[:most])
+    return first if len(bad) <= most else f"{first} and {len(bad) - most:,} more"
+
+
+def shown(name: str) -> str:
+    r"""A file's name that can be written anywhere: bytes that are no UTF-8 as \udc80..."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -> None:

@@ -54,7 +54,8 @@ def scan(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [name for name in names if name != MANIFEST]  # read_manifest tells of it
 
 
 def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -81,8 +82,10 @@ def read_manifest(root: Path) -> dict[str, str] | None:
     Its first line names the columns, separated by tabs; `path` and `sha256` must be among them. Raises ValueError.
     """
     path = root / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file: it must list the photographs, or not be there")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

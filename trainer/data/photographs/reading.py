@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trainer.data.photographs.decoding import BadPhotograph
 from trainer.data.photographs.frames import apply_frame, check_frames, evaluation_frames
-from trainer.data.photographs.storage import Decoded, Store
+from trainer.data.photographs.inspection import shown
+from trainer.data.photographs.storage import CHANGED, Decoded, Store
 from trainer.data.photographs.workers import CHUNK, Chunk, Workers
 from trainer.errors import DataError
 
@@ -110,7 +111,10 @@ class Collection:
                 yield batch
 
     def _damaged(self, number: int, reason: str) -> DataError:
-        return DataError(f"data: {self.names[number]}: {reason}; data.on_bad_file=skip finds such files beforehand")
+        advice = "data.on_bad_file=skip finds such files beforehand"
+        if reason.startswith(CHANGED):
+            advice = "put it back as it was and resume, or start a new run"
+        return DataError(f"data: {shown(self.names[number])}: {reason}; {advice}")
 
 
 class Photographs:

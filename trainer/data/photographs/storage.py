@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trainer.data.photographs.decoding import BadPhotograph, Pixels, decode
 
+CHANGED = "has changed since its checksum was taken"
 _MOST_BYTES = 10**9  # of a file: no photograph has more
 
 
@@ -92,10 +93,7 @@ class FileReader:
 
     def __call__(self, ticket: tuple[str, str]) -> Pixels:
         name, sha256 = ticket
-        content = read_file(self.root / name)
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise BadPhotograph("has changed since its checksum was taken")
-        return decode(content, self.max_side)
+        return decode(read_same(self.root / name, sha256), self.max_side)
 
 
 class EncodedReader:
@@ -165,6 +163,17 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadPhotograph(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
+
+
+def read_same(path: Path, sha256: str) -> bytes:
+    """The content of a file that could be read before. Raises BadPhotograph, CHANGED, for another one or none."""
+    try:
+        content = read_file(path)
+    except BadPhotograph as error:
+        raise BadPhotograph(f"{CHANGED}: it {error}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise BadPhotograph(CHANGED)
+    return content
 
 
 def offsets(lengths: list[int]) -> list[int]:
