@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,9 @@ from trainer.build import build
 from trainer.checkpoint import CheckpointWriter
 from trainer.closure import Closure
 from trainer.config import SINGLE, Config
-from trainer.errors import ConfigurationError, DataError
+from trainer.errors import ConfigurationError, DataError, DiskError
 from trainer.files import disk_errors, write_json
+from trainer.finish import record_failure
 from trainer.gradients import GradientGuard
 from trainer.metrics import Meter
 from trainer.parameter_groups import parameter_groups
@@ -56,6 +58,7 @@ def assemble(
     """
     blueprint = draw(config)
     connect(blueprint)
+    run: Run | None = None
     if not blueprint.strategy.is_main:
         assert folder is not None
         run = put_together(blueprint, fit=not resume)
@@ -66,11 +69,17 @@ def assemble(
         folder = run_folder.new(config)
     folder = run_folder.shown(folder)
     lock = lock or Lock(folder)
+    has_begun = (folder / run_folder.ENVIRONMENT).is_file()
     try:
         run = put_together(blueprint, fit=not resume)
         run.is_trial, run.lock = is_trial, lock
         open_folder(run, folder, resume=resume, console=console)
-    except BaseException:
+    except BaseException as error:
+        if run is not None and run.report is not None:
+            run.report.close()
+        if isinstance(error, Exception) and not has_begun:  # to go on with one that has is refused, no more
+            with suppress(DiskError):  # what failed first is what the user hears of
+                record_failure(folder, config, error)
         lock.release()
         raise
     return run
@@ -260,7 +269,13 @@ def compare_data(run: Run, folder: Path) -> None:
     """Raises DataError when the data are not those that the run began with."""
     path = folder / run_folder.ENVIRONMENT
     if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
-        raise DataError("the data are not those that the run began with (another checksum)")
+        raise DataError(f"{data_name(run.blueprint.config)}: not the data that the run began with (another checksum)")
+
+
+def data_name(config: Config) -> str:
+    """The data as they were chosen: `data=mnist data.root=data`."""
+    root = config["data"].get("root")
+    return f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:

@@ -389,7 +389,6 @@ def _check_model(blueprint: Blueprint) -> None:
             target = blueprint.config["model"]["_target_"]
             raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
         outputs = _run_meta(model, blueprint)
-        _check_lone_sample(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
         raise ConfigurationError(
@@ -403,6 +402,7 @@ def _check_model(blueprint: Blueprint) -> None:
     _check_memory(model)
     if blueprint.strategy is not None:
         blueprint.strategy.validate(blueprint.config, model)
+    _check_lone_sample(model, blueprint)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigurationError(
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
@@ -416,7 +416,7 @@ def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
     if not _leaves_one_alone(blueprint, batch_size):
         return
     try:
-        model(torch.empty(1, *blueprint.facts.input_shape))
+        model(torch.empty(1, *blueprint.facts.input_shape, device="meta"))
     except Exception as error:  # two at once were well: whatever else it is, the run will tell
         if "more than 1 value per channel" not in str(error):
             return

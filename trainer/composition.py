@@ -242,6 +242,7 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     search = [_searchpath(folders)] if folders else []
     defaults = _as_written(loader, tuple(f"{g}={o}" for g, o in choices.items() if g in GROUPS), tuple(search))
     config = plain(composed)
+    config, defaults = _with_operations(config), _without_removed(defaults, typed_words(hydra))
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])
     if config.get("epochs") is not None and config.get("steps") is not None:
@@ -256,6 +257,24 @@ def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Con
     if problems := rules.check(config, defaults, typed):
         raise ConfigurationError(problems)
     return config
+
+
+def _with_operations(config: Config) -> Config:
+    """Operations that were added to no augmentation are put into a pipeline."""
+    operations = config.get("augmentation")
+    if not isinstance(operations, dict) or not operations or "_target_" in operations:
+        return config
+    return config | {"augmentation": rules.PIPELINE | operations}
+
+
+def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
+    """The options without the operations that were removed: one that is then added by that name is the user's own."""
+    operations = defaults.get("augmentation")
+    if not isinstance(operations, dict):
+        return defaults
+    removed = {word.partition("=")[0].removeprefix("~augmentation.") for word in words if word.startswith("~")}
+    kept = {name: node for name, node in operations.items() if name not in removed or not isinstance(node, dict)}
+    return defaults | {"augmentation": kept}
 
 
 @lru_cache(maxsize=32)
@@ -437,5 +456,6 @@ def _bad_key(cause: OmegaConfBaseException) -> str:
     if re.search(r"not in (struct|')", message) and isinstance(parent, DictConfig):
         prefix, dot, key = full.rpartition(".")
         known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]
-        return unknown("key", key, known, prefix + dot)
+        add = f"; to add an operation: +{full}={{_target_: ...}}" if prefix == "augmentation" else ""
+        return unknown("key", key, known, prefix + dot) + add
     return f"{full}: {message}" if full else message

@@ -27,6 +27,7 @@ PSEUDO_GROUPS = ("experiment", "debug")
 # the groups whose choice may be nothing
 SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device, whatever the run was made with
 MAY_BE_NOTHING = ("augmentation", "initializer", "diagnostics")
+PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # what operations are put into where there was nothing
 # keys whose mapping is open: handed on as it is and checked against a signature later
 OPEN = ("arguments",)
 # the packages whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST widen it
@@ -295,6 +296,8 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
     Where another class is named its own signature decides, later.
     """
     if isinstance(default, dict) and isinstance(value, dict):
+        if where == "augmentation" and value and not default:
+            default = PIPELINE
         target, given = default.get("_target_"), value.get("_target_")
         if target is not None and (given is None or given == ""):
             yield f"{where}._target_={_show(given)}: must name a class, such as {target}"
@@ -304,8 +307,15 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
         for key, item in value.items():
             if key in default:
                 yield from _compare(item, default[key], f"{where}.{key}")
-            elif not (is_pipeline and isinstance(item, dict) and item.get("_target_")):  # else one more operation
+            elif not is_pipeline:
                 yield _unknown_key(f"{where}.", str(key), default, item)
+            elif not (isinstance(item, dict) and item.get("_target_")):  # else one more operation
+                suggestion = nearest(str(key), default)
+                yield (
+                    f"{where}.{key}={_show(item)}: must be an operation, e.g. "
+                    "{_target_: trainer.augmentation.HorizontalFlip}"
+                    + (f". Did you mean {where}.{suggestion}?" if suggestion else "")
+                )
         # a part of a pipeline may be taken out; the other keys are what the run is compared by
         gone = [key for key, item in default.items() if key not in value and not isinstance(item, dict)]
         yield from (f"{where}.{key}: is missing; it cannot be deleted" for key in gone)

@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from trainer import checkpoint, run_folder
-from trainer.errors import DiskError, GearshiftError, Interrupted, understood
+from trainer.errors import DiskError, Interrupted, understood
 from trainer.evaluation import confusion_matrix, evaluate
 from trainer.files import disk_errors
 from trainer.reporting.curves import draw_curves
+from trainer.reporting.logs import close, open_run_log
 from trainer.reporting.metrics_file import read_metrics
 from trainer.run import Run
 from trainer.signals import stop_request
@@ -70,6 +71,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
+        if error is not None and not isinstance(error, Interrupted):
+            log.error("%s", str(error) or type(error).__name__)
         # a signal may have come in the middle of anything, an import too: only what says so is written then
         reports = partial(_write_reports, matrix=matrix)
         for write in (_write_result,) if isinstance(error, Interrupted) else (reports, _write_result):
@@ -82,18 +85,26 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     return result
 
 
-def record_failure(folder: Path, config: dict[str, Any], error: GearshiftError) -> None:
-    """`result.json` of a run whose main rank could not write it, or did not know why it failed."""
+def record_failure(folder: Path, config: dict[str, Any], error: BaseException) -> None:
+    """Result and log of a run that failed before there was a `Run`, or whose main rank could not tell why.
+
+    Log records that are held come into the log, too. Raises DiskError.
+    """
+    known = understood(error)
+    with suppress(OSError):  # the result counts
+        run_log = open_run_log(folder / run_folder.LOG)
+        log.error("%s", str(known) or type(known).__name__)
+        close(run_log)
     path = folder / run_folder.RESULT
     records = read_metrics(folder / run_folder.METRICS) if (folder / run_folder.METRICS).is_file() else []
     stopping = config["early_stopping"]
     last = records[-1] if records else {"step": 0, "epoch": 0.0}
-    known = json.loads(path.read_text()) if path.is_file() else {
+    before = json.loads(path.read_text()) if path.is_file() else {
         "steps": last["step"], "epochs": last["epoch"], "monitor": stopping["monitor"] if stopping else "val/loss",
         "best": None, "test": None, "wall_seconds": 0.0, "folder": str(run_folder.shown(folder)),
     }  # fmt: skip
-    told = {"status": "failed", "exit_code": error.exit_code, "error": str(error)}
-    run_folder.write_result(folder, known | told)
+    told = {"status": "failed", "exit_code": int(getattr(known, "exit_code", 1)), "error": str(known)}
+    run_folder.write_result(folder, told | before | told)
 
 
 def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:

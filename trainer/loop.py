@@ -1,6 +1,5 @@
 """The training loop. It reads top to bottom, and knows nothing of devices or ranks."""
 
-import time
 from collections.abc import Iterable, Iterator
 
 from trainer.batches import Batch
@@ -22,6 +21,7 @@ def fit(run: Run) -> Result:
     try:
         stop_request.can_wait = True
         status = train(run)
+        tell_of_waiting(run, run.throughput.too_long(at_end=True))
         stop_request.can_wait = False
         return finish(run, status)
     except BaseException as error:
@@ -95,9 +95,14 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
                 run.report.message(warning)
     run.initial_loss = None
     values |= run.throughput.read()
-    if run.report is not None and (share := run.throughput.too_long()) is not None:
-        run.report.message(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
+    tell_of_waiting(run, run.throughput.too_long())
     return values
+
+
+def tell_of_waiting(run: Run, share: float | None) -> None:
+    """What helps, when this share of the time went into waiting."""
+    if run.report is not None and share is not None:
+        run.report.message(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
 
 
 def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
@@ -116,10 +121,5 @@ def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
 def timed(batches: Iterable[Batch], throughput: Throughput) -> Iterator[Batch]:
     """The same batches, while the time spent waiting for them is added up."""
     source = iter(batches)
-    while True:
-        start = time.perf_counter()
-        batch = next(source, None)
-        throughput.waited += time.perf_counter() - start
-        if batch is None:
-            return
+    while (batch := throughput.await_next(source)) is not None:
         yield batch

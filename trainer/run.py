@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.batches import TrainingBatches
+from trainer.batches import Batch, TrainingBatches
 from trainer.blueprint import Blueprint
 from trainer.checkpoint import CheckpointWriter
 from trainer.closure import Closure
@@ -52,6 +52,20 @@ class Throughput:
     total_waited: float = 0.0  # seconds since the first reading,
     total: float | None = None  # and of how many; None before it
     told: bool = False
+    began: float | None = None  # when the first batch was there, and
+    waited_in_all: float = 0.0  # seconds since
+
+    def await_next(self, batches: Iterator[Batch]) -> Batch | None:
+        """The next batch; the wait for it counts."""
+        start = time.perf_counter()
+        batch = next(batches, None)
+        now = time.perf_counter()
+        self.waited += now - start
+        if self.began is None:
+            self.began = now
+        else:
+            self.waited_in_all += now - start
+        return batch
 
     def read(self) -> dict[str, float]:
         elapsed = max(time.perf_counter() - self.since, 1e-9)
@@ -66,14 +80,17 @@ class Throughput:
         self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
         return values
 
-    def too_long(self) -> float | None:
+    def too_long(self, *, at_end: bool = False) -> float | None:
         """The share of time spent waiting so far, said once: when it is above 20 % of two seconds or more. What
-        came before the first reading does not count: workers start then, and kernels are chosen."""
-        total = self.total or 0.0
-        if self.told or total < _LONG_ENOUGH or self.total_waited <= _MOST_WAITING * total:
+        came before the first reading does not count: workers start then, and kernels are chosen; `at_end` all
+        counts but the wait for the first batch, as there may have been no other reading."""
+        waited, total = self.total_waited, self.total or 0.0
+        if at_end:
+            waited, total = self.waited_in_all, 0.0 if self.began is None else time.perf_counter() - self.began
+        if self.told or total < _LONG_ENOUGH or waited <= _MOST_WAITING * total:
             return None
         self.told = True
-        return self.total_waited / total
+        return waited / total
 
 
 @dataclass
@@ -150,14 +167,17 @@ class Run:
 
     def raw_evaluation_batches(self, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """The same images as they are stored, on the device."""
-        images, targets = part.images_NCHW, part.targets_N
-        size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, math.prod(images.shape[1:]) * 4))
+        shares = self.evaluation_shares(part)
+        for share, image in zip(shares, _read(part.images_NCHW, shares), strict=True):
+            yield image.to(self.device), part.targets_N[share].to(self.device)
+
+    def evaluation_shares(self, part: Any) -> list[Tensor]:
+        """Which samples those are, batch by batch: int64 indices on the CPU, one after the other; or none."""
+        size = max(self.closure.micro_batch, _EVALUATION_BYTES // max(1, math.prod(part.images_NCHW.shape[1:]) * 4))
         if self.closure.micro_batch < self.blueprint.batch_size:  # memory is short
             size = self.closure.micro_batch
-        chunks = torch.arange(len(targets)).split(size * self.strategy.data_size)
-        shares = [chunk[self.strategy.share(len(chunk))] for chunk in chunks]
-        for share, image in zip(shares, _read(images, shares), strict=True):
-            yield image.to(self.device), targets[share].to(self.device)
+        chunks = torch.arange(len(part.targets_N)).split(size * self.strategy.data_size)
+        return [chunk[self.strategy.share(len(chunk))] for chunk in chunks]
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images as the model takes them: preprocessed, in its memory layout."""

@@ -136,6 +136,7 @@ def test_every_setting_is_in_the_table() -> None:
     assert keys == set(SETTINGS)
 
 
+CROP = "trainer.augmentation.Crop"
 OVERRIDES = [
     # names
     ("optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'? & adamw, momentum, sgd"),
@@ -147,7 +148,21 @@ OVERRIDES = [
     ("early_stopping.patince=3", "early_stopping.patince=3 & Did you mean 'early_stopping.patience'?"),
     ("every.chekpoint=1ep", "every.chekpoint=1ep & Did you mean 'every.checkpoint'?"),
     ("augmentation=crop augmentation.crop.pading=2", "augmentation.crop.pading=2 & 'augmentation.crop.padding'?"),
-    ("augmentation=crop +augmentation.blur=2", "augmentation.blur=2 & does not exist & crop"),
+    ("augmentation=crop +augmentation.blur=2", "augmentation.blur=2 & must be an operation, e.g. {_target_: trainer."),
+    ("+augmentation.blur=2", "augmentation.blur=2 & must be an operation, e.g. {_target_: trainer."),
+    ("augmentation=crop '+augmentation.corp={padding: 2}'",
+     "augmentation.corp={padding: 2} & Did you mean augmentation.crop?"),
+    ("augmentation=crop '+augmentation.blur={_target_: trainer.augmentation.GaussianBlur, nosuch: 2}'",
+     "augmentation.blur.nosuch=2 & does not exist & probability"),
+    ("augmentation=crop ~augmentation.crop '+augmentation.crop={padding: 2}'",
+     "augmentation.crop={padding: 2} & must be an operation"),
+    (f"augmentation=crop ~augmentation.crop '+augmentation.crop={{_target_: {CROP}, pading: 2}}'",
+     "augmentation.crop.pading=2 & Did you mean 'augmentation.crop.padding'?"),
+    (f"augmentation=crop ~augmentation.crop '+augmentation.crop={{_target_: {CROP}, padding: -1}}'",
+     "augmentation.crop.padding=-1 & from 0 to 256"),
+    (f"'augmentation.crop={{_target_: {CROP}}}'",
+     "does not exist & to add an operation: +augmentation.crop={_target_: ...}"),
+    ("augmentation=crop ~augmentation.crop.padding", "augmentation.crop.padding & is missing"),
     ("model/lenet=x", "model/lenet=x & does not exist"),
     ("optimizer@other=adam", "optimizer@other=adam"),
     ("+optimizer@other=adam", "other & does not exist"),
@@ -283,12 +298,12 @@ VALUES = [
       "augmentation=crop augmentation.crop.padding=-1 optimizer.betas=[0.9]"),
      "data.val_fraction=0 & between 0 and 1", "loss.label_smoothing=1 & [0, 1)",
      "preprocessing.per=chanel & channel, feature", "initializer.std=-1 & above 0",
-     "augmentation.crop.padding=-1 & from 0 to 4096", "optimizer.betas=[0.9] & a list of a number and a number"),
+     "augmentation.crop.padding=-1 & from 0 to 256", "optimizer.betas=[0.9] & a list of a number and a number"),
     ("data.val_fraction=0.99 loss.base=10 initializer=kaiming_normal initializer.mode=fan",
      "data.val_fraction=0.99 & test_fraction", "loss.base=10 & e, 2", "initializer.mode=fan & did you mean fan_in?"),
     ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
     ("sampler=hard_examples sampler.uniform=0 preprocessing=zca preprocessing.epsilon=-1 data=synthetic data.size=8",
-     "data.size=8 & at least 16", "preprocessing.epsilon=-1 & at least 0", "sampler.uniform=0 & above 0"),
+     "data.size=8 & from 16 to 512", "preprocessing.epsilon=-1 & at least 0", "sampler.uniform=0 & above 0"),
     (("model.dropout=1 schedule.warmup=100% batch_size=1000000000 device=cuda:99 early_stopping.monitor=val/acuracy "
       "init_from=/nowhere"),
      "model.dropout=1 & [0, 1)", "schedule.warmup=100% & shorter than the run",

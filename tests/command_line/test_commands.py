@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,10 @@ import torch
 import yaml
 
 from tests.command_line.conftest import PROGRAM, SMALL, Train, listing
+from tests.data.images import jpeg
 from trainer import checkpoint
+from trainer.build import build
+from trainer.data import ImageFolder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -329,6 +333,7 @@ def test_a_diverged_run_is_code_70(train: Train, folder: Path) -> None:
     )
     assert (done.code, len(done.problems)) == (70, 1)
     assert (result(folder / "run")["status"], result(folder / "run")["exit_code"]) == ("diverged", 70)
+    assert f" ERROR {done.problems[0]}" in (folder / "run/train.log").read_text().splitlines()[-1]
 
 
 def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train) -> None:
@@ -374,3 +379,128 @@ def test_help_on_a_full_disk_is_no_bug_of_ours(folder: Path) -> None:
         done = subprocess.run([PROGRAM, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
     assert done.returncode == 74
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# --- operations that were added ---------------------------------------------------------------------------
+
+FLIP = "+augmentation.flip={_target_: trainer.augmentation.HorizontalFlip}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "order"),
+    [
+        (["augmentation=flip_crop", "~augmentation.flip", FLIP], ["crop", "flip"]),
+        (["augmentation=crop", FLIP], ["crop", "flip"]),
+        ([FLIP], ["flip"]),
+        ([FLIP, "+augmentation.crop={_target_: trainer.augmentation.Crop, padding: 1}"], ["flip", "crop"]),
+    ],
+)
+def test_operations_are_moved_and_added(typed: list[str], order: list[str], train: Train, folder: Path) -> None:
+    assert train(*SMALL, *typed, "hydra.run.dir=run").code == 0
+    written = yaml.safe_load((folder / "run" / "config.yaml").read_text())["augmentation"]
+    assert list(written) == ["_target_", *order]
+    assert written["flip"] == {"_target_": "trainer.augmentation.HorizontalFlip"}, "nothing of the preset's is left"
+    assert list(build(written, "augmentation").operations) == order
+    if typed == [FLIP]:
+        for words in (["resume", "run", "epochs=3"], ["repeat", "run"], ["evaluate", "run"]):
+            assert train(*words).code == 0, words
+
+
+# --- a run that fails before its first step ---------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(folder: Path) -> list[str]:
+    """Forty photographs, of which `photographs/a/3.jpg` cannot be read; the words that choose them."""
+    for name in "ab":
+        (folder / "photographs" / name).mkdir(parents=True)
+        for number in range(20):
+            (folder / "photographs" / name / f"{number}.jpg").write_bytes(jpeg(20, 24, number))
+    (folder / "photographs/a/3.jpg").write_text("no photograph")
+    return [
+        "data=image_folder", "data.root=photographs", "data.size=16", "data.workers=0", "data.cache_dir=cache",
+        "model=linear", "epochs=1", "batch_size=16", "threads=1",
+    ]  # fmt: skip
+
+
+UNREADABLE = "data: 1 of 40 photographs in photographs cannot be used: a/3.jpg (not an image of a known format)"
+
+
+def check_failed_load(run: Path) -> None:
+    """The error is in the folder, and nothing else."""
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "overrides.yaml", "result.json", "train.log"]
+    found = result(run)
+    assert found.pop("error").startswith(UNREADABLE)
+    assert found == {
+        "status": "failed", "exit_code": 65, "steps": 0, "epochs": 0.0, "monitor": "val/loss", "best": None,
+        "test": None, "wall_seconds": 0.0, "folder": str(run),
+    }  # fmt: skip
+
+
+def test_a_run_whose_data_cannot_be_loaded_says_so_in_its_folder(
+    photographs: list[str], train: Train, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = ImageFolder.load
+
+    def talkative(self: ImageFolder) -> Any:
+        logging.getLogger("trainer.data").info("about to load")
+        return load(self)
+
+    monkeypatch.setattr(ImageFolder, "load", talkative)
+    done = train(*photographs, "hydra.run.dir=run")
+    assert done.code == 65 and len(done.problems) == 1 and done.problems[0].startswith(UNREADABLE)
+    check_failed_load(Path("run"))
+    early, last = (folder / "run/train.log").read_text().splitlines()
+    assert early.endswith(" INFO about to load")
+    assert f" ERROR {UNREADABLE}" in last
+    before = {name: content for name, content in listing(folder / "run").items() if name != "train.log"}
+    assert train("resume", "run").code == 65
+    assert {name: content for name, content in listing(folder / "run").items() if name != "train.log"} == before
+
+    (folder / "photographs/a/3.jpg").write_bytes(jpeg(20, 24, 3))
+    assert train("resume", "run").code == 0
+    assert train(*photographs, "hydra.run.dir=other").code == 0
+    assert metrics(folder / "run") == metrics(folder / "other")
+    assert (result(folder / "run")["status"], result(folder / "run").get("error")) == ("completed", None)
+
+
+def test_a_run_that_has_begun_is_not_marked_as_failed_when_it_cannot_go_on(
+    photographs: list[str], train: Train, folder: Path
+) -> None:
+    (folder / "photographs/a/3.jpg").write_bytes(jpeg(20, 24, 3))
+    assert train(*photographs, "hydra.run.dir=run").code == 0
+    (folder / "photographs/a/3.jpg").write_text("no photograph")
+    before = listing(folder / "run")
+    assert train("resume", "run", "epochs=2").code == 65
+    assert listing(folder / "run") == before
+
+    (folder / "photographs/a/3.jpg").write_bytes(jpeg(20, 24, 50))
+    done = train("resume", "run", "epochs=2")
+    assert done.problems == [
+        "data=image_folder data.root=photographs: not the data that the run began with (another checksum)"
+    ]
+    assert listing(folder / "run") == before
+
+
+def test_trials_whose_data_cannot_be_loaded_say_so_and_are_run_when_asked_for_again(
+    photographs: list[str], train: Train, folder: Path
+) -> None:
+    sweep = ["-m", *photographs, "seed=1,2", "hydra.sweep.dir=sweep"]
+    assert train(*sweep).code == 3
+    trials = [path for path in Path("sweep").iterdir() if path.is_dir()]
+    assert len(trials) == 2
+    for trial in trials:
+        check_failed_load(trial)
+    (folder / "photographs/a/3.jpg").write_bytes(jpeg(20, 24, 3))
+    assert train("resume", "sweep").code == 0
+    assert [result(trial)["status"] for trial in trials] == ["completed"] * 2
+
+
+@pytest.mark.slow
+def test_ranks_whose_data_cannot_be_loaded_say_so_once(photographs: list[str], process: Train, folder: Path) -> None:
+    done = process(*photographs, "hydra.run.dir=run", "parallelism=ddp", "parallelism.devices=2", "device=cpu")
+    assert done.code == 65 and len(done.problems) == 1
+    shutil.rmtree(folder / "run/ranks")
+    (line,) = (folder / "run/train.log").read_text().splitlines()
+    assert f" ERROR {UNREADABLE}" in line
+    check_failed_load(Path("run"))

@@ -156,6 +156,7 @@ def stop_the_server() -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     folder: Path, undisturbed: list[Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     assert workers._server() != before
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_stopped_server_does_not_keep_workers_from_being_closed(
     folder: Path, undisturbed: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,7 +340,7 @@ def test_three_workers_learn() -> None:
 
 
 def test_a_killed_worker_stops_nobody() -> None:
-    answers = survivors(3, worker, 60, 2)
+    answers = survivors(3, worker, 150, 2)
     assert answers.keys() == {0, 1}
     check_learnt(answers[0])
 

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -52,8 +53,16 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
     assert [line.split(" ", 1)[1] for line in lines] == ["WARNING first", "WARNING second"]
 
 
+@contextmanager
+def nobody_listens() -> Iterator[None]:
+    """As it is outside of pytest, which has handlers of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger(), "handlers", [])
+        yield
+
+
 def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with held():
+    with nobody_listens(), held():
         log.info("first")
         log.warning("second")
         handler = open_run_log(tmp_path / "train.log")
@@ -67,7 +76,7 @@ def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, caps
 
 
 def test_what_is_held_is_let_go_where_no_log_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="no log"), held():
+    with pytest.raises(ValueError, match="no log"), nobody_listens(), held():
         log.warning("lost")
         raise ValueError("no log")
     handler = open_run_log(tmp_path / "train.log")

@@ -1,6 +1,7 @@
 """Where log records go: `train.log` in the run folder, and what the user should know of them to the terminal."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,13 +23,21 @@ class OneLine(logging.Formatter):
 
 def open_run_log(path: Path) -> logging.Handler:
     """Append the records of the logger "trainer", INFO and above, to the file at `path`, those that `held` first."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     for early in [other for other in logging.getLogger(_OURS).handlers if isinstance(other, _Held)]:
         for record in early.records:
             handler.handle(record)
         close(early)
     return _attach(handler)
+
+
+class _RunLog(logging.FileHandler):
+    """What a full disk does not take is lost without a word: the files that count say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _Held(logging.Handler):

@@ -69,6 +69,14 @@ def _from_jpeg(content: bytes, image: Any, whole: tuple[int, int], size: tuple[i
     return np.ascontiguousarray(decode_jpeg(data, _RGB, False).permute(1, 2, 0).numpy())
 
 
+def load_libraries() -> None:
+    """Load what decoding needs, which otherwise comes with the first photograph."""
+    from PIL import Image
+
+    Image.preinit()
+    _torchvision_decoder()
+
+
 @functools.cache
 def _torchvision_decoder() -> Any:
     """None where it is gone (it is deprecated since 0.29): PIL gives the same pixels, a third later."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.photographs.decoding import BadPhotograph
+from trainer.data.photographs.decoding import BadPhotograph, load_libraries
 from trainer.data.photographs.frames import apply_frame
 from trainer.data.photographs.storage import Reader, SharedBytes
 from trainer.errors import RankLost
@@ -119,6 +119,7 @@ class Workers:
                     process.start()
                 return _Worker(process, here, time.monotonic())
             except (EOFError, ConnectionError):
+                _kill_server()
                 here.close()
                 logger.warning("the process that starts workers was lost; another one goes on")
             finally:
@@ -226,10 +227,14 @@ def _server() -> int | None:
 
 
 def _kill_server() -> None:
+    """Kill it and wait for its end, before which multiprocessing would take it for one that lives; it is left to
+    multiprocessing to take note of that."""
     pid = _server()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -244,6 +249,7 @@ def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> N
     for signum in (signal.SIGINT, signal.SIGTERM):  # those to the whole group are that process's affair
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
+    load_libraries()  # before the first sign of life: they take long where the server has not loaded them
     slots = _as_slots(memory, size)
     with suppress(EOFError, OSError):
         pipe.send(None)
