@@ -29,7 +29,7 @@ PROBLEM = ["device=cpu", "threads=1", "data=digits", "batch_size=64", "schedule=
 LENET = ["model=lenet", "model.channels=[8,16]", "model.hidden=[32]", "model.activation=tanh"]
 RATES = {("batch", "momentum"): 0.05, ("none", "momentum"): 0.2, ("batch", "adamw"): 0.005, ("none", "adamw"): 0.01}
 # with some seeds a maximum in the pooling is decided by a last bit of float32, and the curve is another one then
-SEEDS = {"batch": "seed=18", "none": "seed=6", "columns": "seed=6"}
+SEEDS = {"batch": "seed=18", "none": "seed=6", "columns": "seed=8"}
 
 # strategy -> world size -> what it takes; the model with two columns has settings of its own
 STRATEGIES: dict[str, dict[int, list[str]]] = {
