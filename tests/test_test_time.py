@@ -351,7 +351,7 @@ def test_evaluate_says_when_the_data_are_others(
     assert said() == said("tta=ten_crop") == ""
     changed = next((copy / "test").rglob("*.jpg"))
     changed.write_bytes(encoded(Image.fromarray(pixels(50, 60, 999)), quality=92))
-    line = "run: the data are not those that the run began with (another checksum)\n"
+    line = f"run: data=image_folder data.root={copy}: not the data that the run began with (another checksum)\n"
     assert said() == said("tta=ten_crop") == said("batch_size=4") == line
     assert said("data.split_seed=1") == ""  # other data may be asked for
     for content in ("{}", "[]", "{"):

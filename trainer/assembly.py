@@ -269,13 +269,14 @@ def compare_data(run: Run, folder: Path) -> None:
     """Raises DataError when the data are not those that the run began with."""
     path = folder / run_folder.ENVIRONMENT
     if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
-        raise DataError(f"{data_name(run.blueprint.config)}: not the data that the run began with (another checksum)")
+        raise DataError(other_data(run.blueprint.config))
 
 
-def data_name(config: Config) -> str:
-    """The data as they were chosen: `data=mnist data.root=data`."""
+def other_data(config: Config) -> str:
+    """What is said of data that have changed since the run began: `data=mnist data.root=data: not the data ...`."""
     root = config["data"].get("root")
-    return f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
+    chosen = f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
+    return f"{chosen}: not the data that the run began with (another checksum)"
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:

@@ -59,7 +59,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     import torch
 
     from trainer import checkpoint
-    from trainer.assembly import put_together
+    from trainer.assembly import other_data, put_together
     from trainer.blueprint import draw
     from trainer.evaluation import evaluate, evaluate_views
     from trainer.state import restore_weights
@@ -78,7 +78,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
     if config["data"] == recorded["data"] and _are_others(run.splits, folder):
-        print(f"{folder}: the data are not those that the run began with (another checksum)", file=sys.stderr)
+        print(f"{folder}: {other_data(config)}", file=sys.stderr)
     parts = {"val": run.splits.val, "test": run.splits.test}
     num_samples = sum(len(part) for part in parts.values())
     values: dict[str, float] = {}
