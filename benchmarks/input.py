@@ -61,12 +61,12 @@ from trainer.augmentation.colour import Brightness, Contrast, Saturation
 from trainer.augmentation.framing import ResizedCrop
 from trainer.augmentation.policies import OPERATIONS, RandAugment, TrivialAugment
 from trainer.augmentation.warp import Rotate, TranslateX, TranslateY
-from trainer.batches import Batch, TrainingBatches
+from trainer.base.randomness import generator_for
 from trainer.data import CIFAR10, ImageFolder
 from trainer.parallelism.single import Single
 from trainer.preprocessing import Standardize
-from trainer.randomness import generator_for
 from trainer.samplers import Shuffle
+from trainer.training.batches import Batch, TrainingBatches
 
 try:
     import kornia.augmentation as kornia

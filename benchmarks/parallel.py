@@ -39,12 +39,12 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.parallelism.harness import curve, make, spawn
-from trainer.composition import config_folder
+from trainer.base.rank import place
+from trainer.configuration.compose import config_folder
 from trainer.models.alexnet_two_column import alexnet_two_column
 from trainer.parallelism import cost, ddp
 from trainer.parallelism.cost import Cost, Step
-from trainer.place import place
-from trainer.step import train_step
+from trainer.training.step import train_step
 
 SYNCHRONOUS = ("ddp", "fsdp", "tensor", "hybrid", "weird_trick", "pipeline")
 

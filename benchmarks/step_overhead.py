@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer import assemble, compose, fit
-from trainer.assembly import put_together
-from trainer.blueprint import draw
+from trainer.assembly.assemble import put_together
+from trainer.configuration.resolve import draw
 
 MODELS = {"mlp": ["model=mlp", "model.hidden=[64,64]"], "resnet": ["model=resnet20"]}
 CLIP, LR, DECAY = 1.0, 0.002, 0.01

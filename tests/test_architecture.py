@@ -11,35 +11,37 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trainer"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# from the top down; a module may import from its own layer and those below it
+# from the top down; a room may import from itself and from those below it
 LAYERS = [
     ["app", "__main__"],
     ["commands"],
-    ["job", "estimate"],
-    ["preflight"],
-    ["launching"],
-    ["loop"],
+    ["hydra_entry"],
+    ["launching", "planning"],
     ["assembly"],
-    ["finish", "nonfinite", "evaluation", "step", "state"],
-    ["run"],
-    ["report", "blueprint", "closure"],
-    ["reporting", "checkpoint", "run_folder", "composition", "build", "gradients", "batches"],
-    ["config", "console", "metrics", "files", "precision", "signals", "early_stopping", "parameter_groups",
-     "test_time"],
-    ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "schedules",
-     "parallelism", "diagnostics", "examples"],
-    ["randomness", "duration", "improvement", "errors", "parts", "place"],
+    ["training"],
+    ["reporting"],
+    ["storage"],
+    ["configuration"],
+    ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "optimizers", "schedules",
+     "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
+    ["base"],
 ]  # fmt: skip
 COMPONENTS = LAYERS[-2]
-HELPERS = LAYERS[-1]  # small and pure; a component may use them
-LIGHT = ["app", "__main__", "commands", "job", "launching", "preflight", "composition", "config", "console", "errors",
-         "run_folder", "duration", "improvement", "signals", "files", "build"]  # fmt: skip
+# what the command line loads before a job needs torch
+LIGHT = ["app", "__main__", "commands", "hydra_entry", "launching", "configuration.compose", "configuration.rules",
+         "configuration.options", "configuration.build", "reporting.console", "storage.run_folder", "storage.files",
+         "base.duration", "base.errors", "base.improvement", "base.signals", "base.rank"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 
 def part(path: Path) -> str:
     """The first name below `trainer` that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name(path: Path) -> str:
+    """Of a module below `trainer`: `storage.files`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imports(path: Path, *, module_level_only: bool = False) -> set[str]:
@@ -81,7 +83,7 @@ def test_imports_run_down(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in FILES if part(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_components_know_neither_the_configuration_nor_one_another(path: Path) -> None:
     names = imports(path)
-    allowed = {part(path), *HELPERS, *(["data"] if part(path) == "examples" else [])}
+    allowed = {part(path), "base", *(["data"] if part(path) == "examples" else [])}
     assert own(names) <= allowed
     assert not {name.partition(".")[0] for name in names} & {"hydra", "omegaconf", "rich"}
 
@@ -117,9 +119,9 @@ def own_files(path: Path) -> set[str]:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     modules = sorted(
-        ".".join(["trainer", *p.relative_to(PACKAGE).with_suffix("").parts])
+        f"trainer.{name(p)}"
         for p in FILES
-        if part(p) in LIGHT and p.stem not in ("__init__", "__main__")
+        if {part(p), name(p)} & set(LIGHT) and p.stem not in ("__init__", "__main__")
     )
     code = f"import sys; [__import__(m) for m in {modules!r}]; print({HEAVY!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -142,7 +144,7 @@ def test_only_build_turns_a_target_into_an_object() -> None:
     """No other file imports by a name from the configuration, nor uses Hydra's instantiate."""
     for path in FILES:
         text = path.read_text()
-        if part(path) not in ("build", "app", "__init__"):
+        if name(path) not in ("configuration.build", "app", "__init__"):
             assert "import_module" not in text, path
         assert "instantiate" not in text, path
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from trainer.augmentation import Brightness, Crop, GaussianBlur, HorizontalFlip, Pipeline
-from trainer.batches import TrainingBatches
+from trainer.base.randomness import generator_for
 from trainer.parallelism.single import Single
 from trainer.preprocessing import Scale, ToFloat
-from trainer.randomness import generator_for
 from trainer.samplers import Sequential, Shuffle
+from trainer.training.batches import TrainingBatches
 
 
 def make(batch_size: int = 16, n: int = 100, **changes: object) -> TrainingBatches:
@@ -58,7 +58,7 @@ def test_going_on_in_mid_epoch_gives_the_same_bits(seen: int) -> None:
 def test_slabs_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     augmentation = Pipeline(crop=Crop(padding=2), flip=HorizontalFlip(probability=0.5))
     whole = list(make(augmentation=augmentation).epoch(0))
-    monkeypatch.setattr("trainer.batches._SLAB_BYTES", 1)
+    monkeypatch.setattr("trainer.training.batches._SLAB_BYTES", 1)
     single = list(make(augmentation=augmentation).epoch(0))
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole, single, strict=True))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from trainer import assemble, compose, fit
-from trainer.blueprint import draw
-from trainer.errors import ConfigurationError
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 
 DATA = ["data=synthetic", "data.size=16", "data.num_val=10", "data.num_test=10"]
 ALONE = {

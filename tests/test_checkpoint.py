@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointWriter, find_newest, load, load_newest, previous, save, snapshot
-from trainer.errors import DataError, DiskError
-from trainer.files import seal
+from trainer.base.errors import DataError, DiskError
+from trainer.storage import checkpoint
+from trainer.storage.checkpoint import CheckpointWriter, find_newest, load, load_newest, previous, save, snapshot
+from trainer.storage.files import seal
 
 State = dict[str, Any]
 

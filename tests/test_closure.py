@@ -6,15 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainer import compose
-from trainer.batches import Batch
-from trainer.blueprint import draw
-from trainer.closure import Closure
-from trainer.errors import ConfigurationError
-from trainer.gradients import GradientGuard
+from trainer.base.errors import ConfigurationError
+from trainer.base.randomness import StepRandomness
+from trainer.configuration.resolve import draw
 from trainer.losses import CrossEntropy
 from trainer.metrics import Meter, available
 from trainer.parallelism.single import Single
-from trainer.randomness import StepRandomness
+from trainer.training.batches import Batch
+from trainer.training.gradients import GradientGuard
+from trainer.training.objective import Closure
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 import yaml
 
-from trainer import assemble, checkpoint, compose, fit, launch, run_folder
-from trainer.assembly import put_together
-from trainer.blueprint import RUNTIME, draw
-from trainer.build import locate
-from trainer.loop import train
-from trainer.state import capture, restore
+from trainer import assemble, compose, fit, launch
+from trainer.assembly.assemble import put_together
+from trainer.configuration.build import locate
+from trainer.configuration.groups import RUNTIME
+from trainer.configuration.resolve import draw
+from trainer.storage import checkpoint, run_folder
+from trainer.training.loop import train
+from trainer.training.state import capture, restore
 
 FOLDER = Path(__file__).parent.parent / "configs"
 OPTIONS = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.duration import Duration, is_time, parse_duration
+from trainer.base.duration import Duration, is_time, parse_duration
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from trainer.base.improvement import Improvement, direction
 from trainer.early_stopping import EarlyStopping
-from trainer.improvement import Improvement, direction
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from trainer.errors import DataError, DiskError
-from trainer.files import disk_error, seal, unseal, write_atomic, write_json
+from trainer.base.errors import DataError, DiskError
+from trainer.storage.files import disk_error, seal, unseal, write_atomic, write_json
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:

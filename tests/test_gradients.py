@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.gradients import GradientGuard
+from trainer.base.precision import LossScale
 from trainer.parallelism.single import Single
-from trainer.precision import LossScale
+from trainer.training.gradients import GradientGuard
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-import trainer.loop
-import trainer.run
+import trainer.training.loop
+import trainer.training.run
 from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
-from trainer import assemble, checkpoint, compose, fit
-from trainer.errors import ConfigurationError
-from trainer.run import Throughput
-from trainer.state import capture, restore
+from trainer import assemble, compose, fit
+from trainer.base.errors import ConfigurationError
+from trainer.storage import checkpoint
+from trainer.training.state import capture, restore
+from trainer.training.throughput import Throughput
 
 FOLDER = Path(__file__).parent.parent / "configs"
 SMALL = ["data=digits", "model=mlp", "model.hidden=[16]", "batch_size=64", "limit_batches=6", "epochs=5", "threads=1"]

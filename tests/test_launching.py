@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint, compose, launch, run_folder
-from trainer.errors import ConfigurationError, GearshiftError, RankLost
+from trainer import compose, launch
+from trainer.base.errors import ConfigurationError, GearshiftError, RankLost
 from trainer.launching.failures import GRACE
 from trainer.launching.local import _STOPPED
+from trainer.storage import checkpoint, run_folder
 
 PROGRAM = str(Path(sys.executable).with_name("train"))
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
@@ -356,7 +357,7 @@ def test_a_rank_that_fails_is_one_line_with_its_number(what: str, code: int, lin
 def test_what_cannot_be_is_refused_before_anything_is_started(
     overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.blueprint import draw
+    from trainer.configuration.resolve import draw
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError) as caught:

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainer import assemble, checkpoint, compose, fit
-from trainer.assembly import put_together
-from trainer.blueprint import draw
-from trainer.composition import Config
-from trainer.evaluation import confusion_matrix, evaluate
-from trainer.loop import train
+from trainer import assemble, compose, fit
+from trainer.assembly.assemble import put_together
+from trainer.configuration.compose import Config
+from trainer.configuration.resolve import draw
 from trainer.reporting.metrics_file import read_metrics
-from trainer.run import Run
+from trainer.storage import checkpoint
+from trainer.training.evaluation import confusion_matrix, evaluate
+from trainer.training.loop import train
+from trainer.training.run import Run
 
 TINY = {"model": "mlp", "model.hidden": "[32]", "threads": "1", "limit_batches": "6"}
 

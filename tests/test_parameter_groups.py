@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.parameter_groups import parameter_groups
+from trainer.optimizers.parameter_groups import parameter_groups
 
 
 def model() -> nn.Sequential:

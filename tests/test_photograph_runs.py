@@ -8,9 +8,9 @@ import torch
 
 from tests.parallelism.harness import advance, difference, make, state_of
 from tests.test_input import IN_TURN
-from trainer import checkpoint
-from trainer.evaluation import evaluate
-from trainer.state import capture, restore
+from trainer.storage import checkpoint
+from trainer.training.evaluation import evaluate
+from trainer.training.state import capture, restore
 
 pytestmark = pytest.mark.slow
 NET = ["model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "batch_size=32", "threads=1", "epochs=3"]

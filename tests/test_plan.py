@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import app, assembly, compose, estimate
+from trainer import app, compose
+from trainer.assembly import assemble
 from trainer.augmentation.bordered import Bordered
-from trainer.blueprint import draw
+from trainer.base.errors import ConfigurationError
+from trainer.base.rank import place
 from trainer.commands import plan as commands_plan
+from trainer.configuration.resolve import draw
 from trainer.data import memory
 from trainer.data.photographs import caching
-from trainer.errors import ConfigurationError
-from trainer.place import place
+from trainer.planning import estimate
 from trainer.preprocessing.whitening import Whitening
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +174,7 @@ def test_whitening_is_measured_without_estimating_it(
     """Eigenvectors take seconds or minutes, and a plan needs no more than their number."""
     words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
     blueprint = draw(compose([*MLP, *words]))
-    fitted = assembly.put_together(blueprint).preprocessing.state_dict()
+    fitted = assemble.put_together(blueprint).preprocessing.state_dict()
     monkeypatch.setattr(Whitening, "fit", None)  # nobody calls it
     run = estimate._run(blueprint, 10)
     guessed = run.preprocessing.state_dict()

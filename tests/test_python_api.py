@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainer import assemble, compose
-from trainer.errors import ConfigurationError
+from trainer.base.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]

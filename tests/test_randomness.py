@@ -2,7 +2,7 @@ import hashlib
 
 import torch
 
-from trainer.randomness import StepRandomness, generator_for, seed_for
+from trainer.base.randomness import StepRandomness, generator_for, seed_for
 
 
 def test_a_seed_is_the_blake2b_hash_of_what_it_is_for() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trainer import run_folder
-from trainer.errors import ConfigurationError, DataError, DiskError, RunInUse
-from trainer.run_folder import Lock, create, default_name, describe_environment, read_configuration
+from trainer.base.errors import ConfigurationError, DataError, DiskError, RunInUse
+from trainer.storage import run_folder
+from trainer.storage.run_folder import Lock, create, default_name, describe_environment, read_configuration
 
 CONFIG = {"name": None, "seed": 3, "choices": {"data": "digits", "model": "mlp", "optimizer": "adamw"}}
 

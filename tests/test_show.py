@@ -13,20 +13,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from trainer import app, assemble, compose, estimate
-from trainer.assembly import make_batches, put_together
+from trainer import app, assemble, compose
+from trainer.assembly.assemble import put_together
+from trainer.assembly.data import make_batches
 from trainer.augmentation import Crop, HorizontalFlip, MixUp, Pipeline
-from trainer.batches import TrainingBatches
-from trainer.blueprint import draw
-from trainer.commands.plan import draw_augmentation
-from trainer.errors import ConfigurationError, DataError
+from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.randomness import generator_for
+from trainer.configuration.resolve import draw
 from trainer.parallelism.single import Single
+from trainer.planning import augmentation_picture as picture
+from trainer.planning import estimate
+from trainer.planning.augmentation_strips import Strip, strips
+from trainer.planning.show import draw_augmentation
 from trainer.preprocessing import ToFloat
-from trainer.randomness import generator_for
-from trainer.reporting import augmentation_picture as picture
-from trainer.reporting.augmentation_strips import Strip, strips
 from trainer.reporting.tensorboard import image_grid
 from trainer.samplers import Sequential, Shuffle, WithReplacement
+from trainer.training.batches import TrainingBatches
 
 MARGIN, GAP, BELOW = 36, 14, 28  # of the picture
 LINEAR = ["model=linear", "epochs=1"]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from trainer.errors import Interrupted
-from trainer.signals import StopRequest
+from trainer.base.errors import Interrupted
+from trainer.base.signals import StopRequest
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

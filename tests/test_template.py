@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from trainer import app, assemble, compose, fit
+from trainer.base.errors import ConfigurationError
 from trainer.commands.help import print_help
-from trainer.errors import ConfigurationError
 from trainer.examples.template import StripeNet, Stripes
 
 ROOT = Path(__file__).parents[1]

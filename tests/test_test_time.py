@@ -19,14 +19,14 @@ from torch import Tensor
 
 from tests.data.images import encoded, pixels
 from trainer import app, compose
-from trainer.assembly import put_together
-from trainer.blueprint import draw
+from trainer.assembly.assemble import put_together
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 from trainer.data.photographs import reading
-from trainer.errors import ConfigurationError
-from trainer.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
-from trainer.loop import train
-from trainer.run import Run
-from trainer.test_time import KINDS, TestTime, read_words
+from trainer.training.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
+from trainer.training.loop import train
+from trainer.training.run import Run
+from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 31), (3, 224, 224)]
 SMALL = ["model=lenet", "steps=40", "batch_size=64", "threads=1", "early_stopping=null"]

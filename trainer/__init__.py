@@ -8,9 +8,9 @@ from typing import Any
 __all__ = ["assemble", "compose", "fit", "launch"]
 
 _HOMES = {
-    "compose": "trainer.composition",
-    "assemble": "trainer.assembly",
-    "fit": "trainer.loop",
+    "compose": "trainer.configuration.compose",
+    "assemble": "trainer.assembly.assemble",
+    "fit": "trainer.training.loop",
     "launch": "trainer.launching",
 }
 

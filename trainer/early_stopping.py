@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.improvement import Improvement
+from trainer.base.improvement import Improvement
 
 
 class EarlyStopping:

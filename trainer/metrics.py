@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.errors import ConfigurationError, unknown
+from trainer.base.errors import ConfigurationError, unknown
 
 Sum = Callable[[Tensor, Tensor], Tensor]
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.duration import parse_duration
-from trainer.improvement import Improvement
+from trainer.base.duration import parse_duration
+from trainer.base.improvement import Improvement
 
 
 def _share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:

@@ -10,12 +10,12 @@ from torchvision.transforms import v2
 
 from trainer.augmentation import Crop, CutMix, MixUp, Pipeline
 from trainer.augmentation.operation import Rows
-from trainer.batches import TrainingBatches
 from trainer.losses import MSE, CrossEntropy
 from trainer.metrics import correct, correct_top5
 from trainer.parallelism.single import Single
 from trainer.preprocessing import Scale
 from trainer.samplers import Sequential, Shuffle
+from trainer.training.batches import TrainingBatches
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,7 +35,7 @@ def batches(augmentation: Any, sampler: Any = None, strategy: Any = None) -> Tra
 
 
 def table_of(augmentation: Pipeline) -> Rows:
-    from trainer.randomness import generator_for
+    from trainer.base.randomness import generator_for
 
     return augmentation.draw(20, (3, 32, 32), generator_for(3, "augmentation", 0))
 

@@ -15,7 +15,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from trainer import app
-from trainer.signals import stop_request
+from trainer.base.signals import stop_request
 
 PROGRAM = Path(sys.executable).with_name("train")
 _VARIABLES = ("GEARSHIFT_DEBUG", "GEARSHIFT_TRUST", "HYDRA_FULL_ERROR", "DATA_ROOT", "GOMP_SPINCOUNT")

@@ -20,9 +20,9 @@ import yaml
 
 from tests.command_line.conftest import PROGRAM, SMALL, Train, listing
 from tests.data.images import jpeg
-from trainer import checkpoint
-from trainer.build import build
+from trainer.configuration.build import build
 from trainer.data import ImageFolder
+from trainer.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

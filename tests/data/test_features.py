@@ -8,10 +8,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import assemble, compose, fit
-from trainer.blueprint import draw
+from trainer.configuration.resolve import draw
 from trainer.data import Blobs, LinearRegression
 from trainer.data.features import random_rotation
-from trainer.estimate import estimate
+from trainer.planning.estimate import estimate
 
 
 def flat(part) -> np.ndarray:

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData
 
 from trainer import compose
-from trainer.blueprint import draw
+from trainer.configuration.resolve import draw
 from trainer.data import FromDataset
 from trainer.examples.map_style import Bars
 

@@ -12,12 +12,12 @@ import torch
 from images import bad_files, colours_of_16_bits, encoded, jpeg, pixels, write_folder
 from PIL import Image
 
+from trainer.base.errors import DataError
 from trainer.data import ImageFolder, Splits
 from trainer.data.memory import as_bytes, parse_limit
 from trainer.data.photographs import inspection
 from trainer.data.photographs.caching import choose_layout
 from trainer.data.photographs.decoding import stored_size
-from trainer.errors import DataError
 
 SIZE = 32
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as v2
 
+from trainer.base.errors import DataError
 from trainer.data import ImageFolder, Photographs
 from trainer.data.photographs.decoding import decode
 from trainer.data.photographs.frames import check_frames, evaluation_frames
-from trainer.errors import DataError
 
 SIZE = 40
 

@@ -36,8 +36,8 @@ def install(fault: dict[str, Any]) -> None:
 
 def _write_every_checkpoint() -> None:
     """Without this a run that is over in half a second writes two or three."""
-    import trainer.checkpoint
-    from trainer.checkpoint import CheckpointWriter
+    import trainer.storage.checkpoint
+    from trainer.storage.checkpoint import CheckpointWriter
 
     put = CheckpointWriter.put
 
@@ -51,7 +51,7 @@ def _write_every_checkpoint() -> None:
 
 def _slow_down(seconds: float) -> None:
     """Every checkpoint takes so long."""
-    import trainer.checkpoint
+    import trainer.storage.checkpoint
 
     save = trainer.checkpoint.save
 
@@ -80,9 +80,9 @@ def _draw_nothing() -> None:
     """Two thirds of a short run are spent in matplotlib."""
     import numpy
 
-    import trainer.finish
     import trainer.reporting.tensorboard
-    from trainer.files import write_atomic
+    import trainer.training.finish
+    from trainer.storage.files import write_atomic
 
     trainer.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
     trainer.reporting.tensorboard.draw_confusion_matrix = lambda *others: numpy.zeros((8, 8, 3), numpy.uint8)

@@ -9,10 +9,10 @@ import pytest
 from faults import EXIT_CODE
 from harness import CONFIGURATIONS, Zygote, but, differences, train
 
-from trainer.assembly import keep_matching_best
-from trainer.checkpoint import load, save
-from trainer.errors import DataError
-from trainer.run import Best
+from trainer.assembly.run_folder_of import keep_matching_best
+from trainer.base.errors import DataError
+from trainer.storage.checkpoint import load, save
+from trainer.training.run import Best
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}
 SHORT = but(CONFIGURATIONS["momentum"], "steps=24")

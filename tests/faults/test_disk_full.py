@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import CONFIGURATIONS, RealProcess, Zygote, but, differences, finish, train, undisturbed
 
-from trainer.checkpoint import load
+from trainer.storage.checkpoint import load
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}
 SHORT = but(CONFIGURATIONS["adamw"], "steps=24")

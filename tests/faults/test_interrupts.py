@@ -86,13 +86,13 @@ def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: 
 
 # functions during which a signal comes, from the first moment to the last one before training
 EARLY = [
-    "trainer.composition.settle",
-    "trainer.blueprint.draw",
-    "trainer.run_folder.write_configuration",
-    "trainer.run_folder._settle",
-    "trainer.assembly.load_data",
-    "trainer.assembly.make_model",
-    "trainer.assembly.record_environment",
+    "trainer.configuration.compose.settle",
+    "trainer.configuration.resolve.draw",
+    "trainer.storage.run_folder.write_configuration",
+    "trainer.storage.run_folder._settle",
+    "trainer.assembly.data.load_data",
+    "trainer.assembly.weights.make_model",
+    "trainer.assembly.run_folder_of.record_environment",
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_signal_before_training_leaves_nothing_half_made(zygote: Zygote, tmp_p
         fault = {"signal": int(signum), "during": place}
         code, output = train(zygote, home, *CONFIGURATIONS["adamw"], "hydra.run.dir=made/run", fault=fault)
         assert (code, output) == (128 + signum, ""), place
-        made = number > EARLY.index("trainer.run_folder._settle")
+        made = number > EARLY.index("trainer.storage.run_folder._settle")
         assert [path.name for path in home.iterdir()] == (["made"] if made else []), place
         if made:
             assert [path.name for path in (home / "made").iterdir()] == ["run"], place
@@ -138,7 +138,7 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     assert (b"to go on: train resume run" in screen) == (times == 1)
 
 
-@pytest.mark.parametrize("place", ["trainer.finish.evaluate", "trainer.finish.confusion_matrix"])
+@pytest.mark.parametrize("place", ["trainer.training.finish.evaluate", "trainer.training.finish.confusion_matrix"])
 def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(zygote: Zygote, tmp_path: Path, place: str) -> None:
     """It may come in the middle of an import: what would need another one is left out."""
     reference, run = tmp_path / "reference", tmp_path / "run"

@@ -27,7 +27,12 @@ def test_a_run_in_many_sittings_is_one_run(zygote: Zygote, tmp_path: Path, name:
     """Asked to stop every 13 steps: each time in another state of epoch, logs, plateau, patience, loss scale."""
     reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference").folder
     arguments = [*CONFIGURATIONS[name], f"hydra.run.dir={tmp_path}/run"]
-    fault = {"signal": int(signal.SIGTERM), "during": "trainer.loop.train_step", "call": 13, "no_drawing": True}
+    fault = {
+        "signal": int(signal.SIGTERM),
+        "during": "trainer.training.loop.train_step",
+        "call": 13,
+        "no_drawing": True,
+    }
     for sitting in count():
         code, output = train(zygote, tmp_path, *arguments, sitting=sitting, fault=fault)
         if code != 128 + signal.SIGTERM:

@@ -17,8 +17,8 @@ from harness import (
     wait_for_lines,
 )
 
-from trainer.errors import RunInUse
-from trainer.run_folder import Lock
+from trainer.base.errors import RunInUse
+from trainer.storage.run_folder import Lock
 
 # it does not end by itself
 ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")

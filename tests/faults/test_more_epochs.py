@@ -61,7 +61,7 @@ def test_more_epochs_do_not_renew_patience_that_is_not_spent(zygote: Zygote, tmp
     assert train(zygote, tmp_path, *but(STOPPING, "steps=120"), "hydra.run.dir=reference")[0] == 0
     status, stopped_at = status_of(tmp_path / "reference")
     assert status == "early_stopped" and stopped_at < 66
-    fault = {"signal": 15, "during": "trainer.loop.train_step", "call": stopped_at - 2}
+    fault = {"signal": 15, "during": "trainer.training.loop.train_step", "call": stopped_at - 2}
     assert train(zygote, tmp_path, *STOPPING, "hydra.run.dir=run", fault=fault)[0] == 143
     assert train(zygote, tmp_path, "resume", "run", "steps=120", sitting=1)[0] == 0
     found = differences(tmp_path / "reference", tmp_path / "run")

@@ -156,7 +156,12 @@ def test_a_checkpoint_that_a_signal_made_is_no_place_to_roll_back_to(zygote: Zyg
     calls = [int(back) + 1, 1, 0]
     for sitting, (start, call) in enumerate(zip(starts, calls, strict=True)):
         where = f"{tmp_path}/run" if start == ["resume"] else f"hydra.run.dir={tmp_path}/run"
-        fault = {"signal": 15, "during": "trainer.loop.train_step", "call": call, "slow_disk": 0.2 if call > 1 else 0}
+        fault = {
+            "signal": 15,
+            "during": "trainer.training.loop.train_step",
+            "call": call,
+            "slow_disk": 0.2 if call > 1 else 0,
+        }
         code, output = train(zygote, tmp_path, *start, where, sitting=sitting, fault=fault)
         assert code == (143 if call else 0), output
     assert differences(reference, tmp_path / "run") == []

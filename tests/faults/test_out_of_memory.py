@@ -37,7 +37,7 @@ def test_the_split_is_remembered(zygote: Zygote, tmp_path: Path) -> None:
     said = re.findall(r"out of memory: computing (\d+) samples at a time from step (\d+) on", output)
     assert said == [("31", "0"), ("15", "0")]
 
-    fault = {"signal": 15, "during": "trainer.loop.train_step", "call": 12}
+    fault = {"signal": 15, "during": "trainer.training.loop.train_step", "call": 12}
     code, _ = train(zygote, tmp_path, *arguments, f"hydra.run.dir={run}", environment=environment, fault=fault)
     assert code == 143
     roomy = environment | {"TIGHT": ""}

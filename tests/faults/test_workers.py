@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer import assemble, checkpoint, compose, fit
+from trainer import assemble, compose, fit
+from trainer.base.errors import RankLost
 from trainer.data import ImageFolder
 from trainer.data.photographs import workers
 from trainer.data.photographs.storage import Pixels
 from trainer.data.photographs.workers import CHUNK, Chunk, Workers
-from trainer.errors import RankLost
+from trainer.storage import checkpoint
 
 TIMEOUT = 1.0
 

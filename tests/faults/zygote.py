@@ -37,9 +37,6 @@ def _warm_up() -> None:
     import torch._dynamo
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-    import trainer.assembly
-    import trainer.commands.resume
-    import trainer.loop  # noqa: F401
     from trainer.reporting.curves import draw_curves
     from trainer.reporting.tensorboard import draw_confusion_matrix
 

@@ -14,13 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import assembly, compose, place
-from trainer.blueprint import draw
-from trainer.config import Config
-from trainer.evaluation import confusion_matrix, evaluate
-from trainer.place import Place, take
-from trainer.run import Run
-from trainer.step import train_step
+from trainer import compose
+from trainer.assembly import assemble
+from trainer.base import rank
+from trainer.base.rank import Place, take
+from trainer.configuration.resolve import draw
+from trainer.configuration.rules import Config
+from trainer.training.evaluation import confusion_matrix, evaluate
+from trainer.training.run import Run
+from trainer.training.step import train_step
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.parallelism.harness"])
@@ -82,15 +84,15 @@ def make(overrides: list[str], double: bool = False) -> Run:
 
 def make_from(config: Config, double: bool = False) -> Run:
     blueprint = draw(config)
-    assembly.connect(blueprint)
+    assemble.connect(blueprint)
     if not double:
-        return assembly.put_together(blueprint)
-    make_model = assembly.make_model
-    assembly.make_model = lambda plan: make_model(plan).double()  # type: ignore[assignment]
+        return assemble.put_together(blueprint)
+    make_model = assemble.make_model
+    assemble.make_model = lambda plan: make_model(plan).double()  # type: ignore[assignment]
     try:
-        run = assembly.put_together(blueprint)
+        run = assemble.put_together(blueprint)
     finally:
-        assembly.make_model = make_model
+        assemble.make_model = make_model
     run.preprocessing = run.batches._preprocessing = nn.Sequential(run.preprocessing, ToDouble())
     return run
 
@@ -157,15 +159,15 @@ def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: 
 
 def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Another run in the same processes, with a store in which no earlier one has left anything."""
-    here, store = place.place(), place.open_store()
-    place.take(here, lambda: dist.PrefixStore(f"run {number}", store))
+    here, store = rank.place(), rank.open_store()
+    rank.take(here, lambda: dist.PrefixStore(f"run {number}", store))
     try:
         return function(*arguments)
     finally:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        place.take(here, lambda: store)
+        rank.take(here, lambda: store)
 
 
 def trained(run: Run, steps: int) -> dict[str, Any]:

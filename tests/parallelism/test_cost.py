@@ -14,10 +14,11 @@ from torch import nn
 
 from benchmarks import parallel
 from tests.parallelism.harness import advance, make, spawn
-from trainer import app, compose, estimate
-from trainer.blueprint import draw
+from trainer import app, compose
+from trainer.configuration.resolve import draw
 from trainer.parallelism import cost
 from trainer.parallelism.cost import Sent, Step, all_gather, all_reduce
+from trainer.planning import estimate
 
 # 1x8x8 images; a convolution of 4 filters (36 + 4 parameters), pooled to 4x4x4, then 64 -> 6 -> 2
 CHAIN = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),

@@ -19,9 +19,8 @@ from torch import nn
 from tests.parallelism import harness
 from tests.parallelism.harness import advance, difference, make, spawn, state_of
 from trainer import compose
-from trainer.blueprint import draw
-from trainer.errors import ConfigurationError
-from trainer.evaluation import confusion_matrix, evaluate
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 from trainer.parallelism.downpour import Downpour, partition
 from trainer.parallelism.parameter_server import (
     ParameterServer,
@@ -33,9 +32,10 @@ from trainer.parallelism.parameter_server import (
     encode,
 )
 from trainer.parallelism.strategy import Part
-from trainer.run import Run
-from trainer.state import capture, restore
-from trainer.step import train_step
+from trainer.training.evaluation import confusion_matrix, evaluate
+from trainer.training.run import Run
+from trainer.training.state import capture, restore
+from trainer.training.step import train_step
 
 BASE = ["threads=1", "model=lenet", "batch_size=50", "device=cpu"]
 ONE = [*BASE, "parallelism=downpour", "parallelism.devices=1", "parallelism.servers=1"]

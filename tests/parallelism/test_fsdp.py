@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.parallelism.harness import difference, make, spawn, trained
 from trainer.parallelism.fsdp import FullySharded, _units
-from trainer.step import train_step
+from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
 LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[10]", "model.dropout=0.3"]

@@ -8,8 +8,8 @@ import torch
 
 from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
 from trainer.parallelism.local_sgd import LocalSGD
-from trainer.state import capture, restore
-from trainer.step import train_step
+from trainer.training.state import capture, restore
+from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "model=mlp", "model.hidden=[32]"]
 # a step's last part has four samples, of the last batch (157 samples) one: a rank's share of it is empty

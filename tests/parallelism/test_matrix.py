@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from benchmarks import parallel
 from tests.parallelism.harness import advance, anew, curves, difference, make, reference, spawn, state_of
-from trainer import place
-from trainer.composition import config_folder
+from trainer.base import rank
+from trainer.configuration.compose import config_folder
 from trainer.parallelism import ddp
-from trainer.state import capture, restore
+from trainer.training.state import capture, restore
 
 STEPS = 50
 DOUBLE, FLOAT = 1e-12, 1e-5
@@ -178,7 +178,7 @@ def take_the_mean(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
 
 
 def take_own_seed(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
-    here = place.place()
+    here = rank.place()
     assert here is not None
     own = f"seed={11 + here.rank}"
     return curves(

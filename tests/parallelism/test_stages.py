@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.parallelism.harness import difference, make, spawn, trained
 from trainer import compose
-from trainer.blueprint import draw
-from trainer.errors import ConfigurationError
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 from trainer.parallelism.pipeline import Pipeline, cut, largest_divisor
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]

@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 
 from tests.parallelism.harness import anew, make, spawn
-from trainer import assembly, compose
-from trainer.blueprint import draw
+from trainer import compose
+from trainer.assembly import assemble
+from trainer.base.rank import place
+from trainer.configuration.resolve import draw
 from trainer.data import Digits
 from trainer.parallelism import downpour
-from trainer.place import place
 from trainer.preprocessing import ZCA, MeanImage
-from trainer.state import capture
+from trainer.training.state import capture
 
 PROGRAM = str(Path(sys.executable).with_name("train"))
 BASE = ["threads=1", "model=mlp", "model.hidden=[8]", "device=cpu", "batch_size=50", "steps=3"]
@@ -86,9 +87,9 @@ def _captured(words: list[str]) -> dict[str, Any]:
 def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int], torch.Tensor]:
     calls.clear()
     blueprint = draw(compose(words))
-    assembly.connect(blueprint)
-    run = assembly.put_together(blueprint, fit=False)
-    assembly.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
+    assemble.connect(blueprint)
+    run = assemble.put_together(blueprint, fit=False)
+    assemble.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
     if isinstance(run.strategy, downpour.Downpour):
         run.close()
     return list(calls), run.preprocessing.state_dict()["mean"].clone()
@@ -113,7 +114,7 @@ def test_a_replica_takes_the_statistics_of_its_run(monkeypatch: pytest.MonkeyPat
 def after_a_while(strategy: str, timeout: float) -> Any:
     """What takes the main rank longer than ranks that expect an answer wait for each other."""
     blueprint = draw(compose([*BASE, f"parallelism={strategy}"]))
-    assembly.connect(blueprint)
+    assemble.connect(blueprint)
     together: Any = blueprint.strategy
     together.timeout = timeout
     if strategy == "ddp":

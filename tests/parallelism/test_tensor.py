@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from tests.parallelism.harness import advance, curves, difference, make, reference, spawn, state_of
 from trainer import compose
-from trainer.blueprint import draw
-from trainer.errors import ConfigurationError
-from trainer.evaluation import evaluate
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 from trainer.parallelism.exchange import Gather, Keep
 from trainer.parallelism.split_layers import Member, split_layers
 from trainer.parallelism.tensor import TensorParallel
+from trainer.training.evaluation import evaluate
 
 # 1437 samples: the 28th batch of 53 has 6, the fourth one of 410 has 207
 PROBLEM = ["device=cpu", "threads=1", "schedule=constant"]

@@ -17,10 +17,10 @@ from tests.parallelism.test_tensor import (
     row,
 )
 from trainer import compose
-from trainer.blueprint import draw
-from trainer.errors import ConfigurationError
-from trainer.evaluation import evaluate
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import draw
 from trainer.parallelism.weird_trick import dense_plan
+from trainer.training.evaluation import evaluate
 
 
 def test_a_few_steps_are_those_of_one_device() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import DiskError
+from trainer.base.errors import DiskError
 from trainer.reporting.metrics_file import MetricsFile, read_metrics
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.operation import put
-from trainer.parts import Spare
+from trainer.base.chunks import Spare
 
 
 class Bordered:

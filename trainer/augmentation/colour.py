@@ -19,7 +19,7 @@ from trainer.augmentation.operation import (
     where,
 )
 from trainer.augmentation.ranges import check_number, check_range
-from trainer.parts import Change, parts
+from trainer.base.chunks import Change, parts
 
 # principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
 # columns, directions; the paper prints none, these are fb.resnet.torch's (S. Gross and M. Wilber, 2016)

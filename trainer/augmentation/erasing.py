@@ -9,7 +9,7 @@ from torch import Tensor
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
 from trainer.augmentation.ranges import check_range
-from trainer.parts import Change
+from trainer.base.chunks import Change
 
 _TRIES = 10
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.augmentation.counted import normal, uniform
 from trainer.augmentation.operation import RangedOperation, Rows, column
 from trainer.augmentation.ranges import check_number, check_range, check_whole
-from trainer.parts import parts
+from trainer.base.chunks import parts
 
 _NUMBERS_A_CHUNK = 2**16  # of a blur, which has many passes over them: in the cache
 

@@ -12,7 +12,7 @@ from trainer.augmentation.bordered import Bordered
 from trainer.augmentation.geometry import Crop, HorizontalFlip
 from trainer.augmentation.operation import Operation, Rows, most
 from trainer.augmentation.warp import changed, resample, resampling
-from trainer.parts import Change, Spare, by_parts
+from trainer.base.chunks import Change, Spare, by_parts
 
 
 class Pipeline:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
 from trainer.augmentation.ranges import check_number, check_range
-from trainer.parts import Change, parts
+from trainer.base.chunks import Change, parts
 
 Fill = Literal["black", "edge", "mirror"]
 _FAR = 1e4  # in halves of the image

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from trainer import config as rules
-from trainer import run_folder
-from trainer.config import Config
-from trainer.errors import ConfigurationError, DataError
+from trainer.base.errors import ConfigurationError, DataError
+from trainer.configuration import rules as rules
+from trainer.configuration.rules import Config
+from trainer.storage import run_folder
 
 SWEEP = "multirun.yaml"
 

@@ -1,7 +1,7 @@
 """`train evaluate RUN... [tta=...]`: metrics of the best weights of runs, on validation and test part.
 
 With `tta=none|flip|ten_crop|multi_scale` class probabilities are averaged over views of each image, and the images
-a second are told; see `trainer.test_time`.
+a second are told; see `trainer.training.test_time_augmentation`.
 """
 
 import json
@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainer import composition, run_folder
+from trainer.base.errors import ConfigurationError, one_line
 from trainer.commands.arguments import recorded_configuration, split
-from trainer.config import SINGLE
-from trainer.errors import ConfigurationError, one_line
+from trainer.configuration import compose
+from trainer.configuration.rules import SINGLE
 from trainer.reporting.terminal import interactive
-from trainer.test_time import KINDS, TestTime, read_words
+from trainer.storage import run_folder
+from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
 
 
 def main(arguments: list[str]) -> int:
@@ -55,14 +56,15 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     """
     recorded = config = recorded_configuration(folder)
     if overrides:
-        config = composition.override(config, overrides)
+        config = compose.override(config, overrides)
     import torch
 
-    from trainer import checkpoint
-    from trainer.assembly import other_data, put_together
-    from trainer.blueprint import draw
-    from trainer.evaluation import evaluate, evaluate_views
-    from trainer.state import restore_weights
+    from trainer.assembly.assemble import put_together
+    from trainer.assembly.run_folder_of import other_data
+    from trainer.configuration.resolve import draw
+    from trainer.storage import checkpoint
+    from trainer.training.evaluation import evaluate, evaluate_views
+    from trainer.training.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
     blueprint = draw(config | {"compile": False, "init_from": None, "parallelism": SINGLE})

@@ -6,8 +6,9 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from trainer.base.errors import ConfigurationError
 from trainer.commands import COMMANDS
-from trainer.errors import ConfigurationError
+from trainer.configuration.options import first_comment
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -88,13 +89,3 @@ def _groups(folders: list[Path]) -> dict[str, dict[str, str]]:
                 found.setdefault(path.parent.name, {})[path.stem] = first_comment(path)
     order = [*_defaults(folders[0]), *found]
     return {group: found[group] for group in dict.fromkeys(order) if group in found}
-
-
-def first_comment(path: Path) -> str:
-    """What the first line of an option's file says of it."""
-    with path.open() as file:
-        for line in file:
-            if line.startswith("# @package"):
-                continue
-            return line.lstrip("# ").rstrip() if line.startswith("#") else ""
-    return ""

@@ -3,11 +3,12 @@
 from datetime import datetime
 from pathlib import Path
 
-from trainer import composition, run_folder
 from trainer.commands.arguments import recorded_configuration, run_and_overrides
 from trainer.commands.resume import recorded_overrides, recorded_threads
+from trainer.configuration import compose
+from trainer.hydra_entry.preflight import check_parts
 from trainer.launching import train
-from trainer.preflight import check_parts
+from trainer.storage import run_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +16,7 @@ def main(arguments: list[str]) -> int:
     folder, overrides = run_and_overrides("repeat", arguments)
     config = recorded_configuration(folder)
     if overrides:
-        config = composition.override(config, overrides)
+        config = compose.override(config, overrides)
     config["threads"] = config["threads"] or recorded_threads(folder)
     check_parts(config)
     now = datetime.now()

@@ -9,14 +9,15 @@ from typing import Any
 
 import yaml
 
-from trainer import composition, run_folder
+from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
-from trainer.config import SINGLE, Config
-from trainer.console import outlive_readers, say
-from trainer.errors import ConfigurationError, DataError, RunInUse, one_line
-from trainer.files import write_atomic
-from trainer.job import COMPLETE, read_result
+from trainer.configuration import compose
+from trainer.configuration.rules import SINGLE, Config
+from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
+from trainer.reporting.console import outlive_readers, say
+from trainer.storage import run_folder
+from trainer.storage.files import write_atomic
 
 # more training, and another way to spread it, are the only changes under which a run is still the same run
 MAY_CHANGE = ("epochs", "steps", "parallelism")
@@ -39,9 +40,9 @@ def main(arguments: list[str]) -> int:
 
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check, lock, write down what changes, and go on."""
-    from trainer.assembly import assemble
-    from trainer.blueprint import draw
-    from trainer.loop import fit
+    from trainer.assembly.assemble import assemble
+    from trainer.configuration.resolve import draw
+    from trainer.training.loop import fit
 
     if config["parallelism"] == before["parallelism"]:
         config = config | {"threads": config["threads"] or recorded_threads(folder)}
@@ -95,7 +96,7 @@ def put_back(*files: Path, when: tuple[type[BaseException], ...] = (BaseExceptio
 
 def resume_sweep(folder: Path, overrides: list[str]) -> int:
     """The rest of a sweep: finished trials are passed over."""
-    from trainer.app import run_hydra
+    from trainer.hydra_entry.hydra import run_hydra
 
     if overrides:
         raise ConfigurationError(f"a sweep is resumed as it is; start another one for {' '.join(overrides)}")
@@ -118,7 +119,7 @@ def quoted(text: str) -> str:
 
 def changed(before: Config, overrides: list[str]) -> Config:
     """The configuration with `overrides`, of which only those of MAY_CHANGE are accepted."""
-    config = composition.override(before, overrides) if overrides else before
+    config = compose.override(before, overrides) if overrides else before
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     if different:
         raise ConfigurationError(

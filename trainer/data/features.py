@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from trainer.base.randomness import generator_for
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed
 from trainer.data.synthetic import check_counts, shuffled_classes
-from trainer.randomness import generator_for
 
 _MOST_FEATURES = 4096
 _MOST_CONDITION = 1e12  # beyond it float32 features do not hold what is asked for

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.base.errors import one_line
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
-from trainer.errors import one_line
 
 _PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
 _MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.place import place
+from trainer.base.rank import place
 
 _SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
 _ROOT = Path("/")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.base.randomness import generator_for
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed
-from trainer.randomness import generator_for
 
 # whether a point lies in the shape of radius 1 around 0; u points right, v down, a and b are their sizes
 _SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

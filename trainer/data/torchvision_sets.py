@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.base.errors import is_out_of_memory
 from trainer.data import memory
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
-from trainer.errors import is_out_of_memory
 
 DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
 

@@ -4,8 +4,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import run_folder
-from trainer.errors import (
+from trainer.base.errors import (
     ConfigurationError,
     DataError,
     DiskError,
@@ -18,6 +17,7 @@ from trainer.errors import (
     one_line,
     understood,
 )
+from trainer.storage import run_folder
 
 # how long, after the first failure, the others have to tell theirs, and the main rank to put its files in order
 GRACE = 5.0

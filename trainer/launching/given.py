@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder
-from trainer.errors import GearshiftError, RankLost
+from trainer.base.errors import GearshiftError, RankLost
+from trainer.base.rank import Place, given_place, take
 from trainer.launching.failures import GRACE, OURS, Failure, told
 from trainer.launching.job import Job, distributed, leave, work
-from trainer.place import Place, given_place, take
+from trainer.storage import run_folder
 
 
 class Bus:
@@ -137,7 +137,7 @@ def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> Any:
         kind, text = told(error, Path(job.folder, "ranks"))
         cause = _first_cause(key, Failure(0, kind, text), error)
         if isinstance(cause, GearshiftError) and cause is not error:  # this rank knew only that it lost a connection
-            from trainer.finish import record_failure
+            from trainer.training.finish import record_failure
 
             record_failure(Path(job.folder), job.config, cause)
         raise cause from error

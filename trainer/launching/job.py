@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder
-from trainer.config import Config
-from trainer.place import take
-from trainer.signals import stop_request
+from trainer.base.rank import take
+from trainer.base.signals import stop_request
+from trainer.configuration.rules import Config
+from trainer.storage import run_folder
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Job:
 
 def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
     """One rank's part of a job; returns the Result."""
-    from trainer.assembly import assemble
-    from trainer.loop import fit
-    from trainer.step import train_step
+    from trainer.assembly.assemble import assemble
+    from trainer.training.loop import fit
+    from trainer.training.step import train_step
 
     run = assemble(job.config, Path(job.folder), resume=job.resume, is_trial=job.is_trial, lock=lock)
     if run.strategy.is_main or not hasattr(run.strategy, "work"):

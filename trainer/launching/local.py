@@ -13,15 +13,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder, signals
-from trainer.console import say
-from trainer.errors import GearshiftError, Interrupted, RankLost
-from trainer.files import disk_errors
+from trainer.base import signals
+from trainer.base.errors import GearshiftError, Interrupted, RankLost
+from trainer.base.rank import Place
+from trainer.base.signals import stop_request
 from trainer.launching.failures import GRACE, OURS, Failure, how_it_ended
 from trainer.launching.job import Job
 from trainer.launching.rank import rank_process
-from trainer.place import Place
-from trainer.signals import stop_request
+from trainer.reporting.console import say
+from trainer.storage import run_folder
+from trainer.storage.files import disk_errors
 
 # a rank says every second that it lives; one that the system has stopped is given up after _STOPPED seconds, one
 # that is merely silent after _SILENT
@@ -61,7 +62,7 @@ class LocalRanks:
             for attempt in range(attempts):
                 failure = self._attempt(scratch / f"store{attempt}", restarted=attempt > 0)
                 if failure is None:
-                    from trainer.finish import Result
+                    from trainer.training.finish import Result
 
                     assert self._ranks[0].result is not None
                     return Result(**self._ranks[0].result)
@@ -106,7 +107,7 @@ class LocalRanks:
         # quiet: that a peer's connection was closed is told in our own words
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.assembly", "trainer.loop", "trainer.launching.rank"])
+        context.set_forkserver_preload(["trainer.assembly.assemble", "trainer.training.loop", "trainer.launching.rank"])
         _start_server()
         count = self._strategy.devices
         logs = self._folder / "ranks"
@@ -201,7 +202,7 @@ class LocalRanks:
 
     def _record(self, error: GearshiftError) -> None:
         """`result.json` of a run whose main rank could not write it, or did not know the whole story."""
-        from trainer.finish import record_failure
+        from trainer.training.finish import record_failure
 
         record_failure(self._folder, self._job.config, error)
 

@@ -11,11 +11,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder, signals
-from trainer.console import outlive_readers
+from trainer.base import signals
+from trainer.base.rank import Place, take
 from trainer.launching.failures import told
 from trainer.launching.job import Job, distributed, leave, work
-from trainer.place import Place, take
+from trainer.reporting.console import outlive_readers
+from trainer.storage import run_folder
 
 BEAT = 1.0  # seconds between two signs of life
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from trainer import run_folder
-from trainer.config import SINGLE, Config
-from trainer.console import outlive_readers
+from trainer.base.rank import Place, given_place, take
+from trainer.configuration.rules import SINGLE, Config
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.launching.local import LocalRanks
-from trainer.place import Place, given_place, take
+from trainer.reporting.console import outlive_readers
+from trainer.storage import run_folder
 
 
 def train(
@@ -28,7 +28,7 @@ def train(
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work(job, lock)
-    from trainer.blueprint import draw
+    from trainer.configuration.resolve import draw
 
     strategy = draw(config).strategy
     if given_place() is not None:

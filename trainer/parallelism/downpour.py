@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.rank import open_store, place
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.parameter_server import (
     ServerLost,
@@ -27,7 +28,6 @@ from trainer.parallelism.ranks import check_ranks, settle, share_of
 from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.single import Single
 from trainer.parallelism.strategy import Forward, Loss, Part
-from trainer.place import open_store, place
 
 _STORE_KEY = "downpour"
 _PAUSE = 0.05  # seconds between two looks at the store

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.base.rank import open_store, place
 from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.single import Single
 from trainer.parallelism.strategy import Forward, Loss, Part
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
-from trainer.place import open_store, place
 
 # what they do to a number depends on its own gradients only, so a part of a weight can be stepped alone
 _ELEMENTWISE = {

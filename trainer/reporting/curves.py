@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trainer.files import write_atomic
 from trainer.reporting.glyphs import missing_glyphs_allowed
+from trainer.storage.files import write_atomic
 
 # Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.files import sync_folder
 from trainer.reporting.glyphs import missing_glyphs_allowed
+from trainer.storage.files import sync_folder
 
 _EVENT_FILES = "events.out.tfevents.*"
 

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from trainer.improvement import direction
+from trainer.base.improvement import direction
 
 _REFRESH_SECONDS = 0.1
 _MAX_ROWS = 8

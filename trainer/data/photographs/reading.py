@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.base.errors import DataError
 from trainer.data.photographs.decoding import BadPhotograph
 from trainer.data.photographs.frames import apply_frame, check_frames, evaluation_frames
 from trainer.data.photographs.inspection import shown
 from trainer.data.photographs.storage import CHANGED, Decoded, Store
 from trainer.data.photographs.workers import CHUNK, Chunk, Workers
-from trainer.errors import DataError
 
 Request = tuple[Tensor, Tensor | None]
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.base.errors import RankLost
 from trainer.data.photographs.decoding import BadPhotograph, load_libraries
 from trainer.data.photographs.frames import apply_frame
 from trainer.data.photographs.storage import Reader, SharedBytes
-from trainer.errors import RankLost
 
 CHUNK = 16  # photographs that a worker reads at a time
 _LOSSES = 3  # of workers at the same chunk

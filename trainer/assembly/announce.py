@@ -1,0 +1,63 @@
+"""The header of a run: on the terminal, in the log and in TensorBoard."""
+
+from typing import Any
+
+import torch
+import yaml
+
+from trainer.configuration.rules import Config
+from trainer.reporting.pixels import as_levels
+from trainer.training.run import Run
+
+_PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
+
+
+def announce(run: Run, resumed: bool) -> None:
+    """The header on the terminal, and the same facts for TensorBoard."""
+    assert run.report is not None
+    plan, config = run.blueprint, run.blueprint.config
+    choices, facts = config["choices"], plan.facts
+    length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
+    precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
+    ranks = run.strategy.world_size
+    spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}
+    run.report.header(
+        {
+            "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
+            "model": f"{choices['model']}, {run.num_parameters:,} parameters",
+            "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
+            "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
+            "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",
+            **spread,
+        }
+    )
+    for notice in run.strategy.notices(run.model):
+        run.report.message(notice)
+    if resumed:
+        return
+    board = run.report.tensorboard
+    board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
+    board.start_hparams(hyper_parameters(config))
+    if facts.kind == "images":
+        # as the preprocessing is given them: in their own colours, where whitened ones would be none
+        images = next(run.batches.before_preprocessing().epoch(0)).images
+        count = max(1, min(64, _PIXELS_SHOWN // (images.shape[2] * images.shape[3])))
+        board.images("train/first_batch", as_levels(images[:count], run.batches.images), 0)
+
+
+def hyper_parameters(config: Config) -> dict[str, Any]:
+    """One flat row: the option of each group, and every number, word and switch that changes the outcome."""
+    row: dict[str, Any] = dict(config["choices"])
+    aside = ("choices", "every", "name", "profile", "threads")
+    for key, value in config.items():
+        if key in aside:
+            continue
+        row |= _flattened(key, value)
+    return row
+
+
+def _flattened(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        inner = {name: item for name, item in value.items() if name not in ("_target_", "root", "download", "epochs")}
+        return {k: v for name, item in inner.items() for k, v in _flattened(f"{key}.{name}", item).items()}
+    return {} if value is None else {key: value}

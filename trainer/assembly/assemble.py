@@ -1,0 +1,134 @@
+"""From a checked configuration to a run, in one fixed order: the wiring diagram of the program."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trainer.assembly.data import load_data, make_batches, share_statistics
+from trainer.assembly.run_folder_of import join, open_folder
+from trainer.assembly.torch_settings import set_up_torch, use_channels_last
+from trainer.assembly.weights import make_model
+from trainer.base.errors import ConfigurationError, DiskError
+from trainer.base.precision import LossScale
+from trainer.base.randomness import StepRandomness
+from trainer.configuration.blueprint import Blueprint
+from trainer.configuration.build import build
+from trainer.configuration.resolve import draw
+from trainer.configuration.rules import SINGLE, Config
+from trainer.metrics import Meter
+from trainer.optimizers.parameter_groups import parameter_groups
+from trainer.reporting.logs import held
+from trainer.storage import run_folder
+from trainer.storage.run_folder import Lock
+from trainer.training.finish import record_failure
+from trainer.training.gradients import GradientGuard
+from trainer.training.objective import Closure
+from trainer.training.run import Run
+
+
+@held()  # what loading the data says comes into the log, too
+def assemble(
+    config: Config,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
+    is_trial: bool = False,
+    lock: Lock | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Check a configuration, make everything it names and open its run folder.
+
+    Without `folder` a new one is made under `outputs/`; `lock` is one that is held on it already. With `resume`
+    the run continues where its last checkpoint was taken. Raises ConfigurationError, DataError, DiskError or RunInUse.
+    """
+    blueprint = draw(config)
+    connect(blueprint)
+    run: Run | None = None
+    if not blueprint.strategy.is_main:
+        assert folder is not None
+        run = put_together(blueprint, fit=not resume)
+        run.is_trial = is_trial
+        join(run, folder, resume=resume)
+        return run
+    if folder is None:
+        folder = run_folder.new(config)
+    folder = run_folder.shown(folder)
+    lock = lock or Lock(folder)
+    has_begun = (folder / run_folder.ENVIRONMENT).is_file()
+    try:
+        run = put_together(blueprint, fit=not resume)
+        run.is_trial, run.lock = is_trial, lock
+        open_folder(run, folder, resume=resume, console=console)
+    except BaseException as error:
+        if run is not None and run.report is not None:
+            run.report.close()
+        if isinstance(error, Exception) and not has_begun:  # to go on with one that has is refused, no more
+            with suppress(DiskError):  # what failed first is what the user hears of
+                record_failure(folder, config, error)
+        lock.release()
+        raise
+    return run
+
+
+def connect(blueprint: Blueprint) -> None:
+    """Take one's place among the ranks. Raises ConfigurationError where there are none."""
+    try:
+        blueprint.strategy.connect(blueprint.device)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) -> Run:
+    """Everything a run computes with, and no file: data, model, optimizer, and what lies between them.
+
+    Without `fit` the statistics of the preprocessing are still to come, from a checkpoint.
+    """
+    config, device = blueprint.config, blueprint.device
+    set_up_torch(config, device)
+    strategy = blueprint.strategy
+    splits = splits or load_data(blueprint)
+    preprocessing = build(config["preprocessing"], "preprocessing")
+    if fit:
+        share_statistics(preprocessing, splits, strategy)
+    preprocessing = preprocessing.to(device)
+    model = make_model(blueprint)
+    channels_last = use_channels_last(config["channels_last"], model, blueprint)
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    model = model.to(device).to(memory_format=layout)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    compute = strategy.apply(model)
+    decay = config["optimizer"].get("weight_decay")
+    optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
+    optimizer = strategy.wrap_optimizer(optimizer, model)
+    loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
+    guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
+    meter = Meter(blueprint.metrics)
+    sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
+    closure = Closure(
+        model, compute, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
+        loss_scale, blueprint.dtype, blueprint.micro_batch, getattr(sampler, "observe", None),
+    )  # fmt: skip
+    augmentation = build(config["augmentation"], "augmentation")
+    batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
+    if device.type == "cpu":  # the same images in the layout that training reads: the first one is let go
+        splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
+    if config["compile"]:
+        compute.compile()
+
+    def replica() -> Run:
+        other = put_together(draw(config | {"parallelism": SINGLE}), splits, fit=False)
+        other.preprocessing.load_state_dict(preprocessing.state_dict())
+        return other
+
+    return Run(
+        blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
+        model=model, num_parameters=num_parameters, optimizer=optimizer,
+        base_lrs=[group["lr"] for group in optimizer.param_groups],
+        loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
+        diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
+        replica=replica,
+    )  # fmt: skip

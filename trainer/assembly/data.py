@@ -1,0 +1,69 @@
+"""The data of a run: loaded, with fitted preprocessing, as training batches."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.base.errors import ConfigurationError, DataError
+from trainer.configuration.blueprint import Blueprint
+from trainer.training.batches import TrainingBatches
+
+
+def share_statistics(preprocessing: Any, splits: Any, strategy: Any, known: dict[str, Any] | None = None) -> None:
+    """Give all ranks the statistics that are `known` to the main rank, or that it estimates from the training part."""
+
+    def on_main() -> Any:
+        if known is not None:
+            return known
+        preprocessing.fit(splits.train.images_NCHW)
+        return preprocessing.state_dict()
+
+    statistics = strategy.from_main(on_main)
+    if not strategy.is_main:
+        preprocessing.load_state_dict(statistics)
+
+
+def make_batches(
+    blueprint: Blueprint,
+    train: Any,
+    sampler: Any,
+    augmentation: Any,
+    preprocessing: nn.Module,
+    *,
+    channels_last: bool = False,
+    room: float | None = None,
+) -> TrainingBatches:
+    """The training batches of a run, on its device; see `TrainingBatches`. `room` is what the data set leaves."""
+    config, device, images = blueprint.config, blueprint.device, train.images_NCHW
+    if room is None:
+        room = blueprint.data.room() if device.type == "cpu" and hasattr(blueprint.data, "room") else math.inf
+    return TrainingBatches(
+        images.to(device) if isinstance(images, torch.Tensor) else images, train.targets_N.to(device),
+        batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
+        seed=config["seed"], sampler=sampler, augmentation=augmentation, preprocessing=preprocessing,
+        strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs, room=room,
+    )  # fmt: skip
+
+
+def load_data(blueprint: Blueprint) -> Any:
+    """The splits, on the CPU. Raises ConfigurationError for data that is missing, DataError for damage."""
+    try:
+        splits = blueprint.data.load()
+    except ValueError as error:
+        raise DataError(f"data: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"data: {error}") from error
+    facts = blueprint.facts
+    for name, count in (("train", facts.num_train), ("val", facts.num_val), ("test", facts.num_test)):
+        part = getattr(splits, name)
+        shape = tuple(part.images_NCHW.shape)
+        if shape != (count, *facts.input_shape) or len(part.targets_N) != count:
+            raise DataError(f"data: the {name} part has images {shape}; its facts say {(count, *facts.input_shape)}")
+        wanted = torch.float32 if facts.kind == "features" else torch.uint8
+        if isinstance(part.images_NCHW, torch.Tensor) and part.images_NCHW.dtype != wanted:
+            raise DataError(f"data: the {name} part has {part.images_NCHW.dtype}; {facts.kind} are {wanted}")
+        if facts.task == "classification" and not 0 <= part.targets_N.min() <= part.targets_N.max() < facts.num_outputs:
+            raise DataError(f"data: the {name} part has classes outside 0..{facts.num_outputs - 1}")
+    return splits

@@ -1,0 +1,145 @@
+"""The run folder of a run: opened, compared with what it began with, resumed at its last checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trainer.assembly.announce import announce
+from trainer.assembly.data import share_statistics
+from trainer.base.errors import ConfigurationError, DataError
+from trainer.configuration.rules import Config
+from trainer.reporting.report import Report
+from trainer.reporting.terminal import Terminal
+from trainer.storage import checkpoint, run_folder
+from trainer.storage.checkpoint import CheckpointWriter
+from trainer.storage.files import disk_errors, write_json
+from trainer.training.run import Run
+from trainer.training.state import FORMAT, is_planned, restore
+
+
+def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> None:
+    """Open log, metrics, TensorBoard and checkpoints in `folder`; with `resume`, at the last checkpoint."""
+    last = folder / run_folder.CHECKPOINTS / "last.pt"
+    found = checkpoint.find_newest(last, lambda state: True) if resume else None
+    state = None if found is None else found[1]
+    if state is not None and state["format"] != FORMAT:
+        raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
+    continue_from(run, state, folder, resume)
+    if found is not None:
+        keep_matching_best(run, last.with_name("best.pt"))
+        if found[0] != last:
+            found[0].replace(last)  # the next one to be kept must not be the damaged one
+    blueprint, stopping = run.blueprint, run.blueprint.config["early_stopping"]
+    terminal = Terminal(
+        blueprint.total_steps, blueprint.steps_per_epoch, blueprint.monitor,
+        "auto" if stopping is None else stopping["mode"], console,
+    )  # fmt: skip
+    offsets = state["offsets"] if state is not None else None
+    try:
+        run.report = Report(folder, terminal, offsets, run.step)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    run.folder = folder
+    record_environment(run, folder, resumed=state is not None)
+    with disk_errors(folder):
+        announce(run, resumed=state is not None)
+    run.profiler = start_profiler(run, folder)
+    run.checkpoints = checkpoint_writer(run, state)
+
+
+def join(run: Run, folder: Path, *, resume: bool) -> None:
+    """What a rank that is not the main one has to do with the run folder: its share of what is kept there."""
+    run.folder = folder
+    continue_from(run, None, folder, resume)
+    run.checkpoints = checkpoint_writer(run, None)
+
+
+def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
+    """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
+    if not resume:
+        return
+    # without a checkpoint, when it was stopped before there was one, they are still to be estimated
+    share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
+    run.preprocessing.to(run.device)
+    state = run.strategy.broadcast(state)
+    if state is None:
+        return
+    compare_data(run, folder)
+    restore(run, state)
+    if run.step > run.blueprint.total_steps:
+        config = run.blueprint.config
+        raise ConfigurationError(
+            f"epochs={config['epochs']}, steps={config['steps']}: is {run.blueprint.total_steps} steps; "
+            f"the run has done {run.step} already"
+        )
+
+
+def checkpoint_writer(run: Run, state: Any) -> CheckpointWriter:
+    """The writer of the main rank, or what takes another rank's share of each snapshot."""
+    assert run.folder is not None
+    return CheckpointWriter(
+        run.folder / run_folder.CHECKPOINTS,
+        run.report.sync if run.report is not None else lambda: None,
+        keep_previous=state is not None and not is_planned(run, state),
+        decide=run.strategy.broadcast,
+        is_main=run.strategy.is_main,
+    )
+
+
+def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
+    """With `profile=N`: trace N steps, after ten to get warm, into `trace.json`."""
+    steps = run.blueprint.config["profile"]
+    if steps is None:
+        return None
+    profiler = torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=5, warmup=5, active=steps, repeat=1),
+        on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / "trace.json")),
+        record_shapes=True,
+        acc_events=True,  # there is one cycle only; torch 2.11 warns without it
+    )
+    profiler.start()
+    return profiler
+
+
+def compare_data(run: Run, folder: Path) -> None:
+    """Raises DataError when the data are not those that the run began with."""
+    path = folder / run_folder.ENVIRONMENT
+    if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
+        raise DataError(other_data(run.blueprint.config))
+
+
+def other_data(config: Config) -> str:
+    """What is said of data that have changed since the run began: `data=mnist data.root=data: not the data ...`."""
+    root = config["data"].get("root")
+    chosen = f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
+    return f"{chosen}: not the data that the run began with (another checksum)"
+
+
+def record_environment(run: Run, folder: Path, resumed: bool) -> None:
+    """Write `environment.json`, or say where the present one is another that may change the last bits."""
+    now = run_folder.describe_environment(
+        str(run.device), torch.get_num_threads(), run.strategy.world_size, run.splits.checksum()
+    )
+    path = folder / run_folder.ENVIRONMENT
+    if not resumed or not path.is_file():
+        write_json(path, now)
+        return
+    before = json.loads(path.read_text())
+    for key in ("packages", "device", "threads", "world_size", "platform"):
+        if before[key] != now[key] and run.report is not None:
+            run.report.message(f"{key} differ from when the run began; the last bits may, too: {now[key]}")
+
+
+def keep_matching_best(run: Run, path: Path) -> None:
+    """Make `best.pt` the one that the restored state speaks of: a kill may have left a later one."""
+    if run.best is None:
+        return
+    wanted = run.best.step
+    found = checkpoint.find_newest(path, lambda state: bool(state["step"] == wanted))
+    if found is None:
+        raise DataError(f"{path}: the best weights of step {wanted} are lost")
+    if found[0] != path:
+        found[0].replace(path)

@@ -1,0 +1,41 @@
+"""torch's process-wide settings, and the memory layout of images."""
+
+import os
+from functools import cache
+
+import torch
+from torch import nn
+
+from trainer.base.rank import place
+from trainer.configuration.blueprint import Blueprint
+from trainer.configuration.rules import Config
+
+
+def set_up_torch(config: Config, device: torch.device) -> None:
+    """Threads and determinism; they hold for the whole process."""
+    torchs_own_threads()
+    here = place()
+    sharing = here.local_size if here is not None and device.type == "cpu" else 1
+    torch.set_num_threads(config["threads"] or max(1, torchs_own_threads() // sharing))
+    if config["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config["deterministic"], warn_only=device.type != "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # torch.cuda.manual_seed means the current one
+    torch.backends.cudnn.benchmark = not config["deterministic"]
+    # new memory need not be filled: nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@cache
+def torchs_own_threads() -> int:
+    """How many threads torch chose for itself: what `threads=null` means, also after a run that had another number."""
+    return torch.get_num_threads()
+
+
+def use_channels_last(wanted: bool | str, model: nn.Module, blueprint: Blueprint) -> bool:
+    """Whether images are laid out NHWC: where it was measured to help, convolutions on CUDA or in bf16."""
+    if wanted != "auto":
+        return bool(wanted)
+    helps = blueprint.device.type == "cuda" or blueprint.dtype is torch.bfloat16
+    return helps and any(isinstance(module, nn.Conv2d) for module in model.modules())

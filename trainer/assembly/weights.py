@@ -1,0 +1,58 @@
+"""The model with its first weights: initialized, or read from a file or another run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.base.errors import DataError
+from trainer.base.randomness import seed_for
+from trainer.configuration.blueprint import Blueprint
+from trainer.configuration.build import build
+from trainer.storage import checkpoint, run_folder
+
+
+def make_model(blueprint: Blueprint) -> nn.Module:
+    """The model with its first weights, a function of the seed alone; built on the CPU for every device."""
+    config = blueprint.config
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
+        model = blueprint.build_model()
+        initializer = build(config["initializer"], "initializer")
+        if initializer is not None:
+            initializer(model)
+    if config["init_from"] is not None:
+        model.load_state_dict(read_weights(Path(config["init_from"]), model))
+    return model
+
+
+def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
+    """Weights of a run folder (its best) or of a .pt file, checked against the model. Raises DataError."""
+    path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
+    try:
+        found = checkpoint.load(path)
+    except DataError:
+        if start.is_dir():
+            raise
+        found = _plain_weights(path)
+    state: dict[str, Any] = found.get("model", found)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    if wanted != given:
+        different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        raise DataError(f"init_from={start}: does not fit the model at {', '.join(different[:3])} ...")
+    return state
+
+
+def _plain_weights(path: Path) -> dict[str, Any]:
+    """A state_dict that was saved elsewhere. Raises DataError for anything else."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # other bytes let torch raise almost anything
+        raise DataError(f"init_from={path}: is neither a checkpoint nor a state dict of tensors") from error
+    tensors = found.get("model", found) if isinstance(found, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise DataError(f"init_from={path}: must hold a state dict, tensors by name")
+    whole: dict[str, Any] = found
+    return whole

@@ -1,0 +1,232 @@
+"""The only place that turns a `_target_` into an object: allow list, signature, kinds, suggestions."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
+from trainer.configuration.rules import OPEN, is_trusted
+
+Node = Mapping[str, Any]
+
+
+_OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.hydra_entry.preflight")
+
+
+def locate(target: str, where: str) -> Callable[..., Any]:
+    """The class or function that a dotted name means.
+
+    Raises ConfigurationError when it does not exist, is no class or function, or lies outside the trusted
+    packages - also when it was only imported into one of them from elsewhere.
+    """
+    line = f"{where}._target_={target}: "
+    module_name, _, name = target.rpartition(".")
+    if not is_trusted(target) or not module_name:
+        raise ConfigurationError(f"{line}is not in a trusted package (see --trust)")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigurationError(f"{line}cannot import {module_name}: {one_line(error)}") from error
+    found = getattr(module, name, None)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        if found is None and not _is_module(target):
+            raise ConfigurationError(line + unknown("class", name, _offers(module), module_name + "."))
+        kind = "a module" if found is None or inspect.ismodule(found) else f"{type(found).__name__}"
+        raise ConfigurationError(f"{line}is {kind}, not a class or a function")
+    if not is_trusted(found.__module__):
+        raise ConfigurationError(f"{line}comes from {found.__module__}, which is not trusted (see --trust)")
+    return found
+
+
+def is_class_of_hydra(target: str) -> bool:
+    """Whether Hydra's own node may name it: a class of Hydra, its plug-ins, `logging` or our preflight, by the
+    name of its own module, since through a module's attributes any function could be reached."""
+    module, _, name = target.rpartition(".")
+    if not _lies_in(module, _OF_HYDRA):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return inspect.isclass(found) and _lies_in(found.__module__, _OF_HYDRA)
+
+
+def _lies_in(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _offers(module: types.ModuleType) -> list[str]:
+    """The classes and functions that are the module's own, or that it says it offers."""
+    package = module.__name__
+    return [
+        name
+        for name, item in vars(module).items()
+        if (inspect.isclass(item) or inspect.isfunction(item)) and not name.startswith("_")
+        if name in getattr(module, "__all__", ()) or item.__module__.startswith(package)
+    ]
+
+
+def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]:
+    """What is wrong with a node and the nodes inside it, found without building anything."""
+    if not node.get("_target_"):
+        return []
+    try:
+        target = locate(node["_target_"], where)
+        inspect.signature(target)
+    except ConfigurationError as error:
+        return error.problems
+    except (ValueError, TypeError):  # a few classes written in C
+        return [f"{where}._target_={node['_target_']}: does not say which arguments it takes"]
+    found = list(_signature_problems(target, node, where, runtime))
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            found += problems(value, f"{where}.{key}")
+    return found
+
+
+def build(node: Node, where: str, **runtime: Any) -> Any:
+    """Build the object that a node describes, the nodes inside it first; a node without `_target_` is None.
+
+    Of `runtime` each target gets what its signature names. Raises ConfigurationError for a bad argument; a
+    ValueError of the constructor becomes one, too.
+    """
+    if not node.get("_target_"):
+        return None
+    if found := problems(node, where, runtime):
+        raise ConfigurationError(found)
+    target = locate(node["_target_"], where)
+    arguments = {key: _value(item, f"{where}.{key}") for key, item in node.items() if key != "_target_"}
+    names = inspect.signature(target).parameters
+    arguments |= {key: item for key, item in runtime.items() if key in names}
+    try:
+        return target(**_as_annotated(target, arguments))
+    except ConfigurationError:
+        raise
+    # RuntimeError and ArithmeticError: torch's own words for a size that cannot be
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigurationError(_about(node, where, one_line(error))) from error
+
+
+def _about(node: Node, where: str, message: str) -> str:
+    """A constructor's "name=value: ..." with the whole key in front."""
+    match = re.match(r"(\w+)[.=\[]", message)
+    if match and match[1] in node:
+        return f"{where}.{message}"
+    return f"{where}: {message.removeprefix(where + ' ')}"
+
+
+def _value(item: Any, where: str) -> Any:
+    if isinstance(item, Mapping) and "_target_" in item:
+        return build(item, where)
+    return item
+
+
+def _signature_problems(target: Callable[..., Any], node: Node, where: str, runtime: Collection[str]) -> Iterator[str]:
+    parameters = inspect.signature(target).parameters
+    given = [key for key in node if key != "_target_"]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [name for name, p in parameters.items() if name not in runtime and p.kind in by_name]
+    for key in given:
+        if key in parameters and key in runtime:
+            yield f"{where}.{key}: is given by the trainer, not by the configuration"
+        elif key not in parameters and not takes_any:
+            taken = unknown("key", str(key), known, f"{where}.")
+            yield f"{where}.{key}={_show(node[key])}: {taken} (of {node['_target_']})"
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind in by_name
+        if name not in given and name not in runtime
+    ]
+    if missing:
+        yield f"{where}: {node['_target_']} also needs {', '.join(missing)}"
+    hints = _hints(target)
+    for key in given:
+        value = node[key]
+        if key in hints and key not in OPEN and not isinstance(value, Mapping) and not fits(value, hints[key]):
+            yield f"{where}.{key}={_show(value)}: must be {_kind(hints[key])}"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # foreign annotations may name what is not imported, and much else
+        return {}
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value from YAML can stand where `annotation` is asked for; unknown kinds accept all."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin is tuple and isinstance(value, list) and Ellipsis not in inner:
+        return len(value) == len(inner) and all(fits(v, a) for v, a in zip(value, inner, strict=True))
+    if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+        return isinstance(value, list) and all(fits(v, inner[0]) for v in value)
+    if inspect.isclass(annotation) and annotation.__module__.partition(".")[0] == "torch":
+        return not isinstance(value, str | int | float | bool | list) and value is not None
+    return True
+
+
+def _kind(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [_kind(option) for option in inner if getattr(option, "__module__", "") != "torch"]
+        return " or ".join(dict.fromkeys(kinds))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(option) for option in inner)
+    if origin is tuple and Ellipsis not in inner:
+        return "a list of " + " and ".join(_kind(option) for option in inner)
+    if origin is not None and inner:
+        return f"a list, each {_kind(inner[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _as_annotated(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """YAML has no tuples: lists become tuples where the signature asks for one."""
+    hints = _hints(target)
+    return {
+        key: tuple(value) if isinstance(value, list) and _wants_tuple(hints.get(key)) else value
+        for key, value in arguments.items()
+    }
+
+
+def _wants_tuple(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_wants_tuple(option) for option in typing.get_args(annotation))
+    return origin is tuple

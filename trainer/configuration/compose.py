@@ -1,0 +1,461 @@
+"""From YAML files and overrides to one plain, resolved configuration; Hydra's errors become one line each."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from trainer.base.errors import ConfigurationError, GearshiftError, unknown
+from trainer.configuration import rules as rules
+from trainer.configuration.build import is_class_of_hydra
+from trainer.configuration.rules import GROUPS, PSEUDO_GROUPS, Config, is_trusted
+
+NAME = "train"
+# what Hydra does for us stands on these; another value would only break it
+_FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
+          "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
+_READABLE = "a value with special characters is quoted: \"{}='...'\""
+
+
+def config_folder() -> Path:
+    """The clone's `configs/` when there is one, else the copy inside the package."""
+    package = Path(__file__).resolve().parents[1]
+    clone = package.parent / "configs"
+    return clone if (clone / f"{NAME}.yaml").is_file() else package / "configs"
+
+
+def slug(text: str) -> str:
+    """Override text as a folder name: no slashes or odd characters, at most 80 characters."""
+    return re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", str(text))[:80].strip("-.") or "default"
+
+
+def register_resolvers() -> None:
+    """`${slug:text}` for sweep folders; safe to call again."""
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+
+
+# --- composing --------------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
+    """Compose and check a configuration from Python, as the command line does: `compose(["optimizer=adamw"])`.
+
+    `config_dir` holds a user's own options, as `--config-dir` does. Raises ConfigurationError with every
+    problem that can be seen without torch.
+    """
+    with loader_of(config_dir) as (loader, search):
+        composed = load(loader, NAME, [*overrides, *search])
+        return settle(composed, composed.hydra, loader)
+
+
+@contextmanager
+def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoader, list[str]]]:
+    """Hydra's loader of our options, and the override that makes it look into a folder of the user's, too."""
+    register_resolvers()
+    search = search_path(config_dir)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader(), search
+
+
+def search_path(config_dir: str | Path | None) -> list[str]:
+    """The override that makes Hydra look for options in a folder, too; none for None.
+
+    Raises ConfigurationError where there is no such folder, or where an option in it has the name of one of
+    ours: Hydra would pass over both.
+    """
+    if config_dir is None:
+        return []
+    if problems := folder_problems(Path(config_dir)):
+        raise ConfigurationError(problems)
+    return [_searchpath([f"file://{Path(config_dir).resolve()}"])]
+
+
+def folder_problems(config_dir: Path) -> list[str]:
+    """What is wrong with a folder of options of the user's own."""
+    if not config_dir.is_dir():
+        return [f"config_dir={config_dir}: there is no such folder"]
+    ours = config_folder()
+    if config_dir.resolve() == ours:
+        return []
+    problems = []
+    for path in sorted((*config_dir.glob("*.yaml"), *config_dir.glob("*/*.yaml"))):
+        if (ours / path.relative_to(config_dir)).is_file():
+            problems.append(f"{path}: has the name of an option of Gearshift, which would be taken instead; rename it")
+        try:
+            path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError) as error:  # Hydra would not say which file it is
+            problems.append(f"{path}: cannot be read as UTF-8: {getattr(error, 'reason', error)}")
+    return problems
+
+
+def _searchpath(entries: Iterable[str]) -> str:
+    quoted = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
+    return f"hydra.searchpath=[{','.join(quoted)}]"
+
+
+def hydra_problems(hydra: DictConfig) -> list[str]:
+    """What in Hydra's own node would run code that is not trusted."""
+    node = OmegaConf.to_container(hydra, resolve=False)
+    return list(_foreign(node, "hydra"))
+
+
+def _foreign(node: Any, where: str) -> Iterator[str]:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _foreign(item, f"{where}[{index}]")
+    if not isinstance(node, dict):
+        if isinstance(node, str) and node.startswith(("ext://", "cfg://")) and not node.startswith("ext://sys.std"):
+            yield f"{where}={node}: is not trusted"
+        return
+    for key, value in node.items():
+        inside = f"{where}.{key}"
+        named = key in ("_target_", "()") or (key == "class" and isinstance(value, str))
+        if named and not is_class_of_hydra(str(value)) and not is_trusted(str(value)):
+            package = str(value).partition(".")[0]
+            yield f"{inside}={value}: is not trusted; train --trust {package} lets its classes be used"
+        else:
+            yield from _foreign(value, inside)
+
+
+def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
+    """Let Hydra compose. Raises ConfigurationError with every problem.
+
+    Hydra stops at the first one: the override to blame is set aside, and the rest composed and checked.
+    """
+    problems, rest = read_overrides(overrides, is_sweep=mode is RunMode.MULTIRUN)
+    failures: list[tuple[Exception, list[str]]] = []
+    composed = None
+    while composed is None:
+        try:
+            composed = loader.load_configuration(name, rest, run_mode=mode)
+        except Exception as error:  # whatever Hydra meets while it composes is in what it was given
+            blamed = _blamed(error, rest)
+            failures.append((error, blamed))
+            if not blamed:
+                break
+            rest = [text for text in rest if text not in blamed]
+    problems += [_explain(error, blamed, loader, composed) for error, blamed in failures]
+    if composed is None:
+        raise ConfigurationError(problems) from failures[-1][0]
+    if problems:
+        try:
+            if mode is RunMode.RUN:
+                settle(composed, composed.hydra, loader)
+        except ConfigurationError as error:
+            problems += error.problems
+        raise ConfigurationError(problems)
+    return composed
+
+
+def read_overrides(overrides: Sequence[str], *, is_sweep: bool = False) -> tuple[list[str], list[str]]:
+    """Problems that can be seen in the words alone, and the overrides that have none."""
+    problems, fine, seen = [], [], dict[str, str]()
+    for text in overrides:
+        try:
+            item = _parse(text)
+        except ConfigurationError as error:
+            problems += error.problems
+            continue
+        key = item.get_key_element().lstrip("+")
+        if problem := _word_problem(item, is_sweep):
+            problems.append(problem)
+        elif key in seen:
+            problems.append(f"{seen[key]}, {text}: {key} is given twice; give one of the two")
+        else:
+            if not item.is_delete():
+                seen[key] = text
+            fine.append(text)
+    return problems, fine
+
+
+def _parse(text: str) -> Override:
+    key, equals, _ = text.partition("=")
+    bare = key.lstrip("+~")
+    try:
+        text.encode()
+        item = OverridesParser.create().parse_override(text)
+        if not item.key_or_group:
+            raise HydraException("there is nothing before the equals sign")
+    except (HydraException, UnicodeEncodeError) as error:
+        if not equals:
+            hint = "it is neither key=value nor, as the first word, a command"
+        elif re.fullmatch(r"\w+([./]\w+)*(@[\w.]+)?", bare):
+            hint = _READABLE.format(key)
+        else:
+            hint = "an override is key=value, such as optimizer.lr=0.1"
+        shown = text.encode(errors="backslashreplace").decode()
+        raise ConfigurationError(f"cannot read '{shown}': {hint}") from error
+    return item
+
+
+def _word_problem(item: Override, is_sweep: bool) -> str | None:
+    text, group = str(item.input_line), item.key_or_group
+    if item.is_sweep_override():
+        if not is_sweep:
+            return f"{text}: several values are a sweep: train -m ... (a list is written [a,b], text is quoted)"
+        return None
+    if group in _FIXED or group.startswith("hydra.callbacks.") or (item.is_delete() and group.startswith("hydra.")):
+        return f"{text}: must be left as it is"
+    if group == "hydra.searchpath":
+        return _search_problem(text, item.value())
+    if group not in (*GROUPS, *PSEUDO_GROUPS) or item.is_delete():
+        return None
+    value = item.value()
+    if isinstance(value, dict) and group in GROUPS:
+        return None  # several keys of the option at once
+    if isinstance(value, str):
+        return None
+    options = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return f"{text}: must be the name of one option: {', '.join(options)}"
+
+
+def _search_problem(text: str, value: Any) -> str | None:
+    """Hydra passes over a folder that is not there."""
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        return f"{text}: must be a list of folders, [file://FOLDER] or [pkg://PACKAGE]"
+    missing = [e for e in value if e.startswith("file://") and not Path(e.removeprefix("file://")).is_dir()]
+    return f"{text}: there is no such folder as {', '.join(missing)}" if missing else None
+
+
+def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
+    """Resolve what Hydra composed into plain containers and check it as far as text goes.
+
+    `hydra` is Hydra's own node. The choice made in each group is kept under `choices`. Raises
+    ConfigurationError with every problem.
+    """
+    choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
+    typed = typed_keys(typed_words(hydra))
+    folders = OmegaConf.select(hydra, "searchpath") or []
+    search = [_searchpath(folders)] if folders else []
+    defaults = _as_written(loader, tuple(f"{g}={o}" for g, o in choices.items() if g in GROUPS), tuple(search))
+    config = plain(composed)
+    config, defaults = _with_operations(config), _without_removed(defaults, typed_words(hydra))
+    if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
+        config["name"] = str(config["name"])
+    if config.get("epochs") is not None and config.get("steps") is not None:
+        # an option or the default gave one of them, the user the other; both typed is an error
+        if "steps" not in typed and "epochs" in typed:
+            config["steps"] = None
+        elif "epochs" not in typed:
+            config["epochs"] = None
+    if "choices" in config:
+        raise ConfigurationError("choices: is written by Gearshift; choose by GROUP=OPTION")
+    config["choices"] = choices
+    if problems := rules.check(config, defaults, typed):
+        raise ConfigurationError(problems)
+    return config
+
+
+def _with_operations(config: Config) -> Config:
+    """Operations that were added to no augmentation are put into a pipeline."""
+    operations = config.get("augmentation")
+    if not isinstance(operations, dict) or not operations or "_target_" in operations:
+        return config
+    return config | {"augmentation": rules.PIPELINE | operations}
+
+
+def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
+    """The options without the operations that were removed: one that is then added by that name is the user's own."""
+    operations = defaults.get("augmentation")
+    if not isinstance(operations, dict):
+        return defaults
+    removed = {word.partition("=")[0].removeprefix("~augmentation.") for word in words if word.startswith("~")}
+    kept = {name: node for name, node in operations.items() if name not in removed or not isinstance(node, dict)}
+    return defaults | {"augmentation": kept}
+
+
+@lru_cache(maxsize=32)
+def _as_written(loader: ConfigLoader, choices: tuple[str, ...], search: tuple[str, ...]) -> Config:
+    """The same options with nothing overridden; the trials of a sweep, which share a loader, ask again and again."""
+    with explained():
+        return plain(loader.load_configuration(NAME, [*choices, *search], run_mode=RunMode.RUN))
+
+
+def plain(composed: DictConfig) -> Config:
+    """Everything but Hydra's own node, resolved, as dicts and lists. Raises ConfigurationError."""
+    found: Config = {}
+    problems = []
+    for key in composed:
+        if key == "hydra":
+            continue
+        try:
+            value = composed[key]
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            found[str(key)] = value
+        except (OmegaConfBaseException, RecursionError, ValueError) as error:
+            problems.append(_explain(error))
+    if problems:
+        raise ConfigurationError(problems)
+    return found
+
+
+def typed_words(hydra: DictConfig, part: str = "task") -> list[str]:
+    """The overrides as they were typed (`part`: task, or hydra for those of Hydra's own settings)."""
+    words = OmegaConf.to_container(hydra.overrides[part], resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
+
+
+def typed_keys(overrides: Iterable[str]) -> list[str]:
+    """The keys that overrides speak of."""
+    return [override.partition("=")[0].lstrip("+~") for override in overrides]
+
+
+# --- a finished configuration -----------------------------------------------------------------------------
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A finished configuration with keys changed and options of groups exchanged, checked as text.
+
+    Raises ConfigurationError with every problem.
+    """
+    problems, fine = read_overrides(overrides)
+    parsed = [_parse(text) for text in fine]
+    problems += [f"{o.input_line}: must be key=value here" for o in parsed if o.is_add() or o.is_force_add()]
+    problems += [f"{o.input_line}: nothing can be deleted here" for o in parsed if o.is_delete()]
+    changes = [o for o in parsed if not (o.is_add() or o.is_force_add() or o.is_delete())]
+    chosen = {o.key_or_group: str(o.input_line) for o in changes if o.key_or_group in GROUPS}
+    before = config
+    if chosen:
+        try:
+            fresh = compose(list(chosen.values()))
+            exchanged = {group: fresh[group] for group in chosen}
+            choices = config["choices"] | {group: fresh["choices"][group] for group in chosen}
+            before = config | exchanged | {"choices": choices}
+        except ConfigurationError as error:
+            problems += error.problems
+    node = OmegaConf.create(before)
+    OmegaConf.set_struct(node, True)
+    typed = []
+    for item in changes:
+        if item.key_or_group in GROUPS:
+            continue
+        try:
+            OmegaConf.update(node, item.key_or_group, item.value(), merge=True)
+            typed.append(item.key_or_group)
+        except OmegaConfBaseException as error:
+            problems.append(_explain(error, [str(item.input_line)]))
+    changed = plain(node)
+    if "steps" in typed and "epochs" not in typed and changed.get("steps") is not None:
+        changed["epochs"] = None
+    if "epochs" in typed and "steps" not in typed and changed.get("epochs") is not None:
+        changed["steps"] = None
+    problems += rules.check(changed, before, typed)
+    if problems:
+        raise ConfigurationError(problems)
+    return changed
+
+
+# --- Hydra's errors in a line -----------------------------------------------------------------------------
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into a ConfigurationError of one line."""
+    try:
+        yield
+    except GearshiftError:
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(_explain(error)) from error
+
+
+def _blamed(error: Exception, overrides: Sequence[str]) -> list[str]:
+    """The overrides that an error of Hydra's speaks of."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return [o for o in overrides if o.partition("=")[0].lstrip("+").partition("@")[0] == group and option in o]
+    named = set(re.findall(r"'([^']*)'", text)) | set(re.findall(r"(?:Multiple values for|override) (\S+?)\.?\s", text))
+    return [o for o in overrides if o in text or o.partition("=")[0].lstrip("+~") in named]
+
+
+def _explain(
+    error: BaseException,
+    blamed: Sequence[str] = (),
+    loader: ConfigLoader | None = None,
+    composed: DictConfig | None = None,
+) -> str:
+    """One line; what is said of one override begins with it. `composed` is what there is without the blamed ones."""
+    line = _translated(error, loader, composed)
+    if len(blamed) != 1 or blamed[0] in line:
+        return line
+    return f"{blamed[0]}: {line.removeprefix(blamed[0].partition('=')[0].lstrip('+~') + ': ')}"
+
+
+def _translated(error: BaseException, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(error, loader)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: is not YAML: {error.problem}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return _bad_key(cause)
+    if isinstance(error, RecursionError):
+        return "a value refers to itself"
+    text = " ".join(str(error).split())
+    if match := re.search(r"Could not (?:override|delete(?: from config\.)?|append) '([^']+)'", text):
+        return _no_such_key(match[1], loader, composed)
+    if match := re.match(r"Multiple values for (\S+)\.", text):
+        return f"{match[1]} has an option already; leave out the +"
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"{match[1]} exists; leave out the +"
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()
+
+
+def _missing_option(error: MissingConfigException, loader: ConfigLoader | None) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if not group:
+        return f"--config-name {option}: there is no {option}.yaml"
+    options = error.options or (loader.get_group_options(group) if loader is not None else [])
+    return unknown("option", option, options, f"{group}=")
+
+
+def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
+    groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
+    known = {*groups, *rules.SETTINGS, "early_stopping", "every"}
+    where, *rest = name.partition("@")[0].split(".")
+    if where not in known:
+        return unknown("key", where, known)
+    if rest and composed is None:
+        return f"key '{name}' does not exist"
+    inside: Any = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
+    inside = inside.get(where)
+    for key in rest:
+        if not isinstance(inside, dict):
+            return f"{where} has no keys"
+        if key not in inside:
+            return unknown("key", key, [k for k in inside if not str(k).startswith("_")], f"{where}.")
+        inside, where = inside[key], f"{where}.{key}"
+    return f"{where} is there, but not to be deleted or renamed"
+
+
+def _bad_key(cause: OmegaConfBaseException) -> str:
+    full = str(cause.full_key or cause.key or "")
+    parent: Any = cause.parent_node
+    message = (cause.msg or str(cause)).splitlines()[0]
+    if match := re.match(r"Cannot merge \w+ with (Dict|List)Config", message):
+        message = f"must be a {'list' if match[1] == 'List' else 'mapping'}"
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{full}=???: must be given a value"
+    if re.search(r"not in (struct|')", message) and isinstance(parent, DictConfig):
+        prefix, dot, key = full.rpartition(".")
+        known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]
+        add = f"; to add an operation: +{full}={{_target_: ...}}" if prefix == "augmentation" else ""
+        return unknown("key", key, known, prefix + dot) + add
+    return f"{full}: {message}" if full else message

@@ -1,0 +1,96 @@
+"""The jobs that Hydra hands over: a run of its own, or the trials of a sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from trainer import launching
+from trainer.base.errors import ConfigurationError, DataError, one_line
+from trainer.configuration import compose
+from trainer.launching import folder_of_earlier_attempt, train
+from trainer.reporting.console import print_failure, say
+from trainer.storage import run_folder
+
+COMPLETE = ("completed", "early_stopped")
+
+
+class Jobs:
+    """What Hydra calls for each job, and how the jobs ended.
+
+    Errors are kept, not raised through Hydra, which would add lines of its own and end a sweep.
+    """
+
+    def __init__(self) -> None:
+        self.is_sweep = False
+        self.count = self.exit_code = 0
+        self.error: Exception | None = None
+        self.failed: list[str] = []
+
+    def run(self, composed: DictConfig) -> float | None:
+        """One job; returns its best monitored value."""
+        launching.see_slurm()  # a launcher of Hydra's may have started several tasks, each of which comes here
+        if launching.is_follower():
+            launching.follow()
+            return None
+        with launching.followed():
+            return self._run(composed)
+
+    def _run(self, composed: DictConfig) -> float | None:
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        self.count += 1
+        self.is_sweep = hydra.mode == RunMode.MULTIRUN
+        try:
+            if self.is_sweep:
+                return run_trial(composed, folder)
+            restarted = folder_of_earlier_attempt() == folder.absolute()
+            result = train(run_folder.read_configuration(folder), folder, resume=restarted)
+            self.exit_code = result.exit_code
+            value: float | None = result.value
+            return value
+        except Exception as error:
+            self.error = error
+            if self.is_sweep:
+                self.failed.append(folder.name)
+                print_failure(error)
+            return None
+
+
+def run_trial(composed: DictConfig, folder: Path) -> float | None:
+    """A trial in its folder: one that is complete is not run again, one that was interrupted goes on."""
+    hydra: Any = HydraConfig.get()
+    config = compose.settle(composed, hydra, GlobalHydra.instance().config_loader())
+    if (folder / run_folder.CONFIG).is_file():
+        if run_folder.read_configuration(folder) != config:
+            raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")
+        if (found := read_result(folder)) and found["status"] in COMPLETE:
+            say(f"{folder.name}: {found['status']} before")
+            best = found["best"]
+            return None if best is None else float(best["metrics"][found["monitor"]])
+    else:
+        run_folder.write_configuration(folder, config, compose.typed_words(hydra))
+    say(f"trial {folder.name}")
+    result = train(config, folder, resume=True, is_trial=True)
+    if result.status == "interrupted":
+        raise SystemExit(result.exit_code)
+    value: float | None = result.value
+    return value
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What `result.json` says, None where the run has not ended. Raises DataError where it is damaged."""
+    path = folder / run_folder.RESULT
+    try:
+        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        if found is not None and not {"status", "steps", "best", "monitor"} <= found.keys():
+            raise ValueError("a key is missing")
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged: {one_line(error)}; without it the run is taken for an unfinished one"
+        ) from error
+    return found

@@ -1,0 +1,221 @@
+"""The Hydra callback that checks everything before Hydra makes any folder."""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from trainer.base.errors import ConfigurationError
+from trainer.configuration import compose
+from trainer.configuration.rules import Config
+from trainer.launching import folder_of_earlier_attempt
+from trainer.reporting.console import exit_on_error
+from trainer.storage import run_folder
+
+_MOST_TRIALS = 10_000
+# settings that no other rule looks at: trials that differ in nothing else need one look
+_ALONE = ("seed", "name", "tags")
+
+
+class Preflight(Callback):
+    """Errors end the program here: Hydra turns exceptions of a callback into warnings, but not SystemExit."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the run and make its folder, exclusively, with the configuration in it."""
+        with exit_on_error():
+            exact = _is_given(config, "hydra.run.dir")
+            problems = folder_problems("hydra.run.dir", config.hydra.run.dir) if exact else []
+            settled = check(config, problems)
+            if (earlier := folder_of_earlier_attempt()) is not None:
+                _set_run_folder(config, earlier)
+                return
+            wanted = Path(config.hydra.run.dir)
+            if not exact:
+                wanted = wanted.with_name(f"{wanted.name}-{run_folder.default_name(settled)}")
+            folder = run_folder.create(wanted, settled, compose.typed_words(config.hydra), exact=exact)
+            _set_run_folder(config, folder)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check every trial of a sweep before the first one starts, and name the sweep after what it is."""
+        with exit_on_error():
+            if not _is_given(config, "hydra.sweep.dir") and config.get("name") is None:
+                _name_sweep(config, sweep_hash(config))
+            check_trials(config, _sweep_folder_problems(Path(config.hydra.sweep.dir)))
+
+
+def settle(composed: DictConfig, hydra: DictConfig) -> Config:
+    """Resolve and check as text what Hydra composed; `hydra` is its own node. Raises ConfigurationError."""
+    return compose.settle(composed, hydra, GlobalHydra.instance().config_loader())
+
+
+def check(composed: DictConfig, known: list[str] | None = None) -> Config:
+    """Both checks, text and parts. Raises ConfigurationError with every problem, `known` ones first.
+
+    DataError where the weights that training starts from do not fit.
+    """
+    problems = list(known or [])
+    try:
+        settled = settle(composed, composed.hydra)
+        if not problems:
+            check_parts(settled)
+            return settled
+    except ConfigurationError as error:
+        problems += error.problems
+    raise ConfigurationError(problems)
+
+
+def check_parts(settled: Config) -> None:
+    """What needs torch: signatures, shapes, devices, and the weights to start from."""
+    from trainer.configuration.resolve import draw
+
+    blueprint = draw(settled)
+    if settled["init_from"] is not None:
+        import torch
+
+        from trainer.assembly.weights import read_weights
+
+        with torch.device("meta"):
+            model = blueprint.build_model()
+        read_weights(Path(settled["init_from"]), model)
+
+
+def _set_run_folder(config: DictConfig, folder: Path) -> None:
+    with read_write(config), open_dict(config):
+        config.hydra.run.dir = str(folder)
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+def _is_given(config: DictConfig, key: str) -> bool:
+    return key in compose.typed_keys(compose.typed_words(config.hydra, "hydra"))
+
+
+def folder_problems(key: str, folder: str) -> list[str]:
+    """Why a folder of this name cannot be made, as far as looking tells."""
+    line = f"{key}={folder}: "
+    if not folder.strip() or Path(folder) == Path():
+        return [line + "must name a folder"]
+    nearest = Path(folder).absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return [f"{line}{'is' if nearest == Path(folder).absolute() else f'{nearest} is'} no folder"]
+    return [] if os.access(nearest, os.W_OK | os.X_OK) else [f"{line}{nearest} may not be written to"]
+
+
+def _sweep_folder_problems(folder: Path) -> list[str]:
+    if problems := folder_problems("hydra.sweep.dir", str(folder)):
+        return problems
+    used = folder.is_dir() and any(folder.iterdir()) and not (folder / "multirun.yaml").is_file()
+    return [f"hydra.sweep.dir={folder}: is not empty, and no sweep began in it"] if used else []
+
+
+def _name_sweep(config: DictConfig, name: str) -> None:
+    """Trials are composed anew from the overrides, so the folder must be one of them."""
+    folder = str(Path(config.hydra.sweep.dir).with_name(name))
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = folder
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={folder}")
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------
+
+
+def trials(config: DictConfig) -> list[list[str]]:
+    """The overrides of each trial of a grid, in the order in which Hydra's own sweeper runs them.
+
+    Empty for other sweepers, whose trials are not known beforehand. Raises ConfigurationError for what is no grid.
+    """
+    if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
+        return []
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    with compose.explained():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+        given = [f"{key}={value}" for key, value in params.items()] + compose.typed_words(config.hydra)
+        overrides = parser.parse_overrides(given)
+    _check_grid(overrides)
+    with compose.explained():
+        return BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def _check_grid(overrides: list[Override]) -> None:
+    """Raises ConfigurationError for axes that are endless, empty or in another order each time."""
+    problems, sizes = [], []
+    for override in overrides:
+        if not override.is_sweep_override():
+            continue
+        line, axis = f"{override.input_line}: ", override.value()
+        if not override.is_discrete_sweep():
+            problems.append(line + "is no list of values, which the grid needs: a,b,c or range(1,4)")
+            continue
+        if getattr(axis, "shuffle", False):
+            problems.append(line + "would run in another order each time; a sweep that is typed again goes on")
+        size = _size(axis)
+        if not 0 < size < math.inf:
+            problems.append(line + ("has no values" if size == 0 else "never ends"))
+        sizes.append(size)
+    total = math.prod(sizes)
+    if not problems and total > _MOST_TRIALS:
+        problems.append(f"the sweep has {total:,.0f} trials; must be at most {_MOST_TRIALS:,}")
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _size(axis: Any) -> float:
+    if isinstance(axis, ChoiceSweep):
+        return len(axis.list)
+    if isinstance(axis, RangeSweep):
+        assert axis.start is not None and axis.stop is not None
+        return max(0, math.ceil((axis.stop - axis.start) / axis.step)) if axis.step else math.inf
+    return 1  # a pattern over the names of options: a handful
+
+
+def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
+    """Raises ConfigurationError with the problems of all trials, each with the overrides that cause it."""
+    loader = GlobalHydra.instance().config_loader()
+    problems = list(known or [])
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    grid = trials(config)
+    if len(grid) > 1 and not OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
+        problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ from trial to trial")
+    for overrides in grid:
+        try:
+            _check_trial(loader, config, overrides, seen)
+        except ConfigurationError as error:
+            for problem in error.problems:
+                found.setdefault(problem, " ".join(overrides))
+    problems += [f"{problem} [trial {trial}]" for problem, trial in found.items()]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str], seen: set[str]) -> None:
+    """Parts are looked at once for trials that differ in their seeds alone."""
+    hydra = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
+    composed = compose.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
+    if problems := compose.hydra_problems(composed.hydra):
+        raise ConfigurationError(problems)
+    settled = settle(composed, composed.hydra)
+    alike = repr({key: value for key, value in settled.items() if key not in _ALONE})
+    if alike not in seen:
+        check_parts(settled)
+        seen.add(alike)
+
+
+def sweep_hash(config: DictConfig) -> str:
+    """Eight hex digits of what was typed, so that typing it again finds the same folder."""
+    typed = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
+    text = "\n".join([*compose.typed_words(config.hydra), *typed])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

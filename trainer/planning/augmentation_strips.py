@@ -1,0 +1,192 @@
+"""Training samples as they are stored, after each operation of the augmentation alone, and as trained on."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.augmentation import Operation, Pipeline, Rows
+from trainer.augmentation.policies import OPERATIONS
+from trainer.base.randomness import generator_for
+from trainer.training.batches import TrainingBatches
+
+NUM_SAMPLES = 8
+_NUMBERS_TOLD = 3  # of one parameter
+_NO_PARAMETERS = ("seed", "next_weight")  # what is drawn or computed beside those that have a meaning by themselves
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images side by side, float32 (K, C, H, W), and what is said below each of them, phrase by phrase."""
+
+    title: str
+    note: str
+    images_KCHW: Tensor
+    captions: list[list[str]]
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Samples of an epoch's first steps: as trained on, which ones, their places in the epoch, and for each of them
+    the one before it in its batch, with which it is mixed."""
+
+    images_KCHW: Tensor
+    targets_K: Tensor  # (K, number of classes) of mixed ones
+    indices_K: Tensor
+    places_K: Tensor
+    partners_K: Tensor
+
+
+def strips(
+    batches: TrainingBatches,
+    augmentation: Any,
+    *,
+    repeats: bool,
+    settings: Mapping[str, Any],
+    name_of: Callable[[Tensor], str],
+    preprocessing: str,
+) -> Iterator[Strip]:
+    """Originals; for a Pipeline each operation alone; the whole, bit for bit what the preprocessing is given.
+
+    `batches` are those of a run on one device, `augmentation` is theirs, `repeats` their sampler's. An operation
+    alone has the parameters that it has in the whole, but is applied to all images: probabilities do not change
+    what is drawn. `settings` of an operation (by its name) become its note; `name_of` a target is its caption.
+    """
+    batches = batches.before_preprocessing()
+    samples = _first_samples(batches)
+    originals = _stored(batches, samples.indices_K)
+    names = [name_of(target) for target in batches.targets[samples.indices_K.to(batches.targets.device)]]
+    note = "" if isinstance(batches.images, Tensor) else "framed as for evaluation"
+    yield Strip("originals", note, originals, [[name] for name in names])
+    if augmentation is None:
+        return
+    if isinstance(augmentation, Pipeline):
+        always = Pipeline(**{name: _always(operation) for name, operation in augmentation.operations.items()})
+        rows = _rows(always, batches, samples.places_K if repeats else samples.indices_K)
+        for name, operation in always.operations.items():
+            note = _note(settings.get(name), augmentation.operations[name], operation)
+            if name == always.mixing:
+                yield Strip(name, note, *_mixed(always, batches, samples, originals, rows, name_of))
+            else:
+                images = _alone(name, always, batches, samples, originals, rows)
+                yield Strip(name, note, images, _drawn(operation, _own(rows, name), len(names)))
+    labels = [_label(target, name_of) for target in samples.targets_K] if samples.targets_K.ndim > 1 else []
+    is_mixed = getattr(augmentation, "mixing", None) is not None
+    yield Strip(
+        "as trained on",
+        f"in the first epoch, before preprocessing={preprocessing}",
+        samples.images_KCHW,
+        labels if is_mixed else [],
+    )
+
+
+def _first_samples(batches: TrainingBatches) -> _Samples:
+    """Of the first steps that hold enough samples: the first of each class, then others if that are too few."""
+    found: list[tuple[Tensor, ...]] = []
+    count = 0
+    for batch in batches.epoch(0):
+        places = torch.arange(count, count + len(batch.indices))
+        found.append((batch.images, batch.targets, batch.indices, places, batch.indices.roll(1)))
+        count += len(places)
+        if count >= NUM_SAMPLES:
+            break
+    images, targets, indices, places, partners = (torch.cat(parts) for parts in zip(*found, strict=True))
+    classes = [str(batches.targets[index].tolist()) for index in indices.tolist()]
+    first_ones = [classes.index(name) for name in dict.fromkeys(classes)]
+    chosen = sorted(list(dict.fromkeys([*first_ones, *range(count)]))[:NUM_SAMPLES])
+    return _Samples(images[chosen], targets[chosen], indices[chosen], places[chosen], partners[chosen])
+
+
+def _stored(batches: TrainingBatches, indices_K: Tensor) -> Tensor:
+    parts = [batches.images[index : index + 1] for index in indices_K.tolist()]
+    return torch.cat(parts).to(batches.targets.device, torch.float32)
+
+
+def _always(operation: Operation) -> Any:
+    """The same operation, applied to every image, where it has a probability."""
+    changed = copy(operation)
+    if "probability" in getattr(changed, "__dict__", {}):
+        changed.__dict__["probability"] = 1.0
+    return changed
+
+
+def _rows(pipeline: Pipeline, batches: TrainingBatches, by_K: Tensor) -> Rows:
+    shape = (int(batches.images.shape[1]), int(batches.images.shape[2]), int(batches.images.shape[3]))
+    table = pipeline.draw(len(batches.targets), shape, generator_for(batches.seed, "augmentation", 0))
+    return {key: values[by_K] for key, values in table.items()}
+
+
+def _own(rows: Rows, name: str) -> Rows:
+    return {key.partition(".")[2]: values for key, values in rows.items() if key.partition(".")[0] == name}
+
+
+def _alone(
+    name: str, pipeline: Pipeline, batches: TrainingBatches, samples: _Samples, originals: Tensor, rows: Rows
+) -> Tensor:
+    alone, images = Pipeline(**{name: pipeline.operations[name]}), batches.images
+    if name == next(iter(pipeline.operations)) and not isinstance(images, Tensor):
+        frames = alone.frames(rows, images.sizes[samples.indices_K], (originals.shape[2], originals.shape[3]))
+        if frames is not None:  # cut out of the photograph itself
+            (framed,) = images.read([(samples.indices_K, frames)])
+            found: Tensor = framed.to(originals)
+            return found
+    return alone(originals.clone(), rows)
+
+
+def _mixed(
+    pipeline: Pipeline,
+    batches: TrainingBatches,
+    samples: _Samples,
+    originals: Tensor,
+    rows: Rows,
+    name_of: Callable[[Tensor], str],
+) -> tuple[Tensor, list[list[str]]]:
+    """Mixed images, and the classes that they are of."""
+    images, share_K = pipeline.mix(originals, _stored(batches, samples.partners_K), rows)
+    labels = []
+    for share, index, partner in zip(share_K, samples.indices_K, samples.partners_K, strict=True):
+        target = torch.zeros_like(samples.targets_K[0])
+        target[batches.targets[index]] += share
+        target[batches.targets[partner]] += 1 - share
+        labels.append(_label(target, name_of))
+    return images, labels
+
+
+def _label(target_K: Tensor, name_of: Callable[[Tensor], str]) -> list[str]:
+    """The classes and, where there are several, the probability of each; without those below half a percent."""
+    shares, classes = target_K.sort(descending=True)
+    told = [(f"{share:.2f}", name_of(number)) for share, number in zip(shares.tolist(), classes, strict=True)]
+    told = [(share, name) for share, name in told if share != "0.00"]
+    return [name for _, name in told] if len(told) == 1 else [f"{share} {name}" for share, name in told]
+
+
+def _note(settings: Any, configured: Any, shown: Any) -> str:
+    """What the configuration says of an operation, and how often it is applied."""
+    given = settings if isinstance(settings, Mapping) else {}
+    told = [f"{key}={_number(value)}" for key, value in given.items() if key not in ("_target_", "probability")]
+    probability = getattr(configured, "probability", 1.0)
+    if getattr(shown, "probability", 1.0) != probability:
+        told.insert(0, f"applied to {100 * probability:.3g} %, here to all")
+    return ", ".join(told)
+
+
+def _drawn(operation: Any, rows: Rows, count: int) -> list[list[str]]:
+    """The parameters of each image."""
+    if hasattr(operation, "pool") and "operation" in rows:  # a policy
+        return [[OPERATIONS[number] for number in numbers] for numbers in rows["operation"].tolist()]
+    told = {
+        key: values.reshape(count, -1)
+        for key, values in rows.items()
+        if key not in _NO_PARAMETERS and values.dtype != torch.bool and values.numel() <= count * _NUMBERS_TOLD
+    }
+    return [
+        [f"{key.replace('_', ' ')} {' '.join(map(_number, values[k].tolist()))}" for key, values in told.items()]
+        for k in range(count)
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("'", "")

@@ -1,0 +1,273 @@
+"""How long a run takes and how much memory it needs, from a few real steps on random samples."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.assembly.assemble import put_together
+from trainer.base.rank import Place, place, take
+from trainer.configuration.blueprint import Blueprint
+from trainer.configuration.build import build
+from trainer.data import DataFacts, Part, Splits
+from trainer.parallelism import cost
+from trainer.parallelism.pipeline import cut, largest_divisor
+from trainer.parallelism.single import Single
+from trainer.training.batches import Batch
+from trainer.training.evaluation import evaluate
+from trainer.training.run import Run
+from trainer.training.step import train_step
+
+_PROBE = 8
+_STEPS_WANTED = 3
+_MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
+
+    `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
+    micro-batch keeps for the backward pass. `data` counts what is kept in memory of all parts, and their targets.
+    Outside it stay Python, libraries and the operations' own work space. `reading_seconds` is for one photograph, by
+    one process, where they are read in each epoch anew (else None); no other time holds it.
+    """
+
+    measured_steps: int
+    measured_samples: int
+    step_seconds: float
+    evaluation_seconds: float
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    data: int
+    reading_seconds: float | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.data
+
+
+def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
+    """Take optimizer steps of this run, on one device, on random samples for about `seconds`.
+
+    Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
+    Nothing is written, and of the run's data a few photographs at most are read. Raises ConfigurationError or
+    DataError as assembling the run would, and OutOfMemory.
+    """
+    # compiling would take the time there is, and more
+    plain = replace(blueprint, config=blueprint.config | {"compile": False}, strategy=Single())
+    num_probe = min(_PROBE, blueprint.batch_size)
+    probe = _run(plain, num_probe)
+    per_step, _ = _time_steps(probe, 0.0)
+    num_samples = min(blueprint.batch_size, max(num_probe, int(num_probe * seconds / _STEPS_WANTED / per_step)))
+    run = _run(plain, num_samples)
+    per_step, num_steps = _time_steps(run, seconds)
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    return Estimate(
+        measured_steps=num_steps,
+        measured_samples=num_samples,
+        step_seconds=per_step * blueprint.batch_size / num_samples,
+        evaluation_seconds=_time_evaluation(run) * blueprint.facts.num_val / len(run.splits.val),
+        weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
+        gradients=_bytes(parameters),
+        optimizer=_bytes(_tensors(run.optimizer.state)),
+        activations=_activations(run, blueprint.micro_batch),
+        data=_data_bytes(blueprint),
+        reading_seconds=_reading_seconds(blueprint),
+    )
+
+
+def cost_of(blueprint: Blueprint, model: nn.Module) -> cost.Cost | None:
+    """What the run's strategy costs by the formulas of `trainer.parallelism.cost`; `model` is on the meta device.
+
+    None for one device, for a strategy that is not ours, and for a model whose layers cannot be seen.
+    """
+    strategy: Any = blueprint.strategy
+    known = type(strategy).__module__.startswith("trainer.parallelism.")
+    formula = _COSTS.get(type(strategy).__name__) if known else None
+    if formula is None or strategy.world_size == 1:
+        return None
+    try:
+        layers = cost.layers_of(model, blueprint.facts.input_shape)
+    except RuntimeError:
+        return None
+    activation_bytes = 4 if blueprint.dtype is None else blueprint.dtype.itemsize
+    step = cost.Step(layers, blueprint.batch_size, blueprint.micro_batch, activation_bytes=activation_bytes)
+    return formula(step, strategy, model)
+
+
+def _hybrid(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
+    return cost.hybrid(step, strategy.data_size, strategy.tensor_size, _is_synchronized(strategy))
+
+
+def _pipeline(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
+    stages = cut(model, strategy.world_size)
+    micro_batches = largest_divisor(step.micro_batch or step.batch_size, strategy.micro_batches)
+    in_flight = None if strategy.schedule == "gpipe" else len(stages)
+    return cost.pipeline(step, stages, micro_batches, in_flight)
+
+
+def _is_synchronized(strategy: Any) -> bool:
+    return bool(strategy.batch_norm == "synchronized")
+
+
+_COSTS: dict[str, Callable[[cost.Step, Any, nn.Module], cost.Cost]] = {
+    "DataParallel": lambda step, s, _: cost.data_parallel(step, s.world_size, _is_synchronized(s)),
+    "FullySharded": lambda step, s, _: cost.fully_sharded(step, s.world_size),
+    "TensorParallel": _hybrid,
+    "HybridParallel": _hybrid,
+    "TwoColumn": _hybrid,
+    "WeirdTrick": lambda step, s, _: cost.weird_trick(step, s.world_size, _is_synchronized(s)),
+    "Pipeline": _pipeline,
+    "LocalSGD": lambda step, s, _: cost.local_sgd(step, s.world_size, s.period),
+    "Downpour": lambda step, s, _: cost.downpour(step, s.world_size, s.period),
+}
+
+
+def _run(blueprint: Blueprint, num_samples: int) -> Run:
+    """The run with `num_samples` a step, over random data."""
+    facts = blueprint.facts
+    values_per_sample = max(1, torch.Size(facts.input_shape).numel())
+    most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // values_per_sample))
+    generator = torch.Generator().manual_seed(0)
+    train = _random_part(facts, min(facts.num_train, most), generator)
+    val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
+    smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
+    run = put_together(smaller, Splits(train, val, val), fit=False)
+    preprocessing: Any = run.preprocessing
+    getattr(preprocessing, "fit_roughly", preprocessing.fit)(train.images_NCHW)
+    preprocessing.to(run.device)
+    return run
+
+
+def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Part:
+    shape = (count, *facts.input_shape)
+    if facts.kind == "features":
+        images_NCHW = torch.randn(shape, generator=generator)
+    else:
+        images_NCHW = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    if facts.task == "regression":
+        return Part(images_NCHW, torch.randn(count, facts.num_outputs, generator=generator))
+    return Part(images_NCHW, torch.randint(facts.num_outputs, (count,), generator=generator))
+
+
+def _time_steps(run: Run, seconds: float) -> tuple[float, int]:
+    """Seconds a step, and how many were timed (at least one); the first, which sets things up, is not."""
+    run.model.train()
+    batches = _endless(run)
+    train_step(run, next(batches))
+    _wait(run)
+    start, count = time.perf_counter(), 0
+    for batch in batches:
+        train_step(run, batch)
+        count += 1
+        if run.device.type != "cpu" and count & (count - 1):
+            continue  # waiting for the device after each step would slow it down: only after 1, 2, 4, 8, ...
+        _wait(run)
+        if (elapsed := time.perf_counter() - start) >= seconds:
+            return elapsed / count, count
+    raise AssertionError("the batches never end")
+
+
+def _endless(run: Run) -> Iterator[Batch]:
+    for epoch in itertools.count():
+        yield from run.batches.epoch(epoch)
+
+
+def _time_evaluation(run: Run) -> float:
+    evaluate(run, run.splits.val, "val")
+    start = time.perf_counter()
+    evaluate(run, run.splits.val, "val")
+    return time.perf_counter() - start
+
+
+def _wait(run: Run) -> None:
+    if run.device.type != "cpu":
+        torch.accelerator.synchronize(run.device)
+
+
+def _activations(run: Run, num_samples: int) -> int:
+    """What autograd keeps for `num_samples`: a straight line through 2 and 4 samples, as some of it (weights
+    in half precision, statistics) does not grow with them."""
+    of_2, of_4 = (_saved_bytes(run, count) for count in (2, 4))
+    return of_2 + (of_4 - of_2) * (num_samples - 2) // 2
+
+
+def _saved_bytes(run: Run, count: int) -> int:
+    part = _random_part(run.blueprint.facts, count, torch.Generator().manual_seed(0))
+    assert isinstance(part.images_NCHW, Tensor)
+    images = run.preprocessing(part.images_NCHW.to(run.device))
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*run.model.parameters(), *run.model.buffers()]}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.blueprint.loss(run.closure.forward(images), part.targets_N.to(run.device))
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [value for entry in state.values() for value in entry.values() if isinstance(value, Tensor)]
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _reading_seconds(blueprint: Blueprint) -> float | None:
+    measure = getattr(blueprint.data, "seconds_to_read", None)
+    if measure is None:
+        return None
+    with as_a_rank(blueprint.strategy):
+        seconds: float | None = measure()
+    return seconds
+
+
+def _data_bytes(blueprint: Blueprint) -> int:
+    facts: DataFacts = blueprint.facts
+    data = blueprint.data
+    count = facts.num_train + facts.num_val + facts.num_test
+    image = torch.Size(facts.input_shape).numel() * (4 if facts.kind == "features" else 1)
+    with as_a_rank(blueprint.strategy):
+        images: int = data.memory_taken() if hasattr(data, "memory_taken") else count * image
+        bordered, fits = bordered_bytes(blueprint)
+    if fits:
+        images += bordered - facts.num_train * image
+    return images + count * (4 * facts.num_outputs if facts.task == "regression" else 8)
+
+
+def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
+    """What the training images take in the augmentation's own layout, and whether the data set has room for it;
+    0 and False where there is no such layout."""
+    facts, data = blueprint.facts, blueprint.data
+    border_bytes = getattr(build(blueprint.config["augmentation"], "augmentation"), "border_bytes", None)
+    if border_bytes is None or facts.kind != "images" or not hasattr(data, "room"):
+        return 0, False
+    needed = border_bytes((facts.num_train, *facts.input_shape)) or 0
+    return needed, 0 < needed <= data.room()
+
+
+@contextmanager
+def as_a_rank(strategy: Any) -> Iterator[None]:
+    """Inside, what a data set says of memory is for one of the ranks that will share the machine's."""
+    if place() is not None:
+        yield
+        return
+    count = strategy.devices
+    take(Place(0, count, 0, count), None)
+    try:
+        yield
+    finally:
+        take(None, None)

@@ -1,0 +1,98 @@
+"""What a run says while it goes: metrics file, TensorBoard, terminal and log, fed from one place."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from trainer.reporting import logs
+from trainer.reporting.metrics_file import MetricsFile
+from trainer.reporting.tensorboard import TensorBoard
+from trainer.reporting.terminal import Terminal
+from trainer.storage.files import disk_errors
+from trainer.storage.run_folder import LOG, METRICS
+
+log = logging.getLogger("trainer")
+
+
+class Report:
+    """Opened on a run folder, anew or at the place that a checkpoint counted (`offsets`, at `step`)."""
+
+    def __init__(self, folder: Path, terminal: Terminal, offsets: Mapping[str, Any] | None, step: int) -> None:
+        self._folder, self.terminal = folder, terminal
+        self._train: dict[str, float] = {}  # the latest, for rows of steps at which they are not logged
+        with disk_errors(folder):
+            self._open(offsets, step)
+            self._log = logs.open_run_log(folder / LOG)
+        self._aloud = logs.tell_warnings_of_data(terminal.message)
+
+    def _open(self, offsets: Mapping[str, Any] | None, step: int) -> None:
+        self._metrics = MetricsFile(self._folder / METRICS, offsets["metrics"] if offsets else 0)
+        events, purge_step = (offsets["events"], step + 1) if offsets else (None, None)
+        self.tensorboard = TensorBoard(self._folder, events, purge_step)
+        self.tensorboard.charts()
+
+    def header(self, facts: Mapping[str, str]) -> None:
+        """What is about to run."""
+        self.terminal.header(facts)
+        for name, value in facts.items():
+            log.info("%s: %s", name, value)
+
+    def rewind(self, offsets: Mapping[str, Any], step: int) -> None:
+        """Take back what was written after the checkpoint that counted `offsets`."""
+        with disk_errors(self._folder):
+            self.tensorboard.close()
+            self._metrics.close()
+            self._open(offsets, step)
+
+    def tick(self, step: int) -> None:
+        """After every step: a bar to move, ten times a second at most."""
+        self.terminal.tick(step)
+
+    def record(
+        self, step: int, epoch: float, values: Mapping[str, float], histograms: Mapping[str, Any] | None = None
+    ) -> None:
+        """All metrics of a step: one line, one event; distributions beside them."""
+        with disk_errors(self._folder):
+            self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
+            self.tensorboard.scalars(step, values)
+            for name, sample in (histograms or {}).items():
+                self.tensorboard.histogram(name, sample, step)
+        self._train |= {name: value for name, value in values.items() if name.startswith("train/") or name == "lr"}
+        self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
+
+    def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
+        """An evaluation for the eye."""
+        shown = {**self._train, **values}
+        self.terminal.row(step, epoch, shown, best)
+        words = "  ".join(f"{name} {value:.6g}" for name, value in shown.items() if not name.startswith("throughput"))
+        log.info("epoch %.2f  step %d  %s%s", epoch, step, words, "  best" if best else "")
+
+    def message(self, text: str) -> None:
+        """A notice for the user, also kept in the log."""
+        self.terminal.message(text)
+        log.warning(text)
+
+    def offsets(self) -> dict[str, Any]:
+        """How far the files have come; a checkpoint keeps it, so that each line is there exactly once."""
+        with disk_errors(self._folder):
+            return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}
+
+    def sync(self) -> None:
+        """Put on the disk what a checkpoint is about to count."""
+        with disk_errors(self._folder):
+            self._metrics.sync()
+            self.tensorboard.sync()
+
+    def close(self) -> None:
+        """Let go of everything; what must be on the disk is there since the last `sync`."""
+        self.terminal.close()
+        for close in (
+            self.tensorboard.close,
+            self._metrics.close,
+            lambda: logs.close(self._log),
+            lambda: logs.close(self._aloud),
+        ):
+            with suppress(OSError):
+                close()

@@ -1,0 +1,184 @@
+"""Checkpoints: `last.pt` to continue from, `best.pt` to use; each is kept until the next one is safe.
+
+A checkpoint is data: plain containers and tensors, read with `weights_only=True`, sealed with a SHA-256.
+"""
+
+import io
+import logging
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.base.errors import DataError
+from trainer.storage.files import disk_errors, seal, unseal, write_atomic
+
+log = logging.getLogger(__name__)
+State = dict[str, Any]
+_LEAST_SECONDS = 1.0  # between two checkpoints
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept."""
+    return path.with_suffix(".previous.pt")
+
+
+def save(path: Path, state: Mapping[str, Any], keep_previous: bool = False) -> None:
+    """Write a checkpoint; the one that was at `path` becomes the previous one, or goes with `keep_previous`.
+
+    Raises DiskError.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_atomic(path, seal(buffer.getvalue()), keep=None if keep_previous else previous(path))
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint onto the CPU. Raises DataError when it is missing, damaged or holds more than data."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DataError(f"{path} is no checkpoint: it must be an archive of tensors and plain values") from error
+    return state
+
+
+def load_newest(path: Path) -> State | None:
+    """The checkpoint at `path`, or the previous one where that is missing or damaged.
+
+    None when neither was ever written. Raises DataError when there are some but all are damaged.
+    """
+    found = find_newest(path, lambda state: True)
+    return None if found is None else found[1]
+
+
+def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, State] | None:
+    """As `load_newest`, of checkpoints that `accept` approves of, and where it was found."""
+    damaged: list[str] = []
+    for candidate in (path, previous(path)):
+        if not candidate.is_file():
+            continue
+        try:
+            state = load(candidate)
+        except DataError as error:
+            damaged.append(str(error))
+            log.warning("%s; falling back to the one before", error)
+            continue
+        if accept(state):
+            return candidate, state
+    if damaged:
+        raise DataError("; ".join(damaged) + "; no checkpoint is left to continue from")
+    return None
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of nested containers in which every tensor has memory of its own, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, from snapshots, while training goes on.
+
+    Where they are asked for more often than once a second only some are written: a
+    kill then costs a second of training, and no bit. `best.pt` is always written before the
+    `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
+    counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
+
+    All ranks take part in a snapshot, so `decide` makes the main rank's clock that of all; it alone writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sync: Callable[[], None],
+        keep_previous: bool = False,
+        decide: Callable[[bool], bool] = lambda due: due,
+        is_main: bool = True,
+    ) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self._decide, self._is_main = decide, is_main
+        if is_main:
+            with disk_errors(folder):
+                folder.mkdir(exist_ok=True)
+                for left_over in folder.glob(".*.tmp"):
+                    left_over.unlink()
+        self._sync, self._keep_previous = sync, keep_previous
+        self._next = 0.0
+        self._new_best: State | None = None
+        self._waiting: dict[Path, State] = {}
+        self._failure: Exception | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, last: Callable[[], State], best: Callable[[], State] | None, at_once: bool) -> None:
+        """Take snapshots of what `last` and, after an improvement, `best` return, and write them soon.
+
+        `at_once`: also when the one before was written just now. Raises what an earlier write raised (DiskError).
+        """
+        if best is not None:
+            self._new_best = snapshot(best())
+        now = time.monotonic()
+        if not self._decide(now >= self._next or at_once):
+            return
+        self._next = now + _LEAST_SECONDS
+        waiting = {self.last: snapshot(last())}
+        if self._new_best is not None:
+            waiting[self.best], self._new_best = self._new_best, None
+        if not self._is_main:
+            return
+        with self._changed:
+            self._raise_failure()
+            self._waiting |= waiting
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until everything is on the disk. Raises DiskError when it could not be written."""
+        with self._changed:
+            if self._is_main and self._new_best is not None:  # of a run that failed before its turn came
+                self._waiting[self.best], self._new_best = self._new_best, None
+                self._start()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        with self._changed:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                pair, self._waiting = self._waiting, {}
+                if not pair:
+                    self._thread = None
+                    return
+            try:
+                self._sync()
+                if self.best in pair:
+                    save(self.best, pair[self.best])
+                if self.last in pair:
+                    save(self.last, pair[self.last], self._keep_previous)
+                    self._keep_previous = False
+            except Exception as error:
+                with self._changed:
+                    self._failure, self._thread = error, None
+                return

@@ -1,0 +1,95 @@
+"""Files that are never half written: a temporary name, fsync, rename, fsync of the folder."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer.base.errors import DataError, DiskError
+
+_TRAILER = b"gearshift-sha256"
+
+
+def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write so that `path` holds either what it held before or all of `content`, also after a crash.
+
+    With `keep` the file that was there stays under that name. Raises DiskError when the disk is full or the
+    file cannot be written; nothing is left behind then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                _keep_as(path, keep)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _keep_as(path: Path, keep: Path) -> None:
+    """Give a file a second name, so that it never has none; where there are no hard links, another name."""
+    second = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(path, second)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        path.replace(keep)
+        return
+    second.replace(keep)
+    second.unlink(missing_ok=True)  # a rename does nothing where both are names of one file, as after a kill here
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """The one line for a file that cannot be written."""
+    reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    return DiskError(f"cannot write {path}: {reason}")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says against writing `path` into a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people: indented, keys in the given order."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def seal(content: bytes) -> bytes:
+    """`content` followed by its SHA-256, so that one file carries its own proof (zip readers ignore a tail)."""
+    return content + _TRAILER + hashlib.sha256(content).digest()
+
+
+def unseal(path: Path) -> bytes:
+    """Read a sealed file back. Raises DataError when a single bit differs or a byte is missing."""
+    content = path.read_bytes()
+    tail = len(_TRAILER) + hashlib.sha256().digest_size
+    body, trailer = content[:-tail], content[-tail:]
+    if trailer != _TRAILER + hashlib.sha256(body).digest():
+        raise DataError(f"{path} is damaged: its checksum does not match")
+    return body

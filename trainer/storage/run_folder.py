@@ -1,0 +1,181 @@
+"""One folder a run: made whole or not at all, used by one process at a time."""
+
+import fcntl
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.base.errors import ConfigurationError, DataError, RunInUse
+from trainer.configuration.rules import Config
+from trainer.storage.files import disk_error, write_atomic, write_json
+
+CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
+METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", "checkpoints"
+
+
+def default_name(config: Config) -> str:
+    """The name that a run gets when the user gave none: <data>-<model>-<optimizer>."""
+    choices = config["choices"]
+    return config["name"] or "-".join(str(choices.get(g, g)) for g in ("data", "model", "optimizer"))
+
+
+def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = False) -> Path:
+    """Make the folder of a new run, with its configuration in it; two runs never get the same one.
+
+    Where `wanted` exists a number is appended; with `exact` (the user named the folder) it must be new or
+    empty. Raises DiskError where it cannot be made, and leaves nothing behind.
+    """
+    parent = wanted.parent
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    temporary = parent / f".{wanted.name}.{secrets.token_hex(4)}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        write_configuration(temporary, config, overrides)
+        return _settle(temporary, wanted, exact)
+    except OSError as error:
+        _remove(temporary, made)
+        raise disk_error(wanted, error) from error
+    except BaseException:
+        _remove(temporary, made)
+        raise
+
+
+def new(config: Config) -> Path:
+    """The folder of a run that was started from Python, under `outputs/` as from the command line."""
+    now = datetime.now()
+    wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{default_name(config)}")
+    return create(wanted, config, [])
+
+
+def _settle(temporary: Path, wanted: Path, exact: bool) -> Path:
+    """Rename into place: onto a new name or an empty folder, the only ones that rename accepts."""
+    for number in range(1, 10_000):
+        target = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            if exact:
+                raise ConfigurationError(
+                    f"hydra.run.dir={wanted}: is not empty; to go on with the run in it: train resume {wanted}"
+                ) from None
+            continue
+        return target
+    raise ConfigurationError(f"hydra.run.dir={wanted}: there are 9,999 runs of this name already")
+
+
+def _remove(temporary: Path, made: list[Path]) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    for folder in made:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def shown(folder: Path) -> Path:
+    """A folder as a person would type it: relative to the current one where it lies below it."""
+    absolute, here = folder.resolve(), Path.cwd()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else folder
+
+
+def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:
+    """What is run and what was typed. Raises DiskError."""
+    header = "# The resolved configuration of this run; `train repeat` runs it again\n"
+    write_atomic(folder / CONFIG, (header + yaml.safe_dump(config, sort_keys=False)).encode())
+    write_atomic(folder / OVERRIDES, yaml.safe_dump(overrides).encode())
+
+
+def read_configuration(folder: Path) -> Config:
+    """The configuration of a run. Raises ConfigurationError where there is no run, DataError for a damaged one."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigurationError(f"{folder} is no run folder: there is no {CONFIG} in it")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
+        raise DataError(f"{path} is damaged: it holds no configuration")
+    return config
+
+
+class Lock:
+    """Holds a run folder for this process, until `release` or the end of the process.
+
+    Temporary files that a killed process left in it are removed. Raises RunInUse.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise RunInUse(f"{folder} is in use by another process") from error
+        for left_over in folder.glob(".*.tmp"):
+            left_over.unlink()
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class HeldLock(Lock):
+    """Stands for a lock that another process of the same job holds."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+
+def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> dict[str, Any]:
+    """Where and with what a run happened: versions, commit, device, threads, data."""
+    packages = ("gearshift", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "git": _git(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        "world_size": world_size,
+        "data_sha256": data_checksum,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the code in the current folder, and whether there were changes beside it."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """How the run ended. Raises DiskError."""
+    write_json(folder / RESULT, result)

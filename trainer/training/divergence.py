@@ -1,0 +1,122 @@
+"""Losses and gradients that are not finite: left out on the device, named afterwards by step and layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.base.errors import Diverged
+from trainer.storage import checkpoint, run_folder
+from trainer.storage.checkpoint import State
+from trainer.training.run import Run
+from trainer.training.state import is_planned, restore
+from trainer.training.step import train_step
+
+MAX_ROLLBACKS = 3
+
+
+def survives(run: Run) -> tuple[float | None, bool]:
+    """Read what the guard saw since the last time: the last gradient norm, and whether training goes on from here.
+
+    Where a step was left out, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip`
+    says so and goes on; `rollback` returns to the last checkpoint with half the learning rate, three times at
+    the most. With a loss scale that still has room to fall a step that overflowed is no failure.
+    """
+    norm, flags = run.guard.read()
+    if not any(flags) or (run.loss_scale is not None and run.loss_scale.scale.item() >= 1):
+        return norm, True
+    policy = run.blueprint.config["on_nonfinite"]
+    first = run.step - len(flags) + flags.index(True)
+    if policy == "stop":
+        raise Diverged(f"{locate(run, first)}; see on_nonfinite, clip_norm and the learning rate")
+    if policy == "skip":
+        _say(run, f"{sum(flags)} of {len(flags)} steps were not finite and were left out, from step {first} on")
+        return norm, True
+    if run.rollbacks == MAX_ROLLBACKS:
+        raise Diverged(f"{locate(run, first)}, after {MAX_ROLLBACKS} roll-backs")
+    _roll_back(run, first)
+    return norm, False
+
+
+def _roll_back(run: Run, bad_step: int) -> None:
+    state = _last_state(run, lambda state: is_planned(run, state)) if run.strategy.is_main else None
+    state = run.strategy.broadcast(state)
+    if state is None:
+        raise Diverged(f"{locate(run, bad_step)}; there is no checkpoint to roll back to")
+    rollbacks, seconds_before = run.rollbacks + 1, run.seconds_before
+    restore(run, state)
+    run.rollbacks, run.seconds_before = rollbacks, seconds_before
+    if run.report is not None:
+        run.report.rewind(state["offsets"], run.step)
+    if run.checkpoints is not None:
+        run.checkpoints.put(lambda: state | {"rollbacks": rollbacks}, None, at_once=True)
+    _say(
+        run,
+        f"step {bad_step} was not finite: back to step {run.step}, learning rate times {0.5**rollbacks:g}",
+    )
+
+
+def locate(run: Run, bad_step: int) -> str:
+    """Replay from the last checkpoint to the step and say in which layer the first non-finite value appears.
+
+    The main rank does it, alone and on one device: all synchronous strategies compute the same.
+    """
+    if not run.strategy.is_main or run.strategy.notices(run.model):  # what does not equal one device cannot be replayed
+        return f"diverged at step {bad_step}"
+    replay = run.replica()
+    state = _last_state(run)
+    if state is not None:
+        restore(replay, state)
+    replay.model.train()
+    while replay.step <= bad_step:
+        for batch in replay.batches.epoch(replay.epoch, replay.samples_seen):
+            if replay.step == bad_step:
+                replay.set_learning_rate()
+                replay.closure.begin(replay.step, batch)
+                return f"diverged at step {bad_step}: {_first_nonfinite(replay, batch.images)}"
+            train_step(replay, batch)
+            replay.advance(batch.num_global)
+    raise AssertionError("the bad step lies behind the last checkpoint")
+
+
+def _first_nonfinite(replay: Run, images: Tensor) -> str:
+    if not torch.isfinite(images).all():
+        return "the input images are not finite"
+    found: list[str] = []
+    hooks = [
+        module.register_forward_hook(_reporter(name or "the model", found))
+        for name, module in replay.model.named_modules()  # inner ones answer first
+    ]
+    loss_sum = replay.closure.backward()
+    for hook in hooks:
+        hook.remove()
+    if found:
+        return f"the output of layer '{found[0]}' is not finite"
+    if not torch.isfinite(loss_sum):
+        return "the loss is not finite although every layer's output is"
+    for name, parameter in reversed(list(replay.model.named_parameters())):
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            return f"the gradient of '{name}' is not finite"
+    return "the gradient's norm overflows"
+
+
+def _reporter(name: str, found: list[str]) -> Any:
+    def report(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not torch.isfinite(output).all():
+            found.append(name)
+
+    return report
+
+
+def _last_state(run: Run, accept: Callable[[State], bool] = lambda state: True) -> State | None:
+    if run.checkpoints is None or run.folder is None:
+        return None
+    run.checkpoints.finish()
+    found = checkpoint.find_newest(run.folder / run_folder.CHECKPOINTS / "last.pt", accept)
+    return None if found is None else found[1]
+
+
+def _say(run: Run, text: str) -> None:
+    if run.report is not None:
+        run.report.message(text)

@@ -1,0 +1,166 @@
+"""The end of a run, however it came: best weights back, the test read once, results where they are looked for."""
+
+import json
+import logging
+import shlex
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.base.errors import DiskError, Interrupted, understood
+from trainer.base.signals import stop_request
+from trainer.reporting.curves import draw_curves
+from trainer.reporting.logs import close, open_run_log
+from trainer.reporting.metrics_file import read_metrics
+from trainer.storage import checkpoint, run_folder
+from trainer.storage.files import disk_errors
+from trainer.training.evaluation import confusion_matrix, evaluate
+from trainer.training.run import Run
+from trainer.training.state import restore_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """How a run ended; `result.json` holds the same.
+
+    `status` is completed, early_stopped, interrupted, diverged or failed; `best` the evaluation of the weights
+    in `best.pt`; `test` their metrics on the test part (None for a trial of a sweep, or an unfinished run).
+    """
+
+    status: str
+    exit_code: int
+    steps: int
+    epochs: float
+    monitor: str
+    best: dict[str, Any] | None
+    test: dict[str, float] | None
+    wall_seconds: float
+    folder: str
+    error: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The monitored metric at its best: what a search optimizes."""
+        return None if self.best is None else float(self.best["metrics"][self.monitor])
+
+
+def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
+    """Write checkpoints, test metrics, result and curves, and say how it went."""
+    status, exit_code = _verdict(status, error)
+    test = matrix = None
+    if error is None:
+        _wait_for_checkpoints(run)
+    elif not isinstance(error, Interrupted):
+        with suppress(DiskError):  # what failed first is what the user hears of
+            _wait_for_checkpoints(run)
+    if error is None and status != "interrupted":
+        restore_best(run)
+        if not run.is_trial:
+            test = evaluate(run, run.splits.test, "test")
+            if run.blueprint.facts.task == "classification":
+                matrix = confusion_matrix(run, run.splits.test)
+    result = Result(
+        status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
+        monitor=run.blueprint.monitor, best=None if run.best is None else asdict(run.best), test=test,
+        wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
+    )  # fmt: skip
+    if run.folder is not None and run.report is not None:
+        if error is not None and not isinstance(error, Interrupted):
+            log.error("%s", str(error) or type(error).__name__)
+        # a signal may have come in the middle of anything, an import too: only what says so is written then
+        reports = partial(_write_reports, matrix=matrix)
+        for write in (_write_result,) if isinstance(error, Interrupted) else (reports, _write_result):
+            try:
+                write(run, result)
+            except DiskError as problem:
+                if error is None:
+                    raise
+                log.warning("%s", problem)
+    return result
+
+
+def record_failure(folder: Path, config: dict[str, Any], error: BaseException) -> None:
+    """Result and log of a run that failed before there was a `Run`, or whose main rank could not tell why.
+
+    Log records that are held come into the log, too. Raises DiskError.
+    """
+    known = understood(error)
+    with suppress(OSError):  # the result counts
+        run_log = open_run_log(folder / run_folder.LOG)
+        log.error("%s", str(known) or type(known).__name__)
+        close(run_log)
+    path = folder / run_folder.RESULT
+    records = read_metrics(folder / run_folder.METRICS) if (folder / run_folder.METRICS).is_file() else []
+    stopping = config["early_stopping"]
+    last = records[-1] if records else {"step": 0, "epoch": 0.0}
+    before = json.loads(path.read_text()) if path.is_file() else {
+        "steps": last["step"], "epochs": last["epoch"], "monitor": stopping["monitor"] if stopping else "val/loss",
+        "best": None, "test": None, "wall_seconds": 0.0, "folder": str(run_folder.shown(folder)),
+    }  # fmt: skip
+    told = {"status": "failed", "exit_code": int(getattr(known, "exit_code", 1)), "error": str(known)}
+    run_folder.write_result(folder, told | before | told)
+
+
+def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:
+    if status == "interrupted":
+        return status, 128 + (stop_request.signum or 2)
+    if error is None:
+        return status, 0
+    code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(understood(error), "exit_code", 1))
+    return {70: "diverged"}.get(code, "interrupted" if code >= 128 else "failed"), code
+
+
+def _wait_for_checkpoints(run: Run) -> None:
+    if run.checkpoints is not None:
+        run.checkpoints.finish()
+
+
+def restore_best(run: Run) -> None:
+    """Put the best weights into the model (where there was an evaluation at all)."""
+    if run.best is not None and run.folder is not None:
+        path = run.folder / run_folder.CHECKPOINTS / "best.pt"
+        restore_weights(run, run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None))
+
+
+def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
+    assert run.folder is not None and run.report is not None
+    with disk_errors(run.folder):
+        if result.test is not None:
+            run.report.record(run.step, run.epochs_done, result.test)
+            if matrix is not None:
+                names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
+                run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
+        run.report.tensorboard.finish_hparams(result.status)
+        records = read_metrics(run.folder / run_folder.METRICS)
+        best_step = None if run.best is None else run.best.step
+        draw_curves(records, run.folder / run_folder.CURVES, run.folder.name, best_step, result.value, result.monitor)
+        run.report.sync()
+
+
+def _write_result(run: Run, result: Result) -> None:
+    """The very last file: with a complete `result.json` there is nothing left to resume."""
+    assert run.folder is not None and run.report is not None
+    run_folder.write_result(run.folder, asdict(result))
+    run.report.terminal.finish(_summary(run, result))
+
+
+def _summary(run: Run, result: Result) -> list[str]:
+    """Verdict, best, test, and the next commands."""
+    lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
+    if run.best is not None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in run.best.metrics.items())
+        lines.append(f"best (epoch {run.best.epoch:.1f}): {values}")
+    if result.test is not None:
+        lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
+    lines.append(f"run folder: {result.folder}")
+    if result.status == "interrupted":
+        lines.append(f"to go on: train resume {shlex.quote(result.folder)}")
+    elif result.error is None and not run.is_trial:
+        lines.append(f"to look at it: tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}")
+    return lines
