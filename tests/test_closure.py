@@ -2,19 +2,17 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer import compose
-from trainer.base.errors import ConfigurationError
+from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
-from trainer.configuration.resolve import draw
 from trainer.losses import CrossEntropy
 from trainer.metrics import Meter, available
 from trainer.parallelism.single import Single
 from trainer.training.batches import Batch
 from trainer.training.gradients import GradientGuard
-from trainer.training.objective import Closure
+from trainer.training.objective import Objective, Penalty
 
 CPU = torch.device("cpu")
 
@@ -25,13 +23,16 @@ def batch(size: int = 10) -> Batch:
     return Batch(images, torch.randint(0, 3, (size,), generator=generator), size, torch.arange(size))
 
 
-def make(model: nn.Module, micro_batch: int = 100, clip_norm: float | None = None) -> tuple[Closure, Meter]:
+def make(
+    model: nn.Module, micro_batch: int = 100, clip_norm: float | None = None, penalty: Penalty | None = None
+) -> tuple[Objective, Meter]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     guard = GradientGuard(optimizer, Single(), clip_norm, None, None)
     meter = Meter(available(("accuracy",), 3))
-    closure = Closure(
-        model, model, CrossEntropy(), Single(), meter, guard, StepRandomness(0, CPU), None, None, micro_batch
-    )
+    closure = Objective(
+        model, model, CrossEntropy(), strategy=Single(), meter=meter, guard=guard, randomness=StepRandomness(0, CPU),
+        micro_batch=micro_batch, penalty=penalty,
+    )  # fmt: skip
     closure.begin(3, batch())
     return closure, meter
 
@@ -104,8 +105,71 @@ def test_a_loss_without_graph_leaves_none() -> None:
     assert not closure.loss().requires_grad
 
 
-def test_an_optimizer_that_wants_a_closure_must_be_made_for_ours() -> None:
-    config = compose(["model=linear", "optimizer=sgd"])
-    config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 1.0}
-    with pytest.raises(ConfigurationError, match="LBFGS evaluates the loss itself"):
-        draw(config)
+class Ridge:
+    """lambda / 2 |w|^2 of all parameters."""
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        self.parameters, self.strength = list(model.parameters()), strength
+
+    def value(self) -> Tensor:
+        return self.strength / 2 * torch.stack([p.square().sum() for p in self.parameters]).sum()
+
+    def add_gradient(self, scale: Tensor | None) -> None:
+        for p in self.parameters:
+            assert p.grad is not None
+            p.grad += self.strength * p.detach() * (1.0 if scale is None else scale)
+
+
+@pytest.mark.parametrize("micro_batch", [100, 3])
+def test_a_penalty_counts_once_in_gradient_and_value_and_never_in_the_data_loss(micro_batch: int) -> None:
+    model, reference = linear().double(), linear().double()
+    closure, meter = make(model, micro_batch, penalty=Ridge(model, 0.3))
+    images, targets, *_ = batch()
+    closure.begin(0, Batch(images.double(), targets, 10, torch.arange(10)))
+    data_loss = F.cross_entropy(reference(images.double()), targets)
+    value = data_loss + 0.15 * sum(p.square().sum() for p in reference.parameters())
+    value.backward()
+    assert float(closure.gradient()) == pytest.approx(float(data_loss.detach()), rel=1e-12)
+    assert float(closure.objective()) == pytest.approx(float(value.detach()), rel=1e-12)
+    assert float(closure.loss(create_graph=True).detach()) == pytest.approx(float(value.detach()), rel=1e-12)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-14)
+    assert meter.read()["loss"] == pytest.approx(float(data_loss.detach()), rel=1e-12)
+
+
+def test_a_penalty_is_not_touched_by_the_loss_scale() -> None:
+    gradients = []
+    for scale in (None, LossScale(CPU, initial=1024.0)):
+        model = linear()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        closure = Objective(
+            model, model, CrossEntropy(), strategy=Single(), meter=Meter({}), randomness=StepRandomness(0, CPU),
+            guard=GradientGuard(optimizer, Single(), 0.5, None, scale), loss_scale=scale, micro_batch=100,
+            penalty=Ridge(model, 0.3),
+        )  # fmt: skip
+        closure.begin(0, batch())
+        closure.gradient()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_is_flagged_if_any_of_its_evaluations_is_not_finite() -> None:
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = GradientGuard(optimizer, Single(), None, None, None)
+    closure = Objective(
+        model, model, CrossEntropy(), strategy=Single(), meter=Meter({}), guard=guard,
+        randomness=StepRandomness(0, CPU), micro_batch=100,
+    )  # fmt: skip
+    for step, bad in enumerate((None, 1, None, 0)):
+        closure.begin(step, batch())
+        for evaluation in range(3):
+            bias = model[2].bias
+            kept = bias.detach().clone()
+            with torch.no_grad():
+                if evaluation == bad:
+                    bias.fill_(torch.nan)
+                _ = closure.loss() if evaluation == 1 else closure.gradient()
+                bias.copy_(kept)
+        guard.end()
+    assert guard.read()[1] == [False, True, False, True]

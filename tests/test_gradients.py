@@ -26,6 +26,13 @@ def give_gradients(params: list[nn.Parameter], scale: float, seed: int = 1) -> l
 LOSS = torch.tensor(1.0)
 
 
+def take(guard: GradientGuard, gradients: list[Tensor], loss: Tensor = LOSS) -> None:
+    """A step of a plain optimizer, as the trainer does it."""
+    guard.begin()
+    guard.look(gradients, loss, leave_to_kernel=guard.leaves_to_kernel)
+    guard.step()
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("scale", [0.01, 10.0])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
@@ -36,7 +43,7 @@ def test_clips_by_norm_as_torch_does(fused: bool, scale: float, kind: type[torch
     for step in range(4):
         gradients = give_gradients(ours, scale, seed=step)
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-        guard.step(gradients, LOSS)
+        take(guard, gradients, LOSS)
         give_gradients(theirs, scale, seed=step)
         nn.utils.clip_grad_norm_(theirs, 1.0)
         reference.step()
@@ -49,14 +56,14 @@ def test_the_clipped_norm_is_exactly_the_limit() -> None:
     params = parameters()
     guard = GradientGuard(torch.optim.SGD(params, lr=1.0), Single(), 0.5, None, None)
     gradients = give_gradients(params, 10.0)
-    guard.clip(gradients, LOSS)
+    guard.look(gradients, LOSS)
     assert float(torch.cat([g.flatten() for g in gradients]).norm()) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_clips_by_value_as_torch_does() -> None:
     ours, theirs = parameters(), parameters()
     guard = GradientGuard(torch.optim.SGD(ours, lr=0.1, fused=True), Single(), None, 0.3, None)
-    guard.step(give_gradients(ours, 1.0), LOSS)
+    take(guard, give_gradients(ours, 1.0), LOSS)
     give_gradients(theirs, 1.0)
     nn.utils.clip_grad_value_(theirs, 0.3)
     torch.optim.SGD(theirs, lr=0.1).step()
@@ -85,9 +92,9 @@ def test_a_step_that_is_not_finite_is_as_if_it_never_was(bad: str, fused: bool, 
             loss = torch.tensor(math.inf)
             if bad == "gradient":
                 gradients[1][2], loss = math.nan, LOSS
-            guard.step(gradients, loss)
-        guard.step(give_gradients(ours, 1.0, seed=step), LOSS)
-        reference_guard.step(give_gradients(theirs, 1.0, seed=step), LOSS)
+            take(guard, gradients, loss)
+        take(guard, give_gradients(ours, 1.0, seed=step), LOSS)
+        take(reference_guard, give_gradients(theirs, 1.0, seed=step), LOSS)
     flags = guard.read()[1]
     assert flags == [i == (0 if first else 2) for i in range(5)]
     for p, q in zip(ours, theirs, strict=True):
@@ -116,8 +123,8 @@ def test_scaled_gradients_give_the_step_of_plain_ones() -> None:
     for step in range(3):
         scaled = give_gradients(ours, 1.0, seed=step)
         torch._foreach_mul_(scaled, 4096.0)
-        guard.step(scaled, LOSS)
-        plain.step(give_gradients(theirs, 1.0, seed=step), LOSS)
+        take(guard, scaled, LOSS)
+        take(plain, give_gradients(theirs, 1.0, seed=step), LOSS)
     assert guard.read()[0] == pytest.approx(plain.read()[0])
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q)
@@ -129,7 +136,7 @@ def test_clipping_by_value_does_not_hide_a_gradient_that_is_not_finite() -> None
     guard = GradientGuard(torch.optim.SGD(params, lr=0.1, fused=True), Single(), 1.0, 0.3, None)
     gradients = give_gradients(params, 1.0)
     gradients[0][0, 0] = math.inf
-    guard.step(gradients, LOSS)
+    take(guard, gradients, LOSS)
     assert guard.read()[1] == [True]
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
 
@@ -142,7 +149,7 @@ def test_double_precision_trains_under_a_fused_optimizer() -> None:
     for p, q in zip(ours, theirs, strict=True):
         p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
         q.grad = p.grad.clone()
-    guard.step([p.grad for p in ours if p.grad is not None], LOSS.double())
+    take(guard, [p.grad for p in ours if p.grad is not None], LOSS.double())
     norm = torch.cat([q.grad.flatten() for q in theirs if q.grad is not None]).norm()
     for q in theirs:
         q.grad = q.grad / norm.clamp(min=1.0) if q.grad is not None else None

@@ -203,7 +203,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else() -> None
         run.model.register_forward_pre_hook(hungry)
         train(run)
         if limit is not None:
-            assert run.closure.micro_batch == 16
+            assert run.objective.micro_batch == 16
         return torch.cat([p.flatten() for p in run.model.parameters()])
 
     assert torch.equal(weights("micro_batch=auto", limit=20), weights("micro_batch=16"))

@@ -24,6 +24,7 @@ from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import draw
 from trainer.data.photographs import reading
 from trainer.training.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
+from trainer.training.evaluation_batches import evaluation_shards
 from trainer.training.loop import train
 from trainer.training.run import Run
 from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
@@ -144,13 +145,13 @@ def test_batches_do_not_matter(trained):
 
 def test_a_probability_of_zero_has_a_finite_loss(trained):
     """Averaged as logarithms: an output far behind the others counts."""
-    forward = trained.closure.forward
+    forward = trained.objective.forward
     certain = torch.tensor([[0.0] + [-1000.0] * 9])
-    trained.closure.forward = lambda images: certain.expand(len(images), -1)
+    trained.objective.forward = lambda images: certain.expand(len(images), -1)
     try:
         found = log_probabilities(trained, TestTime("multi_scale").views(images(3, (1, 8, 8))))
     finally:
-        trained.closure.forward = forward
+        trained.objective.forward = forward
     assert torch.allclose(found, certain.expand(3, -1), atol=1e-3)
 
 
@@ -325,7 +326,7 @@ def test_views_of_photographs_are_shared_among_ranks(
     for rank in range(3):
         share = lambda count, rank=rank: slice(rank * count // 3, (rank + 1) * count // 3)  # noqa: E731
         monkeypatch.setattr(run, "strategy", SimpleNamespace(data_size=3, share=share))
-        shares += run.evaluation_shares(part)
+        shares += evaluation_shards(run, part)
         rows += probabilities(run, part, asked)
         assert len(rows) == 2 * (rank + 1)
     assert sorted(torch.cat(shares).tolist()) == list(range(len(part)))

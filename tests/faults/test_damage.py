@@ -90,7 +90,7 @@ def test_best_weights_of_a_future_that_was_lost_are_put_aside(tmp_path: Path) ->
         save(path, {"step": step})
     with pytest.raises(DataError, match=r"best\.pt: the best weights of step 5 are lost"):
         keep_matching_best(run, path)
-    run.best = None
+    run.progress.best = None
     keep_matching_best(run, path)
 
 

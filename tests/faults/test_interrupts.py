@@ -28,7 +28,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert finish(process) == 128 + signum
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("interrupted", 128 + signum)
-    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["place"]["step"] == result["steps"]
+    assert torch.load(run / "checkpoints/last.pt", weights_only=True)["stateful"]["progress"]["step"] == result["steps"]
     last_line = process.output().splitlines()[-1]
     assert last_line.startswith("to go on: train resume ") and last_line.endswith("a run'")
     assert "Traceback" not in process.output()

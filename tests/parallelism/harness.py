@@ -102,7 +102,7 @@ def advance(run: Run, steps: int) -> list[float]:
     losses: list[float] = []
     run.model.train()
     while len(losses) < steps:
-        for batch in run.batches.epoch(run.epoch, run.samples_seen):
+        for batch in run.batches.epoch(run.progress.epoch, run.progress.samples_seen):
             train_step(run, batch)
             run.advance(batch.num_global)
             losses.append(run.meter.read(run.strategy.sum)["loss"])

@@ -359,7 +359,7 @@ def joins_late(folder: Path) -> Any:
         places: list[tuple[int, int, int]] = []
 
         def step(run: Run, batch: Any) -> None:
-            places.append((run.step, run.epoch, run.samples_seen))
+            places.append((run.step, run.progress.epoch, run.progress.samples_seen))
             train_step(run, batch)
             store.set("joined", "now")
 

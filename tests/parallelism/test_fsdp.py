@@ -66,12 +66,13 @@ def one_bad_gradient(words: list[str]) -> dict[str, Any]:
     for _ in range(2):
         train_step(run, next(batches))
     before = run.strategy.state_dict(run.model)
-    run.closure.begin(2, next(batches))
-    loss_sum = run.closure.backward()
-    gradients = run.closure.gradients()
+    run.objective.begin(2, next(batches))
+    loss_sum = run.objective.backward()
+    gradients = run.objective.gradients()
     if run.strategy.rank == 1:
         gradients[0].view(-1)[0] = float("inf")
-    run.guard.step(gradients, loss_sum)
+    run.guard.look(gradients, loss_sum, leave_to_kernel=run.guard.leaves_to_kernel)
+    run.guard.step()
     after = run.strategy.state_dict(run.model)
     names = [name for name, _ in run.model.named_parameters()]
     return {"flags": run.guard.read()[1], "same": all(torch.equal(before[name], after[name]) for name in names)}

@@ -90,7 +90,7 @@ def clipped_then_bad() -> dict[str, Any]:
     run.model.train()
     batches = iter(run.batches.epoch(0))
     train_step(run, next(batches))
-    clipped = torch.cat([gradient.flatten() for gradient in run.closure.gradients()]).norm()
+    clipped = torch.cat([gradient.flatten() for gradient in run.objective.gradients()]).norm()
     norm = run.guard.read()[0]
     before = own(run)
     if run.strategy.rank == 1:

@@ -190,7 +190,7 @@ def look(overrides: list[str]) -> dict[str, Any]:
     strategy = run.strategy
     moments = run.optimizer.state[run.model.get_parameter("conv1.weight")]["momentum_buffer"].shape
     # the gradient of the third step is still there: it was not clipped
-    norm = float(strategy.grad_norm(run.closure.gradients()))
+    norm = float(strategy.grad_norm(run.objective.gradients()))
     return {
         "losses": losses, "shapes": shapes, "moments": tuple(moments), "norm": norm,
         "val": evaluate(run, run.splits.val, "val"),

@@ -40,7 +40,7 @@ def look(overrides: list[str]) -> dict[str, Any]:
         "shapes": {name: tuple(p.shape) for name, p in run.model.named_parameters()},
         "val": evaluate(run, run.splits.val, "val"),
         "test": evaluate(run, run.splits.test, "test"),
-        "logits": run.closure.forward(next(run.batches.epoch(0)).images).shape[0],
+        "logits": run.objective.forward(next(run.batches.epoch(0)).images).shape[0],
     }
 
 

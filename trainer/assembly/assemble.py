@@ -15,6 +15,8 @@ from trainer.assembly.weights import make_model
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
+from trainer.base.stateful import Stateful
+from trainer.base.torch_optimizers import needs_closure
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.build import build
 from trainer.configuration.resolve import draw
@@ -26,7 +28,8 @@ from trainer.storage import run_folder
 from trainer.storage.run_folder import Lock
 from trainer.training.finish import record_failure
 from trainer.training.gradients import GradientGuard
-from trainer.training.objective import Closure
+from trainer.training.objective import Objective
+from trainer.training.progress import Progress
 from trainer.training.run import Run
 
 
@@ -99,18 +102,21 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     layout = torch.channels_last if channels_last else torch.preserve_format
     model = model.to(device).to(memory_format=layout)
-    num_parameters = sum(p.numel() for p in model.parameters())
     compute = strategy.apply(model)
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
     optimizer = strategy.wrap_optimizer(optimizer, model)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
-    guard = GradientGuard(optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale)
+    guard = GradientGuard(
+        optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale,
+        needs_flag=config["on_nonfinite"] == "skip" or not strategy.is_synchronous,
+    )  # fmt: skip
     meter = Meter(blueprint.metrics)
     sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
-    closure = Closure(
-        model, compute, blueprint.loss, strategy, meter, guard, StepRandomness(config["seed"], device),
-        loss_scale, blueprint.dtype, blueprint.micro_batch, getattr(sampler, "observe", None),
+    objective = Objective(
+        model, compute, blueprint.loss, strategy=strategy, meter=meter, guard=guard,
+        randomness=StepRandomness(config["seed"], device), loss_scale=loss_scale, dtype=blueprint.dtype,
+        micro_batch=blueprint.micro_batch, observe=getattr(sampler, "observe", None),
     )  # fmt: skip
     augmentation = build(config["augmentation"], "augmentation")
     batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
@@ -124,11 +130,24 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         other.preprocessing.load_state_dict(preprocessing.state_dict())
         return other
 
+    progress = Progress()
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
-        model=model, num_parameters=num_parameters, optimizer=optimizer,
+        model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
-        loss_scale=loss_scale, guard=guard, meter=meter, closure=closure, batches=batches,
+        loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, batches=batches,
         diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
-        replica=replica,
+        replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale),
     )  # fmt: skip
+
+
+def stateful_parts(blueprint: Blueprint, progress: Progress, loss_scale: LossScale | None) -> dict[str, Stateful]:
+    """What a checkpoint keeps besides weights, optimizer and data: everything that has a state, by name."""
+    parts = {
+        "progress": progress,
+        "schedule": blueprint.schedule,
+        "early_stopping": blueprint.early_stopping,
+        "improvement": blueprint.best,
+        "loss_scale": loss_scale,
+    }
+    return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

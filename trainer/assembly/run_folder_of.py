@@ -135,9 +135,9 @@ def record_environment(run: Run, folder: Path, resumed: bool) -> None:
 
 def keep_matching_best(run: Run, path: Path) -> None:
     """Make `best.pt` the one that the restored state speaks of: a kill may have left a later one."""
-    if run.best is None:
+    if run.progress.best is None:
         return
-    wanted = run.best.step
+    wanted = run.progress.best.step
     found = checkpoint.find_newest(path, lambda state: bool(state["step"] == wanted))
     if found is None:
         raise DataError(f"{path}: the best weights of step {wanted} are lost")

@@ -1,6 +1,8 @@
 """What counts as better: one rule for early stopping, best checkpoints and the plateau schedule."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 # metrics where less is better, by the last part of their name
 _FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
@@ -40,3 +42,9 @@ class Improvement:
             return False
         self.best = value
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best = state["best"]

@@ -64,6 +64,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     from trainer.configuration.resolve import draw
     from trainer.storage import checkpoint
     from trainer.training.evaluation import evaluate, evaluate_views
+    from trainer.training.evaluation_batches import prepared
     from trainer.training.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
@@ -76,7 +77,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     run = put_together(blueprint, fit=False)
     try:
         restore_weights(run, state)
-        run.prepared(torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
+        prepared(run, torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
     if config["data"] == recorded["data"] and _are_others(run.splits, folder):

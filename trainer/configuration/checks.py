@@ -1,6 +1,5 @@
 """The rules between components, and the checks of the model and the optimizer: shapes, memory, capabilities."""
 
-import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from trainer import metrics
 from trainer.base.chunks import part_sizes
 from trainer.base.device import _memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
+from trainer.base.torch_optimizers import needs_closure
 from trainer.configuration.blueprint import Blueprint, _micro_batch
 from trainer.configuration.groups import _build_part
 from trainer.configuration.rules import Config
@@ -118,16 +118,9 @@ def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
 
 
 def _check_optimizer(blueprint: Blueprint) -> None:
-    """Build it over one number; what wants a closure must say so, and cannot have a loss scale."""
+    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use loss scaling."""
     optimizer = _build_part(blueprint.config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
-    needs_closure = getattr(optimizer, "needs_closure", False)
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty and not needs_closure:
-        raise ConfigurationError(
-            f"optimizer: {type(optimizer).__name__} evaluates the loss itself; it needs a class with "
-            "needs_closure = True that calls closure.gradient()"
-        )
-    if needs_closure and blueprint.dtype is torch.float16:
+    if needs_closure(optimizer) and blueprint.dtype is torch.float16:
         raise ConfigurationError("precision=fp16: cannot be scaled under an optimizer that evaluates a closure")
 
 

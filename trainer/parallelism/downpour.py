@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.base.rank import open_store, place
+from trainer.base.torch_optimizers import needs_closure
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.parameter_server import (
     ServerLost,
@@ -89,7 +90,7 @@ class Downpour(Single):
                 f"parallelism.servers={self.servers}: the model has {parameters} parameters, which are not cut; "
                 f"must be at most {parameters}"
             )
-        if getattr(resolve_name(config["optimizer"]["_target_"]), "needs_closure", False):
+        if needs_closure(resolve_name(config["optimizer"]["_target_"])):
             option = config["choices"]["optimizer"]
             raise ValueError(f"optimizer={option}: evaluates the loss itself, which parameter servers cannot")
         if self.world_size > 1:
@@ -220,11 +221,12 @@ class Downpour(Single):
         run.model.train()
         total, per_epoch = run.blueprint.total_steps, run.blueprint.steps_per_epoch
         try:
-            run.step = self._remote.fetch()
-            run.epoch, batches = divmod(run.step, per_epoch)
-            run.samples_seen = batches * run.blueprint.batch_size
+            position = run.progress
+            position.step = self._remote.fetch()
+            position.epoch, batches = divmod(position.step, per_epoch)
+            position.samples_seen = batches * run.blueprint.batch_size
             while run.step < total:
-                for batch in run.batches.epoch(run.epoch, run.samples_seen):
+                for batch in run.batches.epoch(position.epoch, position.samples_seen):
                     if len(batch.targets):
                         train_step(run, batch)
                     run.advance(batch.num_global)

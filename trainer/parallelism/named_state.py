@@ -12,8 +12,11 @@ Convert = Callable[[str, Tensor], Tensor]
 def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[str, Any]:
     """`state`: by parameter name, what the optimizer keeps; `groups`: by group name, its settings.
 
-    `whole(name, tensor)` makes a tensor that is laid out like the (local) parameter into the full one.
+    `whole(name, tensor)` makes a tensor that is laid out like the (local) parameter into the full one. An optimizer
+    with a `state_dict` of its own, such as a wrapper around another optimizer, is kept as that returns it.
     """
+    if type(optimizer).state_dict is not Optimizer.state_dict:
+        return {"own": optimizer.state_dict()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state: dict[str, Any] = {}
     for group in optimizer.param_groups:
@@ -36,6 +39,9 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
 
     Parameters that `state` does not speak of start anew, as one does that never had a gradient.
     """
+    if "own" in state:
+        optimizer.load_state_dict(state["own"])
+        return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kept: dict[int, Any] = {}
     groups, index = [], 0

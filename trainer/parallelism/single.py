@@ -19,6 +19,7 @@ class Single:
     max_restarts, timeout = 0, 0.0
     rank, world_size = 0, 1
     data_rank, data_size = 0, 1
+    is_synchronous = True
 
     @property
     def is_main(self) -> bool:

@@ -35,6 +35,7 @@ class Strategy(Protocol):
     # which of how many shares of a batch this rank computes; ranks that split a model have the same one
     data_rank: int
     data_size: int
+    is_synchronous: bool  # every rank takes the same step with the same gradient
 
     @property
     def is_main(self) -> bool:

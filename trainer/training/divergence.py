@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: left out on the device, named afterwards by step and layer."""
+"""Losses and gradients that are not finite: noticed on the device, named afterwards by step and layer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ from trainer.storage import checkpoint, run_folder
 from trainer.storage.checkpoint import State
 from trainer.training.run import Run
 from trainer.training.state import is_planned, restore
-from trainer.training.step import train_step
+from trainer.training.step import train_step, update_by_closure
 
 MAX_ROLLBACKS = 3
 
 
-def survives(run: Run) -> tuple[float | None, bool]:
+def check_finite(run: Run) -> tuple[float | None, bool]:
     """Read what the guard saw since the last time: the last gradient norm, and whether training goes on from here.
 
-    Where a step was left out, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip`
+    If a step was not finite, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip`
     says so and goes on; `rollback` returns to the last checkpoint with half the learning rate, three times at
     the most. With a loss scale that still has room to fall a step that overflowed is no failure.
     """
@@ -31,9 +31,9 @@ def survives(run: Run) -> tuple[float | None, bool]:
     if policy == "stop":
         raise Diverged(f"{locate(run, first)}; see on_nonfinite, clip_norm and the learning rate")
     if policy == "skip":
-        _say(run, f"{sum(flags)} of {len(flags)} steps were not finite and were left out, from step {first} on")
+        run.say(f"{sum(flags)} of {len(flags)} steps were not finite and were left out, from step {first} on")
         return norm, True
-    if run.rollbacks == MAX_ROLLBACKS:
+    if run.progress.rollbacks == MAX_ROLLBACKS:
         raise Diverged(f"{locate(run, first)}, after {MAX_ROLLBACKS} roll-backs")
     _roll_back(run, first)
     return norm, False
@@ -44,17 +44,15 @@ def _roll_back(run: Run, bad_step: int) -> None:
     state = run.strategy.broadcast(state)
     if state is None:
         raise Diverged(f"{locate(run, bad_step)}; there is no checkpoint to roll back to")
-    rollbacks, seconds_before = run.rollbacks + 1, run.seconds_before
+    rollbacks, seconds_before = run.progress.rollbacks + 1, run.progress.seconds_before
     restore(run, state)
-    run.rollbacks, run.seconds_before = rollbacks, seconds_before
+    run.progress.rollbacks, run.progress.seconds_before = rollbacks, seconds_before
     if run.report is not None:
         run.report.rewind(state["offsets"], run.step)
     if run.checkpoints is not None:
-        run.checkpoints.put(lambda: state | {"rollbacks": rollbacks}, None, at_once=True)
-    _say(
-        run,
-        f"step {bad_step} was not finite: back to step {run.step}, learning rate times {0.5**rollbacks:g}",
-    )
+        state["stateful"]["progress"]["rollbacks"] = rollbacks
+        run.checkpoints.put(lambda: state, None, at_once=True)
+    run.say(f"step {bad_step} was not finite: back to step {run.step}, learning rate times {0.5**rollbacks:g}")
 
 
 def locate(run: Run, bad_step: int) -> str:
@@ -70,10 +68,10 @@ def locate(run: Run, bad_step: int) -> str:
         restore(replay, state)
     replay.model.train()
     while replay.step <= bad_step:
-        for batch in replay.batches.epoch(replay.epoch, replay.samples_seen):
+        for batch in replay.batches.epoch(replay.progress.epoch, replay.progress.samples_seen):
             if replay.step == bad_step:
                 replay.set_learning_rate()
-                replay.closure.begin(replay.step, batch)
+                replay.objective.begin(replay.step, batch)
                 return f"diverged at step {bad_step}: {_first_nonfinite(replay, batch.images)}"
             train_step(replay, batch)
             replay.advance(batch.num_global)
@@ -88,17 +86,27 @@ def _first_nonfinite(replay: Run, images: Tensor) -> str:
         module.register_forward_hook(_reporter(name or "the model", found))
         for name, module in replay.model.named_modules()  # inner ones answer first
     ]
-    loss_sum = replay.closure.backward()
+    loss = _evaluate(replay)
     for hook in hooks:
         hook.remove()
     if found:
         return f"the output of layer '{found[0]}' is not finite"
-    if not torch.isfinite(loss_sum):
+    if not torch.isfinite(loss):
         return "the loss is not finite although every layer's output is"
     for name, parameter in reversed(list(replay.model.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f"the gradient of '{name}' is not finite"
     return "the gradient's norm overflows"
+
+
+def _evaluate(replay: Run) -> Tensor:
+    """Compute the gradient of the step, or all that a closure optimizer asks for; returns the first loss."""
+    if replay.needs_closure:
+        update_by_closure(replay)
+    else:
+        replay.objective.compute_gradient()
+    assert replay.objective.first_loss is not None
+    return replay.objective.first_loss
 
 
 def _reporter(name: str, found: list[str]) -> Any:
@@ -115,8 +123,3 @@ def _last_state(run: Run, accept: Callable[[State], bool] = lambda state: True) 
     run.checkpoints.finish()
     found = checkpoint.find_newest(run.folder / run_folder.CHECKPOINTS / "last.pt", accept)
     return None if found is None else found[1]
-
-
-def _say(run: Run, text: str) -> None:
-    if run.report is not None:
-        run.report.message(text)

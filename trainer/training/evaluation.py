@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.losses import CrossEntropy
 from trainer.metrics import Meter
+from trainer.training.evaluation_batches import evaluation_batches, evaluation_shards, prepared, raw_evaluation_batches
 from trainer.training.run import Run
 from trainer.training.test_time_augmentation import TestTime
 
@@ -25,8 +26,8 @@ def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) 
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for images, targets in run.evaluation_batches(part):
-            outputs = run.closure.forward(images)
+        for images, targets in evaluation_batches(run, part):
+            outputs = run.objective.forward(images)
             meter.add(run.blueprint.loss(outputs, targets), outputs, targets)
             seen(len(targets))
     run.model.train()
@@ -57,29 +58,29 @@ def evaluate_views(
 
 
 def batches_of_views(run: Run, part: Any, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
-    """Views of this rank's share of a part, some images at a time, and their classes.
+    """Views of this rank's shard of a part, some images at a time, and their classes.
 
     Each view of a photograph is read for itself, ahead of time and in one stream: all views of a batch before the next.
     """
     images = part.images_NCHW
     if not hasattr(images, "read"):
-        for some, targets in run.raw_evaluation_batches(part):
+        for some, targets in raw_evaluation_batches(run, part):
             yield test_time.views(some), targets
         return
-    shares, size, short_side = run.evaluation_shares(part), images.shape[-1], run.blueprint.data.short_side
+    shards, size, short_side = evaluation_shards(run, part), images.shape[-1], run.blueprint.data.short_side
     read = images.read(
-        (share, frames) for share in shares for frames in test_time.frames(images.sizes[share], size, short_side)
+        (shard, frames) for shard in shards for frames in test_time.frames(images.sizes[shard], size, short_side)
     )
     on_device = (some.to(run.device) for some in read)
-    for share in shares:
-        yield test_time.views_of_frames(on_device), part.targets_N[share].to(run.device)
+    for shard in shards:
+        yield test_time.views_of_frames(on_device), part.targets_N[shard].to(run.device)
 
 
 def log_probabilities(run: Run, views: Views) -> Tensor:
     """float32 (N, K): the logarithm of the class probabilities' average over these views of uint8 images."""
     weighted, num_views = [], 0
     for view, count in views:
-        outputs = run.closure.forward(run.prepared(view)).float()
+        outputs = run.objective.forward(prepared(run, view)).float()
         weighted.append(outputs.log_softmax(1) + math.log(count))
         num_views += count
     return torch.stack(weighted).logsumexp(0) - math.log(num_views)
@@ -91,8 +92,8 @@ def confusion_matrix(run: Run, part: Any) -> Tensor:
     counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)
     run.model.eval()
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for images, targets in run.evaluation_batches(part):
-            predicted = run.closure.forward(images).argmax(1)
+        for images, targets in evaluation_batches(run, part):
+            predicted = run.objective.forward(images).argmax(1)
             counts += torch.bincount((targets * size + predicted).cpu(), minlength=size * size).to(run.device)
     run.model.train()
     return run.strategy.sum(counts).cpu().view(size, size)

@@ -65,10 +65,11 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
             test = evaluate(run, run.splits.test, "test")
             if run.blueprint.facts.task == "classification":
                 matrix = confusion_matrix(run, run.splits.test)
+    best, seconds = run.progress.best, round(run.progress.seconds, 3)
     result = Result(
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
-        monitor=run.blueprint.monitor, best=None if run.best is None else asdict(run.best), test=test,
-        wall_seconds=round(run.seconds, 3), folder=str(run.folder), error=None if error is None else str(error),
+        monitor=run.blueprint.monitor, best=None if best is None else asdict(best), test=test,
+        wall_seconds=seconds, folder=str(run.folder), error=None if error is None else str(error),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
         if error is not None and not isinstance(error, Interrupted):
@@ -123,7 +124,7 @@ def _wait_for_checkpoints(run: Run) -> None:
 
 def restore_best(run: Run) -> None:
     """Put the best weights into the model (where there was an evaluation at all)."""
-    if run.best is not None and run.folder is not None:
+    if run.progress.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
         restore_weights(run, run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None))
 
@@ -138,7 +139,7 @@ def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
                 run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
         run.report.tensorboard.finish_hparams(result.status)
         records = read_metrics(run.folder / run_folder.METRICS)
-        best_step = None if run.best is None else run.best.step
+        best_step = None if run.progress.best is None else run.progress.best.step
         draw_curves(records, run.folder / run_folder.CURVES, run.folder.name, best_step, result.value, result.monitor)
         run.report.sync()
 
@@ -153,9 +154,9 @@ def _write_result(run: Run, result: Result) -> None:
 def _summary(run: Run, result: Result) -> list[str]:
     """Verdict, best, test, and the next commands."""
     lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
-    if run.best is not None:
-        values = "  ".join(f"{name} {value:.4f}" for name, value in run.best.metrics.items())
-        lines.append(f"best (epoch {run.best.epoch:.1f}): {values}")
+    if run.progress.best is not None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in run.progress.best.metrics.items())
+        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {values}")
     if result.test is not None:
         lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
     lines.append(f"run folder: {result.folder}")

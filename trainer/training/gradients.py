@@ -1,23 +1,25 @@
-"""Between the gradient and the optimizer: clipping, loss scale, and steps that are not finite."""
+"""Between the gradient and the optimizer: clipping, the loss scale, and steps that are not finite."""
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.base.precision import LossScale
+from trainer.base.torch_optimizers import has_fused_kernel, is_unobserved, kernel_step, public_step
 from trainer.parallelism.strategy import Strategy
 
 
 class GradientGuard:
-    """Clips gradients and leaves out a step whose loss or gradient is not finite, without waiting.
+    """Clips gradients, takes off the loss scale and leaves out steps that are not finite.
 
-    Global norm (A): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before that norm is
-    taken. Fused optimizers divide by `grad_scale` and skip on `found_inf` inside their own kernel, so that
-    nothing is read from the device; other optimizers need the flag on the host at each step.
+    Global norm (Pascanu et al. 2013): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before
+    that norm is taken. A step is not finite if the loss or the gradient norm of any of its evaluations is not.
+
+    Fused optimizers skip such a step on the device (`found_inf`). Of another optimizer the flag is read before the
+    step only if `needs_flag`: under `on_nonfinite=skip`, with a loss scale, or if other workers would receive the
+    gradient. Otherwise the flags stay on the device until `read`.
     """
 
     def __init__(
@@ -27,16 +29,14 @@ class GradientGuard:
         clip_norm: float | None,
         clip_value: float | None,
         loss_scale: LossScale | None,
+        *,
+        needs_flag: bool = True,
     ) -> None:
-        self._optimizer: Any = optimizer
-        self._strategy = strategy
+        self._optimizer, self._strategy = optimizer, strategy
         self._clip_norm, self._clip_value = clip_norm, clip_value
         self._loss_scale = loss_scale
-        # a step's record_function and hooks cost 13 microseconds; nothing here registers hooks
-        self._step = partial(getattr(type(optimizer).step, "__wrapped__", type(optimizer).step), optimizer)
-        # the fused kernels take scale and flag in float32 only
-        double = any(p.dtype is torch.float64 for group in optimizer.param_groups for p in group["params"])
-        self._fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not double
+        self._needs_flag = needs_flag or loss_scale is not None
+        self._fused = has_fused_kernel(optimizer)
         self._started = False
         self.reset()
 
@@ -44,29 +44,34 @@ class GradientGuard:
         """Forget the norms and flags of the steps since the last reading."""
         self._norm: Tensor | None = None
         self._flags: list[Tensor] = []
+        self.begin()
 
-    def step(self, gradients: list[Tensor], loss_sum: Tensor) -> None:
-        """Let the optimizer step with these gradients (changed in place), or leave the step out."""
-        divisor, flag = self._look(gradients, loss_sum)
-        self._apply(gradients, divisor, flag)
-        if self._loss_scale is not None:
-            self._loss_scale.update(flag)
+    def begin(self) -> None:
+        """Start a step (again): forget what the current one has seen."""
+        self._flag: Tensor | None = None
+        self._divisor: Tensor | None = None
 
-    def clip(self, gradients: list[Tensor], loss_sum: Tensor) -> None:
-        """Clip in place, for optimizers that evaluate a closure and step by themselves."""
-        divisor, _ = self._look(gradients, loss_sum)
-        _divide(gradients, divisor)
+    @property
+    def leaves_to_kernel(self) -> bool:
+        """Whether the optimizer's kernel divides by the loss scale and the clipping factor in this step.
 
-    def _look(self, gradients: list[Tensor], loss_sum: Tensor) -> tuple[Tensor | None, Tensor]:
-        """What the gradients are to be divided by (None: nothing), and 1.0 where something is not finite."""
+        Only torch's own fused optimizers without step hooks: hooks see the clipped gradient in `.grad`.
+        """
+        # fused SGD leaves its momentum uninitialised if its very first step is skipped inside the kernel
+        return self._fused and self._started and is_unobserved(self._optimizer)
+
+    def look(self, gradients: list[Tensor], loss_sum: Tensor, *, leave_to_kernel: bool = False) -> Tensor:
+        """Check and clip the gradients of one evaluation, in place; returns the sum of the loss over all ranks.
+
+        With `leave_to_kernel` the division by loss scale and clipping factor is left to `step`.
+        """
         divisor = None if self._loss_scale is None else self._loss_scale.scale
         norm = self._strategy.grad_norm(gradients)
         if divisor is not None:
             norm = norm / divisor
-        total = norm + self._strategy.sum(loss_sum)
-        flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; stays a float for the fused kernels
+        loss_total = self._strategy.sum(loss_sum)
+        self._see(norm + loss_total)
         self._norm = norm
-        self._flags.append(flag)
         if self._clip_value is not None:
             _divide(gradients, divisor)
             divisor = None
@@ -76,28 +81,57 @@ class GradientGuard:
         if self._clip_norm is not None:
             shrink = (norm / self._clip_norm).clamp_(min=1.0)
             divisor = shrink if divisor is None else divisor * shrink
-        return divisor, flag
+        if leave_to_kernel:
+            self._divisor = divisor
+        else:
+            _divide(gradients, divisor)
+        return loss_total
 
-    def _apply(self, gradients: list[Tensor], divisor: Tensor | None, flag: Tensor) -> None:
-        # fused SGD leaves its momentum uninitialised when the very first step is skipped inside the kernel
+    def look_at_loss(self, loss_sum: Tensor) -> Tensor:
+        """As `look`, of an evaluation without a gradient."""
+        loss_total = self._strategy.sum(loss_sum)
+        self._see(loss_total.detach())
+        return loss_total
+
+    def _see(self, total: Tensor) -> None:
+        flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; a float, as fused kernels take it
+        self._flag = flag if self._flag is None else torch.maximum(self._flag, flag)
+
+    def step(self) -> None:
+        """Let a plain optimizer step with the gradients that `look` saw, or leave the step out."""
+        flag = self._flag
+        assert flag is not None
         if self._fused and self._started:
-            self._optimizer.grad_scale, self._optimizer.found_inf = divisor, flag
-            self._step()
-            return
-        _divide(gradients, divisor)
-        if not flag.item():
-            self._optimizer.grad_scale = self._optimizer.found_inf = None
-            self._step()
+            if is_unobserved(self._optimizer):
+                kernel_step(self._optimizer, self._divisor, flag)
+            else:
+                public_step(self._optimizer, flag)
+        elif not (self._fused or self._needs_flag) or not flag.item():
+            public_step(self._optimizer, None)
             self._started = True
+        if self._loss_scale is not None:
+            self._loss_scale.update(flag)
+        self.end()
+
+    def end(self) -> None:
+        """End a step: its flag is kept until `read`."""
+        if self._flag is not None:
+            self._flags.append(self._flag)
+
+    def is_nonfinite(self) -> bool:
+        """Whether an evaluation of this step was not finite; waits for the device."""
+        return self._flag is not None and bool(self._flag.item())
 
     def read(self) -> tuple[float | None, list[bool]]:
-        """The last step's gradient norm before clipping, and for each step since the last reading whether it
-        was left out; waits for the device and starts anew."""
-        if self._norm is None:
+        """The last step's gradient norm before clipping, and for each step since the last reading whether it was
+        not finite; waits for the device and starts anew."""
+        if not self._flags:
             return None, []
-        norm, *flags = torch.stack([self._norm, *self._flags]).tolist()
+        norm = self._flags[-1] if self._norm is None else self._norm
+        last, *flags = torch.stack([norm, *self._flags]).tolist()
+        found = None if self._norm is None else last
         self.reset()
-        return norm, [bool(flag) for flag in flags]
+        return found, [bool(flag) for flag in flags]
 
 
 def _divide(gradients: Iterable[Tensor], divisor: Tensor | None) -> None:

@@ -1,14 +1,16 @@
 """The training loop. It reads top to bottom, and knows nothing of devices or ranks."""
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from trainer.base.duration import is_time
 from trainer.base.signals import stop_request
 from trainer.training.batches import Batch
-from trainer.training.divergence import survives
+from trainer.training.divergence import check_finite
 from trainer.training.evaluation import evaluate
 from trainer.training.finish import Result, finish
-from trainer.training.run import Best, Run
+from trainer.training.progress import Best
+from trainer.training.run import Run
 from trainer.training.state import capture, weights
 from trainer.training.step import train_step
 from trainer.training.throughput import Throughput
@@ -35,51 +37,92 @@ def fit(run: Run) -> Result:
 
 def train(run: Run) -> str:
     """The steps themselves; returns "completed", "early_stopped" or "interrupted"."""
-    plan, total = run.blueprint, run.blueprint.total_steps
     run.model.train()
-    if plan.early_stopping is not None and plan.early_stopping.has_stopped:
+    if has_stopped_early(run):
         return "early_stopped"  # and was killed before the result was written
-    while run.step < total:
-        for batch in timed(run.batches.epoch(run.epoch, run.samples_seen), run.throughput):
+    while run.step < run.blueprint.total_steps:
+        position = run.progress.epoch, run.progress.samples_seen
+        for batch in timed(run.batches.epoch(*position), run.throughput):
             train_step(run, batch)
             run.advance(batch.num_global)
-            if run.report is not None:
-                run.report.tick(run.step)
-            if run.profiler is not None:
-                run.profiler.step()
-
-            interrupted = run.strategy.agree(stop_request.signum is not None)
-            log_now = is_time(run.step, plan.every_log, total)
-            evaluate_now = is_time(run.step, plan.every_evaluate, total)
-            save_now = is_time(run.step, plan.every_checkpoint, total) or interrupted
-            if not (log_now or evaluate_now or save_now):
+            tick(run)
+            due = due_now(run)
+            if not any(due):
                 continue  # the device is not waited for
-
-            grad_norm, goes_on = survives(run)
-            if not goes_on:
-                break  # rolled back: the data start again at the place of the checkpoint
-            record: dict[str, float] = {}
-            improved = stop = False
-            if log_now:
-                record |= training_metrics(run, grad_norm)
-            if evaluate_now:
-                record |= evaluate(run, run.splits.val, "val")
-                improved, stop = judge(run, record)
-            if record and run.report is not None:
-                run.report.record(run.step, run.epochs_done, record, run.strategy.histograms() if log_now else {})
-                if evaluate_now:
-                    run.report.row(run.step, run.epochs_done, record, improved)
-            ends = stop or interrupted or run.step == total
-            at_once = ends or plan.config["on_nonfinite"] == "rollback"  # a place to go back to hangs on no clock
-            if (save_now or improved or ends) and run.checkpoints is not None:
-                if interrupted:
-                    run.checkpoints.finish()  # a place to go back to that still waits is not passed over
-                run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
-            if stop or interrupted:
-                return "early_stopped" if stop else "interrupted"
-            if run.step == total:
-                break
+            outcome = look(run, due)
+            if outcome == "rolled_back":
+                break  # the data start again at the position of the checkpoint
+            if outcome is not None:
+                return outcome
     return "completed"
+
+
+class Due(NamedTuple):
+    """What there is to do after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    interrupted: bool
+
+
+def due_now(run: Run) -> Due:
+    """What there is to do after the step that was just taken; all ranks answer alike."""
+    plan, step, total = run.blueprint, run.step, run.blueprint.total_steps
+    interrupted = run.strategy.agree(stop_request.signum is not None)
+    return Due(
+        is_time(step, plan.every_log, total),
+        is_time(step, plan.every_evaluate, total),
+        is_time(step, plan.every_checkpoint, total) or interrupted,
+        interrupted,
+    )
+
+
+def look(run: Run, due: Due) -> str | None:
+    """Log, evaluate and save what is due. Returns how training ends here, "rolled_back", or None to go on."""
+    grad_norm, goes_on = check_finite(run)
+    if not goes_on:
+        return "rolled_back"
+    record = training_metrics(run, grad_norm) if due.log else {}
+    improved = stop = False
+    if due.evaluate:
+        record |= evaluate(run, run.splits.val, "val")
+        improved, stop = judge(run, record)
+    report(run, due, record, improved)
+    status = "early_stopped" if stop else "interrupted" if due.interrupted else None
+    if status is None and run.step == run.blueprint.total_steps:
+        status = "completed"
+    if due.save or improved or status is not None:
+        save(run, improved=improved, interrupted=due.interrupted, ends=status is not None)
+    return status
+
+
+def report(run: Run, due: Due, record: dict[str, float], improved: bool) -> None:
+    """Write the metrics of a step where they are looked for."""
+    if run.report is None or not record:
+        return
+    histograms = run.strategy.histograms() if due.log else {}
+    run.report.record(run.step, run.epochs_done, record, histograms)
+    if due.evaluate:
+        run.report.row(run.step, run.epochs_done, record, improved)
+
+
+def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
+    """Hand a checkpoint to the writer; of the best weights, too, if they are."""
+    if run.checkpoints is None:
+        return
+    if interrupted:
+        run.checkpoints.finish()  # a checkpoint to roll back to that still waits is not passed over
+    at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"  # what is rolled back to hangs on no clock
+    run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
+
+
+def tick(run: Run) -> None:
+    """Move the progress bar and the profiler."""
+    if run.report is not None:
+        run.report.tick(run.step)
+    if run.profiler is not None:
+        run.profiler.step()
 
 
 def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
@@ -88,31 +131,44 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
         values |= run.diagnostics.at_log(grad_norm)
-        if run.initial_loss is not None:
-            untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
-            more, warning = run.diagnostics.at_start(run.initial_loss.item(), untrained)
-            values |= more
-            if warning is not None and run.report is not None:
-                run.report.message(warning)
-    run.initial_loss = None
+        values |= first_metrics(run)
+    run.progress.initial_loss = None
     values |= run.throughput.read()
     tell_of_waiting(run, run.throughput.too_long())
     return values
 
 
+def first_metrics(run: Run) -> dict[str, float]:
+    """The first loss beside that of an untrained model, when it is logged."""
+    if run.progress.initial_loss is None:
+        return {}
+    untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
+    values: dict[str, float]
+    values, warning = run.diagnostics.at_start(run.progress.initial_loss.item(), untrained)
+    if warning is not None:
+        run.say(warning)
+    return values
+
+
 def tell_of_waiting(run: Run, share: float | None) -> None:
-    """What helps, when this share of the time went into waiting."""
-    if run.report is not None and share is not None:
-        run.report.message(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
+    """Say what helps, if this share of the time went into waiting for data."""
+    if share is not None:
+        run.say(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
+
+
+def has_stopped_early(run: Run) -> bool:
+    """Whether early stopping has ended this run already."""
+    stopping = run.blueprint.early_stopping
+    return stopping is not None and stopping.has_stopped
 
 
 def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
-    """What an evaluation means: whether it is the best so far, and whether to stop early."""
+    """Whether an evaluation is the best so far, and whether to stop early."""
     plan, value = run.blueprint, metrics[run.blueprint.monitor]
     improved = plan.best.observe(value)
     if improved:
         validation = {name: v for name, v in metrics.items() if name.startswith("val/")}
-        run.best = Best(run.step, run.epochs_done, validation)
+        run.progress.best = Best(run.step, run.epochs_done, validation)
     if hasattr(plan.schedule, "observe"):
         plan.schedule.observe(metrics)
     stop = plan.early_stopping is not None and plan.early_stopping.should_stop(value, run.step)

@@ -1,7 +1,8 @@
-"""What an optimizer may ask of a step: the gradient, or the loss, as often as it likes on the same batch."""
+"""The objective of a step: its gradient and its value, as often as an optimizer asks for them on the same batch."""
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,23 @@ from trainer.training.batches import Batch
 from trainer.training.gradients import GradientGuard
 
 
-class Closure:
-    """The objective of one step. Every evaluation has the same randomness; the first one counts for metrics.
+class Penalty(Protocol):
+    """A term of the weights that is added to the mean data loss (L1, L2)."""
 
-    Batch-norm statistics move on the first evaluation only.
+    def value(self) -> Tensor:
+        """The penalty, differentiable."""
+        ...
+
+    def add_gradient(self, scale: Tensor | None) -> None:
+        """Add its gradient, times `scale` where there is one, to `.grad` in place."""
+        ...
+
+
+class Objective:
+    """The objective of one step, mean data loss plus penalty, and the closure of optimizers that evaluate it.
+
+    Every evaluation of a step has the same batch and the same randomness. The first one counts for metrics, and it
+    alone moves batch-norm statistics.
     """
 
     def __init__(
@@ -27,14 +41,16 @@ class Closure:
         model: nn.Module,
         compute: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
+        *,
         strategy: Strategy,
         meter: Meter,
         guard: GradientGuard,
         randomness: StepRandomness,
-        loss_scale: LossScale | None,
-        dtype: torch.dtype | None,
+        loss_scale: LossScale | None = None,
+        dtype: torch.dtype | None = None,
         micro_batch: int,
         observe: Callable[[Tensor, Tensor], None] | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self._model, self._compute, self._strategy = model, compute, strategy
         self._loss: Any = loss
@@ -42,32 +58,56 @@ class Closure:
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
+        self._penalty = penalty
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device = self._parameters[0].device
-        self._sharded = any(hasattr(p, "to_local") for p in self._parameters)
+        self._sharded = any(_is_sharded(p) for p in self._parameters)
         self._weights: dict[int, Tensor] = {}
         self._batch: Batch
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._evaluations = 0
-        self.num_seen = 0  # samples of the step whose loss this rank has
+        self.first_loss: Tensor | None = None  # sum over all ranks in the first evaluation of the step, and
+        self.num_seen = 0  # this rank's samples in it
 
     def begin(self, step: int, batch: Batch) -> None:
         """Turn to the batch of optimizer step `step`."""
         self._step, self._batch, self._evaluations = step, batch, 0
-        self._seen = []
+        self._seen, self.first_loss = [], None
+        self._guard.begin()
+
+    def __call__(self) -> Tensor:
+        """As `gradient`: what optimizers of torch and of other libraries call."""
+        return self.gradient()
 
     def gradient(self) -> Tensor:
-        """Leave the clipped gradient of the mean loss in `.grad` and return the mean loss over all ranks."""
+        """Leave the clipped gradient of the objective in `.grad`; returns the mean data loss over all ranks.
+
+        It may be called under `torch.no_grad`, by which many optimizers decorate their `step`.
+        """
+        with torch.enable_grad():
+            loss_total = self.compute_gradient()
+        return loss_total * self._weight(self._batch.num_global)
+
+    def compute_gradient(self, *, leave_to_kernel: bool = False) -> Tensor:
+        """As `gradient`; returns the sum of the data loss over all ranks.
+
+        With `leave_to_kernel` the gradient is neither clipped nor divided by the loss scale: the optimizer's kernel
+        does both.
+        """
+        is_first = self._evaluations == 0
         loss_sum = self.backward()
-        self._guard.clip(self.gradients(), loss_sum)
-        return self._mean(loss_sum)
+        if self._penalty is not None:
+            self._penalty.add_gradient(None if self._loss_scale is None else self._loss_scale.scale)
+        loss_total = self._guard.look(self.gradients(), loss_sum, leave_to_kernel=leave_to_kernel)
+        if is_first:
+            self.first_loss = loss_total
+        return loss_total
 
     def backward(self) -> Tensor:
-        """As `gradient`, but neither clipped nor divided by the loss scale: the guard does both in one go.
-        Returns the sum of the loss over the samples of this rank.
+        """Leave the gradient of the mean data loss, times the loss scale, in `.grad`.
 
-        The batch is computed in parts of `micro_batch` samples; a part's loss is a sum over its samples divided
-        by the whole step's count, so that the parts add up exactly.
+        Returns the sum of the loss over the samples of this rank. The batch is computed in micro-batches; the loss of
+        each is a sum over its samples divided by the count of the whole step, so that they add up exactly.
         """
         for parameter in self._parameters:
             parameter.grad = None
@@ -76,7 +116,7 @@ class Closure:
         weight = self._weight(self._batch.num_global)
         if self._loss_scale is not None:
             weight = weight * self._loss_scale.scale
-        *earlier, last = self._parts()
+        *earlier, last = self._micro_batches()
         total: Tensor | float = 0.0
         for part in earlier:
             with self._strategy.accumulating():
@@ -89,30 +129,36 @@ class Closure:
         self._count_evaluation()
         return loss_sum
 
+    def objective(self) -> Tensor:
+        """The mean data loss plus the penalty, without a graph: what a line search compares."""
+        return self.loss()
+
     def loss(self, create_graph: bool = False) -> Tensor:
-        """The mean loss; with `create_graph` it can be differentiated (twice), on a single device.
+        """The mean data loss plus the penalty; with `create_graph` it can be differentiated (twice), on one device.
 
         Raises ConfigurationError under several ranks.
         """
         if create_graph and self._strategy.world_size > 1:
             raise ConfigurationError("optimizer: differentiates the loss itself, which needs parallelism=single")
+        is_first = self._evaluations == 0
         statistics = self._statistics() if self._evaluations else None
         self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):
             loss_sum = torch.zeros((), device=self._device)
-            for part in self._parts():
+            for part in self._micro_batches():
                 outputs = self.forward(part.images)
                 value = self._loss(outputs, part.targets)
                 self._see(value.detach(), outputs.detach(), part.targets)
                 loss_sum = loss_sum + value
+            penalty = None if self._penalty is None else self._penalty.value()
         if statistics is not None:
             self._restore(statistics)
         self._count_evaluation()
-        return self._mean(loss_sum)
-
-    def _mean(self, loss_sum: Tensor) -> Tensor:
-        """The step's mean loss over all ranks."""
-        return self._strategy.sum(loss_sum) * self._weight(self._batch.num_global)
+        loss_total = self._guard.look_at_loss(loss_sum)
+        if is_first:
+            self.first_loss = loss_total.detach()
+        mean = loss_total * self._weight(self._batch.num_global)
+        return mean if penalty is None else mean + penalty
 
     def gradients(self) -> list[Tensor]:
         """The gradients that the last `gradient()` left; of sharded ones this rank's part, in the same memory."""
@@ -156,7 +202,7 @@ class Closure:
         self._seen = []
         self._evaluations += 1
 
-    def _parts(self) -> list[Part]:
+    def _micro_batches(self) -> list[Part]:
         """What is computed at once: this rank's shares of `micro_batch` samples each."""
         images, targets, num_global, _ = self._batch
         if num_global <= self.micro_batch:
@@ -180,3 +226,9 @@ class Closure:
         with torch.no_grad():
             for buffer, saved in zip(self._model.buffers(), statistics, strict=True):
                 buffer.copy_(saved)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether it is a DTensor; whoever has none has not loaded the module, and need not."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(parameter, module.DTensor)

@@ -1,5 +1,7 @@
 """One update of the weights."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,44 +15,77 @@ def train_step(run: Run, batch: Batch) -> None:
     """One update of the weights from one batch."""
     run.set_learning_rate()
     while True:
-        run.closure.begin(run.step, batch)
+        run.objective.begin(run.step, batch)
         try:
-            _update(run)
-            return run.strategy.stepped(run.model, run.step + 1)
+            update(run)
+            break
         except torch.OutOfMemoryError as error:
             refuse_or_halve(run, len(batch.targets), error)
         # only here the error is gone, and with it the frames that hold what the attempt computed
         free_memory(run)
-
-
-def _update(run: Run) -> None:
-    optimizer: Any = run.optimizer
-    if getattr(optimizer, "needs_closure", False):
-        optimizer.step(run.closure)
-        return
-    loss_sum = run.closure.backward()
-    run.guard.step(run.closure.gradients(), loss_sum)
     if run.step == 0:
-        count = torch.full_like(loss_sum, run.closure.num_seen)
-        total, seen = run.strategy.sum(torch.stack([loss_sum, count]))
-        run.initial_loss = total / seen
+        run.progress.initial_loss = first_mean_loss(run)
+    run.strategy.stepped(run.model, run.step + 1)
+
+
+def update(run: Run) -> None:
+    """Compute the gradient and step; an optimizer that needs a closure calls the objective as often as it likes."""
+    if run.needs_closure:
+        update_by_closure(run)
+    else:
+        run.objective.compute_gradient(leave_to_kernel=run.guard.leaves_to_kernel)
+        run.guard.step()
+
+
+def update_by_closure(run: Run) -> None:
+    """Step with the objective as closure; undo the step if it is to be skipped, or ran out of memory midway."""
+    undo = snapshot(run) if run.keeps_undo else None
+    optimizer: Any = run.optimizer
+    try:
+        optimizer.step(run.objective)
+    except torch.OutOfMemoryError:
+        if undo is not None:
+            undo()
+        raise
+    run.guard.end()
+    if run.skips_nonfinite and undo is not None and run.guard.is_nonfinite():
+        undo()
+
+
+def snapshot(run: Run) -> Callable[[], None]:
+    """Keep weights, buffers and the optimizer's `state_dict`; returns what puts them back."""
+    tensors = [*run.model.parameters(), *run.model.buffers()]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    state = copy.deepcopy(run.optimizer.state_dict())
+
+    @torch.no_grad()
+    def undo() -> None:
+        for tensor, value in zip(tensors, saved, strict=True):
+            tensor.copy_(value)
+        run.optimizer.load_state_dict(state)
+
+    return undo
+
+
+def first_mean_loss(run: Run) -> torch.Tensor | None:
+    """The mean loss of the first evaluation of this step; None if the optimizer evaluated nothing."""
+    total = run.objective.first_loss
+    return None if total is None else total / run.strategy.sum(torch.full_like(total, run.objective.num_seen))
 
 
 def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
-    """`micro_batch=auto`: compute a step in smaller parts from now on. Raises OutOfMemory where it may not."""
-    size = min(run.closure.micro_batch, batch_size)
+    """`micro_batch=auto`: compute a step in smaller micro-batches from now on. Raises OutOfMemory if it may not."""
+    size = min(run.objective.micro_batch, batch_size)
     if run.blueprint.config["micro_batch"] != "auto" or size == 1:
         raise OutOfMemory(
             f"out of memory with {size} samples at a time; set accumulate=2 or more, or micro_batch=auto"
         ) from error
-    run.closure.micro_batch = size // 2
+    run.objective.micro_batch = size // 2
 
 
 def free_memory(run: Run) -> None:
     """Let go of what a step that ran out of memory had computed."""
-    run.closure.forget()
+    run.objective.forget()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-    if run.report is not None:
-        size = run.closure.micro_batch
-        run.report.message(f"out of memory: computing {size} samples at a time from step {run.step} on")
+    run.say(f"out of memory: computing {run.objective.micro_batch} samples at a time from step {run.step} on")

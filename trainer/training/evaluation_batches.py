@@ -1,0 +1,49 @@
+"""The batches of an evaluation: this rank's shard of a split, preprocessed."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.training.run import Run
+
+_EVALUATION_BYTES = 4 << 20
+
+
+def evaluation_batches(run: Run, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of a part of the data, preprocessed, about 4 MB of images at a time (or a batch)."""
+    for images, targets in raw_evaluation_batches(run, part):
+        yield prepared(run, images), targets
+
+
+def raw_evaluation_batches(run: Run, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same images as they are stored, on the device."""
+    shards = evaluation_shards(run, part)
+    for shard, image in zip(shards, _read(part.images_NCHW, shards), strict=True):
+        yield image.to(run.device), part.targets_N[shard].to(run.device)
+
+
+def evaluation_shards(run: Run, part: Any) -> list[Tensor]:
+    """Which samples those are, batch by batch: int64 indices on the CPU, one after the other; or none."""
+    size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(part.images_NCHW.shape[1:]) * 4))
+    if run.objective.micro_batch < run.blueprint.batch_size:  # memory is short
+        size = run.objective.micro_batch
+    chunks = torch.arange(len(part.targets_N)).split(size * run.strategy.data_size)
+    return [chunk[run.strategy.share(len(chunk))] for chunk in chunks]
+
+
+def prepared(run: Run, images: Tensor) -> Tensor:
+    """Images as the model takes them: preprocessed, in its memory layout."""
+    layout = torch.channels_last if run.channels_last else torch.contiguous_format
+    ready: Tensor = run.preprocessing(images)
+    return ready.contiguous(memory_format=layout)
+
+
+def _read(images: Any, shards: list[Tensor]) -> Iterator[Tensor]:
+    """Those images of a tensor, or of photographs, which are read ahead."""
+    if isinstance(images, Tensor):
+        return (images[shard[0] : shard[-1] + 1] if len(shard) else images[:0] for shard in shards)
+    found: Iterator[Tensor] = images.read((shard, None) for shard in shards)
+    return found

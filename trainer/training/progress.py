@@ -1,0 +1,62 @@
+"""How far a run has come."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Best:
+    """The evaluation of the weights in `best.pt`."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+
+
+@dataclass
+class Progress:
+    """`step` optimizer steps are done; the position in the data is (`epoch`, `samples_seen`)."""
+
+    step: int = 0
+    epoch: int = 0
+    samples_seen: int = 0
+    rollbacks: int = 0
+    best: Best | None = None
+    initial_loss: Tensor | None = None  # until it is logged
+    seconds_before: float = 0.0  # wall time of earlier sessions
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time over all sessions."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def advance(self, count: int, num_samples: int) -> bool:
+        """One step further, over `count` samples; whether that ended an epoch of `num_samples`."""
+        self.step += 1
+        self.samples_seen += count
+        if self.samples_seen < num_samples:
+            return False
+        self.epoch, self.samples_seen = self.epoch + 1, 0
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "samples_seen": self.samples_seen,
+            "rollbacks": self.rollbacks,
+            "best": None if self.best is None else asdict(self.best),
+            "initial_loss": self.initial_loss,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step, self.epoch, self.samples_seen = state["step"], state["epoch"], state["samples_seen"]
+        self.rollbacks, self.initial_loss = state["rollbacks"], state["initial_loss"]
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.seconds_before = state["seconds"]
