@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer import launching, signals
-from trainer.console import exit_on_error
+from trainer.console import exit_on_error, ignore_deprecations_inside_torch
 from trainer.errors import ConfigurationError, DiskError, SweepFailed, nearest, one_line, unknown
 
 
 def main() -> None:
     """The console script `train`."""
     signals.install()
+    ignore_deprecations_inside_torch()
     # OpenMP threads that spin for milliseconds at each barrier make a run five times slower on a busy machine;
     # spinning for about ten microseconds costs nothing on a quiet one
     if "OMP_WAIT_POLICY" not in os.environ:

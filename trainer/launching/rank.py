@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import run_folder, signals
-from trainer.console import outlive_readers
+from trainer.console import ignore_deprecations_inside_torch, outlive_readers
 from trainer.launching.failures import told
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.place import Place, take
@@ -46,6 +46,7 @@ def _live(place: Place, store: str, job: Job, log: Path, beat: threading.Thread)
         beat.start()  # from the first beat on the launcher passes signals on: what they raise is caught here
         take(place, lambda: distributed().FileStore(store, place.world_size))
         outlive_readers()
+        ignore_deprecations_inside_torch()
         result = work(job, run_folder.HeldLock())
         leave()
         return ("done", None if result is None else asdict(result))
