@@ -1,9 +1,11 @@
 """Imports run one way, the command line stays light, and nothing works at import."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,3 +163,57 @@ def test_checkpoints_are_data() -> None:
     for call in calls:
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert keywords.get("weights_only") == "True"
+
+
+def libraries(tree: ast.Module) -> dict[str, Any]:
+    """What each name that a file imports from torch or torchvision stands for."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        module = getattr(node, "module", None)
+        if (module or "".join(names[:1])).partition(".")[0] not in ("torch", "torchvision"):
+            continue
+        for alias in node.names:  # type: ignore[attr-defined]
+            if module:
+                package = importlib.import_module(module)
+                has = hasattr(package, alias.name)
+                found[alias.asname or alias.name] = (
+                    getattr(package, alias.name) if has else importlib.import_module(f"{module}.{alias.name}")
+                )
+            else:
+                whole = importlib.import_module(alias.name)
+                top = alias.name.partition(".")[0]
+                found[alias.asname or top] = whole if alias.asname else sys.modules[top]
+    return found
+
+
+def deprecated(source: str) -> set[str]:
+    """Names of torch's that the installed version marks as deprecated."""
+    tree = ast.parse(source)
+    names = libraries(tree)
+    found = {name for name, value in names.items() if "__deprecated__" in vars_of(value)}
+    for node in ast.walk(tree):
+        path, inner = [], node
+        while isinstance(inner, ast.Attribute):
+            path.insert(0, inner.attr)
+            inner = inner.value
+        if not path or not isinstance(inner, ast.Name) or inner.id not in names:
+            continue
+        value = names[inner.id]
+        for name in path:
+            value = getattr(value, name, None)
+        if "__deprecated__" in vars_of(value):
+            found.add(".".join((inner.id, *path)))
+    return found
+
+
+def vars_of(value: object) -> dict[str, Any]:
+    return getattr(value, "__dict__", {})
+
+
+def test_no_function_of_torch_is_called_that_is_deprecated() -> None:
+    # a name that every supported version marks
+    assert deprecated("import torch.distributed as d\nd.all_reduce_coalesced([])") == {"d.all_reduce_coalesced"}
+    assert deprecated("from torch.distributed import all_reduce_coalesced as f") == {"f"}
+    for path in FILES:
+        assert deprecated(path.read_text()) == set(), path

@@ -34,7 +34,7 @@ RUN = [
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
 # a model that fails, stalls or ends on one rank only
 BROKEN = '''
-import os, time
+import os, time, warnings
 import torch
 from torch import nn
 from trainer.place import place
@@ -47,6 +47,9 @@ class Broken(nn.Module):
         self.what, self.count = what, 0
     def forward(self, x):
         self.count += self.training
+        if self.count == 10 and self.what == "warn":
+            for module in ("torch.distributed.c10d_logger", "torchmetrics"):
+                warnings.warn_explicit(f"deprecated, says {module}", FutureWarning, "file.py", 1, module=module)
         if self.count == 10 and place() is not None and place().rank == 1:
             if self.what == "raise":
                 raise LookupError("the tenth time")
@@ -322,6 +325,18 @@ def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
     process.kill()
     assert gone(family)
     end(process)
+
+
+@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "ddp"])
+def test_what_torch_deprecates_inside_itself_is_not_shown(strategy: str, broken: Path) -> None:
+    words = [o for o in BREAK if not o.startswith(("parallelism", "steps"))]
+    devices = ["parallelism.devices=2"] if strategy == "ddp" else []
+    code, _, err = end(start(broken, *words, "model.what=warn", f"parallelism={strategy}", *devices, "steps=20"))
+    assert code == 0, err
+    shown = [err, *(path.read_text() for path in (broken / "run" / "ranks").glob("1.log"))]
+    assert len(shown) == 1 + len(devices)
+    for text in shown:
+        assert "says torchmetrics" in text and "says torch.distributed" not in text
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from trainer import launching
 from trainer.base import signals
 from trainer.base.errors import ConfigurationError, nearest
 from trainer.hydra_entry.hydra import run_hydra
-from trainer.reporting.console import exit_on_error
+from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
 
 
 def main() -> None:
     """The console script `train`."""
     signals.install()
+    ignore_deprecations_inside_torch()
     # OpenMP threads that spin for milliseconds at each barrier make a run five times slower on a busy machine;
     # spinning for about ten microseconds costs nothing on a quiet one
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -90,17 +90,19 @@ def test_perspective_is_torchvisions(shape, distortion):
     rows = operation.draw(48, shape, generator())
     corners = operation.corners(rows, height, width)
     start = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+    # With three corners on a line no map exists: torchvision's solver raises or returns something arbitrary, depending
+    # on the processor. Corners are whole numbers, so twice the area of each triangle is exactly 0 or at least 1.
+    edges = corners.roll(-1, 1) - corners
+    defined = (torch.linalg.det(torch.stack((edges, edges.roll(-1, 1)), 3)).abs() > 0.5).all(1)
+    assert defined.all() or distortion == 1
+    assert defined.sum() >= 24
     wanted = torch.stack(
         [
             reference.perspective(pixels[i], start, corners[i].int().tolist(), InterpolationMode.BILINEAR)
-            for i in range(48)
+            for i in defined.nonzero().flatten().tolist()
         ]
     )
-    # with three corners on a line torchvision's least squares find something arbitrary
-    edges = corners.roll(-1, 1) - corners
-    defined = (torch.linalg.det(torch.stack((edges, edges.roll(-1, 1)), 3)).abs() > 1e-6).all(1)
-    assert defined.all() or distortion == 1
-    assert_close(operation(pixels.float(), rows)[defined], wanted[defined])
+    assert_close(operation(pixels.float(), rows)[defined], wanted)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])

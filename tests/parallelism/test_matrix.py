@@ -1,5 +1,7 @@
 """Against the number of updates the curves of all forms of parallelism coincide (A "Hybrid data and model
-parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device.
+parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device. float64 curves are
+equal to 1e-12; float32 curves differ from the float64 curve of one device by at most ten
+times what its own float32 curve does.
 
 The problem is one that is learnt in that time (the loss falls below a tenth); what must not be equal is not.
 """
@@ -13,15 +15,26 @@ import pytest
 import torch.distributed as dist
 
 from benchmarks import parallel
-from tests.parallelism.harness import advance, anew, curves, difference, make, reference, spawn, state_of
+from tests.parallelism.harness import (
+    DOUBLE,
+    advance,
+    anew,
+    curves,
+    difference,
+    make,
+    reference,
+    spawn,
+    state_of,
+    tolerance,
+)
 from trainer.base import rank
 from trainer.configuration.compose import config_folder
 from trainer.parallelism import ddp
 from trainer.training.state import capture, restore
 
 STEPS = 50
-DOUBLE, FLOAT = 1e-12, 1e-5
 DIFFERENT = 1e-3
+ROUNDING = DIFFERENT / 30  # at most, of a float32 curve: ten times that, the tolerance, still tells wrong from right
 PATIENCE = 600.0  # seconds, for several runs one after the other
 
 # 1437 samples: the 23rd batch has 29, which neither 2 nor 4 divide
@@ -72,9 +85,9 @@ def needed(strategy: str) -> None:
 
 
 def differences(strategy: str, world_size: int, rows: list[Row]) -> list[dict[str, float]]:
-    """Of each row, on the rank where it is worst."""
+    """Of each row from the float64 curve of one device, on the rank where it is worst."""
     found = spawn(world_size, curves, rows, spread(strategy, world_size), timeout=PATIENCE)
-    return [worst([difference(reference(*row), answer[i]) for answer in found]) for i, row in enumerate(rows)]
+    return [worst([difference(reference(row[0], True), answer[i]) for answer in found]) for i, row in enumerate(rows)]
 
 
 def worst(found: list[dict[str, float]]) -> dict[str, float]:
@@ -85,7 +98,7 @@ def assert_equal(rows: list[Row], found: list[dict[str, float]]) -> None:
     too_far = [
         f"{' '.join(row[len(PROBLEM) :])} {'float64' if double else 'float32'}: {one}"
         for (row, double), one in zip(rows, found, strict=True)
-        if not max(one.values()) < (DOUBLE if double else FLOAT)
+        if not max(one.values()) < (DOUBLE if double else tolerance(reference(row, True), reference(row, False)))
     ]
     assert not too_far, "\n".join(too_far)
 
@@ -97,7 +110,7 @@ def assert_equal(rows: list[Row], found: list[dict[str, float]]) -> None:
 def test_the_problem_is_learnt_and_does_not_magnify_rounding(norm: str, optimizer: str) -> None:
     exact, rounded = (reference(settings(norm, optimizer), double) for double in (True, False))
     assert sum(rounded["losses"][-5:]) / 5 < rounded["losses"][0] / 10
-    assert max(difference(exact, rounded).values()) < FLOAT / 2
+    assert max(difference(exact, rounded).values()) < ROUNDING
 
 
 FAST = [("ddp", 2, "batch", "adamw"), ("tensor", 2, "batch", "momentum"), ("fsdp", 2, "none", "adamw"),
@@ -145,6 +158,7 @@ def test_columns_coincide(strategy: str, world_size: int) -> None:
     for row, _ in rows:
         losses = reference(row, True)["losses"]
         assert sum(losses[-5:]) / 5 < losses[0] / 10
+        assert max(difference(reference(row, True), reference(row, False)).values()) < ROUNDING
     assert_equal(rows, differences(strategy, world_size, rows))
 
 

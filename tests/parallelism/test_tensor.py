@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tests.parallelism.harness import advance, curves, difference, make, reference, spawn, state_of
+from tests.parallelism.harness import DOUBLE, advance, curves, difference, make, reference, spawn, state_of
 from trainer import compose
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import draw
@@ -24,22 +24,19 @@ RESNET = ["model=resnet", "model.depth=8", "model.width=8"]
 COLUMNS = ["model=alexnet_two_column", "model.channels=[8,8,12,12,8]", "model.hidden=[24,16]"]
 AT_ONCE = ["accumulate=3", "clip_norm=0.5", "model.dropout=0.3"]
 FEW = ["batch_size=410", *AT_ONCE]
-DOUBLE, FLOAT = 1e-12, 1e-5
-
-Row = tuple[tuple[str, ...], bool]
 
 
-def row(model: list[str], *words: str, double: bool = True) -> Row:
-    return (*PROBLEM, *model, *words), double
+def row(model: list[str], *words: str) -> tuple[str, ...]:
+    return (*PROBLEM, *model, *words)
 
 
-def assert_equal_to_single(strategy: str, world_size: int, rows: list[Row], steps: int = 50) -> None:
+def assert_equal_to_single(strategy: str, world_size: int, rows: list[tuple[str, ...]], steps: int = 50) -> None:
     words = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
-    answers = spawn(world_size, curves, rows, words, steps, timeout=300)
-    for i, (overrides, double) in enumerate(rows):
+    answers = spawn(world_size, curves, [(row, True) for row in rows], words, steps, timeout=300)
+    for i, overrides in enumerate(rows):
         for answer in answers:
-            found = difference(reference(overrides, double, steps), answer[i])
-            assert max(found.values()) < (DOUBLE if double else FLOAT), (strategy, overrides, found)
+            found = difference(reference(overrides, True, steps), answer[i])
+            assert max(found.values()) < DOUBLE, (strategy, overrides, found)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------

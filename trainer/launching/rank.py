@@ -15,7 +15,7 @@ from trainer.base import signals
 from trainer.base.rank import Place, take
 from trainer.launching.failures import told
 from trainer.launching.job import Job, distributed, leave, work
-from trainer.reporting.console import outlive_readers
+from trainer.reporting.console import ignore_deprecations_inside_torch, outlive_readers
 from trainer.storage import run_folder
 
 BEAT = 1.0  # seconds between two signs of life
@@ -47,6 +47,7 @@ def _live(place: Place, store: str, job: Job, log: Path, beat: threading.Thread)
         beat.start()  # from the first beat on the launcher passes signals on: what they raise is caught here
         take(place, lambda: distributed().FileStore(store, place.world_size))
         outlive_readers()
+        ignore_deprecations_inside_torch()
         result = work(job, run_folder.HeldLock())
         leave()
         return ("done", None if result is None else asdict(result))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.parallelism.ddp import DataParallel
-from trainer.parallelism.exchange import Gather, Keep
+from trainer.parallelism.exchange import Gather, Keep, gathered
 from trainer.parallelism.split_layers import Member
 from trainer.parallelism.tensor import SplitModel
 
@@ -103,9 +103,8 @@ class WeirdTrick(SplitModel):
 
     def _share_sizes(self, size: int) -> list[int]:
         """How many samples each rank has, also where nothing says how many there are in all."""
-        sizes = torch.empty(self.world_size, dtype=torch.int64)
-        dist.all_gather_into_tensor(sizes, torch.tensor([size]), group=self._control)
-        return sizes.tolist()
+        sizes: list[int] = gathered(torch.tensor([size]), self._control, 0, [1] * self.world_size).tolist()
+        return sizes
 
 
 def dense_children(model: nn.Module) -> list[str]:

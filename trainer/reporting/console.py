@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,15 @@ def outlive_readers() -> None:
     from rich import get_console
 
     get_console().on_broken_pipe = _let_go_of_stdout  # type: ignore[method-assign]
+
+
+def ignore_deprecations_inside_torch() -> None:
+    """Hide the FutureWarnings that torch and torchvision raise about calls in their own code.
+
+    Users cannot act on them. Other modules' warnings are shown; `-W` and PYTHONWARNINGS take precedence. Functions of
+    torch's that log their calls (`torch.distributed`) hide their caller, so a test looks for deprecated calls in ours.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)", append=True)
 
 
 def _let_go_of_stdout() -> None:
