@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from trainer import compose
 from trainer.base.errors import ConfigurationError
 from trainer.base.randomness import StepRandomness
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.losses import CrossEntropy
 from trainer.metrics import Meter, available
 from trainer.parallelism.single import Single
@@ -108,4 +108,4 @@ def test_an_optimizer_that_wants_a_closure_must_be_made_for_ours() -> None:
     config = compose(["model=linear", "optimizer=sgd"])
     config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 1.0}
     with pytest.raises(ConfigurationError, match="LBFGS evaluates the loss itself"):
-        draw(config)
+        resolve(config)
