@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import put_together
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 
 MODELS = {"mlp": ["model=mlp", "model.hidden=[64,64]"], "resnet": ["model=resnet20"]}
 CLIP, LR, DECAY = 1.0, 0.002, 0.01
@@ -62,7 +62,7 @@ class Problem:
             "early_stopping.patience=1000", "no_weight_decay=[]", *overrides,
         ]  # fmt: skip
         self.config = compose(self.overrides)
-        run = put_together(draw(self.config))
+        run = put_together(resolve(self.config))
         self.epochs, self.batch_size, self.device = epochs, run.blueprint.batch_size, run.device
         train, val = run.splits.train, run.splits.val
         self.images, self.targets = self._ready(run, train), train.targets_N.to(run.device)
@@ -74,7 +74,7 @@ class Problem:
         return run.preprocessing(part.images_NCHW.to(run.device)).contiguous()
 
     def model(self) -> nn.Module:
-        return draw(self.config).build_model().to(self.device).train()
+        return resolve(self.config).build_model().to(self.device).train()
 
 
 def bare(problem: Problem) -> Clock:

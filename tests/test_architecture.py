@@ -26,9 +26,10 @@ LAYERS = [
     ["configuration"],
     ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "optimizers", "schedules",
      "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
+    ["contracts"],
     ["base"],
 ]  # fmt: skip
-COMPONENTS = LAYERS[-2]
+COMPONENTS = LAYERS[-3]
 # what the command line loads before a job needs torch
 LIGHT = ["app", "__main__", "commands", "hydra_entry", "launching", "configuration.compose", "configuration.rules",
          "configuration.options", "configuration.build", "reporting.console", "storage.run_folder", "storage.files",
@@ -85,7 +86,7 @@ def test_imports_run_down(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in FILES if part(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_components_know_neither_the_configuration_nor_one_another(path: Path) -> None:
     names = imports(path)
-    allowed = {part(path), "base", *(["data"] if part(path) == "examples" else [])}
+    allowed = {part(path), "contracts", "base", *(["data"] if part(path) == "examples" else [])}
     assert own(names) <= allowed
     assert not {name.partition(".")[0] for name in names} & {"hydra", "omegaconf", "rich"}
 

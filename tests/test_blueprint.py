@@ -6,7 +6,7 @@ import pytest
 
 from trainer import assemble, compose, fit
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 
 DATA = ["data=synthetic", "data.size=16", "data.num_val=10", "data.num_test=10"]
 ALONE = {
@@ -27,10 +27,10 @@ TOGETHER = {
 def test_a_sample_alone_is_found_before_the_run(name: str) -> None:
     overrides = [*DATA, "model=lenet", "epochs=1"]
     with pytest.raises(ConfigurationError, match=r"computed alone.*; batch_size=\d+ leaves none alone") as caught:
-        draw(compose([*overrides, *ALONE[name]]))
+        resolve(compose([*overrides, *ALONE[name]]))
     advised = str(caught.value).rpartition("batch_size=")[2].split()[0]
     others = [override for override in ALONE[name] if not override.startswith("batch_size=")]
-    draw(compose([*overrides, *others, f"batch_size={advised}"]))
+    resolve(compose([*overrides, *others, f"batch_size={advised}"]))
 
 
 @pytest.mark.parametrize("name", TOGETHER)

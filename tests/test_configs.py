@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import yaml
 from trainer import assemble, compose, fit, launch
 from trainer.assembly.assemble import put_together
 from trainer.configuration.build import locate
-from trainer.configuration.groups import RUNTIME
-from trainer.configuration.resolve import draw
+from trainer.configuration.groups import GROUPS
+from trainer.configuration.resolve import resolve
 from trainer.storage import checkpoint, run_folder
 from trainer.training.loop import train
 from trainer.training.state import capture, restore
@@ -63,7 +64,7 @@ def test_every_tunable_argument_is_listed(path: Path) -> None:
             continue
         signature = inspect.signature(locate(part["_target_"], path.stem))
         wanted = {n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-        assert wanted - set(RUNTIME.get(path.parent.name, ())) <= set(part)
+        assert wanted - set(GROUPS[path.parent.name].given) <= set(part)
 
 
 @pytest.mark.parametrize("path", GROUP_OPTIONS, ids=names(GROUP_OPTIONS))
@@ -73,14 +74,14 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     if path.parent.name == "parallelism" and path.stem != "single":
         trains_in_ranks(tiny(path), tmp_path)
         return
-    blueprint = draw(compose(tiny(path)))
+    blueprint = resolve(compose(tiny(path)))
     run = put_together(blueprint)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     assert train(run) == "completed"
     assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
     checkpoint.save(tmp_path / "last.pt", capture(run))
-    again = put_together(draw(compose(tiny(path))), run.splits)
+    again = put_together(resolve(compose(tiny(path))), run.splits)
     restore(again, checkpoint.load(tmp_path / "last.pt"))
     assert again.step == run.step == 2
     for (name, value), other in zip(run.model.state_dict().items(), again.model.state_dict().values(), strict=True):
@@ -88,7 +89,7 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     assert_same(run.optimizer.state_dict(), again.optimizer.state_dict())
     # and both make the same next step
     for one in (run, again):
-        one.blueprint.total_steps += 1
+        one.blueprint = replace(one.blueprint, total_steps=one.blueprint.total_steps + 1)
         assert train(one) == "completed"
     assert_same(run.model.state_dict(), again.model.state_dict())
 
@@ -133,7 +134,7 @@ def assert_same(one: object, other: object) -> None:
 
 @pytest.mark.parametrize("name", sorted(EXTERNAL))
 def test_external_data_options_are_checked_without_their_data(name: str, tmp_path: Path) -> None:
-    facts = draw(compose([f"data={name}", f"data.root={tmp_path}", "model=linear"])).facts
+    facts = resolve(compose([f"data={name}", f"data.root={tmp_path}", "model=linear"])).facts
     assert facts.num_test == 10_000
     assert facts.num_train + facts.num_val in (50_000, 60_000)
 
@@ -148,7 +149,7 @@ def test_data_options_read_their_sets(name: str, data_root: Path, tmp_path: Path
 
         subprocess.run([sys.executable, data_root / "unpack.py", tmp_path], check=True)
         root = tmp_path
-    run = put_together(draw(compose([f"data={name}", f"data.root={root}", "model=lenet", "steps=30", "threads=1"])))
+    run = put_together(resolve(compose([f"data={name}", f"data.root={root}", "model=lenet", "steps=30", "threads=1"])))
     assert len(run.splits.train) == run.blueprint.facts.num_train
     assert train(run) == "completed"
 

@@ -372,11 +372,11 @@ def test_a_rank_that_fails_is_one_line_with_its_number(what: str, code: int, lin
 def test_what_cannot_be_is_refused_before_anything_is_started(
     overrides: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError) as caught:
-        draw(compose(["parallelism=ddp", "device=cpu", *overrides]))
+        resolve(compose(["parallelism=ddp", "device=cpu", *overrides]))
     assert any(line in problem for problem in caught.value.problems), caught.value.problems
 
 

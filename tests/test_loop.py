@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import put_together
 from trainer.configuration.compose import Config
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.reporting.metrics_file import read_metrics
 from trainer.storage import checkpoint
 from trainer.training.evaluation import confusion_matrix, evaluate
@@ -27,7 +27,7 @@ def config(*overrides: str) -> Config:
 
 
 def assembled(*overrides: str) -> Run:
-    return put_together(draw(config(*overrides)))
+    return put_together(resolve(config(*overrides)))
 
 
 def by_hand(run: Run, make_optimizer, lr_at, steps: int, clip: float | None = None) -> nn.Module:
@@ -187,8 +187,8 @@ def test_half_precision_learns_as_well_as_single(precision: str) -> None:
 
 
 def test_steps_take_the_place_of_epochs_and_batch_size_full_is_one_step() -> None:
-    assert draw(config("steps=9", "limit_batches=null")).total_steps == 9
-    whole = draw(config("batch_size=full", "epochs=3", "limit_batches=null"))
+    assert resolve(config("steps=9", "limit_batches=null")).total_steps == 9
+    whole = resolve(config("batch_size=full", "epochs=3", "limit_batches=null"))
     assert (whole.batch_size, whole.steps_per_epoch, whole.total_steps) == (1437, 1, 3)
 
 

@@ -17,7 +17,7 @@ from trainer.augmentation.bordered import Bordered
 from trainer.base.errors import ConfigurationError
 from trainer.base.rank import place
 from trainer.commands import plan as commands_plan
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.data import memory
 from trainer.data.photographs import caching
 from trainer.planning import estimate
@@ -109,7 +109,7 @@ def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
 
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("momentum", 2440), ("adamw", 2 * 2440)])
 def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
-    found = estimate.estimate(draw(compose([*MLP, f"optimizer={optimizer}"])), seconds=0.01)
+    found = estimate.estimate(resolve(compose([*MLP, f"optimizer={optimizer}"])), seconds=0.01)
     assert (found.weights, found.gradients) == (610 * 4, 610 * 4)
     assert state <= found.optimizer <= state + 4 * 8  # with a step counter a tensor
     assert found.data == 1797 * (64 + 8)
@@ -142,7 +142,7 @@ def photographs(tmp_path: Path) -> str:
 )
 def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, photographs: str) -> None:
     words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2]]
-    found = estimate._data_bytes(draw(compose([*words, *settings])))
+    found = estimate._data_bytes(resolve(compose([*words, *settings])))
     # not the crops of 32 x 32: as they are stored, 10 x 12 or, with a short side of 9, 9 x 10
     assert found == {"decoded": 20 * 360, "smaller": 20 * 270, "nothing": 0}[kept] + 20 * 8
 
@@ -153,7 +153,7 @@ def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, 
 )
 def test_images_between_borders_or_in_a_file_are_counted_as_they_lie(limit: str, images: int) -> None:
     words = ["data=fashion_mnist", "model=linear", "augmentation=crop", f"data.memory_limit={limit}", "device=cpu"]
-    found = estimate._data_bytes(draw(compose([*words, "augmentation.crop.padding=4"])))
+    found = estimate._data_bytes(resolve(compose([*words, "augmentation.crop.padding=4"])))
     assert found == images + 70_000 * 8
 
 
@@ -173,7 +173,7 @@ def test_whitening_is_measured_without_estimating_it(
 ) -> None:
     """Eigenvectors take seconds or minutes, and a plan needs no more than their number."""
     words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
-    blueprint = draw(compose([*MLP, *words]))
+    blueprint = resolve(compose([*MLP, *words]))
     fitted = assemble.put_together(blueprint).preprocessing.state_dict()
     monkeypatch.setattr(Whitening, "fit", None)  # nobody calls it
     run = estimate._run(blueprint, 10)
@@ -199,7 +199,7 @@ def test_time_grows_with_the_samples_however_few_were_measured(
 
     monkeypatch.setattr(estimate, "train_step", step)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now)
-    blueprint = draw(compose(["model=mlp", f"batch_size={batch_size}"]))
+    blueprint = resolve(compose(["model=mlp", f"batch_size={batch_size}"]))
     found = estimate.estimate(blueprint, seconds=0.5)
     assert found.step_seconds == pytest.approx(0.01 * blueprint.batch_size)
     assert found.measured_samples == min(16, blueprint.batch_size)  # three steps in half a second
@@ -223,12 +223,12 @@ def test_reading_photographs_is_told_apart(
     clock = iter(range(10**6))
     monkeypatch.setattr(caching.time, "perf_counter", lambda: next(clock) / 50)  # 20 ms a photograph
     words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2], *settings]
-    found = estimate.estimate(draw(compose(words)), seconds=0.01)
+    found = estimate.estimate(resolve(compose(words)), seconds=0.01)
     if workers is None:
         assert found.reading_seconds is None
         return
     assert found.reading_seconds == pytest.approx(0.02)
-    rows = dict(commands_plan._estimate_rows(draw(compose(words)), found))
+    rows = dict(commands_plan._estimate_rows(resolve(compose(words)), found))
     assert ", without reading photographs" in rows["time"]
     a_step = "50" if "2" in workers else "100"
     assert rows["reading"].startswith(f"a photograph 20 ms, those of a step {a_step} ms {workers}")

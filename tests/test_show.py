@@ -19,7 +19,7 @@ from trainer.assembly.data import make_batches
 from trainer.augmentation import Crop, HorizontalFlip, MixUp, Pipeline
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import generator_for
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism.single import Single
 from trainer.planning import augmentation_picture as picture
 from trainer.planning import estimate
@@ -50,7 +50,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def show(tmp_path: Path) -> Show:
     def shown(*words: str) -> Tensor:
-        draw_augmentation(draw(compose(words)), tmp_path / "augmentation.png")
+        draw_augmentation(resolve(compose(words)), tmp_path / "augmentation.png")
         return read((tmp_path / "augmentation.png").read_bytes())
 
     return shown
@@ -76,7 +76,7 @@ def tiles(page: Tensor, bottom: int, size: int, factor: int, count: int, pitch: 
 
 def trained_on(*words: str) -> tuple[Tensor, list[int], Any]:
     """Images of a run's first steps, those of them that are shown, and the run."""
-    run = put_together(draw(compose([*TRAINED, *words])))
+    run = put_together(resolve(compose([*TRAINED, *words])))
     images, classes = [], []
     for batch in run.batches.epoch(0):
         images.append(batch.images)
@@ -278,7 +278,7 @@ class LeftOrRight:
 
 
 def test_what_is_cut_out_of_a_photograph_is_shown_as_trained_on(photographs: str) -> None:
-    run = put_together(draw(compose([*TRAINED, *PHOTOGRAPHS, f"data.root={photographs}"])))
+    run = put_together(resolve(compose([*TRAINED, *PHOTOGRAPHS, f"data.root={photographs}"])))
     pipeline = Pipeline(frame=LeftOrRight(), flip=HorizontalFlip(probability=1))
     run.batches = make_batches(run.blueprint, run.splits.train, Sequential(), pipeline, ToFloat())
     found = rows(run, pipeline)

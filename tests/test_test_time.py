@@ -21,7 +21,7 @@ from tests.data.images import encoded, pixels
 from trainer import app, compose
 from trainer.assembly.assemble import put_together
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.data.photographs import reading
 from trainer.training.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
 from trainer.training.evaluation_batches import evaluation_shards
@@ -89,7 +89,7 @@ def test_the_lectures_sizes():
 
 @pytest.fixture(scope="module")
 def trained() -> Run:
-    run = put_together(draw(compose(SMALL)))
+    run = put_together(resolve(compose(SMALL)))
     assert train(run) == "completed"
     return run
 
@@ -157,7 +157,7 @@ def test_a_probability_of_zero_has_a_finite_loss(trained):
 
 def test_loss_in_bits_with_smoothing():
     words = ["loss.base=2", "loss.label_smoothing=0.2"]
-    run = put_together(draw(compose([*SMALL, *words])))
+    run = put_together(resolve(compose([*SMALL, *words])))
     train(run)
     part = run.splits.val
     p = probabilities_one_by_one(run, part, "flip")
@@ -167,7 +167,7 @@ def test_loss_in_bits_with_smoothing():
 
 
 def test_another_loss_is_left_out():
-    run = put_together(draw(compose([*SMALL, "loss=mse"])))
+    run = put_together(resolve(compose([*SMALL, "loss=mse"])))
     train(run)
     found = evaluate_views(run, run.splits.val, "val", TestTime("flip"))
     expected = probabilities_one_by_one(run, run.splits.val, "flip").argmax(1) == run.splits.val.targets_N
@@ -209,13 +209,13 @@ def words_for(root: Path, workers: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def weights(root: Path) -> dict[str, Any]:
     """Of a model that is sure enough of its answers for other views to give others."""
-    run = put_together(draw(compose([*words_for(root), "steps=60"])))
+    run = put_together(resolve(compose([*words_for(root), "steps=60"])))
     train(run)
     return {"model": run.model.state_dict(), "preprocessing": run.preprocessing.state_dict()}
 
 
 def of_photographs(root: Path, weights: dict[str, Any], words: Sequence[str] = (), workers: int = 0) -> Run:
-    run = put_together(draw(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
+    run = put_together(resolve(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
     run.model.load_state_dict(weights["model"])
     run.preprocessing.load_state_dict(weights["preprocessing"])
     return run
@@ -413,7 +413,7 @@ def test_progress_is_seen_on_a_terminal_alone(folder, words, is_screen, capsys, 
     assert "val/loss" in json.loads(capsys.readouterr().out)
     shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stderr.getvalue())
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    facts = draw(config).facts
+    facts = resolve(config).facts
     total = facts.num_val + facts.num_test
     assert (f"{total}/{total}" in shown) == (str(folder) in shown) == is_screen
     assert is_screen or not shown

@@ -2,8 +2,10 @@
 
 import math
 
+from trainer.contracts import Diagnostics
 
-class Basic:
+
+class Basic(Diagnostics):
     """Gradient norm at each logged step, and the first loss against that of an untrained model.
 
     A classifier that knows nothing has a cross entropy of ln C. A first loss further from it than half of

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.contracts import Loss
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
-class CrossEntropy:
+class CrossEntropy(Loss):
     """J = sum_n -log softmax(outputs_n)[target_n] (D, "Cross-entropy (Loss)").
 
     `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al.
@@ -49,12 +51,16 @@ class CrossEntropy:
         value = F.cross_entropy(outputs_NK, targets, reduction=reduction, label_smoothing=self._label_smoothing)
         return value if self._unit == 1.0 else value / self._unit
 
+    def of_probabilities(self, log_probabilities_NK: Tensor, targets_N: Tensor) -> Tensor | None:
+        """-log p[target], with base and smoothing: softmax leaves log probabilities as they are."""
+        return self(log_probabilities_NK, targets_N)
+
     def initial_value(self, num_outputs: int) -> float | None:
         """ln K (log2 K in bits): the mean loss when every class gets the same probability."""
         return log(num_outputs) / self._unit
 
 
-class MSE:
+class MSE(Loss):
     """J = sum_n mean_k (outputs_nk - targets_nk)^2 (D, "Loss Function Example - MSE").
 
     So J / N is `F.mse_loss` with reduction="mean". Integer targets are class indices and stand for one-hot
@@ -80,10 +86,6 @@ class MSE:
         if outputs_NK.dtype in _HALF:
             outputs_NK = outputs_NK.float()
         return F.mse_loss(outputs_NK, _encode(targets, outputs_NK), reduction=reduction)
-
-    def initial_value(self, num_outputs: int) -> float | None:
-        """Unknown: it depends on the scale of the first outputs and of the targets."""
-        return None
 
 
 def _encode(targets: Tensor, outputs_NK: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.contracts import Sampler
+
 SumOverRanks = Callable[[Tensor], Tensor]
 
 
-class Shuffle:
+class Shuffle(Sampler):
     """A new uniform permutation every epoch: every sample exactly once.
 
     Source: A "Shuffling the training samples"; B "SGD Algorithm with mini-batches".
@@ -31,7 +33,7 @@ class Shuffle:
         return torch.randperm(len(targets_N), generator=generator)
 
 
-class Sequential:
+class Sequential(Sampler):
     """The stored order, 0 to N-1, every epoch; draws nothing."""
 
     repeats = False
@@ -40,7 +42,7 @@ class Sequential:
         return torch.arange(len(targets_N))
 
 
-class WithReplacement:
+class WithReplacement(Sampler):
     """N independent uniform draws from N samples: an epoch holds about 63 % of them, some several times."""
 
     repeats = True
@@ -49,7 +51,7 @@ class WithReplacement:
         return torch.randint(len(targets_N), (len(targets_N),), generator=generator)
 
 
-class FreshBatch:
+class FreshBatch(Sampler):
     """Every step draws its K of the N samples anew, without replacement, whatever the steps before had.
 
     An epoch is N samples long all the same; its last batch has what is left of them. `batch_size` K is that of
@@ -86,7 +88,7 @@ def _repeated(drawn_SK: Tensor) -> Tensor:
     return rows * drawn_SK.shape[1] + places[rows, behind + 1]
 
 
-class ClassInterleaved:
+class ClassInterleaved(Sampler):
     """Every sample exactly once, in random order, neighbours never of one class where that is possible.
 
     The classes come spread over the epoch in proportion to their sizes. A class with more samples, m, than all
@@ -157,7 +159,7 @@ def _alternating(counts: list[int], generator: torch.Generator) -> Iterator[int]
         yield label
 
 
-class ClassBalanced:
+class ClassBalanced(Sampler):
     """N independent draws: a class, uniformly, then one of its samples, uniformly.
 
     So every class that occurs comes equally often in expectation, and p_i = 1 / (C n_c(i)).
@@ -181,7 +183,7 @@ LOSS_UNIT, MOST_LOSS = 2.0**-30, 2.0**20  # losses are added up as whole numbers
 _ROUNDS = 256
 
 
-class HardExamples:
+class HardExamples(Sampler):
     """Samples with a large loss come more often: N independent draws an epoch, with
 
         p_i = (1 - uniform) (loss_i + floor)^power / sum_j (loss_j + floor)^power + uniform / N

@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.base.duration import parse_duration
 from trainer.base.improvement import Improvement
+from trainer.contracts import Schedule
 
 
 def _share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
@@ -25,14 +26,14 @@ def _drop(value: float) -> float:
     return value
 
 
-class Constant:
+class Constant(Schedule):
     """factor(t) = 1."""
 
     def factor(self, step: int) -> float:
         return 1.0
 
 
-class Step:
+class Step(Schedule):
     """factor(t) = f^floor(t / d): a drop every d steps (A: ÷10 whenever mod(t, d) = 0).
 
     `every`: duration d; `factor`: f in (0, 1). Raises ValueError outside these.
@@ -48,7 +49,7 @@ class Step:
         return float(self.drop ** (step // self.every))
 
 
-class Cosine:
+class Cosine(Schedule):
     """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run (A; SGDR with one cycle).
 
     `final`: f in [0, 1], reached at step T. Raises ValueError outside it.
@@ -62,7 +63,7 @@ class Cosine:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / self.total_steps)) / 2
 
 
-class _Warmup:
+class _Warmup(Schedule):
     """factor(t) = s + (1 - s) (t + 1) / W for t < W, then `decay` of the progress p = (t - W) / (T - W).
 
     The first step already moves (at t = 0 the factor is s + (1 - s) / W, never 0) and step W - 1 has the full
@@ -106,12 +107,14 @@ class CosineWarmup(_Warmup):
         return (1 + math.cos(math.pi * progress)) / 2
 
 
-class Plateau:
+class Plateau(Schedule):
     """factor = max(floor, f^k), k = how often the monitored metric stalled for more than `patience` evaluations.
 
     As torch's ReduceLROnPlateau with an absolute threshold and no cooldown (B: ÷10 when validation stalls).
     `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
     """
+
+    monitor: str
 
     def __init__(
         self,

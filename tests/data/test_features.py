@@ -8,7 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import assemble, compose, fit
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.data import Blobs, LinearRegression
 from trainer.data.features import random_rotation
 from trainer.planning.estimate import estimate
@@ -169,6 +169,6 @@ def test_gradient_descent_needs_a_condition_number_near_one(words, reaches, tmp_
     ("words", "target"), [(["data=blobs"], 8), (["data=linear_regression", "loss=mse"], 4)], ids=["blobs", "regression"]
 )
 def test_a_run_on_features_can_be_planned(words, target):
-    found = estimate(draw(compose([*words, "model=mlp", "data.num_features=7", "threads=1"])), seconds=0.01)
+    found = estimate(resolve(compose([*words, "model=mlp", "data.num_features=7", "threads=1"])), seconds=0.01)
     assert found.data == 2000 * (4 * 7 + target)
     assert found.step_seconds > 0

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData
 
 from trainer import compose
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.data import FromDataset
 from trainer.examples.map_style import Bars
 
@@ -176,6 +176,6 @@ def test_images_of_another_size_are_named():
 
 def test_nested_nodes_of_the_configuration_are_built():
     words = ["data=map_style", "data.train.num_images=100", "+data.test._target_=trainer.examples.map_style.Bars"]
-    blueprint = draw(compose([*words, "+data.test.num_images=30"]))
+    blueprint = resolve(compose([*words, "+data.test.num_images=30"]))
     assert (blueprint.facts.num_train, blueprint.facts.num_val, blueprint.facts.num_test) == (90, 10, 30)
     assert blueprint.facts.class_names == ("row", "column")

@@ -87,7 +87,7 @@ def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: 
 # functions during which a signal comes, from the first moment to the last one before training
 EARLY = [
     "trainer.configuration.compose.settle",
-    "trainer.configuration.resolve.draw",
+    "trainer.configuration.resolve.resolve",
     "trainer.storage.run_folder.write_configuration",
     "trainer.storage.run_folder._settle",
     "trainer.assembly.data.load_data",

@@ -18,7 +18,7 @@ from trainer import compose
 from trainer.assembly.assemble import assemble
 from trainer.base import rank
 from trainer.base.rank import Place, take
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import Config
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
@@ -83,7 +83,7 @@ def make(overrides: list[str], double: bool = False) -> Run:
 
 
 def make_from(config: Config, double: bool = False) -> Run:
-    blueprint = draw(config)
+    blueprint = resolve(config)
     assemble.connect(blueprint)
     if not double:
         return assemble.put_together(blueprint)

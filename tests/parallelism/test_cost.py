@@ -15,9 +15,10 @@ from torch import nn
 from benchmarks import parallel
 from tests.parallelism.harness import advance, make, spawn
 from trainer import app, compose
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism import cost
 from trainer.parallelism.cost import Sent, Step, all_gather, all_reduce
+from trainer.parallelism.strategy import Strategy
 from trainer.planning import estimate
 
 # 1x8x8 images; a convolution of 4 filters (36 + 4 parameters), pooled to 4x4x4, then 64 -> 6 -> 2
@@ -212,7 +213,7 @@ def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
 def test_data_parallelism_hands_over_what_is_promised(more: list[str]) -> None:
     overrides = [*WORDS, *more, "parallelism=ddp", "parallelism.devices=2"]
     found = spawn(2, bytes_handed_over, overrides, 2)
-    blueprint = draw(compose(overrides))
+    blueprint = resolve(compose(overrides))
     with torch.device("meta"):
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)
@@ -270,7 +271,7 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
     ids=lambda words: words[0],
 )
 def test_every_strategy_has_its_numbers(words: list[str]) -> None:
-    blueprint = draw(compose([*words, "model.dropout=0"]))
+    blueprint = resolve(compose([*words, "model.dropout=0"]))
     with torch.device("meta"):
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)
@@ -279,9 +280,10 @@ def test_every_strategy_has_its_numbers(words: list[str]) -> None:
 
 
 def test_of_a_strategy_of_the_users_nothing_is_claimed() -> None:
-    blueprint = draw(compose(["parallelism=ddp"]))
-    blueprint.strategy = type("DataParallel", (type(blueprint.strategy),), {"__module__": "theirs"})()
-    blueprint.strategy.plan(None, 1)
+    blueprint = resolve(compose(["parallelism=ddp"]))
+    strategy = type("Theirs", (type(blueprint.strategy),), {"cost": Strategy.cost})()
+    strategy.plan(None, 1)
+    blueprint = replace(blueprint, strategy=strategy)
     assert estimate.cost_of(blueprint, CHAIN) is None
 
 

@@ -20,7 +20,7 @@ from tests.parallelism import harness
 from tests.parallelism.harness import advance, difference, make, spawn, state_of
 from trainer import compose
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism.downpour import Downpour, partition
 from trainer.parallelism.parameter_server import (
     ParameterServer,
@@ -390,7 +390,7 @@ def test_a_late_worker_begins_where_the_main_one_is_and_ends_with_it(tmp_path: P
 )
 def test_refusals(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        draw(compose(["device=cpu", "parallelism=downpour", *overrides]))
+        resolve(compose(["device=cpu", "parallelism=downpour", *overrides]))
     assert sentence in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from tests.parallelism.harness import DOUBLE, difference, make, spawn, tolerance, trained
 from trainer import compose
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism.pipeline import Pipeline, cut, largest_divisor
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
@@ -86,7 +86,7 @@ def test_the_largest_divisor() -> None:
 )
 def test_what_cannot_be_exact_is_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
-        draw(compose([*MLP, "parallelism=pipeline", *words]))
+        resolve(compose([*MLP, "parallelism=pipeline", *words]))
 
 
 def test_dropout_that_is_no_product_is_refused() -> None:

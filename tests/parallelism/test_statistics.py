@@ -16,7 +16,7 @@ from tests.parallelism.harness import anew, make, spawn
 from trainer import compose
 from trainer.assembly import assemble
 from trainer.base.rank import place
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.data import Digits
 from trainer.parallelism import downpour
 from trainer.preprocessing import ZCA, MeanImage
@@ -86,7 +86,7 @@ def _captured(words: list[str]) -> dict[str, Any]:
 
 def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int], torch.Tensor]:
     calls.clear()
-    blueprint = draw(compose(words))
+    blueprint = resolve(compose(words))
     assemble.connect(blueprint)
     run = assemble.put_together(blueprint, fit=False)
     assemble.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
@@ -113,7 +113,7 @@ def test_a_replica_takes_the_statistics_of_its_run(monkeypatch: pytest.MonkeyPat
 
 def after_a_while(strategy: str, timeout: float) -> Any:
     """What takes the main rank longer than ranks that expect an answer wait for each other."""
-    blueprint = draw(compose([*BASE, f"parallelism={strategy}"]))
+    blueprint = resolve(compose([*BASE, f"parallelism={strategy}"]))
     assemble.connect(blueprint)
     together: Any = blueprint.strategy
     together.timeout = timeout

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.parallelism.harness import DOUBLE, advance, curves, difference, make, reference, spawn, state_of
 from trainer import compose
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism.exchange import Gather, Keep
 from trainer.parallelism.split_layers import Member, split_layers
 from trainer.parallelism.tensor import TensorParallel
@@ -169,7 +169,7 @@ PLANNED = {
 def test_models_say_how_they_are_split_and_where_a_stage_may_begin(name: str) -> None:
     wanted, overrides = PLANNED[name]
     with torch.device("meta"):
-        model = draw(compose([*PROBLEM, *overrides])).build_model()
+        model = resolve(compose([*PROBLEM, *overrides])).build_model()
     assert model.tensor_plan == wanted
     children = [child for child, _ in model.named_children()]
     stages = ["block1_1", "block2_1", "block3_1", "pool", "output"] if name == "blocks" else children[1:]
@@ -255,4 +255,4 @@ def test_parts_are_parts_and_what_is_said_of_them_is_whole(strategy: str, world_
 )
 def test_what_cannot_be_split_is_refused_in_a_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        draw(compose([*PROBLEM, *overrides]))
+        resolve(compose([*PROBLEM, *overrides]))

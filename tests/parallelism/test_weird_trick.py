@@ -18,7 +18,7 @@ from tests.parallelism.test_tensor import (
 )
 from trainer import compose
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.resolve import draw
+from trainer.configuration.resolve import resolve
 from trainer.parallelism.weird_trick import dense_plan
 from trainer.training.evaluation import evaluate
 
@@ -62,7 +62,7 @@ def test_convolutions_are_whole_and_dense_layers_are_shared() -> None:
 
 def test_the_border_is_the_first_dense_layer() -> None:
     with torch.device("meta"):
-        model = draw(compose([*PROBLEM, *COLUMNS])).build_model()
+        model = resolve(compose([*PROBLEM, *COLUMNS])).build_model()
     assert dense_plan(model) == {
         "linear6": "column", "dropout6": "split", "linear7": "cross", "dropout7": "split", "output": "row",
     }  # fmt: skip
@@ -85,4 +85,4 @@ def test_the_border_is_the_first_dense_layer() -> None:
 )
 def test_what_cannot_be_shared_is_refused_in_a_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        draw(compose([*PROBLEM, *overrides]))
+        resolve(compose([*PROBLEM, *overrides]))

@@ -15,12 +15,11 @@ from trainer.assembly.weights import make_model
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
-from trainer.base.stateful import Stateful
-from trainer.base.torch_optimizers import needs_closure
 from trainer.configuration.blueprint import Blueprint
-from trainer.configuration.build import build
-from trainer.configuration.resolve import draw
+from trainer.configuration.components import build_component
+from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE, Config
+from trainer.contracts import Stateful, needs_closure
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import parameter_groups
 from trainer.reporting.logs import held
@@ -48,7 +47,7 @@ def assemble(
     Without `folder` a new one is made under `outputs/`; `lock` is one that is held on it already. With `resume`
     the run continues where its last checkpoint was taken. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
-    blueprint = draw(config)
+    blueprint = resolve(config)
     connect(blueprint)
     run: Run | None = None
     if not blueprint.strategy.is_main:
@@ -94,7 +93,7 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
     set_up_torch(config, device)
     strategy = blueprint.strategy
     splits = splits or load_data(blueprint)
-    preprocessing = build(config["preprocessing"], "preprocessing")
+    preprocessing = build_component(config, "preprocessing")
     if fit:
         share_statistics(preprocessing, splits, strategy)
     preprocessing = preprocessing.to(device)
@@ -112,13 +111,13 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         needs_flag=config["on_nonfinite"] == "skip" or not strategy.is_synchronous,
     )  # fmt: skip
     meter = Meter(blueprint.metrics)
-    sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
+    sampler = build_component(config, "sampler", batch_size=blueprint.batch_size)
     objective = Objective(
         model, compute, blueprint.loss, strategy=strategy, meter=meter, guard=guard,
         randomness=StepRandomness(config["seed"], device), loss_scale=loss_scale, dtype=blueprint.dtype,
-        micro_batch=blueprint.micro_batch, observe=getattr(sampler, "observe", None),
+        micro_batch=blueprint.micro_batch, observe=sampler.observe if sampler.listens else None,
     )  # fmt: skip
-    augmentation = build(config["augmentation"], "augmentation")
+    augmentation = build_component(config, "augmentation")
     batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
     if device.type == "cpu":  # the same images in the layout that training reads: the first one is let go
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
@@ -126,7 +125,7 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         compute.compile()
 
     def replica() -> Run:
-        other = put_together(draw(config | {"parallelism": SINGLE}), splits, fit=False)
+        other = put_together(resolve(config | {"parallelism": SINGLE}), splits, fit=False)
         other.preprocessing.load_state_dict(preprocessing.state_dict())
         return other
 
@@ -136,7 +135,7 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, batches=batches,
-        diagnostics=build(config["diagnostics"], "diagnostics"), channels_last=channels_last,
+        diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
         replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale),
     )  # fmt: skip
 

@@ -38,12 +38,13 @@ def make_batches(
     """The training batches of a run, on its device; see `TrainingBatches`. `room` is what the data set leaves."""
     config, device, images = blueprint.config, blueprint.device, train.images_NCHW
     if room is None:
-        room = blueprint.data.room() if device.type == "cpu" and hasattr(blueprint.data, "room") else math.inf
+        room = blueprint.data.room() if device.type == "cpu" else None
     return TrainingBatches(
         images.to(device) if isinstance(images, torch.Tensor) else images, train.targets_N.to(device),
         batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
         seed=config["seed"], sampler=sampler, augmentation=augmentation, preprocessing=preprocessing,
-        strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs, room=room,
+        strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs,
+        room=math.inf if room is None else room,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from trainer.base.errors import DataError
 from trainer.base.randomness import seed_for
 from trainer.configuration.blueprint import Blueprint
-from trainer.configuration.build import build
+from trainer.configuration.components import build_component
 from trainer.storage import checkpoint, run_folder
 
 
@@ -19,7 +19,7 @@ def make_model(blueprint: Blueprint) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
         model = blueprint.build_model()
-        initializer = build(config["initializer"], "initializer")
+        initializer = build_component(config, "initializer")
         if initializer is not None:
             initializer(model)
     if config["init_from"] is not None:

@@ -13,9 +13,10 @@ from trainer.augmentation.geometry import Crop, HorizontalFlip
 from trainer.augmentation.operation import Operation, Rows, most
 from trainer.augmentation.warp import changed, resample, resampling
 from trainer.base.chunks import Change, Spare, by_parts
+from trainer.contracts import Augmentation
 
 
-class Pipeline:
+class Pipeline(Augmentation):
     """Applies operations in the order in which they are written.
 
     Neighbours that map coordinates (rotate, translate, scale, ...; with the same `fill`) are composed into one

@@ -29,6 +29,6 @@ def choose_device(text: str, several: bool = False) -> torch.device:
     return torch.device(text)
 
 
-def _memory() -> int:
+def total_memory() -> int:
     """Bytes of memory that this machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

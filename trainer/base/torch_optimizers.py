@@ -3,23 +3,12 @@
 Everything that depends on how torch writes its optimizers stands here; a test compares the bits with the public way.
 """
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch_optimizer
-
-
-def needs_closure(optimizer: Optimizer | type[Optimizer]) -> bool:
-    """Whether `step` evaluates the objective itself: the attribute `needs_closure` where the class has one, otherwise
-    whether the closure of `step` has no default, as in torch's L-BFGS."""
-    declared: bool | None = getattr(optimizer, "needs_closure", None)
-    if declared is not None:
-        return declared
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is closure.empty
 
 
 def has_fused_kernel(optimizer: Optimizer) -> bool:

@@ -61,14 +61,14 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
 
     from trainer.assembly.assemble import put_together
     from trainer.assembly.run_folder_of import other_data
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
     from trainer.storage import checkpoint
     from trainer.training.evaluation import evaluate, evaluate_views
     from trainer.training.evaluation_batches import prepared
     from trainer.training.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
-    blueprint = draw(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
+    blueprint = resolve(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
     if test_time is not None and (blueprint.facts.task != "classification" or blueprint.facts.kind != "images"):
         facts = blueprint.facts
         other = facts.task if facts.task != "classification" else facts.kind

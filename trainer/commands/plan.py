@@ -13,7 +13,8 @@ from rich.text import Text
 
 from trainer.base.errors import ConfigurationError, unknown
 from trainer.configuration import compose
-from trainer.configuration.rules import GROUPS, Config
+from trainer.configuration.groups import GROUPS
+from trainer.configuration.rules import Config
 from trainer.hydra_entry.preflight import trials
 from trainer.planning.sections import (
     _changes,
@@ -86,10 +87,10 @@ def _new_picture(name: str) -> Path:
 def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None) -> None:
     config = compose.compose(overrides, config_dir)
     defaults = _defaults(config, config_dir)
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
     from trainer.planning.estimate import cost_of, estimate
 
-    blueprint = draw(config)
+    blueprint = resolve(config)
     drawn = None if picture is None else draw_augmentation(blueprint, picture)
     model = _meta_model(blueprint)
     console = _console()
@@ -145,9 +146,9 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
 
 def _trial(config: Config) -> tuple[int, int]:
     """Steps and parameters."""
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
 
-    blueprint = draw(config)
+    blueprint = resolve(config)
     return blueprint.total_steps, sum(parameter.numel() for parameter in _meta_model(blueprint).parameters())
 
 

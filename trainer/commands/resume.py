@@ -41,12 +41,12 @@ def main(arguments: list[str]) -> int:
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check, lock, write down what changes, and go on."""
     from trainer.assembly.assemble import assemble
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
     from trainer.training.loop import fit
 
     if config["parallelism"] == before["parallelism"]:
         config = config | {"threads": config["threads"] or recorded_threads(folder)}
-    total = draw(config).total_steps
+    total = resolve(config).total_steps
     result = read_result(folder)
     if result is not None and result["steps"] > total:
         raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")

@@ -1,9 +1,6 @@
-"""Everything about a run that can be known before anything heavy happens; drawing it is the second check.
+"""Everything about a run that can be known before anything heavy happens."""
 
-Signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which has
-no memory) and the rules between them. All problems are raised together.
-"""
-
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +11,25 @@ from trainer import metrics
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
 from trainer.configuration.rules import Config
+from trainer.contracts import Loss, Schedule
+from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
+from trainer.parallelism.strategy import Strategy
 
 
-@dataclass
+@dataclass(frozen=True)
 class Blueprint:
-    """A checked configuration and what follows from it. Durations are in optimizer steps."""
+    """A checked configuration and what follows from it. Durations are in optimizer steps.
+
+    `others` are the components of groups for which the assembly has no place of its own, by the group's name.
+    """
 
     config: Config
-    data: Any
-    facts: Any
-    loss: Any
-    schedule: Any
-    strategy: Any
+    data: DataSet
+    facts: DataFacts
+    loss: Loss
+    schedule: Schedule
+    strategy: Strategy
     device: torch.device
     dtype: torch.dtype | None
     metrics: dict[str, metrics.Sum]
@@ -40,6 +43,7 @@ class Blueprint:
     monitor: str
     best: Improvement
     early_stopping: EarlyStopping | None
+    others: Mapping[str, Any]
 
     def build_model(self) -> nn.Module:
         """The model, on torch's current default device."""
@@ -57,7 +61,7 @@ class Blueprint:
         return optimizer
 
 
-def _micro_batch(config: Config, batch_size: int) -> int:
+def micro_batch_size(config: Config, batch_size: int) -> int:
     """Samples computed at a time."""
     micro_batch = config["micro_batch"]
     if isinstance(micro_batch, int):

@@ -1,9 +1,9 @@
-"""The rules between components, and the checks of the model and the optimizer: shapes, memory, capabilities."""
+"""The second check: the rules between components, and those of the model and the optimizer: shapes, memory,
+capabilities. Each check lists problems, or raises ConfigurationError for the first; none changes anything."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
 from trainer.base.chunks import part_sizes
-from trainer.base.device import _memory
+from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
-from trainer.base.torch_optimizers import needs_closure
-from trainer.configuration.blueprint import Blueprint, _micro_batch
-from trainer.configuration.groups import _build_part
+from trainer.configuration.blueprint import Blueprint, micro_batch_size
+from trainer.configuration.components import build_component
 from trainer.configuration.rules import Config
+from trainer.contracts import (
+    ELEMENTWISE,
+    Augmentation,
+    Loss,
+    Optimizer,
+    Preprocessing,
+    Sampler,
+    Schedule,
+    is_elementwise,
+    needs_closure,
+)
+from trainer.data.facts import DataFacts, DataSet
 from trainer.optimizers.parameter_groups import unmatched
+from trainer.parallelism.strategy import Strategy
 
 
-def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
+def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]:
     batch_size, samples = config["batch_size"], facts.num_train
     for part, count in (("training", samples), ("validation", facts.num_val), ("test", facts.num_test)):
         if count < 1:
@@ -29,26 +41,25 @@ def _data_problems(config: Config, data: Any, facts: Any) -> Iterator[str]:
         yield f"batch_size={batch_size}: must be at most {samples}, the training samples (or `full`)"
     elif batch_size != "full" and config["accumulate"] > batch_size:
         yield f"accumulate={config['accumulate']}: must be at most batch_size={batch_size}"
-    check = getattr(data, "check", None)
-    if check is not None:
-        lines: list[str] = []
-        try:
-            check()
-        except (ValueError, OSError) as error:
-            lines.append(_line("data", error))
-        yield from lines
+    problem = None
+    try:
+        data.check()
+    except (ValueError, OSError) as error:
+        problem = line_of("data", error)
+    if problem is not None:
+        yield problem
     start = config["init_from"]
     if start is not None and not (Path(start).is_file() or (Path(start) / "checkpoints").is_dir()):
         yield f"init_from={start}: is neither a run folder nor a file"
 
 
-def _line(group: str, error: Exception) -> str:
-    """What a part says, with the key that it names, or that of the group."""
+def line_of(group: str, error: Exception) -> str:
+    """A component's message, with the key that it names, or that of the group."""
     joint = "." if re.match(r"[\w.]+=", str(error)) else ": "
     return f"{group}{joint}{one_line(error)}"
 
 
-def _contradictions(config: Config, total_steps: int) -> Iterator[str]:
+def check_contradictions(config: Config, total_steps: int) -> Iterator[str]:
     """Settings of which one would make the other do nothing."""
     weights = config["init_from"] or (config["model"] or {}).get("weights")
     if weights is not None and (config["initializer"] or {}).get("_target_"):
@@ -58,74 +69,112 @@ def _contradictions(config: Config, total_steps: int) -> Iterator[str]:
         yield f"profile={config['profile']}: ten steps to get warm and these are more than the run's {total_steps}"
 
 
-def metric_names(loss: Any, facts: Any) -> list[str]:
+def metric_names(loss: Loss, facts: DataFacts) -> list[str]:
     """The names that a validation yields."""
     return [f"val/{name}" for name in ("loss", *metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs))]
 
 
-def _metric_problems(config: Config, loss: Any, facts: Any) -> Iterator[str]:
+def check_loss(config: Config, loss: Loss, facts: DataFacts) -> Iterator[str]:
+    """The loss must be for the task of the data, and yield the metric that early stopping follows."""
     if facts.task not in loss.tasks:
         option, data = config["choices"].get("loss", "loss"), config["choices"].get("data", "data")
         yield f"loss={option}: is for {', '.join(sorted(loss.tasks))}; data={data} is {facts.task}"
     elif config["early_stopping"] is not None:
         monitor = config["early_stopping"]["monitor"]
-        yield from _monitor_problem("early_stopping.monitor", monitor, metric_names(loss, facts))
+        yield from _check_monitor("early_stopping.monitor", monitor, metric_names(loss, facts))
 
 
-def _augmentation_problems(config: Config, augmentation: Any, loss: Any, facts: Any) -> Iterator[str]:
-    if augmentation is not None and facts.kind != "images":
+def _check_monitor(where: str, monitor: str, names: list[str]) -> Iterator[str]:
+    if monitor not in names:
+        yield f"{where}={monitor}: {unknown('metric', monitor, names)}"
+
+
+def check_augmentation(
+    config: Config, augmentation: Augmentation | None, loss: Loss, facts: DataFacts
+) -> Iterator[str]:
+    """It must suit the images; what mixes labels needs classes, and a loss that takes probabilities."""
+    if augmentation is None:
+        return
+    if facts.kind != "images":
         option, data = config["choices"].get("augmentation"), config["choices"].get("data")
         yield f"augmentation={option}: changes images; data={data} has {facts.kind}; leave augmentation=none"
         return
-    if augmentation is not None:
-        try:
-            augmentation.draw(2, tuple(facts.input_shape), torch.Generator())
-        except ValueError as error:  # an operation that asks more of the images than there is
-            yield _line("augmentation", error)
-    mixing = getattr(augmentation, "mixing", None)
+    problem = None
+    try:
+        augmentation.draw(2, facts.input_shape, torch.Generator())
+    except ValueError as error:  # an operation that asks more of the images than there is
+        problem = line_of("augmentation", error)
+    if problem is not None:
+        yield problem
+    mixing = augmentation.mixing
     if mixing is None:
         return
     if facts.task != "classification":
         yield f"augmentation.{mixing}: mixes the labels of classes; data={config['choices'].get('data')} has none"
-    elif not getattr(loss, "soft_targets", False):
+    elif not loss.soft_targets:
         option = config["choices"].get("loss", "loss")
         yield f"augmentation.{mixing}: needs a loss that takes a probability of each class; loss={option} does not"
 
 
-def _sampler_problems(config: Config, sampler: Any, loss: Any, facts: Any, strategy: Any) -> Iterator[str]:
+def check_sampler(
+    config: Config, sampler: Sampler | None, loss: Loss, facts: DataFacts, strategy: Strategy
+) -> Iterator[str]:
     """A sampler that learns from the losses has to be told them, by all ranks; some ask for classes."""
-    option = config["choices"].get("sampler", "sampler")
-    if getattr(sampler, "needs_classes", False) and facts.task != "classification":
-        yield f"sampler={option}: chooses by class; data={config['choices'].get('data', 'data')} has none"
-    if not hasattr(sampler, "observe"):
+    if sampler is None:
         return
-    if not hasattr(loss, "each"):
+    option = config["choices"].get("sampler", "sampler")
+    if sampler.needs_classes and facts.task != "classification":
+        yield f"sampler={option}: chooses by class; data={config['choices'].get('data', 'data')} has none"
+    if not sampler.listens:
+        return
+    if not loss.has_each:
         yield f"sampler={option}: asks for the loss of each sample; loss={config['choices'].get('loss')} has no `each`"
-    if not getattr(strategy, "is_synchronous", True):
+    if not strategy.is_synchronous:
         parallelism = config["choices"].get("parallelism")
         yield f"sampler={option}: every rank must know every loss; parallelism={parallelism} does not wait for them"
 
 
-def _check_preprocessing(preprocessing: Any, facts: Any) -> None:
+def check_preprocessing(preprocessing: Preprocessing, facts: DataFacts) -> Iterator[str]:
+    """It must be able to treat samples of this shape."""
+    problem = None
     try:
-        preprocessing.check(tuple(facts.input_shape))
+        preprocessing.check(facts.input_shape)
     except ValueError as error:
-        raise ConfigurationError(_line("preprocessing", error)) from error
+        problem = line_of("preprocessing", error)
+    if problem is not None:
+        yield problem
 
 
-def _monitor_problem(where: str, monitor: str, names: list[str]) -> list[str]:
-    return [] if monitor in names else [f"{where}={monitor}: {unknown('metric', monitor, names)}"]
+def check_schedule(
+    config: Config, schedule: Schedule, loss: Loss, facts: DataFacts, strategy: Strategy
+) -> Iterator[str]:
+    """A schedule that follows evaluations needs a metric that exists, on every rank."""
+    if schedule.monitor is not None:
+        yield from _check_monitor("schedule.monitor", schedule.monitor, metric_names(loss, facts))
+    if schedule.listens and not strategy.is_synchronous and strategy.world_size > 1:
+        option, parallelism = config["choices"].get("schedule"), config["choices"].get("parallelism")
+        yield f"schedule={option}: follows evaluations, of which only the main worker of {parallelism} knows"
 
 
-def _check_optimizer(blueprint: Blueprint) -> None:
-    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use loss scaling."""
-    optimizer = _build_part(blueprint.config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
+def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
+    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use
+    loss scaling; some strategies take only those that step each number by itself."""
+    config, strategy = blueprint.config, blueprint.strategy
+    optimizer: Optimizer = build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
+    option, parallelism = config["choices"].get("optimizer"), config["choices"].get("parallelism")
     if needs_closure(optimizer) and blueprint.dtype is torch.float16:
-        raise ConfigurationError("precision=fp16: cannot be scaled under an optimizer that evaluates a closure")
+        yield "precision=fp16: cannot be scaled under an optimizer that evaluates a closure"
+    if needs_closure(optimizer) and not strategy.takes_closures:
+        yield f"optimizer={option}: evaluates the loss itself, which parallelism={parallelism} cannot"
+    if strategy.cuts_weights and not is_elementwise(optimizer):
+        yield (
+            f"optimizer._target_={config['optimizer']['_target_']}: under parallelism={parallelism} it would see "
+            f"parts of weights; it must be elementwise, as {', '.join(sorted(ELEMENTWISE))} are"
+        )
 
 
-def _check_model_of(blueprint: Blueprint) -> None:
-    """`_check_model`, and which models there are for features."""
+def check_model(blueprint: Blueprint) -> None:
+    """The model must run; if it cannot take features, those that can are named."""
     try:
         _check_model(blueprint)
     except ConfigurationError as error:
@@ -155,8 +204,7 @@ def _check_model(blueprint: Blueprint) -> None:
             f"model: turns a batch of 2 into outputs of shape {tuple(outputs.shape)}; {wanted} is needed"
         )
     _check_memory(model)
-    if blueprint.strategy is not None:
-        blueprint.strategy.validate(blueprint.config, model)
+    blueprint.strategy.validate(blueprint.config, model)
     _check_lone_sample(model, blueprint)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigurationError(
@@ -189,7 +237,7 @@ def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
     if config["limit_batches"] is not None:
         samples = min(samples, config["limit_batches"] * batch_size)
     whole, last = divmod(samples, batch_size)
-    micro_batch = _micro_batch(config, batch_size)
+    micro_batch = micro_batch_size(config, batch_size)
     reaches_last = config["steps"] is None or config["steps"] > whole
     sizes = [*part_sizes(batch_size, micro_batch) * (whole > 0), *part_sizes(last, micro_batch) * reaches_last]
     return 1 in sizes
@@ -198,7 +246,7 @@ def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
 def _check_memory(model: nn.Module) -> None:
     """Weights and gradients alone must fit into the machine: a model is built on the CPU for every device."""
     needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    there = _memory()
+    there = total_memory()
     if needed > there:
         raise ConfigurationError(
             f"model: weights and gradients alone need {needed / 1e9:,.1f} GB of memory; "

@@ -21,7 +21,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from trainer.base.errors import ConfigurationError, GearshiftError, unknown
 from trainer.configuration import rules as rules
 from trainer.configuration.build import is_class_of_hydra
-from trainer.configuration.rules import GROUPS, PSEUDO_GROUPS, Config, is_trusted
+from trainer.configuration.groups import GROUPS
+from trainer.configuration.rules import PSEUDO_GROUPS, Config, is_trusted
 
 NAME = "train"
 # what Hydra does for us stands on these; another value would only break it

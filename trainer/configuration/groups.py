@@ -1,46 +1,45 @@
-"""What the trainer gives to the constructors of each group and asks of their objects."""
+"""The groups of the configuration, in the order of `train.yaml`: the one table that whoever must know them reads.
 
-from typing import Any
+A new group is a row here, a contract, and a folder of YAML. Light: contracts are named, not imported.
+"""
 
-from trainer.base.errors import ConfigurationError
-from trainer.configuration.build import build
-from trainer.configuration.rules import Config
-
-# given to constructors by the trainer: they may be asked for in a signature, but not set in YAML
-RUNTIME = {
-    "sampler": ("batch_size",),
-    "model": ("input_shape", "num_outputs"),
-    "optimizer": ("params",),
-    "schedule": ("steps_per_epoch", "total_steps"),
-}
+from dataclasses import dataclass
 
 
-# what the trainer asks of the object of each group
-OFFERS = {
-    "data": ("facts", "load"),
-    "preprocessing": ("fit", "forward", "state_dict"),
-    "sampler": ("order",),
-    "augmentation": ("draw", "__call__"),
-    "initializer": ("__call__",),
-    "loss": ("tasks", "metrics", "__call__"),
-    "optimizer": ("param_groups", "step", "state_dict"),
-    "schedule": ("factor",),
-    "parallelism": ("plan", "validate", "connect", "apply", "share", "backward"),
-    "diagnostics": ("at_log", "at_start"),
-}
+@dataclass(frozen=True)
+class Group:
+    """A group of options, of which a run has one.
+
+    `contract` is the dotted name of what is asked of its objects, `package` where ours are defined. `given` names
+    what the trainer passes to a constructor that asks for it, and what YAML may therefore not set. `is_wired`:
+    the assembly has a place of its own for the object; others are found in `Blueprint.others`.
+    """
+
+    name: str
+    contract: str
+    package: str
+    given: tuple[str, ...] = ()
+    may_be_nothing: bool = False
+    is_wired: bool = False
 
 
-def _build_part(config: Config, group: str, **runtime: Any) -> Any:
-    """The object of a group, if it can do what the group is for."""
-    part = build(_node(config, group), group, **runtime)
-    missing = [name for name in OFFERS[group] if not hasattr(part, name)] if part is not None else []
-    if missing:
-        target = config[group]["_target_"]
-        raise ConfigurationError(f"{group}._target_={target}: is nothing for {group}, it has no {', '.join(missing)}")
-    return part
-
-
-def _node(config: Config, group: str) -> dict[str, Any]:
-    """A group's node as its constructor sees it: `data.epochs` is a suggestion to the runner."""
-    node = config[group] or {}
-    return {key: value for key, value in node.items() if (group, key) != ("data", "epochs")}
+_ROWS = (
+    Group("data", "trainer.data.facts.DataSet", "trainer.data", is_wired=True),
+    Group("preprocessing", "trainer.contracts.Preprocessing", "trainer.preprocessing", is_wired=True),
+    Group("sampler", "trainer.contracts.Sampler", "trainer.samplers", given=("batch_size",), is_wired=True),
+    Group("augmentation", "trainer.contracts.Augmentation", "trainer.augmentation", may_be_nothing=True, is_wired=True),
+    Group("model", "torch.nn.Module", "trainer.models", given=("input_shape", "num_outputs"), is_wired=True),
+    Group("initializer", "trainer.contracts.Initializer", "trainer.initializers", may_be_nothing=True, is_wired=True),
+    Group("loss", "trainer.contracts.Loss", "trainer.losses", is_wired=True),
+    Group("optimizer", "trainer.contracts.Optimizer", "trainer.optimizers", given=("params",), is_wired=True),
+    Group(
+        "schedule",
+        "trainer.contracts.Schedule",
+        "trainer.schedules",
+        given=("steps_per_epoch", "total_steps"),
+        is_wired=True,
+    ),
+    Group("parallelism", "trainer.parallelism.strategy.Strategy", "trainer.parallelism", is_wired=True),
+    Group("diagnostics", "trainer.contracts.Diagnostics", "trainer.diagnostics", may_be_nothing=True, is_wired=True),
+)
+GROUPS: dict[str, Group] = {group.name: group for group in _ROWS}

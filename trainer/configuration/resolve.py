@@ -1,95 +1,136 @@
-"""From a composed configuration to a blueprint: the second check, and the last before anything heavy happens."""
+"""From a composed configuration to a blueprint: the second check, and the last before anything heavy happens.
+
+Signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which has no
+memory) and the rules between them. All problems are raised together.
+"""
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from trainer import metrics
-from trainer.base.device import _memory, choose_device
+from trainer.base.device import choose_device, total_memory
 from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError, one_line
 from trainer.base.improvement import Improvement
 from trainer.base.precision import choose_dtype
 from trainer.base.rank import place
-from trainer.configuration.blueprint import Blueprint, _micro_batch
-from trainer.configuration.build import problems
-from trainer.configuration.checks import (
-    _augmentation_problems,
-    _check_model_of,
-    _check_optimizer,
-    _check_preprocessing,
-    _contradictions,
-    _data_problems,
-    _line,
-    _metric_problems,
-    _monitor_problem,
-    _sampler_problems,
-    metric_names,
-)
-from trainer.configuration.groups import RUNTIME, _build_part, _node
-from trainer.configuration.rules import GROUPS, Config
+from trainer.configuration import checks
+from trainer.configuration.blueprint import Blueprint, micro_batch_size
+from trainer.configuration.components import build_component, node_problems
+from trainer.configuration.groups import GROUPS
+from trainer.configuration.rules import Config
+from trainer.contracts import Schedule
+from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
+from trainer.parallelism.single import Single
+from trainer.parallelism.strategy import Strategy
+from trainer.schedules import Constant
+
+# of these the rest of the run decides what is given to them, or on which device they are built
+_LATER = ("model", "optimizer", "schedule")
 
 
-def draw(config: Config) -> Blueprint:
+def resolve(config: Config) -> Blueprint:
     """Check a composed configuration and work out what it means.
 
     Raises ConfigurationError with every problem, a line each; nothing was written or allocated.
     """
-    found = [line for group in GROUPS for line in problems(_node(config, group), group, RUNTIME.get(group, ()))]
+    found = node_problems(config)
     broken = {line.partition(":")[0].partition(".")[0].partition("=")[0] for line in found}
-    parts: dict[str, Any] = {}
-    for group in ("data", "preprocessing", "sampler", "augmentation", "initializer", "loss", "diagnostics",
-                  "parallelism"):  # fmt: skip
-        if group not in broken:
-            runtime = {"batch_size": _number(config["batch_size"])} if group == "sampler" else {}
-            _collect(
-                found, lambda group=group, runtime=runtime: parts.update({group: _build_part(config, group, **runtime)})
-            )
-    if "data" not in parts or "loss" not in parts:
+    built: dict[str, Any] = {}
+    for group in GROUPS:
+        if group not in (*_LATER, *broken):
+            found += problems_of(lambda group=group: built.update({group: _build(config, group)}))  # type: ignore[misc]
+    if "data" not in built or "loss" not in built:
         raise ConfigurationError(found)
-    return _draw(config, parts, found, broken)
-
-
-def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[str]) -> Blueprint:
-    data, loss, strategy = parts["data"], parts["loss"], parts.get("parallelism")
     try:
-        facts = data.facts()
+        facts = built["data"].facts()
     except (ValueError, OSError) as error:  # a folder has to be looked at
-        raise ConfigurationError([*found, _line("data", error)]) from error
-    found += _data_problems(config, data, facts)
+        raise ConfigurationError([*found, checks.line_of("data", error)]) from error
+    strategy: Strategy = built.get("parallelism", Single())
+    found += _component_problems(config, built, facts, strategy)
+    device = torch.device("cpu")
+    try:
+        device = choose_device(config["device"], several=strategy.devices != 1)
+    except ConfigurationError as error:
+        found += error.problems
+    if "parallelism" in built:
+        found += problems_of(lambda: plan_ranks(strategy, device))
+    blueprint, more = _draft(config, built, facts, strategy, device, has_schedule="schedule" not in broken)
+    found += more
+    if "optimizer" not in broken:
+        found += problems_of(lambda: checks.check_optimizer(blueprint))
+    if "model" not in broken:
+        found += problems_of(lambda: checks.check_model(blueprint))
+    if found:
+        raise ConfigurationError(found)
+    return blueprint
+
+
+def _build(config: Config, group: str) -> Any:
+    """A component that can be built before the data are known."""
+    # a batch size to try things out with, before it is known how many samples `full` is
+    size = config["batch_size"] if isinstance(config["batch_size"], int) else 1
+    return build_component(config, group, **({"batch_size": size} if group == "sampler" else {}))
+
+
+def _component_problems(config: Config, built: dict[str, Any], facts: DataFacts, strategy: Strategy) -> Iterator[str]:
+    """The rules between the data and each of the other components."""
+    loss = built["loss"]
+    yield from checks.check_data(config, built["data"], facts)
+    yield from checks.check_loss(config, loss, facts)
+    yield from checks.check_augmentation(config, built.get("augmentation"), loss, facts)
+    yield from checks.check_sampler(config, built.get("sampler"), loss, facts, strategy)
+    if "preprocessing" in built:
+        yield from checks.check_preprocessing(built["preprocessing"], facts)
+    yield from checks.check_contradictions(config, _lengths(config, facts)[2])
+
+
+def _lengths(config: Config, facts: DataFacts) -> tuple[int, int, int]:
+    """Samples a step, steps an epoch, steps in all."""
     samples = facts.num_train
     batch_size = samples if config["batch_size"] == "full" else config["batch_size"]
     if config["limit_batches"] is not None:
         samples = min(samples, config["limit_batches"] * batch_size)
     steps_per_epoch = -(-samples // batch_size)
-    total_steps = config["steps"] or config["epochs"] * steps_per_epoch
-    found += _metric_problems(config, loss, facts)
-    found += _augmentation_problems(config, parts.get("augmentation"), loss, facts)
-    found += _sampler_problems(config, parts.get("sampler"), loss, facts, strategy)
-    if hasattr(parts.get("preprocessing"), "check"):
-        _collect(found, lambda: _check_preprocessing(parts["preprocessing"], facts))
-    found += _contradictions(config, total_steps)
-    device = torch.device("cpu")
-    try:
-        device = choose_device(config["device"], several=getattr(strategy, "devices", 1) != 1)
-    except ConfigurationError as error:
-        found += error.problems
+    return batch_size, steps_per_epoch, config["steps"] or config["epochs"] * steps_per_epoch
 
-    if strategy is not None:
-        _collect(found, lambda: _settle_ranks(strategy, device))
+
+def _draft(
+    config: Config,
+    built: dict[str, Any],
+    facts: DataFacts,
+    strategy: Strategy,
+    device: torch.device,
+    has_schedule: bool,
+) -> tuple[Blueprint, list[str]]:
+    """The blueprint, and what is wrong with its schedule; a constant one stands in for one that cannot be built, so
+    that the checks after it can be made."""
+    batch_size, steps_per_epoch, total_steps = _lengths(config, facts)
+    data: DataSet = built["data"]
+    loss, stopping = built["loss"], config["early_stopping"]
+    schedule: Schedule = Constant()
+    problems: list[str] = []
+    if has_schedule:
+        given = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+        try:
+            schedule = build_component(config, "schedule", **given)
+        except ConfigurationError as error:
+            problems += error.problems
+        problems += checks.check_schedule(config, schedule, loss, facts, strategy)
 
     def steps(text: str) -> int:
         return parse_duration(text).steps(steps_per_epoch, total_steps)
 
-    stopping = config["early_stopping"]
     monitor = "val/loss" if stopping is None else stopping["monitor"]
-    blueprint = Blueprint(
-        config=config, data=data, facts=facts, loss=loss, schedule=None, strategy=strategy, device=device,
+    return Blueprint(
+        config=config, data=data, facts=facts, loss=loss, schedule=schedule, strategy=strategy, device=device,
         dtype=choose_dtype(config["precision"], device),
         metrics=metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs),
-        batch_size=batch_size, micro_batch=_micro_batch(config, batch_size),
+        batch_size=batch_size, micro_batch=micro_batch_size(config, batch_size),
         steps_per_epoch=steps_per_epoch, total_steps=total_steps,
         every_log=steps(config["every"]["log"]), every_evaluate=steps(config["every"]["evaluate"]),
         every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
@@ -97,60 +138,42 @@ def _draw(config: Config, parts: dict[str, Any], found: list[str], broken: set[s
         early_stopping=None if stopping is None else EarlyStopping(
             monitor, stopping["mode"], stopping["patience"], stopping["min_delta"], steps(stopping["after"])
         ),
-    )  # fmt: skip
-    if "schedule" not in broken:
-        _collect(found, lambda: _build_schedule(blueprint))
-        if hasattr(blueprint.schedule, "monitor"):
-            found += _monitor_problem("schedule.monitor", blueprint.schedule.monitor, metric_names(loss, facts))
-    if "optimizer" not in broken:
-        _collect(found, lambda: _check_optimizer(blueprint))
-    if "model" not in broken:
-        _collect(found, lambda: _check_model_of(blueprint))
-    if found:
-        raise ConfigurationError(found)
-    return blueprint
+        others={group: item for group, item in built.items() if not GROUPS[group].is_wired and item is not None},
+    ), problems  # fmt: skip
 
 
-def _number(batch_size: Any) -> int:
-    """A batch size to try things out with, before it is known how many samples `full` is."""
-    return batch_size if isinstance(batch_size, int) else 1
-
-
-def _collect(found: list[str], action: Any) -> None:
+def problems_of(check: Callable[[], Iterable[str] | None]) -> list[str]:
+    """What a check lists, and what it raises."""
+    found: list[str] = []
     try:
-        action()
+        for line in check() or ():
+            found.append(line)
     except ConfigurationError as error:
         found += error.problems
     except ValueError as error:
         found.append(one_line(error))
+    return found
 
 
 _RANKS_PER_CORE = 4  # more would only wait for one another
-
-
 _BYTES_PER_RANK = 300e6  # of a process with torch in it, before it has any data
 
 
-def _settle_ranks(strategy: Any, device: torch.device) -> None:
+def plan_ranks(strategy: Strategy, device: torch.device) -> None:
     """How many processes there will be. Raises ValueError for more than there can be."""
     here = place()
     if here is not None:
         strategy.plan(here.local_size, here.machines)
-        if device.type == "cuda" and strategy.devices > torch.cuda.device_count():
+        if device.type == "cuda" and int(strategy.devices) > torch.cuda.device_count():
             raise ValueError(
                 f"parallelism.devices={strategy.devices}: this machine has {torch.cuda.device_count()} CUDA devices"
             )
         return
     strategy.plan(torch.cuda.device_count() if device.type == "cuda" else None, 1)
-    cores = os.cpu_count() or 1
-    room = min(_RANKS_PER_CORE * cores, int(_memory() // _BYTES_PER_RANK))
-    if device.type == "cpu" and strategy.devices > room:
+    cores, memory = os.cpu_count() or 1, total_memory()
+    room = min(_RANKS_PER_CORE * cores, int(memory // _BYTES_PER_RANK))
+    if device.type == "cpu" and int(strategy.devices) > room:
         raise ValueError(
-            f"parallelism.devices={strategy.devices}: this machine has {cores} cores and {_memory() / 1e9:.0f} GB of "
+            f"parallelism.devices={strategy.devices}: this machine has {cores} cores and {memory / 1e9:.0f} GB of "
             f"memory, enough for {room} processes"
         )
-
-
-def _build_schedule(blueprint: Blueprint) -> None:
-    steps = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
-    blueprint.schedule = _build_part(blueprint.config, "schedule", **steps)

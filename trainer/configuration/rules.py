@@ -14,27 +14,20 @@ from typing import Any
 from trainer.base.duration import parse_duration
 from trainer.base.errors import nearest, unknown
 from trainer.base.improvement import direction
+from trainer.configuration.groups import GROUPS
 
 Config = dict[str, Any]
 Rule = Callable[[Any], str | None]
 
-GROUPS = (
-    "data", "preprocessing", "sampler", "augmentation", "model", "initializer", "loss", "optimizer",
-    "schedule", "parallelism", "diagnostics",
-)  # fmt: skip
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
-# the groups whose choice may be nothing
 SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device, whatever the run was made with
-MAY_BE_NOTHING = ("augmentation", "initializer", "diagnostics")
 PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # what operations are put into where there was nothing
 # keys whose mapping is open: handed on as it is and checked against a signature later
 OPEN = ("arguments",)
-# the packages whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST widen it
+# the packages beside those of the groups whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST add more
 TRUSTED = (
-    "trainer.data", "trainer.preprocessing", "trainer.samplers", "trainer.augmentation", "trainer.models",
-    "trainer.initializers", "trainer.losses", "trainer.optimizers", "trainer.schedules",
-    "trainer.parallelism", "trainer.diagnostics", "trainer.examples",
+    "trainer.examples",
     "torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms", "torchvision.ops",
     "timm", "kornia", "pytorch_optimizer",
 )  # fmt: skip
@@ -42,7 +35,8 @@ TRUSTED = (
 
 def trusted_packages() -> tuple[str, ...]:
     """The allow list, with what GEARSHIFT_TRUST adds (package names, separated by commas)."""
-    return TRUSTED + tuple(name.strip() for name in os.environ.get("GEARSHIFT_TRUST", "").split(",") if name)
+    ours = tuple(group.package for group in GROUPS.values())
+    return ours + TRUSTED + tuple(name.strip() for name in os.environ.get("GEARSHIFT_TRUST", "").split(",") if name)
 
 
 def is_trusted(module: str) -> bool:
@@ -377,7 +371,7 @@ def _check_named(config: Config, known: list[str]) -> Iterator[str]:
     for group in GROUPS:
         node = config.get(group)
         named = isinstance(node, dict) and node.get("_target_")
-        nothing = node in (None, {}) and group in MAY_BE_NOTHING
+        nothing = node in (None, {}) and GROUPS[group].may_be_nothing
         if not named and not nothing and not _known(group, known):
             yield f"{group}={_show(node)}: names no class; its file needs a line _target_: PACKAGE.CLASS"
         elif not isinstance(config["choices"].get(group), str) and not _known(group, known):

@@ -2,13 +2,13 @@
 
 import torch
 
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
 NUM_IMAGES = 1797
 
 
-class Digits:
+class Digits(DataSet):
     """8x8 grey digits, 10 classes; nothing to download. The values 0..16 become round(v * 255 / 16).
 
     The test part (`test_fraction` of the whole) is cut first, the validation part (`val_fraction` of the
@@ -38,12 +38,6 @@ class Digits:
             num_test=self.num_test,
             class_names=tuple("0123456789"),
         )
-
-    def is_present(self) -> bool:
-        return True
-
-    def check(self) -> None:
-        """Nothing can be missing: the images are part of scikit-learn."""
 
     def load(self) -> Splits:
         from sklearn.datasets import load_digits

@@ -1,8 +1,8 @@
 """What a data set says about itself, and what it hands over."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
@@ -74,17 +74,41 @@ class Splits:
         return digest.hexdigest()
 
 
-class DataSet(Protocol):
-    """What the runner asks of a data set. The constructor only validates its arguments (ValueError)."""
+class DataSet(ABC):
+    """The contract of a data set. The constructor only validates its arguments (ValueError)."""
 
+    workers: int = 0
+    """Processes that read photographs."""
+    short_side: int = 0
+    """Of photographs, in pixels, when they are framed for evaluation; 0: there are none."""
+
+    @abstractmethod
     def facts(self) -> DataFacts:
         """The exact counts and shapes, without downloading or reading images."""
 
+    @abstractmethod
+    def load(self) -> Splits:
+        """Reads everything. ValueError: damaged files; OSError: absent ones, or a failed download."""
+
     def is_present(self) -> bool:
         """Whether `load` finds every file without a download; looks at names, not at contents."""
+        return True
 
     def check(self) -> None:
         """Raises FileNotFoundError or NotADirectoryError when `load` is bound to fail for want of files."""
 
-    def load(self) -> Splits:
-        """Reads everything. ValueError: damaged files; OSError: absent ones, or a failed download."""
+    def storage(self) -> dict[str, str]:
+        """Where the data are kept, for `plan`: what it is called, and a phrase."""
+        return {}
+
+    def room(self) -> float | None:
+        """Bytes that are free for another layout of the training images; None: not limited, and not known."""
+        return None
+
+    def memory_taken(self) -> int | None:
+        """Bytes held in memory; None: all images."""
+        return None
+
+    def seconds_to_read(self) -> float | None:
+        """For one photograph, by one process; None: nothing is read in each epoch."""
+        return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.base.randomness import generator_for
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed
 from trainer.data.synthetic import check_counts, shuffled_classes
 
@@ -14,7 +14,7 @@ _MOST_FEATURES = 4096
 _MOST_CONDITION = 1e12  # beyond it float32 features do not hold what is asked for
 
 
-class Blobs:
+class Blobs(DataSet):
     """Gaussian clusters: x ~ N(m_c, I), one for each class, in `num_features` dimensions.
 
     The centres m_c have the distance `separation` from one another (a regular simplex around 0, turned at random),
@@ -76,7 +76,7 @@ class Blobs:
         return Part(as_features(self.centres()[targets_N] + noise_ND), targets_N)
 
 
-class LinearRegression:
+class LinearRegression(DataSet):
     """y = X w + noise, with a chosen condition number lambda_max / lambda_min of X^T X / N over the training part.
 
     The features of the training part have mean 0, are uncorrelated, and have standard deviations from

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from trainer.base.errors import one_line
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
 _PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
 _MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000
 
 
-class FromDataset:
+class FromDataset(DataSet):
     """The samples (image, class number) of map-style datasets, as uint8 tensors.
 
     An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have one

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from trainer.data import memory
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.photographs import caching
 from trainer.data.photographs.decoding import SUFFIXES
 from trainer.data.photographs.inspection import Inspected, Inspection, shown, some_of
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _MOST_SECONDS, _MOST_PIXELS, _MOST_WORKERS = 1_000_000, 4096, 256
 
 
-class ImageFolder:
+class ImageFolder(DataSet):
     """`root/<class>/...`, or `root/train/<class>/...` with `val`, `test` or both beside `train`.
 
     A part that is not there is cut from the training part, stratified: `test_fraction` of it first, then

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.base.randomness import generator_for
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed
 
 # whether a point lies in the shape of radius 1 around 0; u points right, v down, a and b are their sizes
@@ -27,7 +27,7 @@ _IMAGES_A_CHUNK = 1000
 _MOST_SAMPLES = 10_000_000
 
 
-class Shapes:
+class Shapes(DataSet):
     """Images with one shape each, of random place, size and colours, with noise; which shape is it?
 
     Images are (channels, size, size), the shapes the first `num_classes` of circle, square, triangle, cross, ring,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer.base.errors import is_out_of_memory
 from trainer.data import memory
-from trainer.data.facts import DataFacts, Part, Splits
+from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
 DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
@@ -40,7 +40,7 @@ television tiger tractor train trout tulip turtle wardrobe whale willow_tree wol
 logger = logging.getLogger(__name__)
 
 
-class TorchvisionSet:
+class TorchvisionSet(DataSet):
     """A set with a given test part; the validation part is cut from the training part, stratified.
 
     `root` is the folder that holds the set's own folder, as torchvision lays it out. What is there is read

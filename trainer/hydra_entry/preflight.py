@@ -74,9 +74,9 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
 
 def check_parts(settled: Config) -> None:
     """What needs torch: signatures, shapes, devices, and the weights to start from."""
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
 
-    blueprint = draw(settled)
+    blueprint = resolve(settled)
     if settled["init_from"] is not None:
         import torch
 

@@ -50,7 +50,7 @@ class LocalRanks:
     def __init__(self, job: Job, strategy: Any) -> None:
         self._job, self._strategy = job, strategy
         self._folder = Path(job.folder)
-        self._tolerates = getattr(strategy, "tolerates", lambda rank: False)
+        self._tolerates = strategy.tolerates
         self._ranks: list[Rank] = []
 
     def run(self) -> Any:

@@ -28,11 +28,11 @@ def train(
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work(job, lock)
-    from trainer.configuration.resolve import draw
+    from trainer.configuration.resolve import resolve
 
-    strategy = draw(config).strategy
+    strategy = resolve(config).strategy
     if given_place() is not None:
-        return with_others(job, strategy.devices, lock)
+        return with_others(job, int(strategy.devices), lock)
     if strategy.devices == 1:
         return _alone(job, lock)
     lock = lock or run_folder.Lock(folder)

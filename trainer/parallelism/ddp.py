@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.parallelism import cost
 from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.sizes import Cost, Step
 
 _SYNC_BUFFERS = (  # torch 2.15 gave it another name
     "forward_sync_buffers"
@@ -44,13 +46,24 @@ class DataParallel(Ranks):
         self.batch_norm, self.unused_parameters = batch_norm, unused_parameters
         self._wrapped: Any = None
 
+    def is_exact(self, model: nn.Module) -> bool:
+        return self.batch_norm != "plain" or not any(isinstance(module, _BatchNorm) for module in model.modules())
+
     def notices(self, model: nn.Module) -> list[str]:
-        if self.batch_norm == "plain" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        if not self.is_exact(model):
             return ["batch norm is plain: its statistics are those of a share, the curve is not that of one device"]
         return []
 
+    @property
+    def is_synchronized(self) -> bool:
+        """Whether batch norm has the statistics of all ranks."""
+        return self.batch_norm == "synchronized"
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.data_parallel(step, self.world_size, self.is_synchronized)
+
     def apply(self, model: nn.Module) -> nn.Module:
-        self.share_model(model, synchronize=self.batch_norm == "synchronized")
+        self.share_model(model, synchronize=self.is_synchronized)
         buffers: Any = {_SYNC_BUFFERS: False}  # they are the same already, or meant to differ
         self._wrapped = DistributedDataParallel(
             model,

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.base.rank import open_store, place
-from trainer.base.torch_optimizers import needs_closure
+from trainer.parallelism import cost
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.parameter_server import (
     ServerLost,
@@ -25,17 +24,17 @@ from trainer.parallelism.parameter_server import (
     new_key,
     settings,
 )
-from trainer.parallelism.ranks import check_ranks, settle, share_of
+from trainer.parallelism.ranks import check_ranks, resolve_devices, share_of
 from trainer.parallelism.share_draws import share_draws
-from trainer.parallelism.single import Single
-from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.sizes import Cost, Step
+from trainer.parallelism.strategy import Forward, Loss, Part, Unreduced
 
 _STORE_KEY = "downpour"
 _PAUSE = 0.05  # seconds between two looks at the store
 _MOST_STORED = 4 << 20  # bytes under a key: a TCPStore takes 8 MB at most
 
 
-class Downpour(Single):
+class Downpour(Unreduced):
     """Workers compute gradients on weights that they fetched and push them to servers, which step at once:
 
     w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's share of the batch and w_old what it fetched
@@ -52,6 +51,7 @@ class Downpour(Single):
 
     default_devices = 2
     is_synchronous = False
+    takes_closures = False
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Downpour(Single):
     def plan(self, available: int | None, machines: int) -> None:
         if machines > 1:
             raise ValueError(f"parallelism: the workers of downpour share one machine; there are {machines}")
-        self.devices = self.world_size = settle(self.devices, self.default_devices, available)
+        self.devices = self.world_size = resolve_devices(self.devices, self.default_devices, available)
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         parameters = len(list(_trained(model)))
@@ -90,9 +90,6 @@ class Downpour(Single):
                 f"parallelism.servers={self.servers}: the model has {parameters} parameters, which are not cut; "
                 f"must be at most {parameters}"
             )
-        if needs_closure(resolve_name(config["optimizer"]["_target_"])):
-            option = config["choices"]["optimizer"]
-            raise ValueError(f"optimizer={option}: evaluates the loss itself, which parameter servers cannot")
         if self.world_size > 1:
             self._validate_several(config)
 
@@ -107,9 +104,6 @@ class Downpour(Single):
             raise ValueError("micro_batch=auto: needs parallelism=single; set accumulate or micro_batch yourself")
         if config["on_nonfinite"] == "rollback":
             raise ValueError("on_nonfinite=rollback: asynchronous workers do not go back together; use stop or skip")
-        if hasattr(resolve_name(config["schedule"]["_target_"]), "observe"):
-            option = config["choices"]["schedule"]
-            raise ValueError(f"schedule={option}: follows evaluations, of which only the main worker of downpour knows")
 
     def notices(self, model: nn.Module) -> list[str]:
         if self.world_size == 1:
@@ -121,8 +115,13 @@ class Downpour(Single):
         has_statistics = any(True for _ in model.buffers())
         return [text + ("; the statistics of batch norm are the main worker's" if has_statistics else "")]
 
+    def is_exact(self, model: nn.Module) -> bool:
+        return self.world_size == 1
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.downpour(step, self.world_size, self.period)
+
     def tolerates(self, rank: int) -> bool:
-        """Whether the others go on when this one is lost."""
         return rank != 0
 
     # --- one's place

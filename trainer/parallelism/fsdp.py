@@ -12,8 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from trainer.parallelism import cost
 from trainer.parallelism.named_state import load_named_state, named_state
-from trainer.parallelism.ranks import Ranks, check_elementwise
+from trainer.parallelism.ranks import Ranks
+from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Forward, Loss, Part
 
 
@@ -26,14 +28,15 @@ class FullySharded(Ranks):
     ValueError for others. Sources: A "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
+    cuts_weights = True
+
     def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
         super().__init__(devices, max_restarts, timeout)
         self._model: Any = None
         self._parts: dict[str, nn.Parameter] = {}  # a rank's part of each parameter, as a plain tensor
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
-        super().validate(config, model)
-        check_elementwise(config)
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.fully_sharded(step, self.world_size)
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.share_model(model)

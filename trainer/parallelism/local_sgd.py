@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from trainer.parallelism import cost
 from trainer.parallelism.named_state import named_state
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.share_draws import share_draws
+from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Forward, Loss, Part
 
 
@@ -36,12 +38,19 @@ class LocalSGD(Ranks):
         self.period = period
         self._model: nn.Module | None = None
 
+    def is_exact(self, model: nn.Module) -> bool:
+        has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+        return self.world_size == 1 or (self.period == 1 and not has_batch_norm)
+
     def notices(self, model: nn.Module) -> list[str]:
-        if self.world_size > 1 and self.period > 1:
+        if self.is_exact(model):
+            return []
+        if self.period > 1:
             return [f"weights are averaged every {self.period} steps only: the curve is not that of one device"]
-        if self.world_size > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-            return ["batch norm sees the share of each rank: the curve is not that of one device"]
-        return []
+        return ["batch norm sees the share of each rank: the curve is not that of one device"]
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.local_sgd(step, self.world_size, self.period)
 
     def apply(self, model: nn.Module) -> nn.Module:
         self._model = model

@@ -13,8 +13,11 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from trainer.contracts import pipeline_plan
+from trainer.parallelism import cost
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.share_draws import is_random
+from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Forward, Loss, Part
 
 
@@ -87,6 +90,12 @@ class Pipeline(Ranks):
                     f"parallelism.micro_batches={self.micro_batches}: the statistics of batch norm ({name}) would be "
                     "those of a micro-batch; it must be 1, or choose a model without batch norm"
                 )
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        stages = cut(model, self.world_size)
+        micro_batches = largest_divisor(step.micro_batch or step.batch_size, self.micro_batches)
+        in_flight = None if self.schedule == "gpipe" else len(stages)
+        return cost.pipeline(step, stages, micro_batches, in_flight)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Layers of other stages become identities in place: what is left is this rank's stage, names kept."""
@@ -291,7 +300,7 @@ def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
 
     Every stage has parameters. Raises ValueError for a model that names no `pipeline_plan`, or too short a one.
     """
-    plan: Sequence[str] | None = getattr(model, "pipeline_plan", None)
+    plan = pipeline_plan(model)
     if plan is None:
         raise ValueError(
             f"parallelism=pipeline: {type(model).__name__} names no children at which a stage may begin; the model "

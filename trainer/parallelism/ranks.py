@@ -1,7 +1,6 @@
 """What the strategies over several processes share: a rank's place, and collectives in which everything is a sum."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -12,15 +11,8 @@ from torch import Tensor, nn
 
 from trainer.base.rank import open_store, place
 from trainer.parallelism.share_draws import share_draws
-from trainer.parallelism.single import Single
-from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.strategy import Forward, Loss, Part, WholeModel
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
-
-# what they do to a number depends on its own gradients only, so a part of a weight can be stepped alone
-_ELEMENTWISE = {
-    f"torch.optim.{name}"
-    for name in ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
-}
 
 
 def check_ranks(devices: int | str, max_restarts: int, timeout: float) -> None:
@@ -33,7 +25,7 @@ def check_ranks(devices: int | str, max_restarts: int, timeout: float) -> None:
         raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
 
 
-def settle(devices: int | str, default: int, available: int | None) -> int:
+def resolve_devices(devices: int | str, default: int, available: int | None) -> int:
     """How many processes `devices` means where `available` devices, or processes that are started already, are
     known of. Raises ValueError for more."""
     count = (default if available is None else available) if devices == "auto" else int(devices)
@@ -54,8 +46,8 @@ def share_of(count: int, rank: int, size: int) -> slice:
 _PATIENCE = timedelta(days=7)  # for what the main rank does alone
 
 
-class Ranks(Single):
-    """Several processes, each with a share of every batch: the base of all other strategies.
+class Ranks(WholeModel):
+    """Several processes, each with a share of every batch: the base of all synchronous strategies.
 
     `devices` are the processes on each machine (`auto`: every CUDA device; on a CPU as many as make sense);
     `max_restarts` is how often a run whose rank is lost starts again from its last checkpoint; `timeout` how
@@ -77,7 +69,7 @@ class Ranks(Single):
     # --- before any process is started
 
     def plan(self, available: int | None, machines: int) -> None:
-        self.devices = settle(self.devices, self.default_devices, available)
+        self.devices = resolve_devices(self.devices, self.default_devices, available)
         self.world_size = self.devices * machines
         self.data_size = self.data_shares()
 
@@ -177,19 +169,6 @@ class Ranks(Single):
         self._flag = self._control = self._patient = None
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def check_elementwise(config: Mapping[str, Any]) -> None:
-    """Under strategies that cut weights: the optimizer must not need to see a whole one. Raises ValueError."""
-    target = config["optimizer"]["_target_"]
-    module, _, name = target.rpartition(".")
-    chosen = getattr(sys.modules.get(module), name, None)  # it was built once by now
-    if not getattr(chosen, "elementwise", target in _ELEMENTWISE):
-        raise ValueError(
-            f"optimizer._target_={target}: under parallelism={config['choices']['parallelism']} it would see "
-            f"parts of weights; it must be elementwise, as "
-            f"{', '.join(sorted(name.rpartition('.')[2] for name in _ELEMENTWISE))} are"
-        )
 
 
 def on_cpu(value: Any) -> Any:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from trainer import contracts
+from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
 from trainer.parallelism.exchange import gathered
 from trainer.parallelism.named_state import load_named_state, named_state
-from trainer.parallelism.ranks import check_elementwise
+from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
 
 WITH_A_PLAN = "mlp, linear, lenet, resnet and alexnet_two_column have one"
@@ -26,6 +28,8 @@ class SplitModel(DataParallel):
     Parameters are plain tensors, this rank's part of the whole; states are gathered and cut along the axis that
     was split, so that they fit any other strategy.
     """
+
+    cuts_weights = True
 
     def __init__(
         self,
@@ -46,7 +50,7 @@ class SplitModel(DataParallel):
 
     def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
         """How each module is shared, by its name. Raises ValueError for models that do not say."""
-        plan: Mapping[str, str] | None = getattr(model, "tensor_plan", None)
+        plan = contracts.tensor_plan(model)
         if not plan:
             name = config["choices"].get("model", "")
             raise ValueError(f"parallelism: model={name} ({type(model).__name__}) has no tensor plan; {WITH_A_PLAN}")
@@ -54,8 +58,10 @@ class SplitModel(DataParallel):
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         super().validate(config, model)
-        check_elementwise(config)
         check_split(self.tensor_plan(config, model), model, self.tensor_size, self.asked())
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.hybrid(step, self.data_size, self.tensor_size, self.is_synchronized)
 
     def asked(self) -> str:
         """The key and its value that say among how many ranks a layer is shared."""
@@ -169,7 +175,7 @@ class HybridParallel(SplitModel):
         return None if self._mesh is None else self._mesh.get_group("data")
 
     def apply(self, model: nn.Module) -> nn.Module:
-        self.split(model, model.tensor_plan)  # type: ignore[arg-type]
+        self.split(model, contracts.tensor_plan(model))
         return model if self.data_size == 1 else super().apply(model)
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -218,7 +224,7 @@ class TwoColumn(HybridParallel):
         return "parallelism=two_column (2 ranks a model)"
 
     def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
-        plan: Mapping[str, str] = getattr(model, "tensor_plan", {})
+        plan = contracts.tensor_plan(model)
         if "group" not in plan.values():
             name = config["choices"].get("model", "")
             raise ValueError(

@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer import contracts
+from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
 from trainer.parallelism.exchange import Gather, Keep, gathered
+from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member
 from trainer.parallelism.tensor import SplitModel
 
@@ -51,6 +54,9 @@ class WeirdTrick(SplitModel):
                 "fully connected layers that can be shared; mlp, linear, lenet and alexnet_two_column have some"
             )
         return plan
+
+    def cost(self, step: Step, model: nn.Module) -> Cost | None:
+        return cost.weird_trick(step, self.world_size, self.is_synchronized)
 
     def connect(self, device: torch.device) -> None:
         super().connect(device)
@@ -117,7 +123,7 @@ def dense_children(model: nn.Module) -> list[str]:
 def dense_plan(model: nn.Module) -> dict[str, str]:
     """The tensor plan of the fully connected part, whose input is whole; empty where it cannot be split."""
     dense = dense_children(model)
-    plan: Mapping[str, str] = getattr(model, "tensor_plan", {})
+    plan = contracts.tensor_plan(model)
     if not dense or plan.get(dense[0]) not in _AT_THE_BORDER:
         return {}
     rest = {name: kind for name, kind in plan.items() if name.partition(".")[0] in dense}

@@ -74,7 +74,7 @@ def strips(
                 images = _alone(name, always, batches, samples, originals, rows)
                 yield Strip(name, note, images, _drawn(operation, _own(rows, name), len(names)))
     labels = [_label(target, name_of) for target in samples.targets_K] if samples.targets_K.ndim > 1 else []
-    is_mixed = getattr(augmentation, "mixing", None) is not None
+    is_mixed = augmentation.mixing is not None
     yield Strip(
         "as trained on",
         f"in the first epoch, before preprocessing={preprocessing}",

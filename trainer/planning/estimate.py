@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from trainer.assembly.assemble import put_together
 from trainer.base.rank import Place, place, take
 from trainer.configuration.blueprint import Blueprint
-from trainer.configuration.build import build
+from trainer.configuration.components import build_component
+from trainer.contracts import Augmentation
 from trainer.data import DataFacts, Part, Splits
-from trainer.parallelism import cost
-from trainer.parallelism.pipeline import cut, largest_divisor
 from trainer.parallelism.single import Single
+from trainer.parallelism.sizes import Cost, Step, layers_of
+from trainer.parallelism.strategy import Strategy
 from trainer.training.batches import Batch
 from trainer.training.evaluation import evaluate
 from trainer.training.run import Run
@@ -84,51 +85,20 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
     )
 
 
-def cost_of(blueprint: Blueprint, model: nn.Module) -> cost.Cost | None:
-    """What the run's strategy costs by the formulas of `trainer.parallelism.cost`; `model` is on the meta device.
+def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:
+    """What the run's strategy says that it costs; `model` is on the meta device.
 
-    None for one device, for a strategy that is not ours, and for a model whose layers cannot be seen.
+    None for one device, for a strategy that does not say, and for a model whose layers cannot be seen.
     """
-    strategy: Any = blueprint.strategy
-    known = type(strategy).__module__.startswith("trainer.parallelism.")
-    formula = _COSTS.get(type(strategy).__name__) if known else None
-    if formula is None or strategy.world_size == 1:
+    if blueprint.strategy.world_size == 1:
         return None
     try:
-        layers = cost.layers_of(model, blueprint.facts.input_shape)
+        layers = layers_of(model, blueprint.facts.input_shape)
     except RuntimeError:
         return None
     activation_bytes = 4 if blueprint.dtype is None else blueprint.dtype.itemsize
-    step = cost.Step(layers, blueprint.batch_size, blueprint.micro_batch, activation_bytes=activation_bytes)
-    return formula(step, strategy, model)
-
-
-def _hybrid(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
-    return cost.hybrid(step, strategy.data_size, strategy.tensor_size, _is_synchronized(strategy))
-
-
-def _pipeline(step: cost.Step, strategy: Any, model: nn.Module) -> cost.Cost:
-    stages = cut(model, strategy.world_size)
-    micro_batches = largest_divisor(step.micro_batch or step.batch_size, strategy.micro_batches)
-    in_flight = None if strategy.schedule == "gpipe" else len(stages)
-    return cost.pipeline(step, stages, micro_batches, in_flight)
-
-
-def _is_synchronized(strategy: Any) -> bool:
-    return bool(strategy.batch_norm == "synchronized")
-
-
-_COSTS: dict[str, Callable[[cost.Step, Any, nn.Module], cost.Cost]] = {
-    "DataParallel": lambda step, s, _: cost.data_parallel(step, s.world_size, _is_synchronized(s)),
-    "FullySharded": lambda step, s, _: cost.fully_sharded(step, s.world_size),
-    "TensorParallel": _hybrid,
-    "HybridParallel": _hybrid,
-    "TwoColumn": _hybrid,
-    "WeirdTrick": lambda step, s, _: cost.weird_trick(step, s.world_size, _is_synchronized(s)),
-    "Pipeline": _pipeline,
-    "LocalSGD": lambda step, s, _: cost.local_sgd(step, s.world_size, s.period),
-    "Downpour": lambda step, s, _: cost.downpour(step, s.world_size, s.period),
-}
+    step = Step(layers, blueprint.batch_size, blueprint.micro_batch, activation_bytes=activation_bytes)
+    return blueprint.strategy.cost(step, model)
 
 
 def _run(blueprint: Blueprint, num_samples: int) -> Run:
@@ -142,7 +112,7 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
     run = put_together(smaller, Splits(train, val, val), fit=False)
     preprocessing: Any = run.preprocessing
-    getattr(preprocessing, "fit_roughly", preprocessing.fit)(train.images_NCHW)
+    preprocessing.fit_roughly(train.images_NCHW)
     preprocessing.to(run.device)
     return run
 
@@ -227,12 +197,8 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 def _reading_seconds(blueprint: Blueprint) -> float | None:
-    measure = getattr(blueprint.data, "seconds_to_read", None)
-    if measure is None:
-        return None
     with as_a_rank(blueprint.strategy):
-        seconds: float | None = measure()
-    return seconds
+        return blueprint.data.seconds_to_read()
 
 
 def _data_bytes(blueprint: Blueprint) -> int:
@@ -241,7 +207,8 @@ def _data_bytes(blueprint: Blueprint) -> int:
     count = facts.num_train + facts.num_val + facts.num_test
     image = torch.Size(facts.input_shape).numel() * (4 if facts.kind == "features" else 1)
     with as_a_rank(blueprint.strategy):
-        images: int = data.memory_taken() if hasattr(data, "memory_taken") else count * image
+        taken = data.memory_taken()
+        images = count * image if taken is None else taken
         bordered, fits = bordered_bytes(blueprint)
     if fits:
         images += bordered - facts.num_train * image
@@ -252,20 +219,21 @@ def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
     """What the training images take in the augmentation's own layout, and whether the data set has room for it;
     0 and False where there is no such layout."""
     facts, data = blueprint.facts, blueprint.data
-    border_bytes = getattr(build(blueprint.config["augmentation"], "augmentation"), "border_bytes", None)
-    if border_bytes is None or facts.kind != "images" or not hasattr(data, "room"):
+    augmentation: Augmentation | None = build_component(blueprint.config, "augmentation")
+    room = data.room()
+    if augmentation is None or facts.kind != "images" or room is None:
         return 0, False
-    needed = border_bytes((facts.num_train, *facts.input_shape)) or 0
-    return needed, 0 < needed <= data.room()
+    needed = augmentation.border_bytes((facts.num_train, *facts.input_shape)) or 0
+    return needed, 0 < needed <= room
 
 
 @contextmanager
-def as_a_rank(strategy: Any) -> Iterator[None]:
+def as_a_rank(strategy: Strategy) -> Iterator[None]:
     """Inside, what a data set says of memory is for one of the ranks that will share the machine's."""
     if place() is not None:
         yield
         return
-    count = strategy.devices
+    count = int(strategy.devices)
     take(Place(0, count, 0, count), None)
     try:
         yield

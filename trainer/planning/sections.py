@@ -9,8 +9,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from trainer.configuration import compose
+from trainer.configuration.groups import GROUPS
 from trainer.configuration.options import first_comment
-from trainer.configuration.rules import GROUPS, Config
+from trainer.configuration.rules import Config
 from trainer.reporting.tables import _PLOT_SIZE, _count, _grid, _size, _some, _table, _time, _two_digits
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
@@ -33,7 +34,7 @@ def _choices(config: Config, config_dir: str | None) -> RenderableType:
 
 def _place(group: str) -> int:
     """Groups in the order of `train.yaml`; experiment and debug, which change them, behind."""
-    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+    return list(GROUPS).index(group) if group in GROUPS else len(GROUPS)
 
 
 def _changes(config: Any, defaults: Any, where: str) -> Iterator[tuple[str, str]]:
@@ -66,11 +67,10 @@ def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
     yield "a sample", shape if facts.kind == "images" else f"{math.prod(facts.input_shape)} numbers"
     yield "samples", f"{facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test"
     with as_a_rank(blueprint.strategy):
-        storage = blueprint.data.storage() if hasattr(blueprint.data, "storage") else {}
+        storage = blueprint.data.storage()
         rows = [*storage.items(), *_border_row(blueprint)]
     yield from rows
-    is_present = getattr(blueprint.data, "is_present", None)
-    if is_present is not None and not is_present():
+    if not blueprint.data.is_present():
         yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
 
 
@@ -126,7 +126,7 @@ def _curve(blueprint: Any, console: Console) -> tuple[str, RenderableType]:
     width, height = _PLOT_SIZE
     drawn = plot(rates, max(30, min(width, console.width - 3)), height, "step", "lr", (0, steps[-1]))
     title = f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last"
-    if hasattr(blueprint.schedule, "observe"):
+    if blueprint.schedule.listens:
         title += f" (as if {blueprint.schedule.monitor} improved at every evaluation)"
     return title, Text(drawn, no_wrap=True)
 
@@ -137,10 +137,14 @@ def _step_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
     split = f", computed {blueprint.micro_batch:,} at a time" if parts > 1 else ""
     yield "batch", f"{_count(blueprint.batch_size, 'sample')}{split}"
-    if warmup := getattr(blueprint.schedule, "warmup", None):
+    if warmup := blueprint.schedule.warmup:
         yield "warm-up", _count(warmup, "step")
-    for name in ("log", "evaluate", "checkpoint"):
-        every = getattr(blueprint, f"every_{name}")
+    moments = {
+        "log": blueprint.every_log,
+        "evaluate": blueprint.every_evaluate,
+        "checkpoint": blueprint.every_checkpoint,
+    }
+    for name, every in moments.items():
         yield name, f"every {_count(every, 'step')} ({-(-total // every):,} in all)"
     stopping = config["early_stopping"]
     if stopping is not None:
@@ -180,7 +184,7 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
 
 
 def _parallelism_rows(strategy: Any, found: Any, cost: Any) -> Iterator[tuple[str, str]]:
-    shares = getattr(strategy, "data_size", strategy.world_size)
+    shares = strategy.data_size
     mesh = f" = {_count(shares, 'share')} of the samples x {strategy.world_size // shares} parts of the model"
     yield "ranks", f"{strategy.world_size}{mesh if shares < strategy.world_size else ''}"
     rows = ", ".join(f"{name} {_size(round(sent.bytes))}" for name, sent in cost.sent.items())

@@ -11,7 +11,7 @@ from trainer.storage.files import write_atomic
 def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
     """Write what the augmentation makes of the run's first samples; the file's name, and what is in it."""
     from trainer.assembly.data import load_data, make_batches
-    from trainer.configuration.build import build
+    from trainer.configuration.components import build_component
     from trainer.parallelism.single import Single
     from trainer.planning.augmentation_picture import draw
     from trainer.planning.augmentation_strips import strips
@@ -20,8 +20,8 @@ def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
     config, facts = blueprint.config, blueprint.facts
     if facts.kind != "images":
         raise ConfigurationError(f"--show: draws images; data={config['choices'].get('data')} has {facts.kind}")
-    sampler = build(config["sampler"], "sampler", batch_size=blueprint.batch_size)
-    augmentation = build(config["augmentation"], "augmentation")
+    sampler = build_component(config, "sampler", batch_size=blueprint.batch_size)
+    augmentation = build_component(config, "augmentation")
     alone = replace(blueprint, strategy=Single())
     batches = make_batches(alone, load_data(blueprint).train, sampler, augmentation, ToFloat(), room=0)
 

@@ -1,18 +1,19 @@
 """Element-wise preprocessing."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trainer import contracts
 from trainer.preprocessing.statistics import Images, moments
 
 _MOST_NUMBERS = 2**16  # 256 KB each
 _MOST_BIAS = 32  # with 24 bits, the rounding of a bias up to this is below 1e-6
 
 
-class Preprocessing(nn.Module, ABC):
+class Preprocessing(contracts.Preprocessing):
     """From pixels 0..255 (or features) to what a model is fed, float32 of the same shape.
 
     The statistics come from `fit`, once, and travel with `state_dict`; a module that was never fitted takes them
@@ -22,15 +23,8 @@ class Preprocessing(nn.Module, ABC):
     def __init__(self) -> None:  # nn.Module's own takes anything, which hides a misspelt argument
         super().__init__()
 
-    def check(self, input_shape: tuple[int, int, int]) -> None:
-        """Raises ValueError for samples (C, H, W) that it cannot treat; here there are none."""
-
     def fit(self, images: Images) -> None:
         """Estimates the statistics from the training part; here there are none."""
-
-    def fit_roughly(self, images: Images) -> None:
-        """Statistics that take as long to apply as those of `fit`, in little time: for an estimate of costs."""
-        self.fit(images)
 
     @abstractmethod
     def transform_(self, images_NCHW: Tensor) -> Tensor:

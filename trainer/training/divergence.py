@@ -60,7 +60,7 @@ def locate(run: Run, bad_step: int) -> str:
 
     The main rank does it, alone and on one device: all synchronous strategies compute the same.
     """
-    if not run.strategy.is_main or run.strategy.notices(run.model):  # what does not equal one device cannot be replayed
+    if not run.strategy.is_main or not run.strategy.is_exact(run.model):  # it could not be replayed on one device
         return f"diverged at step {bad_step}"
     replay = run.replica()
     state = _last_state(run)

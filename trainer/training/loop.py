@@ -169,7 +169,7 @@ def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
     if improved:
         validation = {name: v for name, v in metrics.items() if name.startswith("val/")}
         run.progress.best = Best(run.step, run.epochs_done, validation)
-    if hasattr(plan.schedule, "observe"):
+    if plan.schedule.listens:
         plan.schedule.observe(metrics)
     stop = plan.early_stopping is not None and plan.early_stopping.should_stop(value, run.step)
     return improved, stop
