@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.configuration.blueprint import Blueprint
+from trainer.contracts import Preprocessing
 from trainer.training.batches import TrainingBatches
 
 
@@ -30,7 +30,7 @@ def make_batches(
     train: Any,
     sampler: Any,
     augmentation: Any,
-    preprocessing: nn.Module,
+    preprocessing: Preprocessing,
     *,
     channels_last: bool = False,
     room: float | None = None,

@@ -4,13 +4,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.base.chunks import Change, Spare, by_parts
 from trainer.base.randomness import generator_for
+from trainer.contracts import Augmentation, Preprocessing, Sampler
 from trainer.parallelism.strategy import Strategy
 from trainer.preprocessing import ToFloat
 
@@ -39,24 +40,6 @@ class Slab(NamedTuple):
     partners: Tensor | None  # and with which they are mixed
 
 
-class Sampler(Protocol):
-    """The order of an epoch."""
-
-    repeats: bool
-
-    def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor: ...
-
-
-class Augmentation(Protocol):
-    """Tables of parameters, one row a sample, and what they do to images."""
-
-    def draw(
-        self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator
-    ) -> dict[str, Tensor]: ...
-
-    def __call__(self, images: Tensor, rows: dict[str, Tensor]) -> Tensor: ...
-
-
 class TrainingBatches:
     """Epochs of batches. The place in the data is (epoch, samples seen), so that a batch may grow.
 
@@ -74,7 +57,7 @@ class TrainingBatches:
         seed: int,
         sampler: Sampler,
         augmentation: Augmentation | None,
-        preprocessing: torch.nn.Module,
+        preprocessing: Preprocessing,
         strategy: Strategy,
         channels_last: bool,
         num_classes: int = 0,
@@ -84,18 +67,18 @@ class TrainingBatches:
         self._device = targets_N.device
         self._targets_cpu = targets_N.cpu()
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
-        self._sampler: Any = sampler
+        self._sampler = sampler
         self._num_classes = num_classes
-        self._augmentation: Any = augmentation
+        self._augmentation = augmentation
         self._preprocessing, self._strategy = preprocessing, strategy
-        self._mixes = getattr(augmentation, "mixing", None) is not None
+        self._mixes = augmentation is not None and augmentation.mixing is not None
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.num_samples = len(targets_N) if limit is None else min(len(targets_N), limit * batch_size)
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self._slab = max(1, _SLAB_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
-        border = getattr(augmentation, "border", None)
         self._spare = Spare()
-        self._moved: Any = border(images, room) if border is not None and isinstance(images, Tensor) else None
+        can_move = augmentation is not None and isinstance(images, Tensor)
+        self._moved: Any = augmentation.border(images, room) if augmentation is not None and can_move else None
         if self._moved is not None:
             self.images = self._moved.images_NCHW
 
@@ -149,17 +132,16 @@ class TrainingBatches:
 
     def end_epoch(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
         """What a sampler has learnt of the samples counts from the next epoch on; all ranks call this."""
-        if hasattr(self._sampler, "observe"):
+        if self._sampler.listens:
             self._sampler.gather(over_ranks)
             self._sampler.end_epoch()
 
     def state_dict(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Any] | None:
         """What a sampler has learnt; all ranks call this, and get the same. `over_ranks` sums a tensor over them."""
-        if not hasattr(self._sampler, "observe"):
+        if not self._sampler.listens:
             return None
         self._sampler.gather(over_ranks)
-        state: dict[str, Any] = self._sampler.state_dict()
-        return state
+        return dict(self._sampler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         if state is not None:
@@ -197,10 +179,11 @@ class TrainingBatches:
         """What photographs are asked for, and which part of each."""
         for slab in slabs:
             frames = None
-            if hasattr(self._augmentation, "frames"):
-                sizes = self.images.sizes[slab.indices]
-                frames = self._augmentation.frames(slab.rows, sizes, self._shape[1:])
-            ahead.append((slab, 0 if frames is None else self._augmentation.framed))
+            skip = 0
+            if self._augmentation is not None and slab.rows is not None:
+                frames = self._augmentation.frames(slab.rows, self.images.sizes[slab.indices], self._shape[1:])
+                skip = 0 if frames is None else self._augmentation.framed
+            ahead.append((slab, skip))
             yield slab.indices, frames
 
     def _augmented(self, slab: Slab) -> tuple[Tensor, list[Change]]:
@@ -214,10 +197,7 @@ class TrainingBatches:
         """Augmented images, and what is still to be done to them, a part at a time."""
         if self._augmentation is None or rows is None:
             return images, []
-        if not hasattr(self._augmentation, "begin"):
-            return self._augmentation(images, rows, *skip), []
-        begun: tuple[Tensor, list[Change]] = self._augmentation.begin(images, rows, *skip)
-        return begun
+        return self._augmentation.begin(images, rows, *skip)
 
     def _batches(self, slab: Slab, images: Tensor) -> Iterator[Batch]:
         indices = slab.indices if slab.own is None else slab.indices[slab.own]
@@ -231,7 +211,7 @@ class TrainingBatches:
 
     def _preprocessed(self, images: Tensor, changes: list[Change]) -> Tensor:
         """float32; what is left to do before it is done to some images, then the preprocessing."""
-        in_place: Any = getattr(self._preprocessing, "transform_", None)
+        in_place = self._preprocessing.transform_
         if in_place is None:
             ready: Tensor = self._preprocessing(by_parts(images, changes, self._spare) if changes else images)
             return ready
@@ -247,6 +227,7 @@ class TrainingBatches:
     def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""
         assert slab.own is not None and slab.partners is not None and slab.rows is not None
+        assert self._augmentation is not None
         own, partners = (places.to(self._device, non_blocking=True) for places in (slab.own, slab.partners))
         others = self.targets.index_select(0, slab.indices[slab.partners].to(self._device, non_blocking=True))
         rows = {name: values[slab.own] for name, values in slab.rows.items()}

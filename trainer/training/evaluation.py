@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.losses import CrossEntropy
 from trainer.metrics import Meter
 from trainer.training.evaluation_batches import evaluation_batches, evaluation_shards, prepared, raw_evaluation_batches
 from trainer.training.run import Run
@@ -40,17 +39,18 @@ def evaluate_views(
 ) -> dict[str, float]:
     """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
 
-    Cross-entropy is taken of these probabilities, with its base and smoothing: -log p[target] without. Another
-    loss is one of outputs, which an average of probabilities has none of: it is left out.
+    The loss is that of these probabilities (`Loss.of_probabilities`): for cross-entropy -log p[target], with its base
+    and smoothing. A loss that is defined on outputs only is left out.
     """
-    has_loss = isinstance(run.blueprint.loss, CrossEntropy)
+    has_loss = True
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
     with torch.inference_mode(), run.strategy.evaluating(run.model):
         for views, targets in batches_of_views(run, part, test_time):
             outputs = log_probabilities(run, views)
-            loss = run.blueprint.loss(outputs, targets) if has_loss else outputs.new_zeros(())
-            meter.add(loss, outputs, targets)
+            loss = run.blueprint.loss.of_probabilities(outputs, targets)
+            has_loss = loss is not None
+            meter.add(outputs.new_zeros(()) if loss is None else loss, outputs, targets)
             seen(len(targets))
     run.model.train()
     values = run.strategy.broadcast(meter.read(run.strategy.sum))
