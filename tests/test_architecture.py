@@ -31,8 +31,9 @@ LAYERS = [
 COMPONENTS = LAYERS[-2]
 # what the command line loads before a job needs torch
 LIGHT = ["app", "__main__", "commands", "hydra_entry", "launching", "configuration.compose", "configuration.rules",
-         "configuration.options", "configuration.build", "reporting.console", "storage.run_folder", "storage.files",
-         "base.duration", "base.errors", "base.improvement", "base.signals", "base.rank"]  # fmt: skip
+         "configuration.settings", "configuration.hydra_errors", "configuration.options", "configuration.build",
+         "reporting.console", "storage.run_folder", "storage.files", "base.duration", "base.errors", "base.improvement",
+         "base.signals", "base.rank"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 
