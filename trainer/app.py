@@ -61,7 +61,8 @@ def run(arguments: list[str]) -> int:
 
 def _no_command(word: str, commands: dict[str, str]) -> str:
     from trainer.configuration.groups import GROUPS
-    from trainer.configuration.rules import PSEUDO_GROUPS, SETTINGS
+    from trainer.configuration.rules import PSEUDO_GROUPS
+    from trainer.configuration.settings import SETTINGS
 
     keys = (*GROUPS, *PSEUDO_GROUPS, *SETTINGS, "early_stopping", "every")
     known = {**{name: name for name in commands}, **{key: f"{key}=..." for key in keys}}

@@ -9,8 +9,6 @@ import yaml
 
 from trainer.augmentation import Crop, Erasing, HorizontalFlip, Pipeline
 from trainer.augmentation.colour import Brightness, Contrast, Saturation, Sharpen
-from trainer.augmentation.operation import RangedOperation, Rows, column
-from trainer.augmentation.ranges import check_range, check_whole
 from trainer.augmentation.warp import Rotate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "augmentation"
@@ -136,23 +134,6 @@ def test_the_options_say_what_the_classes_default_to(option):
     for operation in node.values():
         target = classes[operation.pop("_target_")]
         assert vars(target(**operation)) == vars(target())
-
-
-def test_the_operation_of_the_contributing_guide_works():
-    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-    code = next(block for block in page.split("```python\n") if block.startswith("class Checkerboard"))
-    names = {"torch": torch, "Tensor": torch.Tensor, "RangedOperation": RangedOperation, "Rows": Rows}
-    names |= {"column": column, "check_range": check_range, "check_whole": check_whole}
-    exec(code.partition("```")[0], names)
-    pipeline = Pipeline(board=names["Checkerboard"](shade=(0.25, 1.0), side=2, probability=0.7))
-    pixels = images(40, (3, 8, 8))
-    table = pipeline.draw(40, (3, 8, 8), generator())
-    share_N = torch.where(table["board.applied"], 1 - table["board.shade"].float(), 1)
-    expected = pixels.float()
-    expected[:, :, :2, 2:4] = (expected[:, :, :2, 2:4] * share_N.view(-1, 1, 1, 1)).round()
-    after = pipeline(pixels, table)
-    assert torch.equal(after[:, :, :2, :4], expected[:, :, :2, :4])
-    assert 0 < int(table["board.applied"].sum()) < 40
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 300, 300)])

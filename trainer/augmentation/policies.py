@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation.colour import (
+from trainer.augmentation.colour_arithmetic import (
     change_brightness,
     change_contrast,
     change_saturation,

@@ -1,27 +1,26 @@
-"""From YAML files and overrides to one plain, resolved configuration; Hydra's errors become one line each."""
+"""From YAML files and overrides to one plain, resolved configuration."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
-from trainer.base.errors import ConfigurationError, GearshiftError, unknown
+from trainer.base.errors import ConfigurationError
 from trainer.configuration import rules as rules
 from trainer.configuration.build import is_class_of_hydra
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.hydra_errors import blamed_by, explain, explained
 from trainer.configuration.rules import PSEUDO_GROUPS, Config, is_trusted
 
 NAME = "train"
@@ -113,7 +112,7 @@ def hydra_problems(hydra: DictConfig) -> list[str]:
     return list(_foreign(node, "hydra"))
 
 
-def _foreign(node: Any, where: str) -> Iterator[str]:
+def _foreign(node: object, where: str) -> Iterator[str]:
     if isinstance(node, list):
         for index, item in enumerate(node):
             yield from _foreign(item, f"{where}[{index}]")
@@ -143,12 +142,12 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
         try:
             composed = loader.load_configuration(name, rest, run_mode=mode)
         except Exception as error:  # whatever Hydra meets while it composes is in what it was given
-            blamed = _blamed(error, rest)
+            blamed = blamed_by(error, rest)
             failures.append((error, blamed))
             if not blamed:
                 break
             rest = [text for text in rest if text not in blamed]
-    problems += [_explain(error, blamed, loader, composed) for error, blamed in failures]
+    problems += [explain(error, blamed, loader, composed) for error, blamed in failures]
     if composed is None:
         raise ConfigurationError(problems) from failures[-1][0]
     if problems:
@@ -223,7 +222,7 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
     return f"{text}: must be the name of one option: {', '.join(options)}"
 
 
-def _search_problem(text: str, value: Any) -> str | None:
+def _search_problem(text: str, value: object) -> str | None:
     """Hydra passes over a folder that is not there."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         return f"{text}: must be a list of folders, [file://FOLDER] or [pkg://PACKAGE]"
@@ -298,7 +297,7 @@ def plain(composed: DictConfig) -> Config:
                 value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
             found[str(key)] = value
         except (OmegaConfBaseException, RecursionError, ValueError) as error:
-            problems.append(_explain(error))
+            problems.append(explain(error))
     if problems:
         raise ConfigurationError(problems)
     return found
@@ -349,7 +348,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             OmegaConf.update(node, item.key_or_group, item.value(), merge=True)
             typed.append(item.key_or_group)
         except OmegaConfBaseException as error:
-            problems.append(_explain(error, [str(item.input_line)]))
+            problems.append(explain(error, [str(item.input_line)]))
     changed = plain(node)
     if "steps" in typed and "epochs" not in typed and changed.get("steps") is not None:
         changed["epochs"] = None
@@ -359,104 +358,3 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     if problems:
         raise ConfigurationError(problems)
     return changed
-
-
-# --- Hydra's errors in a line -----------------------------------------------------------------------------
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into a ConfigurationError of one line."""
-    try:
-        yield
-    except GearshiftError:
-        raise
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(_explain(error)) from error
-
-
-def _blamed(error: Exception, overrides: Sequence[str]) -> list[str]:
-    """The overrides that an error of Hydra's speaks of."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return [o for o in overrides if o.partition("=")[0].lstrip("+").partition("@")[0] == group and option in o]
-    named = set(re.findall(r"'([^']*)'", text)) | set(re.findall(r"(?:Multiple values for|override) (\S+?)\.?\s", text))
-    return [o for o in overrides if o in text or o.partition("=")[0].lstrip("+~") in named]
-
-
-def _explain(
-    error: BaseException,
-    blamed: Sequence[str] = (),
-    loader: ConfigLoader | None = None,
-    composed: DictConfig | None = None,
-) -> str:
-    """One line; what is said of one override begins with it. `composed` is what there is without the blamed ones."""
-    line = _translated(error, loader, composed)
-    if len(blamed) != 1 or blamed[0] in line:
-        return line
-    return f"{blamed[0]}: {line.removeprefix(blamed[0].partition('=')[0].lstrip('+~') + ': ')}"
-
-
-def _translated(error: BaseException, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_option(error, loader)
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{mark.name}, line {mark.line + 1}: is not YAML: {error.problem}"
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, OmegaConfBaseException):
-        return _bad_key(cause)
-    if isinstance(error, RecursionError):
-        return "a value refers to itself"
-    text = " ".join(str(error).split())
-    if match := re.search(r"Could not (?:override|delete(?: from config\.)?|append) '([^']+)'", text):
-        return _no_such_key(match[1], loader, composed)
-    if match := re.match(r"Multiple values for (\S+)\.", text):
-        return f"{match[1]} has an option already; leave out the +"
-    if match := re.search(r"An item is already at '([^']+)'", text):
-        return f"{match[1]} exists; leave out the +"
-    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}".strip()
-
-
-def _missing_option(error: MissingConfigException, loader: ConfigLoader | None) -> str:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
-    if not group:
-        return f"--config-name {option}: there is no {option}.yaml"
-    options = error.options or (loader.get_group_options(group) if loader is not None else [])
-    return unknown("option", option, options, f"{group}=")
-
-
-def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
-    groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
-    known = {*groups, *rules.SETTINGS, "early_stopping", "every"}
-    where, *rest = name.partition("@")[0].split(".")
-    if where not in known:
-        return unknown("key", where, known)
-    if rest and composed is None:
-        return f"key '{name}' does not exist"
-    inside: Any = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
-    inside = inside.get(where)
-    for key in rest:
-        if not isinstance(inside, dict):
-            return f"{where} has no keys"
-        if key not in inside:
-            return unknown("key", key, [k for k in inside if not str(k).startswith("_")], f"{where}.")
-        inside, where = inside[key], f"{where}.{key}"
-    return f"{where} is there, but not to be deleted or renamed"
-
-
-def _bad_key(cause: OmegaConfBaseException) -> str:
-    full = str(cause.full_key or cause.key or "")
-    parent: Any = cause.parent_node
-    message = (cause.msg or str(cause)).splitlines()[0]
-    if match := re.match(r"Cannot merge \w+ with (Dict|List)Config", message):
-        message = f"must be a {'list' if match[1] == 'List' else 'mapping'}"
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{full}=???: must be given a value"
-    if re.search(r"not in (struct|')", message) and isinstance(parent, DictConfig):
-        prefix, dot, key = full.rpartition(".")
-        known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]
-        add = f"; to add an operation: +{full}={{_target_: ...}}" if prefix == "augmentation" else ""
-        return unknown("key", key, known, prefix + dot) + add
-    return f"{full}: {message}" if full else message

@@ -7,17 +7,25 @@ ranges inside a component) is `trainer.configuration.blueprint`'s.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.base.duration import parse_duration
 from trainer.base.errors import nearest, unknown
-from trainer.base.improvement import direction
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.settings import (
+    EARLY_STOPPING,
+    EVERY,
+    OPTIMIZER,
+    SETTINGS,
+    Rule,
+    duration,
+    is_int,
+    is_number,
+    whole,
+)
 
 Config = dict[str, Any]
-Rule = Callable[[Any], str | None]
 
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
@@ -42,170 +50,6 @@ def trusted_packages() -> tuple[str, ...]:
 def is_trusted(module: str) -> bool:
     """Whether a dotted name lies in a trusted package."""
     return any(module == name or module.startswith(name + ".") for name in trusted_packages())
-
-
-# --- rules of the runner's own settings -------------------------------------------------------------------
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def whole(minimum: int, *words: str | None, maximum: int = 2**63 - 1) -> Rule:
-    """A whole number from `minimum` to `maximum`, or one of the words (None is shown as null)."""
-    at_most = f" and at most {maximum}" if maximum < 2**63 - 1 else ""
-    also = "".join(f" or {'null' if word is None else word}" for word in words)
-
-    def rule(value: Any) -> str | None:
-        if (_is_int(value) and minimum <= value <= maximum) or value in words:
-            return None
-        too_large = " and below 2^63" if _is_int(value) and value > maximum and not at_most else ""
-        suggestion = nearest(value, [word for word in words if word]) if isinstance(value, str) else None
-        hint = f". Did you mean {suggestion}?" if suggestion else ""
-        return f"must be a whole number of at least {minimum}{at_most}{too_large}{also}{hint}"
-
-    return rule
-
-
-def positive_or_null(value: Any) -> str | None:
-    fine = value is None or (_is_number(value) and 0 < value < math.inf)
-    return None if fine else "must be a number above 0 or null"
-
-
-def not_negative(value: Any) -> str | None:
-    fine = _is_number(value) and 0 <= value < math.inf
-    return None if fine else "must be a number of at least 0"
-
-
-def one_of(*words: Any) -> Rule:
-    """One of these words."""
-    shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
-
-    def rule(value: Any) -> str | None:
-        if any(value == word and type(value) is type(word) for word in words):
-            return None
-        suggestion = nearest(str(value), shown)
-        hint = f". Did you mean {suggestion}?" if suggestion else ""
-        return f"must be one of {', '.join(shown)}{hint}"
-
-    return rule
-
-
-def duration(value: Any) -> str | None:
-    try:
-        fine = math.isfinite(parse_duration(value).amount * 2**63)
-    except ValueError as error:
-        return str(error)
-    return None if fine else "is longer than anything"
-
-
-def period(value: Any) -> str | None:
-    problem = duration(value)
-    if problem is None and parse_duration(value).amount == 0:
-        return "must be longer than nothing"
-    return problem
-
-
-def device(value: Any) -> str | None:
-    text = str(value)
-    numbered = text.startswith("cuda:") and text[5:].isdigit()
-    if numbered or text in ("auto", "cpu", "cuda", "mps"):
-        return None
-    return "must be auto, cpu, cuda, cuda:N or mps"
-
-
-def text_or_null(value: Any) -> str | None:
-    return None if value is None or isinstance(value, str) else "must be text or null"
-
-
-def folder_name(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        plain = value.isprintable() and value == value.strip() and not set(value) & set("/\\")
-        if plain and value not in ("", ".", "..") and len(value.encode()) <= 100:
-            return None
-    return "must be a plain name for a folder (no slashes, at most 100 bytes) or null"
-
-
-def words(value: Any) -> str | None:
-    fine = isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
-    return None if fine else "must be a list, e.g. [a,b]"
-
-
-def patterns(value: Any) -> str | None:
-    fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
-    return None if fine else "must be a list of bias, norm and patterns of names, e.g. [bias,norm,*.embed*]"
-
-
-def mode(value: Any) -> str | None:
-    try:
-        direction("", str(value))
-    except ValueError:
-        return "must be min, max or auto"
-    return None
-
-
-SETTINGS: dict[str, Rule] = {
-    "name": folder_name,
-    "tags": words,
-    "epochs": whole(1, None),
-    "steps": whole(1, None),
-    "batch_size": whole(1, "full"),
-    "limit_batches": whole(1, None),
-    "accumulate": whole(1),
-    "micro_batch": whole(1, None, "auto"),
-    "seed": whole(0),
-    "deterministic": one_of(True, False),
-    "device": device,
-    "threads": whole(1, None, maximum=1024),
-    "precision": one_of("fp32", "bf16", "fp16", "auto"),
-    "compile": one_of(True, False),
-    "channels_last": one_of("auto", True, False),
-    "clip_norm": positive_or_null,
-    "clip_value": positive_or_null,
-    "no_weight_decay": patterns,
-    "on_nonfinite": one_of("stop", "skip", "rollback"),
-    "init_from": text_or_null,
-    "profile": whole(1, None),
-}
-EARLY_STOPPING: dict[str, Rule] = {
-    "monitor": lambda value: None if isinstance(value, str) else "must be the name of a metric",
-    "mode": mode,
-    "patience": whole(1),
-    "min_delta": not_negative,
-    "after": duration,
-}
-
-
-def _within(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Rule:
-    shown = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-
-    def inside(value: Any) -> bool:
-        above = _is_number(value) and (value > low or (value == low and not open_low))
-        return above and (value < high or (value == high and not open_high))
-
-    def rule(value: Any) -> str | None:
-        fine = all(inside(item) for item in value) if isinstance(value, list) else inside(value)
-        return None if fine else f"must be in {shown}"
-
-    return rule
-
-
-# names that mean the same in every optimizer of torch and of its relatives; torch lets a momentum of 1.5 pass
-OPTIMIZER: dict[str, Rule] = {
-    "lr": _within(0, math.inf, open_low=True, open_high=True),
-    "momentum": _within(0, 1, open_high=True),
-    "dampening": _within(0, 1),
-    "betas": _within(0, 1, open_high=True),
-    "eps": _within(0, math.inf, open_high=True),
-    "weight_decay": _within(0, math.inf, open_high=True),
-}
-EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}
 
 
 # --- the check --------------------------------------------------------------------------------------------
@@ -256,7 +100,7 @@ def _check_settings(config: Config) -> Iterator[str]:
     yield from _check_section(config.get("every"), EVERY, "every")
 
 
-def _check_section(section: Any, rules: Mapping[str, Rule], name: str) -> Iterator[str]:
+def _check_section(section: object, rules: Mapping[str, Rule], name: str) -> Iterator[str]:
     if not isinstance(section, dict):
         yield f"{name}={_show(section)}: must hold {', '.join(rules)}"
         return
@@ -284,7 +128,7 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
         yield f"accumulate={accumulate}, micro_batch={micro_batch}: both split the batch; give one of the two"
 
 
-def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
+def _compare(value: object, default: object, where: str) -> Iterator[str]:
     """Keys that the option's YAML does not list, or that are gone, and values of another kind than its default.
 
     Where another class is named its own signature decides, later.
@@ -321,15 +165,15 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
         yield f"{where}={_show(value)}: must be {kind}{such_as}"
 
 
-def _mismatch(value: Any, default: Any) -> str | None:
+def _mismatch(value: object, default: object) -> str | None:
     """What kind was wanted, or None when `value` has it. Kinds that a default may stand for are not narrowed."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
-    if _is_int(default):
-        fine = _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+    if is_int(default):
+        fine = is_int(value) or (isinstance(value, float) and math.isfinite(value))
         return None if fine else "a number"
     if isinstance(default, float):
-        fine = _is_number(value) and not math.isnan(value)
+        fine = is_number(value) and not math.isnan(value)
         return None if fine else "a number"
     if isinstance(default, list):
         return None if isinstance(value, list) else "a list"
@@ -341,7 +185,7 @@ def _mismatch(value: Any, default: Any) -> str | None:
     return None
 
 
-def _check_optimizer(optimizer: Any, known: list[str]) -> Iterator[str]:
+def _check_optimizer(optimizer: object, known: list[str]) -> Iterator[str]:
     if not isinstance(optimizer, dict):
         return
     for key, rule in OPTIMIZER.items():
@@ -351,7 +195,7 @@ def _check_optimizer(optimizer: Any, known: list[str]) -> Iterator[str]:
                 yield f"optimizer.{key}={_show(optimizer[key])}: {problem}"
 
 
-def _check_targets(node: Any, where: str) -> Iterator[str]:
+def _check_targets(node: object, where: str) -> Iterator[str]:
     if isinstance(node, list):
         for index, item in enumerate(node):
             yield from _check_targets(item, f"{where}[{index}]")
@@ -387,14 +231,14 @@ def _from_data(config: Config) -> bool:
     return isinstance(data, dict) and "epochs" in data and data["epochs"] == config.get("epochs")
 
 
-def _check_epochs(data: Any, known: list[str]) -> Iterator[str]:
+def _check_epochs(data: object, known: list[str]) -> Iterator[str]:
     if isinstance(data, dict) and "epochs" in data and not _known("data.epochs", known):
         problem = whole(1)(data["epochs"])
         if problem is not None:
             yield f"data.epochs={_show(data['epochs'])}: {problem}"
 
 
-def _check_root(data: Any) -> Iterator[str]:
+def _check_root(data: object) -> Iterator[str]:
     """A folder of data that was named must exist; only the default `data` is ever made by a download."""
     root = data.get("root") if isinstance(data, dict) else None
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
@@ -403,13 +247,13 @@ def _check_root(data: Any) -> Iterator[str]:
     yield f"data.root={root}: {what}; name the folder that holds the data sets (or set DATA_ROOT)"
 
 
-def _unknown_key(prefix: str, key: str, known: Iterable[str], value: Any) -> str:
+def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object) -> str:
     names = [str(k) for k in known if not str(k).startswith("_")]
     shown = "" if isinstance(value, dict) else f"={_show(value)}"
     return f"{prefix}{key}{shown}: {unknown('key', str(key), names, prefix)}"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     """As it would be typed."""
     if value is None:
         return "null"

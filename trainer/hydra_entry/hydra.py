@@ -100,6 +100,7 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
     from hydra.types import RunMode
 
     from trainer.configuration import compose
+    from trainer.configuration.hydra_errors import explained
 
     given = _parser().parse_args(flags)
     if not given.shell_completion:
@@ -108,7 +109,7 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
             compose.load(loader, given.config_name or compose.NAME, [*overrides, *search], mode)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         raise DiskError(one_line(error)) from error
-    with compose.explained():
+    with explained():
         # plug-ins stumble over their settings in many ways
         if given.shell_completion or any("hydra" in override for override in overrides):
             raise HydraException(one_line(error)) from error

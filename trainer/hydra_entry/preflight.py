@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose
+from trainer.configuration.hydra_errors import explained
 from trainer.configuration.rules import Config
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import exit_on_error
@@ -139,13 +140,13 @@ def trials(config: DictConfig) -> list[list[str]]:
         return []
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    with compose.explained():
+    with explained():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         params = OmegaConf.select(config, "hydra.sweeper.params") or {}
         given = [f"{key}={value}" for key, value in params.items()] + compose.typed_words(config.hydra)
         overrides = parser.parse_overrides(given)
     _check_grid(overrides)
-    with compose.explained():
+    with explained():
         return BasicSweeper.split_arguments(overrides, None)[0]
 
 

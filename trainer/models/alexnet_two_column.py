@@ -51,6 +51,24 @@ def alexnet_two_column(
     check_choice("norm", norm, ("none", "batch"))
     check_dropout(dropout)
     check_image_size("alexnet_two_column", input_shape, 8)
+    layers, plan, num_features = _convolutions(channels, input_shape, activation, norm)
+    layers["flatten"] = nn.Flatten()
+    dense = dense_layers(
+        num_features,
+        hidden,
+        num_outputs,
+        activation=activation,
+        norm=norm,
+        dropout=dropout,
+        first=6,
+    )
+    return with_plans(layers | dense, plan | _crossing(dense))
+
+
+def _convolutions(
+    channels: Sequence[int], input_shape: tuple[int, int, int], activation: str, norm: str
+) -> tuple[dict[str, nn.Module], dict[str, str], int]:
+    """The layers before the fully connected ones, how they are split, and the number of features they return."""
     num_channels, height, width = input_shape
     is_large = min(height, width) >= _LARGE
     sides = [height, width]
@@ -73,17 +91,7 @@ def alexnet_two_column(
             layers[f"pool{i}"] = nn.MaxPool2d(pooled, 2)
             sides = [(side - pooled) // 2 + 1 for side in sides]
         num_channels = num_filters
-    layers["flatten"] = nn.Flatten()
-    dense = dense_layers(
-        num_channels * sides[0] * sides[1],
-        hidden,
-        num_outputs,
-        activation=activation,
-        norm=norm,
-        dropout=dropout,
-        first=6,
-    )
-    return with_plans(layers | dense, plan | _crossing(dense))
+    return layers, plan, num_channels * sides[0] * sides[1]
 
 
 def _crossing(dense: dict[str, nn.Module]) -> dict[str, str]:

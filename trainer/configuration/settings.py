@@ -1,0 +1,175 @@
+"""The runner's own settings and the range of each, as text and numbers, without torch."""
+
+import math
+from collections.abc import Callable
+from typing import TypeGuard
+
+from trainer.base.duration import parse_duration
+from trainer.base.errors import nearest
+from trainer.base.improvement import direction
+
+# None if a value is allowed, else what it must be
+Rule = Callable[[object], str | None]
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(minimum: int, *words: str | None, maximum: int = 2**63 - 1) -> Rule:
+    """A whole number from `minimum` to `maximum`, or one of the words (None is shown as null)."""
+    at_most = f" and at most {maximum}" if maximum < 2**63 - 1 else ""
+    also = "".join(f" or {'null' if word is None else word}" for word in words)
+
+    def rule(value: object) -> str | None:
+        if (is_int(value) and minimum <= value <= maximum) or value in words:
+            return None
+        too_large = " and below 2^63" if is_int(value) and value > maximum and not at_most else ""
+        suggestion = nearest(value, [word for word in words if word]) if isinstance(value, str) else None
+        hint = f". Did you mean {suggestion}?" if suggestion else ""
+        return f"must be a whole number of at least {minimum}{at_most}{too_large}{also}{hint}"
+
+    return rule
+
+
+def positive_or_null(value: object) -> str | None:
+    fine = value is None or (is_number(value) and 0 < value < math.inf)
+    return None if fine else "must be a number above 0 or null"
+
+
+def not_negative(value: object) -> str | None:
+    fine = is_number(value) and 0 <= value < math.inf
+    return None if fine else "must be a number of at least 0"
+
+
+def one_of(*words: object) -> Rule:
+    """One of these words."""
+    shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+
+    def rule(value: object) -> str | None:
+        if any(value == word and type(value) is type(word) for word in words):
+            return None
+        suggestion = nearest(str(value), shown)
+        hint = f". Did you mean {suggestion}?" if suggestion else ""
+        return f"must be one of {', '.join(shown)}{hint}"
+
+    return rule
+
+
+def duration(value: object) -> str | None:
+    try:
+        fine = math.isfinite(parse_duration(value).amount * 2**63)
+    except ValueError as error:
+        return str(error)
+    return None if fine else "is longer than anything"
+
+
+def period(value: object) -> str | None:
+    problem = duration(value)
+    if problem is None and parse_duration(value).amount == 0:
+        return "must be longer than nothing"
+    return problem
+
+
+def device(value: object) -> str | None:
+    text = str(value)
+    numbered = text.startswith("cuda:") and text[5:].isdigit()
+    if numbered or text in ("auto", "cpu", "cuda", "mps"):
+        return None
+    return "must be auto, cpu, cuda, cuda:N or mps"
+
+
+def text_or_null(value: object) -> str | None:
+    return None if value is None or isinstance(value, str) else "must be text or null"
+
+
+def folder_name(value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        plain = value.isprintable() and value == value.strip() and not set(value) & set("/\\")
+        if plain and value not in ("", ".", "..") and len(value.encode()) <= 100:
+            return None
+    return "must be a plain name for a folder (no slashes, at most 100 bytes) or null"
+
+
+def words(value: object) -> str | None:
+    fine = isinstance(value, list) and all(isinstance(item, str | int | float) for item in value)
+    return None if fine else "must be a list, e.g. [a,b]"
+
+
+def patterns(value: object) -> str | None:
+    fine = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return None if fine else "must be a list of bias, norm and patterns of names, e.g. [bias,norm,*.embed*]"
+
+
+def mode(value: object) -> str | None:
+    try:
+        direction("", str(value))
+    except ValueError:
+        return "must be min, max or auto"
+    return None
+
+
+SETTINGS: dict[str, Rule] = {
+    "name": folder_name,
+    "tags": words,
+    "epochs": whole(1, None),
+    "steps": whole(1, None),
+    "batch_size": whole(1, "full"),
+    "limit_batches": whole(1, None),
+    "accumulate": whole(1),
+    "micro_batch": whole(1, None, "auto"),
+    "seed": whole(0),
+    "deterministic": one_of(True, False),
+    "device": device,
+    "threads": whole(1, None, maximum=1024),
+    "precision": one_of("fp32", "bf16", "fp16", "auto"),
+    "compile": one_of(True, False),
+    "channels_last": one_of("auto", True, False),
+    "clip_norm": positive_or_null,
+    "clip_value": positive_or_null,
+    "no_weight_decay": patterns,
+    "on_nonfinite": one_of("stop", "skip", "rollback"),
+    "init_from": text_or_null,
+    "profile": whole(1, None),
+}
+EARLY_STOPPING: dict[str, Rule] = {
+    "monitor": lambda value: None if isinstance(value, str) else "must be the name of a metric",
+    "mode": mode,
+    "patience": whole(1),
+    "min_delta": not_negative,
+    "after": duration,
+}
+
+
+def _within(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Rule:
+    shown = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+
+    def inside(value: object) -> bool:
+        if not is_number(value):
+            return False
+        above, below = value > low or (value == low and not open_low), value < high or (value == high and not open_high)
+        return above and below
+
+    def rule(value: object) -> str | None:
+        fine = all(inside(item) for item in value) if isinstance(value, list) else inside(value)
+        return None if fine else f"must be in {shown}"
+
+    return rule
+
+
+# names that mean the same in every optimizer of torch and of its relatives; torch lets a momentum of 1.5 pass
+OPTIMIZER: dict[str, Rule] = {
+    "lr": _within(0, math.inf, open_low=True, open_high=True),
+    "momentum": _within(0, 1, open_high=True),
+    "dampening": _within(0, 1),
+    "betas": _within(0, 1, open_high=True),
+    "eps": _within(0, math.inf, open_high=True),
+    "weight_decay": _within(0, math.inf, open_high=True),
+}
+EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}
