@@ -8,7 +8,7 @@ module alone looks up whether a component has something; all others read attribu
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,6 @@ from trainer.base.chunks import Change
 Contract = TypeVar("Contract")
 Metric = str | Callable[[Tensor, Tensor], Tensor]
 Rows = dict[str, Tensor]  # drawn parameters by name, one row a sample; on the CPU
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Anything whose state belongs into a checkpoint."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Plain containers and tensors."""
-        ...
-
-    def load_state_dict(self, state: Any) -> Any:
-        """The inverse."""
-        ...
 
 
 class Preprocessing(nn.Module, ABC):

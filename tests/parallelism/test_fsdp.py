@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from tests.parallelism.harness import DOUBLE, difference, make, spawn, tolerance, trained
-from trainer.parallelism.fsdp import FullySharded, _units
+from trainer import compose
+from trainer.base.errors import ConfigurationError
+from trainer.configuration.resolve import resolve
+from trainer.contracts import is_elementwise
+from trainer.parallelism.fsdp import _units
 from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
@@ -90,20 +94,14 @@ class Elementwise(torch.optim.SGD):
     elementwise = True
 
 
-@pytest.mark.parametrize("target", ["torch.optim.Adafactor", "torch.optim.LBFGS"])
-def test_optimizers_that_look_at_whole_weights_are_refused(target: str) -> None:
-    strategy = FullySharded(devices=2)
-    strategy.plan(None, 1)
-    config = {
-        "batch_size": 8,
-        "micro_batch": None,
-        "choices": {"parallelism": "fsdp"},
-        "optimizer": {"_target_": target},
-    }
-    with pytest.raises(ValueError, match=f"{target}: under parallelism=fsdp it would see parts of weights"):
-        strategy.validate(config, nn.Linear(2, 2))
+def test_optimizers_that_look_at_whole_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEARSHIFT_TRUST", __name__)
+    config = compose(["parallelism=fsdp", "parallelism.devices=2", "device=cpu", "model=mlp"])
+    with pytest.raises(ConfigurationError, match=r"torch.optim.Adafactor: under parallelism=fsdp it would see parts"):
+        resolve(config | {"optimizer": {"_target_": "torch.optim.Adafactor"}})
     for allowed in ("torch.optim.AdamW", f"{__name__}.Elementwise"):
-        strategy.validate(config | {"optimizer": {"_target_": allowed}}, nn.Linear(2, 2))
+        assert resolve(config | {"optimizer": {"_target_": allowed, "lr": 0.1}}).strategy.cuts_weights
+    assert not is_elementwise(torch.optim.LBFGS([nn.Parameter(torch.zeros(1))]))
 
 
 def test_what_is_gathered_at_once() -> None:
