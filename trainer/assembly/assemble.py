@@ -15,11 +15,12 @@ from trainer.assembly.weights import make_model
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
+from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE, Config
-from trainer.contracts import Stateful, needs_closure
+from trainer.contracts import needs_closure
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import parameter_groups
 from trainer.reporting.logs import held
@@ -148,5 +149,6 @@ def stateful_parts(blueprint: Blueprint, progress: Progress, loss_scale: LossSca
         "early_stopping": blueprint.early_stopping,
         "improvement": blueprint.best,
         "loss_scale": loss_scale,
+        **blueprint.others,
     }
     return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

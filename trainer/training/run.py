@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from trainer.base.precision import LossScale
+from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
-from trainer.contracts import Stateful
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import Strategy
 from trainer.reporting.report import Report
