@@ -29,11 +29,12 @@ LAYERS = [
     ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "schedules",
      "parallelism", "diagnostics", "examples"],
     ["randomness", "duration", "improvement", "errors", "parts", "place"],
+    ["base"],
 ]  # fmt: skip
-COMPONENTS = LAYERS[-2]
-HELPERS = LAYERS[-1]  # small and pure; a component may use them
+COMPONENTS = LAYERS[-3]
+HELPERS = LAYERS[-2] + LAYERS[-1]  # small and pure; a component may use them
 LIGHT = ["app", "__main__", "commands", "job", "launching", "preflight", "composition", "config", "console", "errors",
-         "run_folder", "duration", "improvement", "signals", "files", "build"]  # fmt: skip
+         "run_folder", "duration", "improvement", "signals", "files", "build", "base"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 

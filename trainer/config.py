@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.base.text import SENTENCE, did_you_mean, written
 from trainer.duration import parse_duration
-from trainer.errors import nearest, unknown
+from trainer.errors import unknown
 from trainer.improvement import direction
 
 Config = dict[str, Any]
@@ -70,8 +71,8 @@ def whole(minimum: int, *words: str | None, maximum: int = 2**63 - 1) -> Rule:
         if (_is_int(value) and minimum <= value <= maximum) or value in words:
             return None
         too_large = " and below 2^63" if _is_int(value) and value > maximum and not at_most else ""
-        suggestion = nearest(value, [word for word in words if word]) if isinstance(value, str) else None
-        hint = f". Did you mean {suggestion}?" if suggestion else ""
+        known = [word for word in words if word]
+        hint = did_you_mean(value, known, SENTENCE) if isinstance(value, str) else ""
         return f"must be a whole number of at least {minimum}{at_most}{too_large}{also}{hint}"
 
     return rule
@@ -89,14 +90,12 @@ def not_negative(value: Any) -> str | None:
 
 def one_of(*words: Any) -> Rule:
     """One of these words."""
-    shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+    shown = [written(word) for word in words]
 
     def rule(value: Any) -> str | None:
         if any(value == word and type(value) is type(word) for word in words):
             return None
-        suggestion = nearest(str(value), shown)
-        hint = f". Did you mean {suggestion}?" if suggestion else ""
-        return f"must be one of {', '.join(shown)}{hint}"
+        return f"must be one of {', '.join(shown)}{did_you_mean(value, shown, SENTENCE)}"
 
     return rule
 
@@ -264,7 +263,7 @@ def _check_settings(config: Config) -> Iterator[str]:
 
 def _check_section(section: Any, rules: Mapping[str, Rule], name: str) -> Iterator[str]:
     if not isinstance(section, dict):
-        yield f"{name}={_show(section)}: must hold {', '.join(rules)}"
+        yield f"{name}={written(section)}: must hold {', '.join(rules)}"
         return
     yield from _check_rules(section, rules, f"{name}.")
     yield from (_unknown_key(f"{name}.", key, rules, value) for key, value in section.items() if key not in rules)
@@ -275,7 +274,7 @@ def _check_rules(section: Config, rules: Mapping[str, Rule], prefix: str) -> Ite
         if key not in section:
             yield f"{prefix}{key}: is missing"
         elif (problem := rule(section[key])) is not None:
-            yield f"{prefix}{key}={_show(section[key])}: {problem}"
+            yield f"{prefix}{key}={written(section[key])}: {problem}"
 
 
 def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
@@ -300,7 +299,7 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
             default = PIPELINE
         target, given = default.get("_target_"), value.get("_target_")
         if target is not None and (given is None or given == ""):
-            yield f"{where}._target_={_show(given)}: must name a class, such as {target}"
+            yield f"{where}._target_={written(given)}: must name a class, such as {target}"
         if where.rpartition(".")[2] in OPEN or target != given:
             return
         is_pipeline = where == "augmentation" and target is not None
@@ -310,21 +309,20 @@ def _compare(value: Any, default: Any, where: str) -> Iterator[str]:
             elif not is_pipeline:
                 yield _unknown_key(f"{where}.", str(key), default, item)
             elif not (isinstance(item, dict) and item.get("_target_")):  # else one more operation
-                suggestion = nearest(str(key), default)
                 yield (
-                    f"{where}.{key}={_show(item)}: must be an operation, e.g. "
+                    f"{where}.{key}={written(item)}: must be an operation, e.g. "
                     "{_target_: trainer.augmentation.HorizontalFlip}"
-                    + (f". Did you mean {where}.{suggestion}?" if suggestion else "")
+                    + did_you_mean(key, default, f". Did you mean {where}.{{}}?")
                 )
         # a part of a pipeline may be taken out; the other keys are what the run is compared by
         gone = [key for key, item in default.items() if key not in value and not isinstance(item, dict)]
         yield from (f"{where}.{key}: is missing; it cannot be deleted" for key in gone)
     elif isinstance(default, dict):
         options = f"an option of {where}" if "." not in where else "a mapping"
-        yield f"{where}={_show(value)}: must be {options}" + (f", or keys of it, {where}.KEY=..." if default else "")
+        yield f"{where}={written(value)}: must be {options}" + (f", or keys of it, {where}.KEY=..." if default else "")
     elif value is not None and default is not None and (kind := _mismatch(value, default)):
-        such_as = "" if isinstance(default, bool) else f", such as {_show(default)}"
-        yield f"{where}={_show(value)}: must be {kind}{such_as}"
+        such_as = "" if isinstance(default, bool) else f", such as {written(default)}"
+        yield f"{where}={written(value)}: must be {kind}{such_as}"
 
 
 def _mismatch(value: Any, default: Any) -> str | None:
@@ -354,7 +352,7 @@ def _check_optimizer(optimizer: Any, known: list[str]) -> Iterator[str]:
         if key in optimizer and not _known(f"optimizer.{key}", known):
             problem = rule(optimizer[key])
             if problem is not None:
-                yield f"optimizer.{key}={_show(optimizer[key])}: {problem}"
+                yield f"optimizer.{key}={written(optimizer[key])}: {problem}"
 
 
 def _check_targets(node: Any, where: str) -> Iterator[str]:
@@ -367,7 +365,7 @@ def _check_targets(node: Any, where: str) -> Iterator[str]:
     if target not in (None, "") and not (isinstance(target, str) and is_trusted(target)):
         package = str(target).partition(".")[0]
         hint = f"; if you trust its code: --trust {package}" if package.isidentifier() else ""
-        yield f"{where}._target_={_show(target)}: is not in a trusted package{hint}"
+        yield f"{where}._target_={written(target)}: is not in a trusted package{hint}"
     for key, item in node.items():
         yield from _check_targets(item, f"{where}.{key}".lstrip("."))
 
@@ -379,7 +377,7 @@ def _check_named(config: Config, known: list[str]) -> Iterator[str]:
         named = isinstance(node, dict) and node.get("_target_")
         nothing = node in (None, {}) and group in MAY_BE_NOTHING
         if not named and not nothing and not _known(group, known):
-            yield f"{group}={_show(node)}: names no class; its file needs a line _target_: PACKAGE.CLASS"
+            yield f"{group}={written(node)}: names no class; its file needs a line _target_: PACKAGE.CLASS"
         elif not isinstance(config["choices"].get(group), str) and not _known(group, known):
             yield f"choices.{group}: is missing"
 
@@ -397,7 +395,7 @@ def _check_epochs(data: Any, known: list[str]) -> Iterator[str]:
     if isinstance(data, dict) and "epochs" in data and not _known("data.epochs", known):
         problem = whole(1)(data["epochs"])
         if problem is not None:
-            yield f"data.epochs={_show(data['epochs'])}: {problem}"
+            yield f"data.epochs={written(data['epochs'])}: {problem}"
 
 
 def _check_root(data: Any) -> Iterator[str]:
@@ -411,18 +409,5 @@ def _check_root(data: Any) -> Iterator[str]:
 
 def _unknown_key(prefix: str, key: str, known: Iterable[str], value: Any) -> str:
     names = [str(k) for k in known if not str(k).startswith("_")]
-    shown = "" if isinstance(value, dict) else f"={_show(value)}"
+    shown = "" if isinstance(value, dict) else f"={written(value)}"
     return f"{prefix}{key}{shown}: {unknown('key', str(key), names, prefix)}"
-
-
-def _show(value: Any) -> str:
-    """As it would be typed."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_show, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_show(item)}" for key, item in value.items()) + "}"
-    return str(value)

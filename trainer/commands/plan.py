@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer import composition
+from trainer.base.text import written
 from trainer.commands.help import first_comment
 from trainer.config import GROUPS, Config
 from trainer.errors import ConfigurationError, unknown
@@ -178,13 +179,7 @@ def _changes(config: Any, defaults: Any, where: str) -> Iterator[tuple[str, str]
         if isinstance(value, Mapping) and isinstance(default, Mapping):
             yield from _changes(value, default, f"{name}.")
         elif value != default:
-            yield f"{name}={_typed(value)}", f"instead of {_typed(default)}"
-
-
-def _typed(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
+            yield f"{name}={written(value)}", f"instead of {written(default)}"
 
 
 def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
