@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer import launching
 from trainer.base import signals
 from trainer.base.errors import ConfigurationError, nearest
+from trainer.base.text import NAME
 from trainer.hydra_entry.hydra import run_hydra
 from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
 
@@ -67,7 +68,7 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
     keys = (*GROUPS, *PSEUDO_GROUPS, *SETTINGS, "early_stopping", "every")
     known = {**{name: name for name in commands}, **{key: f"{key}=..." for key in keys}}
     suggestion = f"{word}=..." if word.partition(".")[0] in keys else known.get(nearest(word, known) or "")
-    hint = f" Did you mean '{suggestion}'?" if suggestion else ""
+    hint = NAME.format(suggestion) if suggestion else ""
     return f"'{word}' is neither a command nor key=value.{hint} Commands: {', '.join(commands)}; see train --help"
 
 

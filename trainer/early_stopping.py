@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.base.checks import check_whole
 from trainer.base.improvement import Improvement
 
 
@@ -14,8 +15,7 @@ class EarlyStopping:
     """
 
     def __init__(self, monitor: str, mode: str, patience: int, min_delta: float, after_step: int = 0) -> None:
-        if patience < 1:
-            raise ValueError(f"patience={patience}: must be at least 1")
+        check_whole("patience", patience, 1)
         self.patience, self.after_step = patience, after_step
         self.improvement = Improvement(monitor, mode, min_delta)
         self.waited = 0

@@ -6,13 +6,14 @@ All other parameters (embeddings, attention projections held as plain tensors, r
 are.
 """
 
-import difflib
-from collections.abc import Callable, Iterable
-from math import inf, sqrt
+from collections.abc import Callable
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from trainer.base.checks import check_choice, check_number, check_that
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -23,7 +24,7 @@ class Normal:
     """w ~ N(0, std^2), one `std` > 0 for every layer (B, "Weights initialization": 0.01 and 0.05)."""
 
     def __init__(self, std: float = 0.01) -> None:
-        _check_positive("std", std)
+        check_number("std", std, 0, above=True, must="a number above 0")
         self._std = std
 
     def __call__(self, model: nn.Module) -> None:
@@ -32,7 +33,7 @@ class Normal:
 
 class _Xavier:
     def __init__(self, gain: float = 1.0) -> None:
-        _check_positive("gain", gain)
+        check_number("gain", gain, 0, above=True, must="a number above 0")
         self._gain = gain
 
     def _std(self, layer: Layer) -> float:
@@ -69,15 +70,15 @@ class _Kaiming:
         a: float = 0.0,
         conv_fan_out: str = "receptive_field",
     ) -> None:
-        _check_choice("mode", mode, ("fan_in", "fan_out"))
-        _check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
-        _check_choice("conv_fan_out", conv_fan_out, ("receptive_field", "channels"))
-        if not -inf < a < inf:
-            raise ValueError(f"a={a}: must be a finite number")
-        if a != 0 and nonlinearity != "leaky_relu":
-            raise ValueError(f"a={a}: must be 0 unless nonlinearity=leaky_relu")
-        if conv_fan_out == "channels" and mode != "fan_out":
-            raise ValueError("conv_fan_out=channels: must be receptive_field unless mode=fan_out")
+        check_choice("mode", mode, ("fan_in", "fan_out"))
+        check_choice("nonlinearity", nonlinearity, _NONLINEARITIES)
+        check_choice("conv_fan_out", conv_fan_out, ("receptive_field", "channels"))
+        check_number("a", a)
+        check_that(a == 0 or nonlinearity == "leaky_relu", "a", a, "0 unless nonlinearity=leaky_relu")
+        has_channels = conv_fan_out == "channels"
+        check_that(
+            not has_channels or mode == "fan_out", "conv_fan_out", conv_fan_out, "receptive_field unless mode=fan_out"
+        )
         self._mode = mode
         self._gain = nn.init.calculate_gain(nonlinearity, a)  # type: ignore[arg-type]
         self._conv_fan_out = conv_fan_out
@@ -144,16 +145,3 @@ def _fans(layer: Layer) -> tuple[int, int]:
     """fan_in and fan_out, each times the receptive field of a convolution."""
     receptive_field = layer.weight[0, 0].numel()
     return layer.weight.shape[1] * receptive_field, layer.weight.shape[0] * receptive_field
-
-
-def _check_positive(key: str, value: float) -> None:
-    if not 0 < value < inf:
-        raise ValueError(f"{key}={value}: must be a number above 0")
-
-
-def _check_choice(key: str, value: str, allowed: Iterable[str]) -> None:
-    if value in allowed:
-        return
-    matches = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
-    hint = f"; did you mean {matches[0]}?" if matches else ""
-    raise ValueError(f"{key}={value}: must be one of {', '.join(allowed)}{hint}")

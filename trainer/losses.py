@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.base.checks import check_number, check_one_of
 from trainer.contracts import Loss
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -30,10 +31,8 @@ class CrossEntropy(Loss):
     soft_targets = True
 
     def __init__(self, label_smoothing: float = 0.0, base: Literal["e", 2] = "e") -> None:
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing}: must be in [0, 1)")
-        if base not in ("e", 2):
-            raise ValueError(f"base={base}: must be e (nats) or 2 (bits)")
+        check_number("label_smoothing", label_smoothing, 0, 1, below=True)
+        check_one_of("base", base, ("e", 2), must="e (nats) or 2 (bits)")
         self._label_smoothing = label_smoothing
         self._unit = 1.0 if base == "e" else log(2)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_number, check_whole
 from trainer.contracts import Sampler
 
 SumOverRanks = Callable[[Tensor], Tensor]
@@ -63,8 +64,7 @@ class FreshBatch(Sampler):
     repeats = True
 
     def __init__(self, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        check_whole("batch_size", batch_size, 1)
         self._batch_size = batch_size
 
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
@@ -205,12 +205,9 @@ class HardExamples(Sampler):
 
     def __init__(self, power: float = 1.0, floor: float = 0.1, uniform: float = 0.2, smoothing: float = 0.5) -> None:
         for name, value in (("power", power), ("floor", floor)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value}: must be at least 0, and finite")
-        if not 0 < uniform <= 1:
-            raise ValueError(f"uniform={uniform}: must be above 0 and at most 1")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing={smoothing}: must be at least 0 and below 1")
+            check_number(name, value, 0, must="at least 0, and finite")
+        check_number("uniform", uniform, 0, 1, above=True, must="above 0 and at most 1")
+        check_number("smoothing", smoothing, 0, 1, below=True, must="at least 0 and below 1")
         self._power, self._floor, self._uniform, self._smoothing = power, floor, uniform, smoothing
         self._running = torch.empty(0)  # float32 (N,), NaN: not known
         # of this epoch, int64 (2, N): sums in LOSS_UNIT and counts; over all ranks, and not yet handed over

@@ -9,21 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.base.checks import check_number, check_that, check_whole
 from trainer.base.duration import parse_duration
 from trainer.base.improvement import Improvement
 from trainer.contracts import Schedule
 
-
-def _share(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value}: must be in [{low:g}, {high:g}]")
-    return value
-
-
-def _drop(value: float) -> float:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"factor={value}: must be in (0, 1)")
-    return value
+_SHARE = "in [0, 1]"
 
 
 class Constant(Schedule):
@@ -41,9 +32,8 @@ class Step(Schedule):
 
     def __init__(self, every: str, factor: float = 0.1, *, steps_per_epoch: int, total_steps: int) -> None:
         self.every = parse_duration(every).steps(steps_per_epoch, total_steps)
-        if self.every < 1:
-            raise ValueError(f"every={every}: must be longer than nothing")
-        self.drop = _drop(factor)
+        check_that(self.every >= 1, "every", every, "longer than nothing")
+        self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
 
     def factor(self, step: int) -> float:
         return float(self.drop ** (step // self.every))
@@ -56,7 +46,7 @@ class Cosine(Schedule):
     """
 
     def __init__(self, final: float = 0.0, *, total_steps: int) -> None:
-        self.final = _share("final", final)
+        self.final = check_number("final", final, 0, 1, must=_SHARE)
         self.total_steps = total_steps
 
     def factor(self, step: int) -> float:
@@ -80,7 +70,8 @@ class _Warmup(Schedule):
             raise ValueError(
                 f"warmup={warmup}: is {self.warmup} steps, must be shorter than the run of {total_steps} steps"
             )
-        self.start, self.final = _share("start", start), _share("final", final)
+        self.start = check_number("start", start, 0, 1, must=_SHARE)
+        self.final = check_number("final", final, 0, 1, must=_SHARE)
         self.total_steps = total_steps
 
     def factor(self, step: int) -> float:
@@ -125,10 +116,10 @@ class Plateau(Schedule):
         min_delta: float = 0.0,
         floor: float = 0.0,
     ) -> None:
-        if patience < 0:
-            raise ValueError(f"patience={patience}: must be at least 0")
         self.monitor = monitor
-        self.drop, self.patience, self.floor = _drop(factor), patience, _share("floor", floor)
+        self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
+        self.patience = check_whole("patience", patience, 0)
+        self.floor = check_number("floor", floor, 0, 1, must=_SHARE)
         self.improvement = Improvement(monitor, mode, min_delta)
         self.drops = self.stalled = 0
 

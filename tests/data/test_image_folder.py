@@ -143,7 +143,7 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
         ({"split_seed": -1}, "split_seed=-1: must be between 0 and"),
         ({"memory_limit": "much"}, "memory_limit=much: must be auto, a number of bytes"),
         ({"memory_limit": -1}, "memory_limit=-1: must be auto"),
-        ({"memory_limit": True}, "memory_limit=True: must be auto"),
+        ({"memory_limit": True}, "memory_limit=true: must be auto"),
     ],
 )
 def test_arguments_out_of_range(settings: dict[str, Any], words: str) -> None:

@@ -28,7 +28,7 @@ from trainer.augmentation.operation import (
     most,
     where,
 )
-from trainer.augmentation.ranges import check_number, check_range
+from trainer.base.checks import check_number, check_range, check_whole_range
 from trainer.base.chunks import Change, parts
 
 # principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
@@ -219,7 +219,7 @@ class Posterize(_Graded):
     """
 
     def __init__(self, bits: tuple[int, int] = (4, 7), probability: float = 0.05) -> None:
-        low, high = _check_whole("bits", bits, 0, 8)
+        low, high = check_whole_range("bits", bits, 0, 8)
         self.bits = (low, high)
         super().__init__("bits", (low, high + 1), 8.0, posterize, probability)
 
@@ -256,7 +256,7 @@ class ColourShift:
 
     def __init__(self, levels: tuple[int, int] = (-10, 10), probability: float = 0.5) -> None:
         check_probability(probability)
-        self.levels = _check_whole("levels", levels, -255, 255)
+        self.levels = check_whole_range("levels", levels, -255, 255)
         self.probability = probability
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
@@ -297,10 +297,3 @@ class Lighting:
         along_N13 = (rows["alpha"] * sizes_3).unsqueeze(1)
         levels_N3 = (along_N13 * components_33).sum(2).round_()
         return where(images_NCHW, _all_if_most(levels_N3.any(1)), lambda images, k: shift_levels(images, levels_N3[k]))
-
-
-def _check_whole(name: str, values: tuple[int, int], low: int, high: int) -> tuple[int, int]:
-    first, second = check_range(name, values, low, high)
-    if first != int(first) or second != int(second):
-        raise ValueError(f"{name}={list(values)}: must be two whole numbers")
-    return int(first), int(second)

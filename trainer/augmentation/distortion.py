@@ -8,8 +8,8 @@ from torch import Tensor
 
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import RangedOperation, Rows, check_probability, draw_applied, draw_uniform, where
-from trainer.augmentation.ranges import check_number, check_range
 from trainer.augmentation.warp import Fill, centred, check_fill, sample
+from trainer.base.checks import check_number, check_range
 from trainer.base.chunks import parts
 
 _ONE = 2.0**12

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
-from trainer.augmentation.ranges import check_range
+from trainer.base.checks import check_one_of, check_range, check_that
 from trainer.base.chunks import Change
 
 _TRIES = 10
@@ -35,12 +35,10 @@ class Erasing:
         probability: float = 0.5,
     ) -> None:
         check_probability(probability)
-        if fill not in ("black", "mean", "noise"):
-            raise ValueError(f"fill={fill}: must be black, mean or noise")
+        check_one_of("fill", fill, ("black", "mean", "noise"))
         self.scale = check_range("scale", scale, 0, 1)
         self.ratio = check_range("ratio", ratio, 0)
-        if ratio[0] == 0:
-            raise ValueError(f"ratio={list(ratio)}: must be above 0")
+        check_that(ratio[0] > 0, "ratio", ratio, "above 0")
         self.fill, self.probability = fill, probability
         self.keeps_values = fill == "black"
 

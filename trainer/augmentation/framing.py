@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds, draw_uniform, where
-from trainer.augmentation.ranges import check_number, check_range
+from trainer.base.checks import check_number, check_range
 from trainer.base.chunks import parts
 
 _TRIES = 10

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
+from trainer.base.checks import check_whole
 
 _MOST_PADDING = 256  # pixels
 
@@ -21,8 +22,7 @@ class Crop:
     keeps_values = True
 
     def __init__(self, padding: int = 4, probability: float = 1.0) -> None:
-        if not 0 <= padding <= _MOST_PADDING:
-            raise ValueError(f"padding={padding}: must be from 0 to {_MOST_PADDING}")
+        check_whole("padding", padding, 0, _MOST_PADDING)
         check_probability(probability)
         self.padding = padding
         self.probability = probability

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, column, draw_applied
+from trainer.base.checks import check_number
 
 
 class _Mixing:
@@ -12,8 +13,7 @@ class _Mixing:
     keeps_values = True
 
     def __init__(self, alpha: float = 1.0, probability: float = 1.0) -> None:
-        if not 0 < alpha < float("inf"):
-            raise ValueError(f"alpha={alpha}: must be above 0")
+        check_number("alpha", alpha, 0, above=True)
         check_probability(probability)
         self.alpha, self.probability = alpha, probability
 

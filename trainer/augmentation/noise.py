@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.augmentation.counted import normal, uniform
 from trainer.augmentation.operation import RangedOperation, Rows, column
-from trainer.augmentation.ranges import check_number, check_range, check_whole
+from trainer.base.checks import check_number, check_range, check_that, check_whole
 from trainer.base.chunks import parts
 
 _NUMBERS_A_CHUNK = 2**16  # of a blur, which has many passes over them: in the cache
@@ -48,14 +48,14 @@ class GaussianBlur(RangedOperation):
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 1.5), kernel_size: int = 7, probability: float = 1.0) -> None:
         super().__init__(probability, sigma=check_range("sigma", sigma, 0))
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: must be odd and above 0")
+        must = "odd and above 0"
+        check_that(check_whole("kernel_size", kernel_size, 1, must=must) % 2 == 1, "kernel_size", kernel_size, must)
         self.kernel_size = kernel_size
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         side = min(input_shape[1:])
-        if self.kernel_size // 2 >= side:
-            raise ValueError(f"kernel_size={self.kernel_size}: must be below {2 * side}, twice the side of the images")
+        must = f"below {2 * side}, twice the side of the images"
+        check_that(self.kernel_size // 2 < side, "kernel_size", self.kernel_size, must)
         rows = super().draw(num_samples, input_shape, generator)
         # exp is computed here, once for all samples: its last bit may depend on the place in a tensor
         return rows | {"next_weight": (-0.5 / rows["sigma"].square()).exp()}

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_probability as check_probability
+
 Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample; on the CPU
 
 
@@ -34,12 +36,6 @@ class Operation(Protocol):
         An operation that is cheap for each pixel may also have `prepare(images_NCHW, rows) -> Change | None`: what
         Pipeline does to some of the images (float32, contiguous) together with its neighbours, before it turns to
         the next ones; None where the operation is to be called for these rows instead."""
-
-
-def check_probability(probability: float) -> None:
-    """Raises ValueError for a probability outside 0..1."""
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability={probability}: must be between 0 and 1")
 
 
 def draw_applied(num_samples: int, probability: float, generator: torch.Generator) -> Tensor:

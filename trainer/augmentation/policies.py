@@ -20,7 +20,7 @@ from trainer.augmentation.colour_arithmetic import (
     stretch_contrast,
 )
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
-from trainer.augmentation.ranges import check_whole
+from trainer.base.checks import check_whole
 
 # those that move pixels, with their sign, stand between the one that does nothing and those of colours
 OPERATIONS = (
@@ -216,8 +216,7 @@ class RandAugment(_Policy):
         probability: float = 1.0,
     ) -> None:
         super().__init__(pool, num_ops, num_magnitude_bins, [magnitude], probability)
-        if not 0 <= magnitude < num_magnitude_bins:
-            raise ValueError(f"magnitude={magnitude}: must be from 0 to num_magnitude_bins - 1")
+        check_whole("magnitude", magnitude, 0, num_magnitude_bins - 1, must="from 0 to num_magnitude_bins - 1")
         self.num_ops, self.magnitude = num_ops, magnitude
 
     def _largest(self, height: int, width: int) -> tuple[float, float, float, float, float, int]:

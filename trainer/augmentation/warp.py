@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
-from trainer.augmentation.ranges import check_number, check_range
+from trainer.base.checks import check_number, check_one_of, check_range
 from trainer.base.chunks import Change, parts
 
 Fill = Literal["black", "edge", "mirror"]
@@ -92,9 +92,7 @@ def _sides(weights_N3: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]
 
 def check_fill(fill: Fill) -> Fill:
     """Raises ValueError for an unknown one."""
-    if fill not in get_args(Fill):
-        raise ValueError(f"fill={fill}: must be {', '.join(get_args(Fill)[:-1])} or {get_args(Fill)[-1]}")
-    return fill
+    return check_one_of("fill", fill, get_args(Fill))
 
 
 def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import RangedOperation, Rows, column
-from trainer.augmentation.ranges import check_number, check_range, check_whole
+from trainer.base.checks import check_number, check_range, check_whole
 
 _OCTAVES = 3
 

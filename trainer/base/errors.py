@@ -3,9 +3,11 @@
 An error of ours is printed as one line on stderr, `error: ` first; anything else is a bug (exit code 1).
 """
 
-import difflib
 import errno
 from collections.abc import Iterable
+
+from trainer.base.text import did_you_mean
+from trainer.base.text import nearest as nearest
 
 _NAMES_SHOWN = 50
 
@@ -76,17 +78,10 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by signal {signum}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known name most like `word`, or None when none is alike."""
-    matches = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
 def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
     """One line about a name that does not exist: the nearest one, and all there are (of many, the first ones)."""
     names = sorted(str(k) for k in known)
-    suggestion = nearest(word, names)
-    hint = f" Did you mean '{prefix}{suggestion}'?" if suggestion else ""
+    hint = did_you_mean(word, names, f" Did you mean '{prefix}{{}}'?")
     listing = ", ".join(names[:_NAMES_SHOWN]) if names else "none"
     more = f", ... ({len(names)} in all)" if len(names) > _NAMES_SHOWN else ""
     return f"{what} '{prefix}{word}' does not exist.{hint} Known: {listing}{more}"

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.base.checks import check_number, check_one_of
+
 # metrics where less is better, by the last part of their name
 _FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
 
@@ -13,8 +15,7 @@ def direction(monitor: str, mode: str) -> str:
 
     Raises ValueError for another mode.
     """
-    if mode not in ("min", "max", "auto"):
-        raise ValueError(f"mode={mode}: must be min, max or auto")
+    check_one_of("mode", mode, ("min", "max", "auto"))
     if mode != "auto":
         return mode
     return "min" if monitor.rpartition("/")[2].startswith(_FALLING) else "max"
@@ -27,8 +28,7 @@ class Improvement:
     """
 
     def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta={min_delta}: must be at least 0")
+        check_number("min_delta", min_delta, 0)
         self.sign = -1.0 if direction(monitor, mode) == "min" else 1.0
         self.min_delta = min_delta
         self.best: float | None = None

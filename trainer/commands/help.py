@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trainer.base.errors import ConfigurationError
+from trainer.base.text import written
 from trainer.commands import COMMANDS
 from trainer.configuration.options import first_comment
 
@@ -71,13 +72,7 @@ def _defaults(folder: Path) -> dict[str, str]:
 def _settings(folder: Path) -> dict[str, object]:
     values = yaml.safe_load((folder / "train.yaml").read_text())
     shown = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
-    return {key: _typed(value) for key, value in shown.items()}
-
-
-def _typed(value: object) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "").replace(": ", ":")
+    return {key: written(value).replace(": ", ":") for key, value in shown.items()}
 
 
 def _groups(folders: list[Path]) -> dict[str, dict[str, str]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
+from trainer.base.text import written
 from trainer.configuration.rules import OPEN, is_trusted
 
 Node = Mapping[str, Any]
@@ -146,7 +147,7 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
             yield f"{where}.{key}: is given by the trainer, not by the configuration"
         elif key not in parameters and not takes_any:
             taken = unknown("key", str(key), known, f"{where}.")
-            yield f"{where}.{key}={_show(node[key])}: {taken} (of {node['_target_']})"
+            yield f"{where}.{key}={written(node[key])}: {taken} (of {node['_target_']})"
     missing = [
         name
         for name, p in parameters.items()
@@ -159,13 +160,7 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
     for key in given:
         value = node[key]
         if key in hints and key not in OPEN and not isinstance(value, Mapping) and not fits(value, hints[key]):
-            yield f"{where}.{key}={_show(value)}: must be {_kind(hints[key])}"
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
+            yield f"{where}.{key}={written(value)}: must be {_kind(hints[key])}"
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_number, check_that, check_whole
 from trainer.base.randomness import generator_for
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed
@@ -35,15 +36,10 @@ class Blobs(DataSet):
         num_test: int = 500,
         split_seed: int = 0,
     ) -> None:
-        if not 1 <= num_features <= _MOST_FEATURES:
-            raise ValueError(f"num_features={num_features}: must be from 1 to {_MOST_FEATURES}")
-        if not 2 <= num_classes <= num_features + 1:
-            raise ValueError(
-                f"num_classes={num_classes}: must be between 2 and num_features + 1 ({num_features + 1}),"
-                " for centres of equal distance"
-            )
-        if not 0 <= separation < math.inf:
-            raise ValueError(f"separation={separation}: must be at least 0, and finite")
+        check_whole("num_features", num_features, 1, _MOST_FEATURES)
+        most = f"num_features + 1 ({num_features + 1}), for centres of equal distance"
+        check_whole("num_classes", num_classes, 2, num_features + 1, must=f"between 2 and {most}")
+        check_number("separation", separation, 0, must="at least 0, and finite")
         check_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         check_split_seed(split_seed)
         self.num_features, self.num_classes, self.separation = num_features, num_classes, separation
@@ -102,17 +98,14 @@ class LinearRegression(DataSet):
         num_test: int = 500,
         split_seed: int = 0,
     ) -> None:
-        if not 1 <= num_features <= _MOST_FEATURES:
-            raise ValueError(f"num_features={num_features}: must be from 1 to {_MOST_FEATURES}")
-        if not 1 <= condition_number <= _MOST_CONDITION:
-            raise ValueError(f"condition_number={condition_number:g}: must be between 1 and {_MOST_CONDITION:g}")
-        if num_features == 1 and condition_number != 1:
-            raise ValueError(f"condition_number={condition_number:g}: must be 1 with a single feature")
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"noise={noise}: must be at least 0, and finite")
+        check_whole("num_features", num_features, 1, _MOST_FEATURES)
+        must = f"between 1 and {_MOST_CONDITION:g}"
+        check_number("condition_number", condition_number, 1, _MOST_CONDITION, must=must)
+        is_possible = num_features > 1 or condition_number == 1
+        check_that(is_possible, "condition_number", condition_number, "1 with a single feature")
+        check_number("noise", noise, 0, must="at least 0, and finite")
         check_counts(num_train=num_train, num_val=num_val, num_test=num_test)
-        if num_train <= num_features:
-            raise ValueError(f"num_train={num_train}: must be above num_features={num_features}")
+        check_that(num_train > num_features, "num_train", num_train, f"above num_features={num_features}")
         check_split_seed(split_seed)
         self.num_features, self.condition_number, self.rotated = num_features, condition_number, rotated
         self.noise, self.split_seed = noise, split_seed

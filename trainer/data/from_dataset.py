@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_whole
 from trainer.base.errors import one_line
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
@@ -52,8 +53,7 @@ class FromDataset(DataSet):
         if num_classes is None and not names:
             raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
         self.num_classes = len(names) if num_classes is None else num_classes
-        if not 1 <= self.num_classes <= _MOST_CLASSES:
-            raise ValueError(f"num_classes={self.num_classes}: must be from 1 to {_MOST_CLASSES}")
+        check_whole("num_classes", self.num_classes, 1, _MOST_CLASSES)
         self.class_names = tuple(map(str, names)) if len(names) == self.num_classes else ()
         self.input_shape = tuple(self._sample("train", 0)[0].shape)
 

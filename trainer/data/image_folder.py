@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from trainer.base.checks import check_fraction, check_number, check_one_of, check_whole
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.photographs import caching
@@ -16,7 +17,7 @@ from trainer.data.photographs.manifest import PARTS, Files, read_manifest, scan
 from trainer.data.photographs.reading import Collection, Photographs
 from trainer.data.photographs.storage import Decoded, Store
 from trainer.data.photographs.workers import start_server
-from trainer.data.split import check_split_seed, cut_size, stratified_cut
+from trainer.data.split import check_root, check_split_seed, cut_size, stratified_cut
 
 logger = logging.getLogger(__name__)
 
@@ -63,25 +64,18 @@ class ImageFolder(DataSet):
         test_fraction: float = 0.1,
         split_seed: int = 0,
     ) -> None:
-        if not root:
-            raise ValueError(f"root={root!r}: must be the name of a folder")
-        if not 1 <= size <= _MOST_PIXELS:
-            raise ValueError(f"size={size}: must be from 1 to {_MOST_PIXELS} pixels")
-        if not 1 <= evaluation_scale <= 10:
-            raise ValueError(f"evaluation_scale={evaluation_scale}: must be from 1 to 10")
-        if max_side is not None and max_side < 1:
-            raise ValueError(f"max_side={max_side}: must be null or 1 pixel or more")
-        if cache not in ("memory", "disk", "none"):
-            raise ValueError(f"cache={cache}: must be memory, disk or none")
-        if not 0 <= workers <= _MOST_WORKERS:
-            raise ValueError(f"workers={workers}: must be from 0 to {_MOST_WORKERS}")
-        if not 0 < timeout <= _MOST_SECONDS:
-            raise ValueError(f"timeout={timeout}: must be more than 0 seconds, at most {_MOST_SECONDS:,}")
-        if on_bad_file not in ("error", "skip"):
-            raise ValueError(f"on_bad_file={on_bad_file}: must be error or skip")
+        check_root(root)
+        check_whole("size", size, 1, _MOST_PIXELS, must=f"from 1 to {_MOST_PIXELS} pixels")
+        check_number("evaluation_scale", evaluation_scale, 1, 10)
+        if max_side is not None:
+            check_whole("max_side", max_side, 1, must="null or 1 pixel or more")
+        check_one_of("cache", cache, ("memory", "disk", "none"))
+        check_whole("workers", workers, 0, _MOST_WORKERS)
+        must = f"more than 0 seconds, at most {_MOST_SECONDS:,}"
+        check_number("timeout", timeout, 0, _MOST_SECONDS, above=True, must=must)
+        check_one_of("on_bad_file", on_bad_file, ("error", "skip"))
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < fraction < 1:
-                raise ValueError(f"{name}={fraction}: must be between 0 and 1")
+            check_fraction(name, fraction)
         check_split_seed(split_seed)
         self._limit = memory.parse_limit(memory_limit)
         self.root = Path(root).expanduser()

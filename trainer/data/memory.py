@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.base.checks import refuse
 from trainer.base.rank import place
 
 _SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
@@ -29,7 +30,7 @@ def parse_limit(memory_limit: int | str) -> int | None:
     if memory_limit == "auto":
         return None
     if found is None or isinstance(memory_limit, bool):
-        raise ValueError(f"memory_limit={memory_limit}: must be auto, a number of bytes, or such as 500MB or 4GB")
+        refuse("memory_limit", memory_limit, "auto, a number of bytes, or such as 500MB or 4GB")
     letter, binary = found[2], found[3]
     unit = 1 if letter is None else _UNITS[letter.upper()]
     if binary:  # KiB, MiB, ...

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_seed, check_that
+
 
 def cut_size(name: str, fraction: float, total: int) -> int:
     """The number of samples, of `total`, that `fraction` stands for: the nearest, at least one.
@@ -10,15 +12,20 @@ def cut_size(name: str, fraction: float, total: int) -> int:
     Raises ValueError, with `name`, for a fraction outside (0, 1) or one that rounds to none or to all.
     """
     count = round(total * fraction) if 0 < fraction < 1 else 0
-    if not 0 < count < total:
-        raise ValueError(f"{name}={fraction}: must be between 0 and 1, leaving samples on both sides of {total}")
+    must = f"between 0 and 1, leaving samples on both sides of {total}"
+    check_that(0 < count < total, name, fraction, must)
     return count
 
 
 def check_split_seed(split_seed: int) -> None:
     """Raises ValueError for a seed that a generator does not take."""
-    if not 0 <= split_seed < 2**63:
-        raise ValueError(f"split_seed={split_seed}: must be between 0 and 2^63 - 1")
+    check_seed("split_seed", split_seed)
+
+
+def check_root(root: str) -> None:
+    """Raises ValueError for an empty name, which would be the working directory."""
+    if not root:
+        raise ValueError(f"root={root!r}: must be the name of a folder")
 
 
 def stratified_cut(targets_N: Tensor, num_cut: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

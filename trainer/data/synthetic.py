@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_number, check_whole
 from trainer.base.randomness import generator_for
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed
@@ -51,15 +52,11 @@ class Shapes(DataSet):
         noise: float = 20.0,
         split_seed: int = 0,
     ) -> None:
-        if not _LEAST_SIZE <= size <= _MOST_SIZE:
-            raise ValueError(f"size={size}: must be from {_LEAST_SIZE} to {_MOST_SIZE}")
-        if not 1 <= channels <= 4:
-            raise ValueError(f"channels={channels}: must be between 1 and 4")
-        if not 2 <= num_classes <= len(NAMES):
-            raise ValueError(f"num_classes={num_classes}: must be between 2 and {len(NAMES)}")
+        check_whole("size", size, _LEAST_SIZE, _MOST_SIZE)
+        check_whole("channels", channels, 1, 4, must="between 1 and 4")
+        check_whole("num_classes", num_classes, 2, len(NAMES), must=f"between 2 and {len(NAMES)}")
         check_counts(num_train=num_train, num_val=num_val, num_test=num_test)
-        if not 0 <= noise < float("inf"):
-            raise ValueError(f"noise={noise}: must be at least 0, and finite")
+        check_number("noise", noise, 0, must="at least 0, and finite")
         check_split_seed(split_seed)
         self.size, self.channels, self.num_classes = size, channels, num_classes
         self.counts = {"train": num_train, "val": num_val, "test": num_test}
@@ -115,5 +112,4 @@ def shuffled_classes(count: int, num_classes: int, generator: torch.Generator) -
 def check_counts(**counts: int) -> None:
     """Raises ValueError for a part without samples, or with more than memory is made for."""
     for name, count in counts.items():
-        if not 1 <= count <= _MOST_SAMPLES:
-            raise ValueError(f"{name}={count}: must be from 1 to {_MOST_SAMPLES}")
+        check_whole(name, count, 1, _MOST_SAMPLES)

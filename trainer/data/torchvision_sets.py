@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.base.errors import is_out_of_memory
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
-from trainer.data.split import check_split_seed, cut_size, stratified_cut
+from trainer.data.split import check_root, check_split_seed, cut_size, stratified_cut
 
 DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
 
@@ -65,8 +65,7 @@ class TorchvisionSet(DataSet):
         split_seed: int = 0,
         memory_limit: int | str = "auto",
     ) -> None:
-        if not root:
-            raise ValueError(f"root={root!r}: must be the name of a folder")
+        check_root(root)
         check_split_seed(split_seed)
         self.root = Path(root).expanduser()
         self.download = download

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from trainer.base.checks import check_number, check_whole
 from trainer.data import DataFacts, Part, Splits
 
 
@@ -16,10 +17,8 @@ class Stripes:
     """Noisy grey stripes, 16x16: brightness is a sine along one of four directions, k * 45 degrees for class k."""
 
     def __init__(self, num_images: int = 600, noise: float = 0.5, split_seed: int = 0) -> None:
-        if num_images < 20:
-            raise ValueError(f"num_images={num_images}: must be at least 20")
-        if noise < 0:
-            raise ValueError(f"noise={noise}: must be at least 0")
+        check_whole("num_images", num_images, 20)
+        check_number("noise", noise, 0)
         self.num_images, self.noise, self.split_seed = num_images, noise, split_seed
         self.num_val = self.num_test = num_images // 5
 
@@ -46,8 +45,7 @@ class StripeNet(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int], num_outputs: int, width: int = 16) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width={width}: must be at least 1")
+        check_whole("width", width, 1)
         self.filters = nn.Conv2d(input_shape[0], width, kernel_size=5, padding=2)
         self.output = nn.Linear(width, num_outputs)
 

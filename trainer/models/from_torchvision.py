@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trainer.models.parts import suggestion
+from trainer.base.checks import check_that
+from trainer.base.text import did_you_mean
 
 # constructor arguments that follow from the data, under the names that torchvision uses
 _FROM_DATA = ("num_classes", "image_size", "input_size")
@@ -58,8 +59,7 @@ def _constructor(
     from torchvision import models
 
     names = models.list_models(module=models)
-    if name not in names:
-        raise ValueError(f"name={name}: must be a classification model of torchvision.models{suggestion(name, names)}")
+    check_that(name in names, "name", name, f"a classification model of torchvision.models{did_you_mean(name, names)}")
     # the builders end in **kwargs; the class they return has the signature
     returned = inspect.signature(models.get_model_builder(name)).return_annotation
     parameters = inspect.signature(returned).parameters
@@ -75,13 +75,11 @@ def _constructor(
 def _check_arguments(name: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
     free = [key for key in known if key not in _FROM_DATA]
     for key, value in arguments.items():
-        if key in _FROM_DATA:
-            raise ValueError(f"arguments.{key}={value}: must be left out; it is given by the data")
+        check_that(key not in _FROM_DATA, f"arguments.{key}", value, "left out; it is given by the data")
         if key not in free:
-            hint = suggestion(key, free)
+            hint = did_you_mean(key, free)
             raise ValueError(f"arguments.{key}={value}: must be one of {', '.join(free)} for model {name}{hint}")
-    if arguments.get("aux_logits"):
-        raise ValueError("arguments.aux_logits=true: must be false; a model has one output here")
+    check_that(not arguments.get("aux_logits"), "arguments.aux_logits", True, "false; a model has one output here")
 
 
 def _build(build: Callable[[], nn.Module]) -> nn.Module:
@@ -136,8 +134,8 @@ def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]
 
 def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
     """Copy a state dict from a file. Raises ValueError where the file or an entry of it does not fit."""
-    if not Path(path).expanduser().is_file():
-        raise ValueError(f"weights={path}: must be null or a file of weights; there is no such file")
+    is_file = Path(path).expanduser().is_file()
+    check_that(is_file, "weights", path, "null or a file of weights; there is no such file")
     device = next(model.parameters()).device
     try:
         state = torch.load(Path(path).expanduser(), map_location=device, weights_only=True)

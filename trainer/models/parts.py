@@ -1,11 +1,13 @@
 """What the models share: activations by name, fully connected layers, checks of arguments."""
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+
+from trainer.base.checks import check_choice as check_choice
+from trainer.base.checks import check_number, check_wholes
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -101,30 +103,14 @@ def paired(layers: Mapping[str, nn.Module]) -> dict[str, str]:
     return plan
 
 
-def suggestion(word: object, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the known name most like `word`, or nothing when none is alike."""
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
-    """Raises ValueError when `value` is none of the allowed names."""
-    names = list(allowed)
-    if value not in names:
-        raise ValueError(f"{key}={value}: must be one of {', '.join(names)}{suggestion(value, names)}")
-
-
 def check_widths(key: str, widths: Sequence[int], minimum: int = 0) -> None:
     """Raises ValueError unless `widths` holds at least `minimum` whole numbers, each >= 1."""
-    if len(widths) < minimum or any(not isinstance(width, int) or width < 1 for width in widths):
-        least = f" of at least {minimum}" if minimum else ""
-        raise ValueError(f"{key}={list(widths)}: must be a list{least} of whole numbers >= 1")
+    check_wholes(key, widths, 1, least=minimum)
 
 
 def check_dropout(dropout: float) -> None:
     """Raises ValueError unless the drop probability is in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: must be a drop probability in [0, 1)")
+    check_number("dropout", dropout, 0, 1, below=True, must="a drop probability in [0, 1)")
 
 
 def check_image_size(model: str, input_shape: tuple[int, int, int], smallest: int) -> None:

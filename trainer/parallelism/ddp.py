@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.base.checks import check_one_of
 from trainer.parallelism import cost
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
@@ -41,8 +42,7 @@ class DataParallel(Ranks):
         timeout: float = 300.0,
     ) -> None:
         super().__init__(devices, max_restarts, timeout)
-        if batch_norm not in ("synchronized", "plain"):
-            raise ValueError(f"batch_norm={batch_norm}: must be synchronized or plain")
+        check_one_of("batch_norm", batch_norm, ("synchronized", "plain"))
         self.batch_norm, self.unused_parameters = batch_norm, unused_parameters
         self._wrapped: Any = None
 

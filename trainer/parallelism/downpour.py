@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.checks import check_whole
 from trainer.base.rank import open_store, place
 from trainer.parallelism import cost
 from trainer.parallelism.named_state import load_named_state, named_state
@@ -63,8 +64,7 @@ class Downpour(Unreduced):
     ) -> None:
         check_ranks(devices, max_restarts, timeout)
         for name, value in (("servers", servers), ("period", period)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+            check_whole(name, value, 1)
         self.devices, self.servers, self.period = devices, servers, period
         self.max_restarts, self.timeout = max_restarts, timeout
         self._processes: list[ServerProcess] = []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from trainer.base.checks import check_whole
 from trainer.parallelism import cost
 from trainer.parallelism.named_state import named_state
 from trainer.parallelism.ranks import Ranks
@@ -33,8 +34,7 @@ class LocalSGD(Ranks):
         self, devices: int | str = "auto", period: int = 8, max_restarts: int = 0, timeout: float = 300.0
     ) -> None:
         super().__init__(devices, max_restarts, timeout)
-        if period < 1:
-            raise ValueError(f"period={period}: must be at least 1 (steps between averages)")
+        check_whole("period", period, 1, must="at least 1 (steps between averages)")
         self.period = period
         self._model: nn.Module | None = None
 

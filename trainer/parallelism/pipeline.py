@@ -13,6 +13,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from trainer.base.checks import check_one_of, check_whole
 from trainer.contracts import pipeline_plan
 from trainer.parallelism import cost
 from trainer.parallelism.ranks import Ranks
@@ -46,10 +47,8 @@ class Pipeline(Ranks):
         timeout: float = 300.0,
     ) -> None:
         super().__init__(devices, max_restarts, timeout)
-        if schedule not in ("gpipe", "1f1b"):
-            raise ValueError(f"schedule={schedule}: must be gpipe or 1f1b")
-        if micro_batches < 1:
-            raise ValueError(f"micro_batches={micro_batches}: must be at least 1")
+        check_one_of("schedule", schedule, ("gpipe", "1f1b"))
+        check_whole("micro_batches", micro_batches, 1)
         self.schedule, self.micro_batches = schedule, micro_batches
         self._stage: Any = None
         self._schedules: dict[tuple[int, ...], tuple[Any, list[list[Any]]]] = {}

@@ -1,6 +1,5 @@
 """What the strategies over several processes share: a rank's place, and collectives in which everything is a sum."""
 
-import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trainer.base.checks import check_count_or_auto, check_number, check_that, check_whole
 from trainer.base.rank import open_store, place
 from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.strategy import Forward, Loss, Part, WholeModel
@@ -17,22 +17,18 @@ from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 
 def check_ranks(devices: int | str, max_restarts: int, timeout: float) -> None:
     """Raises ValueError for arguments that no strategy of several ranks can take."""
-    if devices != "auto" and (isinstance(devices, str) or devices < 1):
-        raise ValueError(f"devices={devices}: must be auto or at least 1")
-    if max_restarts < 0:
-        raise ValueError(f"max_restarts={max_restarts}: must be at least 0")
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"timeout={timeout}: must be > 0 (seconds)")
+    check_count_or_auto("devices", devices)
+    check_whole("max_restarts", max_restarts, 0)
+    check_number("timeout", timeout, 0, above=True, must="> 0 (seconds)")
 
 
 def resolve_devices(devices: int | str, default: int, available: int | None) -> int:
     """How many processes `devices` means where `available` devices, or processes that are started already, are
     known of. Raises ValueError for more."""
     count = (default if available is None else available) if devices == "auto" else int(devices)
-    if available is not None and count > available:
-        raise ValueError(
-            f"parallelism.devices={count}: must be at most {available}, the devices (or processes) that are there"
-        )
+    if available is not None:
+        must = f"at most {available}, the devices (or processes) that are there"
+        check_that(count <= available, "parallelism.devices", count, must)
     return count
 
 

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from trainer import contracts
+from trainer.base.checks import check_whole
 from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
 from trainer.parallelism.exchange import gathered
@@ -141,8 +142,7 @@ class HybridParallel(SplitModel):
         timeout: float = 300.0,
     ) -> None:
         super().__init__(devices, batch_norm, max_restarts, timeout)
-        if tensor < 1:
-            raise ValueError(f"tensor={tensor}: must be at least 1")
+        check_whole("tensor", tensor, 1)
         self.tensor = tensor
         self._mesh: DeviceMesh | None = None
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer import contracts
+from trainer.base.checks import check_one_of
 from trainer.preprocessing.statistics import Images, moments
 
 _MOST_NUMBERS = 2**16  # 256 KB each
@@ -105,8 +106,7 @@ class Standardize(Preprocessing):
     reciprocal_std: Tensor
 
     def __init__(self, per: Literal["channel", "feature"] = "channel") -> None:
-        if per not in ("channel", "feature"):
-            raise ValueError(f"per={per}: must be channel or feature")
+        check_one_of("per", per, ("channel", "feature"))
         super().__init__()
         self.per = per
         self.register_buffer("mean", torch.empty(0))

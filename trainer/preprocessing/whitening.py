@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.base.checks import check_number, check_whole
 from trainer.preprocessing.modules import Preprocessing
 from trainer.preprocessing.statistics import Images, mean_and_covariance
 
@@ -34,10 +35,9 @@ class Whitening(Preprocessing):
     offset: Tensor  # what matrix makes of mean - centre
 
     def __init__(self, components: int | None = None, epsilon: float = 1.0) -> None:
-        if components is not None and components < 1:
-            raise ValueError(f"components={components}: must be at least 1, or null for all")
-        if not 0 <= epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon}: must be at least 0, and finite")
+        if components is not None:
+            check_whole("components", components, 1, must="at least 1, or null for all")
+        check_number("epsilon", epsilon, 0, must="at least 0, and finite")
         super().__init__()
         self.components, self.epsilon = components, epsilon
         for name in ("centre", "matrix", "offset"):
@@ -48,8 +48,8 @@ class Whitening(Preprocessing):
         size = math.prod(input_shape)
         if size > MOST_FEATURES:
             raise ValueError(f"whitening takes at most {MOST_FEATURES:,} values a sample, not {size:,}")
-        if self.components is not None and self.components > size:
-            raise ValueError(f"components={self.components}: must be at most {size}, the values of a sample")
+        if self.components is not None:
+            check_whole("components", self.components, 1, size, must=f"at most {size}, the values of a sample")
 
     def fit(self, images: Images) -> None:
         mean_D, covariance_DD = mean_and_covariance(images)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.base.checks import check_whole
 from trainer.storage.files import disk_error
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -26,8 +27,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        if offset < 0:
-            raise ValueError(f"offset={offset}: must be 0 or more bytes")
+        check_whole("offset", offset, 0, must="0 or more bytes")
         if offset:
             _check_cut(path, offset)
         self._path = path

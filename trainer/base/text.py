@@ -1,0 +1,39 @@
+"""How a value is written in a message, and the known name most like a misspelt one."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+VALUE = "; did you mean {}?"
+NAME = " Did you mean '{}'?"
+SENTENCE = ". Did you mean {}?"
+
+
+def written(value: object) -> str:
+    """`value` as it would be typed in YAML: null, true, [1, 2.5], {key: text}. Numbers stay as they were given."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def alternatives(values: Iterable[object]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *first, last = map(written, values)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def nearest(word: str, known: Iterable[object]) -> str | None:
+    """The known name most like `word`, or None if none is alike."""
+    matches = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: object, known: Iterable[object], form: str = VALUE) -> str:
+    """`form` filled with the known name most like `word`, or nothing if none is alike."""
+    suggestion = nearest(str(word), known)
+    return form.format(suggestion) if suggestion else ""
