@@ -15,8 +15,8 @@ from trainer.precision import LossScale
 class GradientGuard:
     """Clips gradients and leaves out a step whose loss or gradient is not finite, without waiting.
 
-    Global norm (A): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before that norm is
-    taken. Fused optimizers divide by `grad_scale` and skip on `found_inf` inside their own kernel, so that
+    Global norm (Pascanu et al. 2013): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before that
+    norm is taken. Fused optimizers divide by `grad_scale` and skip on `found_inf` inside their own kernel, so that
     nothing is read from the device; other optimizers need the flag on the host at each step.
     """
 

@@ -1,4 +1,4 @@
-"""Against the number of updates the curves of all forms of parallelism coincide (A "Hybrid data and model
+"""Against the number of updates the curves of all forms of parallelism coincide (CUHK ELEG 5491, "Hybrid data and model
 parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device.
 
 The problem is one that is learnt in that time (the loss falls below a tenth); what must not be equal is not.
