@@ -4,23 +4,23 @@ Without a flag: one process against two on this machine, a thread each, at equal
 take turns within a round; a ratio is taken round by round, and the median over the rounds is printed with its
 quartiles. Efficiency = (time of one process) / (processes * time of a strategy).
 
-`--simulate`: AlexNet at batch 256 (the model and the batch of A's figure "Hybrid data and model parallelism") on
-up to 64 ranks with links of stated speeds. The time of a sample is measured here or given (`--per-sample`), the
-bytes are those of `trainer.parallelism.cost`, nothing is hidden behind computing:
+`--simulate`: AlexNet at batch 256 (the model and the batch of CUHK ELEG 5491's figure "Hybrid data and model
+parallelism") on up to 64 ranks with links of stated speeds. The time of a sample is measured here or given
+(`--per-sample`), the bytes are those of `trainer.parallelism.cost`, nothing is hidden behind computing:
 
     step(n) = work / speed-up * (1 + sd * E[largest of n normal numbers]) + bytes / speed + messages * latency
 
 Claims that it is held against (tests/parallelism/test_cost.py):
 
-- A "Drawbacks of data parallelism": "Require considerable communication between GPUs, since must communicate both
-  gradients and parameter values on every update step".
-- A "Model parallelism": columns that cross at one layer and at the top "may require less communication bandwidth
-  when the cross connections involve small intermediate feature maps".
-- A "Hybrid data and model parallelism": both can be combined on 4 GPUs; E "Distributed Training": "Combining
-  data-parallelism and model-parallelism", with Krizhevsky 2014.
-- A "Distributed computation with CPU cores": "the speedup cannot keep increasing with infinite number of machines";
-  less than ideal by "variance in processing times across the different machines, leading to many machines waiting
-  for the single slowest machine". Backup workers against that: Chen et al. 2016.
+- CUHK ELEG 5491, "Drawbacks of data parallelism": "Require considerable communication between GPUs, since must
+  communicate both gradients and parameter values on every update step".
+- CUHK ELEG 5491, "Model parallelism": columns that cross at one layer and at the top "may require less communication
+  bandwidth when the cross connections involve small intermediate feature maps".
+- CUHK ELEG 5491, "Hybrid data and model parallelism": both can be combined on 4 GPUs; Optimization (Part 2),
+  "Distributed Training": "Combining data-parallelism and model-parallelism", with Krizhevsky 2014.
+- CUHK ELEG 5491, "Distributed computation with CPU cores": "the speedup cannot keep increasing with infinite number of
+  machines"; less than ideal by "variance in processing times across the different machines, leading to many machines
+  waiting for the single slowest machine". Backup workers against that: Chen et al. 2016.
 
 `--curves FILE`: the loss against the number of updates under every strategy, and how far each is from one device.
 """

@@ -1,4 +1,4 @@
-"""Early stopping (B): stop when the monitored metric has not improved for `patience` evaluations."""
+"""Early stopping: stop when the monitored metric has not improved for `patience` evaluations."""
 
 from collections.abc import Mapping
 from typing import Any

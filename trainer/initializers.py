@@ -21,7 +21,7 @@ _NONLINEARITIES = ("relu", "leaky_relu", "tanh", "sigmoid", "selu", "linear")
 
 
 class Normal:
-    """w ~ N(0, std^2), one `std` > 0 for every layer (B, "Weights initialization": 0.01 and 0.05)."""
+    """w ~ N(0, std^2), one `std` > 0 for every layer (UVic PHYS 555, "Weights initialization": 0.01 and 0.05)."""
 
     def __init__(self, std: float = 0.01) -> None:
         check_number("std", std, 0, above=True, must="a number above 0")
@@ -41,7 +41,7 @@ class _Xavier:
 
 
 class XavierNormal(_Xavier):
-    """w ~ N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010; A, B, C "Xavier initialization").
+    """w ~ N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot & Bengio 2010).
 
     fan_in = C_in*k*k and fan_out = C_out*k*k for a convolution. `gain` > 0. A prints the variance 1/(d+u) for
     the normal, which contradicts its own Var(W) = 2/(d+u) one line above: a misprint. B calls it a truncated
@@ -53,7 +53,7 @@ class XavierNormal(_Xavier):
 
 
 class XavierUniform(_Xavier):
-    """w ~ U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out)): the variance of `XavierNormal` (A, C).
+    """w ~ U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out)): the variance of `XavierNormal`.
 
     `gain` > 0. C prints N(-b, b) where the uniform distribution is meant.
     """
@@ -91,13 +91,13 @@ class _Kaiming:
 
 
 class KaimingNormal(_Kaiming):
-    """w ~ N(0, gain^2 / fan) (He et al. 2015, "Delving deep into rectifiers"; A, B, C, D "Kaiming").
+    """w ~ N(0, gain^2 / fan) (He et al. 2015, "Delving deep into rectifiers").
 
     `mode`: fan_in keeps the variance of activations from layer to layer, fan_out that of gradients.
     gain^2 is 2 for relu, 2 / (1 + a^2) for leaky_relu with the slope `a` below zero, (5/3)^2 for tanh,
     (3/4)^2 for selu, 1 for sigmoid and linear (`torch.nn.init.calculate_gain`). For a convolution fan_in is
     C_in*k*k, fan_out C_out*k*k (`conv_fan_out`: receptive_field, torch's and the paper's) or C_out (channels,
-    C's "Question"). Groups do not lower fan_out, as in torch.
+    CS7150, "Question"). Groups do not lower fan_out, as in torch.
 
     A says that the n of Var = 2/n counts the *output* units of the layer; its own derivation sums over the
     inputs, and D and the paper have n = dim(x): n is fan_in here.
@@ -110,7 +110,7 @@ class KaimingNormal(_Kaiming):
 
 
 class KaimingUniform(_Kaiming):
-    """w ~ U(-b, b), b = gain * sqrt(3 / fan): the variance and the arguments of `KaimingNormal` (A)."""
+    """w ~ U(-b, b), b = gain * sqrt(3 / fan): the variance and the arguments of `KaimingNormal`."""
 
     def __call__(self, model: nn.Module) -> None:
         _initialize(model, lambda values, layer: _uniform(values, self._std(layer)))

@@ -20,7 +20,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class CrossEntropy(Loss):
-    """J = sum_n -log softmax(outputs_n)[target_n] (D, "Cross-entropy (Loss)").
+    """J = sum_n -log softmax(outputs_n)[target_n] (UIUC ECE 598, "Cross-entropy (Loss)").
 
     `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al.
     2016). `base` of the logarithm: "e" for nats, 2 for bits as in D. Raises ValueError for other values.
@@ -60,7 +60,7 @@ class CrossEntropy(Loss):
 
 
 class MSE(Loss):
-    """J = sum_n mean_k (outputs_nk - targets_nk)^2 (D, "Loss Function Example - MSE").
+    """J = sum_n mean_k (outputs_nk - targets_nk)^2 (UIUC ECE 598, "Loss Function Example - MSE").
 
     So J / N is `F.mse_loss` with reduction="mean". Integer targets are class indices and stand for one-hot
     vectors; floating point targets are values, (N, K), or (N,) where K = 1.

@@ -25,7 +25,7 @@ SumOverRanks = Callable[[Tensor], Tensor]
 class Shuffle(Sampler):
     """A new uniform permutation every epoch: every sample exactly once.
 
-    Source: A "Shuffling the training samples"; B "SGD Algorithm with mini-batches".
+    Source: CUHK ELEG 5491, "Shuffling the training samples"; UVic PHYS 555, "SGD Algorithm with mini-batches".
     """
 
     repeats = False
@@ -58,7 +58,7 @@ class FreshBatch(Sampler):
     An epoch is N samples long all the same; its last batch has what is left of them. `batch_size` K is that of
     an optimizer step.
 
-    Source: E "Stochastic Gradient Descent", I = choose({1, ..., N}, K) in each iteration.
+    Source: Optimization (Part 2), "Stochastic Gradient Descent", I = choose({1, ..., N}, K) in each iteration.
     """
 
     repeats = True
@@ -95,7 +95,8 @@ class ClassInterleaved(Sampler):
     others together and one makes neighbours of one class unavoidable; there are as few of them as there can be,
     2m - N - 1, spread evenly over the epoch in runs of (nearly) one length.
 
-    Source: A "Shuffling the training samples" (successive examples never or rarely belong to the same class).
+    Source: CUHK ELEG 5491, "Shuffling the training samples" (successive examples never or rarely belong to the same
+    class).
     """
 
     repeats = False
@@ -197,8 +198,8 @@ class HardExamples(Sampler):
     and of the generator, and `state_dict` at any moment between holds that state and the sums so far. The sums
     are whole numbers, so that neither the order of the calls nor which rank saw what leaves a trace.
 
-    Source: A "Shuffling the training samples" (present examples with a large error more frequently). Raises
-    ValueError for `power`, `floor` below 0, `uniform` outside (0, 1], `smoothing` outside [0, 1).
+    Source: CUHK ELEG 5491, "Shuffling the training samples" (present examples with a large error more frequently).
+    Raises ValueError for `power`, `floor` below 0, `uniform` outside (0, 1], `smoothing` outside [0, 1).
     """
 
     repeats = True

@@ -25,7 +25,7 @@ class Constant(Schedule):
 
 
 class Step(Schedule):
-    """factor(t) = f^floor(t / d): a drop every d steps (A: ÷10 whenever mod(t, d) = 0).
+    """factor(t) = f^floor(t / d): a drop every d steps (CUHK ELEG 5491: divided by 10 whenever mod(t, d) = 0).
 
     `every`: duration d; `factor`: f in (0, 1). Raises ValueError outside these.
     """
@@ -40,7 +40,8 @@ class Step(Schedule):
 
 
 class Cosine(Schedule):
-    """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run (A; SGDR with one cycle).
+    """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run (Loshchilov & Hutter 2017, with one
+    cycle).
 
     `final`: f in [0, 1], reached at step T. Raises ValueError outside it.
     """
@@ -85,14 +86,14 @@ class _Warmup(Schedule):
 
 
 class LinearWarmup(_Warmup):
-    """Linear up, then linear down: decay(p) = 1 - p (A)."""
+    """Linear up, then linear down: decay(p) = 1 - p."""
 
     def decay(self, progress: float) -> float:
         return 1 - progress
 
 
 class CosineWarmup(_Warmup):
-    """Linear up, then half a cosine: decay(p) = (1 + cos(pi p)) / 2 (A, C)."""
+    """Linear up, then half a cosine: decay(p) = (1 + cos(pi p)) / 2."""
 
     def decay(self, progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
@@ -101,8 +102,8 @@ class CosineWarmup(_Warmup):
 class Plateau(Schedule):
     """factor = max(floor, f^k), k = how often the monitored metric stalled for more than `patience` evaluations.
 
-    As torch's ReduceLROnPlateau with an absolute threshold and no cooldown (B: ÷10 when validation stalls).
-    `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
+    As torch's ReduceLROnPlateau with an absolute threshold and no cooldown (UVic PHYS 555: divided by 10 when
+    validation stalls). `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
     """
 
     monitor: str

@@ -158,7 +158,8 @@ REGRESSION = ["data=linear_regression", "model=linear", "loss=mse", "optimizer=s
      (["optimizer.lr=0.1", "data.rotated=true"], False), (["optimizer.lr=1e-11", "preprocessing=none"], False)],
 )  # fmt: skip
 def test_gradient_descent_needs_a_condition_number_near_one(words, reaches, tmp_path):
-    """Standardizing mends different scales, only whitening correlated features (C, A "Normalizing input")."""
+    """Standardizing mends different scales, only whitening correlated features (CS7150; CUHK ELEG 5491,
+    "Normalizing input")."""
     found = fit(assemble(compose([*REGRESSION, *QUICK, *words]), tmp_path)).test["test/loss"]
     assert (found < 0.02) == reaches, found
     assert found > 0.009

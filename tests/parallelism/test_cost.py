@@ -291,9 +291,9 @@ def test_of_a_strategy_of_the_users_nothing_is_claimed() -> None:
 
 
 def test_alexnet_on_four_devices() -> None:
-    """A "Hybrid data and model parallelism": two columns on two pairs send less than four copies; E "Distributed
-    Training" (one weird trick): most of it lies in the fully connected layers, whose activations are fewer than
-    their weights."""
+    """CUHK ELEG 5491, "Hybrid data and model parallelism": two columns on two pairs send less than four copies;
+    Optimization (Part 2), "Distributed Training" (one weird trick): most of it lies in the fully connected layers,
+    whose activations are fewer than their weights."""
     alexnet = parallel.alexnet_step()
     assert alexnet.parameters == 60_965_224
     data, hybrid, weird = (scheme(alexnet, 4).total.bytes for scheme in parallel.SCHEMES.values())
@@ -307,8 +307,8 @@ def test_alexnet_on_four_devices() -> None:
 
 
 def test_columns_send_less_than_maps_that_are_exchanged_at_every_layer() -> None:
-    """A "Model parallelism": two columns that cross at one layer and at the top; otherwise "communicate at every
-    layer"."""
+    """CUHK ELEG 5491, "Model parallelism": two columns that cross at one layer and at the top; otherwise "communicate
+    at every layer"."""
     alexnet = parallel.alexnet_step()
     layers = tuple(replace(layer, plan="gather" if layer.plan else "") for layer in alexnet.layers)
     columns = cost.tensor_parallel(alexnet, 2).total.bytes
@@ -317,8 +317,8 @@ def test_columns_send_less_than_maps_that_are_exchanged_at_every_layer() -> None
 
 
 def test_the_speed_up_has_an_end() -> None:
-    """A "Distributed computation with CPU cores". With t(n) = w/n + 2 (n-1)/n B/s + 2 (n-1) l the best n is
-    sqrt((w - 2 B/s) / 2l)."""
+    """CUHK ELEG 5491, "Distributed computation with CPU cores". With t(n) = w/n + 2 (n-1)/n B/s + 2 (n-1) l the best n
+    is sqrt((w - 2 B/s) / 2l)."""
     link = parallel.Link(1e9, 1e-4)
     layers = (cost.Layer("a", 10**6, 0, 1, 1, 1),)
     problem, work = Step(layers, 2**20), 1.0
@@ -340,7 +340,8 @@ def test_the_slowest_of_normal_times_in_closed_form() -> None:
 
 
 def test_waiting_grows_with_the_root_of_the_logarithm_and_backups_help() -> None:
-    """A "Distributed computation with CPU cores": "many machines waiting for the single slowest machine"."""
+    """CUHK ELEG 5491, "Distributed computation with CPU cores": "many machines waiting for the single slowest
+    machine"."""
     ratios = [parallel.order_statistic(n, n) / math.sqrt(2 * math.log(n)) for n in (10, 100, 1000, 10_000)]
     assert all(a < b < 1 for a, b in pairwise(ratios))
     assert ratios[-1] > 0.88
@@ -352,7 +353,7 @@ def test_waiting_grows_with_the_root_of_the_logarithm_and_backups_help() -> None
 
 
 def test_who_waits_for_nobody_is_as_fast_as_the_average() -> None:
-    """E "Distributed Training" (DistBelief): replicas do not wait for one another."""
+    """Optimization (Part 2), "Distributed Training" (DistBelief): replicas do not wait for one another."""
     costs = cost.Cost(speed_up=8.0)
     waits = parallel.step_seconds(costs, 8.0, 8, parallel.LINKS["NVLink 4 (450 GB/s)"], spread=0.1)
     assert waits == pytest.approx(1 + 0.1 * parallel.order_statistic(8, 8))

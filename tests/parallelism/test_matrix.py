@@ -1,4 +1,4 @@
-"""Against the number of updates the curves of all forms of parallelism coincide (A "Hybrid data and model
+"""Against the number of updates the curves of all forms of parallelism coincide (CUHK ELEG 5491, "Hybrid data and model
 parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device. float64 curves are
 equal to 1e-12; float32 curves differ from the float64 curve of one device by at most ten
 times what its own float32 curve does.

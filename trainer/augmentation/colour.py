@@ -117,8 +117,8 @@ class _Ungraded:
 class Brightness(_Blend):
     """Multiplies an image by `factor`, uniform in [low, high): 0 is black, 1 the image itself.
 
-    floor(min(factor x, 255)). Source: B "Color based" (brighten). Raises ValueError: `factor` below 0 or in the
-    wrong order, `probability` not in 0..1.
+    floor(min(factor x, 255)). Source: UVic PHYS 555, "Color based" (brighten). Raises ValueError: `factor` below 0 or
+    in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
@@ -129,9 +129,9 @@ class Contrast(_Blend):
     """Moves an image away from the mean of its grey by `factor`, uniform in [low, high): 0 is that grey, 1 the
     image itself.
 
-    floor(factor x + (1 - factor) mean), within 0..255; grey = floor(0.2989 R + 0.587 G + 0.114 B). Source: A "Data
-    augmentation" (randomly jitter contrast). Raises ValueError: `factor` below 0 or in the wrong order, `probability`
-    not in 0..1.
+    floor(factor x + (1 - factor) mean), within 0..255; grey = floor(0.2989 R + 0.587 G + 0.114 B). Source: CUHK ELEG
+    5491, "Data augmentation" (randomly jitter contrast). Raises ValueError: `factor` below 0 or in the wrong order,
+    `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
@@ -142,8 +142,8 @@ class Saturation(_Blend):
     """Moves each pixel away from its own grey by `factor`, uniform in [low, high): 0 is a grey image, 1 the image
     itself. Images of one channel stay as they are.
 
-    floor(factor x + (1 - factor) grey), within 0..255. Source: A "Data augmentation" (color jitter). Raises
-    ValueError: `factor` below 0 or in the wrong order, `probability` not in 0..1.
+    floor(factor x + (1 - factor) grey), within 0..255. Source: CUHK ELEG 5491, "Data augmentation" (color jitter).
+    Raises ValueError: `factor` below 0 or in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
@@ -154,8 +154,8 @@ class Hue(_Graded):
     """Turns the hue (of HSV) of every pixel by `shift`, a share of the circle, uniform in [low, high): 0.5 is the
     opposite colour. Images of one channel stay as they are.
 
-    Source: A "Data augmentation" (color jitter). Raises ValueError: `shift` not within -0.5..0.5 or in the wrong
-    order, `probability` not in 0..1.
+    Source: CUHK ELEG 5491, "Data augmentation" (color jitter). Raises ValueError: `shift` not within -0.5..0.5 or in
+    the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, shift: tuple[float, float] = (-0.05, 0.05), probability: float = 1.0) -> None:
@@ -166,8 +166,8 @@ class Hue(_Graded):
 class Gamma(_Graded):
     """Raises pixels of 0..1 to the power of `gamma`, uniform in [low, high): above 1 is darker, below 1 brighter.
 
-    floor(255.999 (x / 255)^gamma). Source: B "Color based" (gamma contrast). Raises ValueError: `gamma` below 0 or
-    in the wrong order, `probability` not in 0..1.
+    floor(255.999 (x / 255)^gamma). Source: UVic PHYS 555, "Color based" (gamma contrast). Raises ValueError: `gamma`
+    below 0 or in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, gamma: tuple[float, float] = (0.8, 1.25), probability: float = 0.5) -> None:
@@ -178,7 +178,7 @@ class Gamma(_Graded):
 class Invert(_Ungraded):
     """255 - x, with this probability.
 
-    Source: B "Color based" (invert). Raises ValueError: `probability` not in 0..1.
+    Source: UVic PHYS 555, "Color based" (invert). Raises ValueError: `probability` not in 0..1.
     """
 
     def __init__(self, probability: float = 0.05) -> None:
@@ -190,8 +190,8 @@ class Sharpen(_Graded):
     2 sharp. The outermost pixels stay as they are.
 
     floor(factor x + (1 - factor) round(blur)), within 0..255; the blur weighs the pixel itself 5/13 and the eight
-    around it 1/13. Source: B "Color based" (sharpen). Raises ValueError: `factor` below 0 or in the wrong order,
-    `probability` not in 0..1.
+    around it 1/13. Source: UVic PHYS 555, "Color based" (sharpen). Raises ValueError: `factor` below 0 or in the wrong
+    order, `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (1.0, 2.0), probability: float = 0.2) -> None:
@@ -250,7 +250,7 @@ class Equalize(_Ungraded):
 class ColourShift:
     """Adds a whole number of levels to each channel, uniform over low..high, each channel its own; within 0..255.
 
-    Source: C figure 9.1 (colour shift). Raises ValueError: `levels` not whole numbers within -255..255 or in the
+    Source: CS7150, figure 9.1 (colour shift). Raises ValueError: `levels` not whole numbers within -255..255 or in the
     wrong order, `probability` not in 0..1.
     """
 
@@ -276,8 +276,8 @@ class Lighting:
     With p the components, s their sizes and alpha three draws from a normal distribution of mean 0 and standard
     deviation `std`, round(sum of alpha_i s_i p_i) levels, within 0..255. Images of one channel stay as they are.
 
-    Source: A "Data augmentation" (color offset along principal component directions); Krizhevsky et al. (2012).
-    Raises ValueError: `std` below 0, `probability` not in 0..1.
+    Source: CUHK ELEG 5491, "Data augmentation" (color offset along principal component directions); Krizhevsky et al.
+    (2012). Raises ValueError: `std` below 0, `probability` not in 0..1.
     """
 
     def __init__(self, std: float = 0.1, probability: float = 1.0) -> None:

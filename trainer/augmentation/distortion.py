@@ -23,9 +23,9 @@ class Elastic(RangedOperation):
     field. torchvision's alpha is another number: it multiplies the smoothed noise, whose mean square depends on
     sigma.
 
-    Source: B "Data augmentation" (elastic transformation); Simard et al., "Best practices for convolutional neural
-    networks" (2003). Raises ValueError: `alpha` below 0, `sigma` not in 0.1..1000, `probability` not in 0..1,
-    unknown `fill`.
+    Source: UVic PHYS 555, "Data augmentation" (elastic transformation); Simard et al., "Best practices for
+    convolutional neural networks" (2003). Raises ValueError: `alpha` below 0, `sigma` not in 0.1..1000, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     draws_seeds = True
@@ -74,9 +74,9 @@ class LensDistortion:
     k1 is uniform in its range. Straight lines bulge outwards (barrel) where it is positive, and inwards
     (pincushion) where it is negative.
 
-    Source: A "Data augmentation" (lens distortions); Brown, "Decentering distortion of lenses" (1966), the first
-    radial term. Raises ValueError: `k1` not above -1/3 (where the image would fold),
-    `probability` not in 0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (lens distortions); Brown, "Decentering distortion of lenses" (1966),
+    the first radial term. Raises ValueError: `k1` not above -1/3 (where the image would fold), `probability` not in
+    0..1, unknown `fill`.
     """
 
     def __init__(self, k1: tuple[float, float] = (-0.2, 0.2), probability: float = 1.0, fill: Fill = "black") -> None:

@@ -22,9 +22,9 @@ class Erasing:
     else nothing is erased; the place is uniform, as in torchvision's RandomErasing. `fill`: black (0), mean (of
     the image, each channel's own, rounded), noise (uniform whole numbers 0..255, each pixel and channel its own).
 
-    Source: B "Noise / occlusion"; Zhong et al., "Random erasing data augmentation" (2017). Raises ValueError:
-    `scale` not within 0..1, `ratio` not positive, bounds in the wrong order, another `fill`, `probability` not
-    in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion"; Zhong et al., "Random erasing data augmentation" (2017). Raises
+    ValueError: `scale` not within 0..1, `ratio` not positive, bounds in the wrong order, another `fill`, `probability`
+    not in 0..1.
     """
 
     def __init__(

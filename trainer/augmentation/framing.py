@@ -69,9 +69,9 @@ class ResizedCrop(Framing):
     not fit it is the largest central one with a ratio in the range: torchvision's RandomResizedCrop. With 1 -
     `probability` it is the largest central box of the output's shape.
 
-    Source: A "Data augmentation" (random crops/scales); Szegedy et al., "Going deeper with convolutions" (2014).
-    Raises ValueError: `scale` not in 0..1, `ratio` not above 0, bounds in the wrong order,
-    `probability` not in 0..1.
+    Source: CUHK ELEG 5491, "Data augmentation" (random crops/scales); Szegedy et al., "Going deeper with convolutions"
+    (2014). Raises ValueError: `scale` not in 0..1, `ratio` not above 0, bounds in the wrong order, `probability` not in
+    0..1.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class RandomShortSide(Framing):
     would fall short of the output's first takes the part of the short one. With 1 - `probability` it is the largest
     central box of the output's shape.
 
-    Source: A "Data augmentation" (pick random L in [256, 480], resize, sample a 224 x 224 patch). Raises ValueError:
-    `short_side` not in 1..10, `probability` not in 0..1.
+    Source: CUHK ELEG 5491, "Data augmentation" (pick random L in [256, 480], resize, sample a 224 x 224 patch). Raises
+    ValueError: `short_side` not in 1..10, `probability` not in 0..1.
     """
 
     def __init__(self, short_side: tuple[float, float] = (256 / 224, 480 / 224), probability: float = 1.0) -> None:
@@ -140,8 +140,8 @@ class CropAndPad:
     The share of the height or width is uniform in -`fraction`..`fraction` for each of the four sides, rounded to
     whole pixels; negative ones are cut off. As torchvision's crop and pad, then resize.
 
-    Source: B "Data augmentation" (crop-and-pad). Raises ValueError: `fraction` not in 0..0.5, `probability` not in
-    0..1.
+    Source: UVic PHYS 555, "Data augmentation" (crop-and-pad). Raises ValueError: `fraction` not in 0..0.5,
+    `probability` not in 0..1.
     """
 
     def __init__(self, fraction: float = 0.125, probability: float = 1.0) -> None:

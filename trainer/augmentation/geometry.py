@@ -16,7 +16,8 @@ class Crop:
     The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
     it is. Equal to torchvision's pad followed by crop.
 
-    Source: A, B "Data augmentation" (crop). Raises ValueError: `padding` not in 0..256, `probability` not in 0..1.
+    Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (crop). Raises ValueError: `padding` not in 0..256,
+    `probability` not in 0..1.
     """
 
     keeps_values = True
@@ -75,7 +76,8 @@ class _Flip:
 class HorizontalFlip(_Flip):
     """Exchanges left and right with this probability.
 
-    Source: A, B "Data augmentation" (horizontal flip). Raises ValueError: `probability` not in 0..1.
+    Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (horizontal flip). Raises ValueError: `probability` not
+    in 0..1.
     """
 
     _axis = 3
@@ -84,7 +86,7 @@ class HorizontalFlip(_Flip):
 class VerticalFlip(_Flip):
     """Exchanges top and bottom with this probability.
 
-    Source: B "Data augmentation" (vertical flip). Raises ValueError: `probability` not in 0..1.
+    Source: UVic PHYS 555, "Data augmentation" (vertical flip). Raises ValueError: `probability` not in 0..1.
     """
 
     _axis = 2

@@ -20,8 +20,8 @@ class GaussianNoise(RangedOperation):
 
     `std`: range in levels (of 0..255), uniform. Noise beyond 4.3 std does not occur.
 
-    Source: B "Noise / occlusion" (additive-gaussian-noise). Raises ValueError: `std` below 0 or in the wrong
-    order, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion" (additive-gaussian-noise). Raises ValueError: `std` below 0 or in the
+    wrong order, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -42,8 +42,8 @@ class GaussianBlur(RangedOperation):
     `sigma`: range of its standard deviation in pixels, uniform; 0 changes nothing. Computed for rows, then for
     columns.
 
-    Source: B "Noise / occlusion" (gaussian-blur). Raises ValueError: `sigma` below 0 or in the wrong order, a
-    `kernel_size` that is even, below 1, or (when drawing) too large for the images, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion" (gaussian-blur). Raises ValueError: `sigma` below 0 or in the wrong
+    order, a `kernel_size` that is even, below 1, or (when drawing) too large for the images, `probability` not in 0..1.
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 1.5), kernel_size: int = 7, probability: float = 1.0) -> None:
@@ -100,8 +100,8 @@ class Salt(RangedOperation):
     the share of the spots that are black (0), the others are white (255). With cells of one pixel that is fine
     salt, with larger ones coarse salt; they begin at the upper left corner.
 
-    Source: B "Noise / occlusion" (coarse-salt). Raises ValueError: `amount` or `pepper` not in 0..1, `cell`
-    not in 1..256, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion" (coarse-salt). Raises ValueError: `amount` or `pepper` not in 0..1,
+    `cell` not in 1..256, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -133,8 +133,8 @@ class Emboss(RangedOperation):
 
     `alpha`: range of the share of the relief; `strength`: range of s; both uniform.
 
-    Source: B "Noise / occlusion" (emboss), the kernel of the library imgaug. Raises ValueError: `alpha` not in
-    0..1, `strength` below 0, bounds in the wrong order, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion" (emboss), the kernel of the library imgaug. Raises ValueError: `alpha`
+    not in 0..1, `strength` below 0, bounds in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(
@@ -173,8 +173,8 @@ class Superpixels(RangedOperation):
     so a low `compactness` (levels) follows edges, a high one gives squares. `replaced`: range of the share of the
     segments that are painted, uniform; each segment is one independently.
 
-    Source: B "Noise / occlusion" (super-pixel); Achanta et al., "SLIC superpixels" (2012), here on RGB or grey.
-    Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` not in
+    Source: UVic PHYS 555, "Noise / occlusion" (super-pixel); Achanta et al., "SLIC superpixels" (2012), here on RGB or
+    grey. Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` not in
     1..100,    `probability` not in 0..1.
     """
 

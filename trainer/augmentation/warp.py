@@ -130,8 +130,8 @@ class Warp(ABC):
 class Rotate(Warp):
     """Turns about the centre, by an angle uniform in -`degrees`..`degrees`, counter-clockwise where positive.
 
-    Source: A, B "Data augmentation" (rotation). Raises ValueError: `degrees` not in 0..180, `probability` not in
-    0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (rotation). Raises ValueError: `degrees` not in 0..180,
+    `probability` not in 0..1, unknown `fill`.
     """
 
     def __init__(self, degrees: float = 15.0, probability: float = 1.0, fill: Fill = "black") -> None:
@@ -163,8 +163,8 @@ class _Translate(Warp):
 class TranslateX(_Translate):
     """Moves to the right by a share of the width, uniform in -`fraction`..`fraction`, rounded to whole pixels.
 
-    Source: A "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability` not in
-    0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -175,8 +175,8 @@ class TranslateX(_Translate):
 class TranslateY(_Translate):
     """Moves down by a share of the height, uniform in -`fraction`..`fraction`, rounded to whole pixels.
 
-    Source: A "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability` not in
-    0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -201,8 +201,8 @@ class _Factor(Warp):
 class Scale(_Factor):
     """Magnifies about the centre by a factor whose logarithm is uniform over that of `factor`.
 
-    Source: A "Data augmentation" (scaling). Raises ValueError: `factor` not above 0, `probability` not in 0..1,
-    unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (scaling). Raises ValueError: `factor` not above 0, `probability` not in
+    0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -213,8 +213,8 @@ class Scale(_Factor):
 class Stretch(_Factor):
     """Widens about the centre by a factor whose logarithm is uniform over that of `factor`; heights stay.
 
-    Source: A "Data augmentation" (stretching). Raises ValueError: `factor` not above 0, `probability` not in
-    0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (stretching). Raises ValueError: `factor` not above 0, `probability` not
+    in 0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -226,8 +226,8 @@ class Shear(Warp):
     """Slants the verticals, then the horizontals, by angles uniform in -`x_degrees`..`x_degrees` and `y_degrees`.
 
     x' = x - y tan(x_degrees), then y' = y - x' tan(y_degrees), about the centre; the signs are torchvision's.
-    Source: A, B "Data augmentation" (shear). Raises ValueError: an angle not in 0..89, `probability` not in 0..1,
-    unknown `fill`.
+    Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (shear). Raises ValueError: an angle not in 0..89,
+    `probability` not in 0..1, unknown `fill`.
     """
 
     def __init__(
@@ -256,8 +256,8 @@ class Perspective(Warp):
     in which pixel centres are at halves. Where three corners come to lie on a line (above a distortion of 0.6) the
     image stays as it is.
 
-    Source: B "Data augmentation" (perspective transform). Raises ValueError: `distortion` not in 0..1, `probability`
-    not in 0..1, unknown `fill`.
+    Source: UVic PHYS 555, "Data augmentation" (perspective transform). Raises ValueError: `distortion` not in 0..1,
+    `probability` not in 0..1, unknown `fill`.
     """
 
     def __init__(self, distortion: float = 0.5, probability: float = 1.0, fill: Fill = "black") -> None:

@@ -16,8 +16,8 @@ class Clouds(RangedOperation):
     f is a smooth random field in [0, 1) (see `smooth_field`), its clouds about `size` of the shorter side wide.
     `opacity`, `coverage`: ranges in 0..1, uniform; without either of them the sky is clear.
 
-    Source: B "Weather" (clouds). Raises ValueError: `opacity` or `coverage` not in 0..1 or in the wrong order,
-    `size` not in 0.02..1, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Weather" (clouds). Raises ValueError: `opacity` or `coverage` not in 0..1 or in the wrong
+    order, `size` not in 0.02..1, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -47,8 +47,8 @@ class Fog(RangedOperation):
     `density`: range in 0..1, uniform, of the veil where it is thickest; `patchiness` in 0..1: 0 is the same
     everywhere. `level` in 0..255.
 
-    Source: B "Weather" (fog). Raises ValueError: a value out of its range, `density` in the wrong order, `size`
-    not in 0.02..1, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Weather" (fog). Raises ValueError: a value out of its range, `density` in the wrong order,
+    `size` not in 0.02..1, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -78,8 +78,8 @@ class Snowflakes(RangedOperation):
     a distance of `size` pixels (1: a single pixel). `density`: range of the share of the pixels that are the
     middle of one, uniform.
 
-    Source: B "Weather" (snow-flakes). Raises ValueError: `density` not in 0..1 or in the wrong order, `size` not
-    in 1..64, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Weather" (snow-flakes). Raises ValueError: `density` not in 0..1 or in the wrong order,
+    `size` not in 1..64, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -109,8 +109,8 @@ class SnowyLandscape(RangedOperation):
     L = (max + min) / 2 over the channels, in levels; y = L' + (x - L) (255 - |2 L' - 255|) / (255 - |2 L - 255|),
     rounded. `threshold` (levels 0..255), `factor` (at least 1): ranges, uniform.
 
-    Source: B "Weather" (Fast-snowy-landscape). Raises ValueError: a range out of its bounds or in the wrong
-    order, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Weather" (Fast-snowy-landscape). Raises ValueError: a range out of its bounds or in the
+    wrong order, `probability` not in 0..1.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class Rain(RangedOperation):
     share of the image's height (at least one pixel); `slant`: range of the pixels to the right for one down, the
     same for all streaks of an image; `opacity`: range in 0..1. Ranges are drawn uniformly. `level` in 0..255.
 
-    Source: B "Weather", beside snow and fog. Raises ValueError: a value out of its range (`slant` in -2..2), a
-    range in the wrong order, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Weather", beside snow and fog. Raises ValueError: a value out of its range (`slant` in
+    -2..2), a range in the wrong order, `probability` not in 0..1.
     """
 
     draws_seeds = True

@@ -82,9 +82,9 @@ class LinearRegression(DataSet):
     of X w, which is 1; `noise` is the standard deviation of what is added, so that the best mean squared error is
     noise^2.
 
-    Source: C "The effect of unnormalized feature". Raises ValueError for features other than 1 to 4096, a condition
-    number outside 1..1e12 (or other than 1 with one feature), negative noise, parts other than of 1 to 10^7 samples,
-    num_train not above num_features.
+    Source: CS7150, "The effect of unnormalized feature". Raises ValueError for features other than 1 to 4096, a
+    condition number outside 1..1e12 (or other than 1 with one feature), negative noise, parts other than of 1 to 10^7
+    samples, num_train not above num_features.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def alexnet_two_column(
     norm: str = "none",
     dropout: float = 0.5,
 ) -> nn.Sequential:
-    """AlexNet (Krizhevsky et al. 2012; A "Model parallelism"): five convolutions with half of the filters in each
+    """AlexNet (Krizhevsky et al. 2012): five convolutions with half of the filters in each
     of two columns, which meet at the third convolution and at the fully connected layers. With the default
     widths, images of 224x224 and 1000 classes: 60,965,224 parameters, as in the paper.
 

@@ -60,7 +60,7 @@ def resnet(
     norm: str = "batch",
     activation: str = "relu",
 ) -> nn.Sequential:
-    """Residual network for small images (He et al. 2015, section 4.2; B, "Residual connection").
+    """Residual network for small images (He et al. 2015, section 4.2).
 
     A 3x3 convolution, three stages of n blocks with `width`, 2 `width`, 4 `width` filters (the second and the
     third begin with stride 2), global average pooling, a linear output; `depth` = 6n+2 counts the layers with

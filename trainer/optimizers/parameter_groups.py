@@ -1,4 +1,4 @@
-"""Which parameters decay: biases and norm scales do not, unless asked (A: "only to weights but not bias")."""
+"""Which parameters decay: biases and norm scales do not, unless asked (CUHK ELEG 5491)."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

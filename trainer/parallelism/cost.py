@@ -7,7 +7,8 @@ a tensor of B bytes,
     all-gather, reduce-scatter       (n - 1) / n * B   in    n - 1  messages
 
 (Patarasuk & Yuan 2009). What is left out everywhere are single numbers: the loss, the gradient norm, the flag
-that a rank wants to stop. Sources: A "Data parallelism", "Model parallelism", "Hybrid data and model parallelism".
+that a rank wants to stop. Sources: CUHK ELEG 5491, "Data parallelism", "Model parallelism", "Hybrid data and model
+parallelism".
 """
 
 import itertools
@@ -59,7 +60,7 @@ def tensor_parallel(step: Step, ranks: int) -> Cost:
 
 
 def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost:
-    """`data` groups of `model` ranks: layers are split within a group, samples over the groups (A)."""
+    """`data` groups of `model` ranks: layers are split within a group, samples over the groups (CUHK ELEG 5491)."""
     held = sum(_held(layer, model) for layer in step.layers)
     share = held / max(1, step.parameters)
     sent = {
@@ -76,7 +77,8 @@ def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost
 
 
 def weird_trick(step: Step, ranks: int, synchronized: bool = True) -> Cost:
-    """Convolutions share the samples, fully connected layers are split (Krizhevsky 2014; E "Distributed Training").
+    """Convolutions share the samples, fully connected layers are split (Krizhevsky 2014; Optimization (Part 2),
+    "Distributed Training").
 
     At the border, before the first fully connected layer, the features of all samples are gathered; behind the
     last one every rank keeps its samples' outputs, whose gradients are gathered on the way back. Gradients of what

@@ -1,4 +1,4 @@
-"""Data parallelism: every rank has the whole model and a share of the batch; gradients are summed (A)."""
+"""Data parallelism: every rank has the whole model and a share of the batch; gradients are summed."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ class DataParallel(Ranks):
     """The batch is cut into shares, each rank's gradient is of its share, and their sum is the batch's:
 
     g = sum over ranks of sum over the share of dl/dw / N, N the samples of all shares. That is the average of
-    the lectures for equal shares, and right for unequal ones. Source: A "Data Parallelism".
+    the lectures for equal shares, and right for unequal ones. Source: CUHK ELEG 5491, "Data Parallelism".
 
     `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each share, which is
     faster and another model. `unused_parameters`: look for parameters that a step does not use. Raises

@@ -1,4 +1,4 @@
-"""Downpour SGD: asynchronous workers around parameter servers (A, E; Dean et al. 2012)."""
+"""Downpour SGD: asynchronous workers around parameter servers (Dean et al. 2012)."""
 
 import json
 import time
@@ -41,7 +41,7 @@ class Downpour(Unreduced):
     w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's share of the batch and w_old what it fetched
     last. Nobody waits for another worker, so w_old misses the updates that others made meanwhile: the staleness.
     Each loop step makes one update a worker. One worker equals a single device.
-    Source: E "Distributed Training"; Dean et al. 2012, section 4.1 and appendix (algorithm 1.1).
+    Source: Optimization (Part 2), "Distributed Training"; Dean et al. 2012, section 4.1 and appendix (algorithm 1.1).
 
     `devices` are the workers (`auto`: every CUDA device, two on a CPU), all on one machine; `servers` the
     processes among which whole parameters are divided; each runs the configured optimizer (the paper has Adagrad).

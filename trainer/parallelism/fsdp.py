@@ -25,7 +25,7 @@ class FullySharded(Ranks):
     A layer's weights are gathered just before it is computed and let go of after it; its gradient, g = sum over all
     samples of dl/dw / N, is summed and scattered, and every rank steps its own part. Batch norm is synchronized.
     Takes optimizers that treat each number by itself: torch's, and classes that say `elementwise = True`; raises
-    ValueError for others. Sources: A "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
+    ValueError for others. Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
     cuts_weights = True

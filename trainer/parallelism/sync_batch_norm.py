@@ -30,7 +30,7 @@ class SyncBatchNorm(_BatchNorm):
 
     mean = sum x / N, var = sum (x - mean)^2 / N with N = samples * places over the ranks of `group`; the
     running variance takes N - 1. Shares may differ in size or be empty. torch's own class refuses the CPU.
-    Source: B "Batch Normalization"; Ioffe & Szegedy 2015, algorithm 1.
+    Source: UVic PHYS 555, "Batch Normalization"; Ioffe & Szegedy 2015, algorithm 1.
     """
 
     group: Any = None

@@ -1,4 +1,4 @@
-"""Model parallelism: the ranks of a group share the layers, and see the same samples (A)."""
+"""Model parallelism: the ranks of a group share the layers, and see the same samples."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -125,7 +125,8 @@ class HybridParallel(SplitModel):
 
     A layer with N filters (outputs) is N/t filters on each of t ranks, which all convolve the whole input; where
     the next layer takes the parts as they are, its outputs are summed. Gradients are summed over the data axis.
-    Source: A "Model parallelism", "Hybrid data and model parallelism" (its figure: `devices` 4, `tensor` 2).
+    Source: CUHK ELEG 5491, "Model parallelism", "Hybrid data and model parallelism" (its figure: `devices` 4, `tensor`
+    2).
 
     `batch_norm` as in DataParallel, over the data axis. Raises ValueError unless `tensor` is at least 1 and
     divides `devices` and the layers of the model.
@@ -187,7 +188,7 @@ class HybridParallel(SplitModel):
 
 
 class TensorParallel(HybridParallel):
-    """All ranks share the layers of one model, and see all samples (A "Model parallelism")."""
+    """All ranks share the layers of one model, and see all samples (CUHK ELEG 5491, "Model parallelism")."""
 
     default_devices = 2
 
@@ -203,7 +204,7 @@ class TensorParallel(HybridParallel):
 
 
 class TwoColumn(HybridParallel):
-    """Two ranks a model, each with a column of it; the columns meet where the model lets them (A "Model
+    """Two ranks a model, each with a column of it; the columns meet where the model lets them (CUHK ELEG 5491, "Model
     parallelism"; Krizhevsky et al. 2012). More ranks are more data: with 4 the batch is cut in two.
 
     Raises ValueError for models without columns.

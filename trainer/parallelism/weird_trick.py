@@ -1,4 +1,4 @@
-"""One weird trick: convolutions see a share of the batch each, fully connected layers share their units (E)."""
+"""One weird trick: convolutions see a share of the batch each, fully connected layers share their units."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +28,7 @@ class WeirdTrick(SplitModel):
 
     At the border the shares of the batch are gathered; on the way back the gradients of the features, to which
     each rank's units contribute, are summed, and each rank keeps its share. The outputs go back to the rank
-    whose samples they are. Source: E "One weird trick"; Krizhevsky 2014, section 4, scheme (a).
+    whose samples they are. Source: Optimization (Part 2), "One weird trick"; Krizhevsky 2014, section 4, scheme (a).
 
     The border is the model's first fully connected layer. `batch_norm` as in DataParallel, for the convolutional
     part. Raises ValueError for models whose fully connected layers have no tensor plan, and for numbers of ranks

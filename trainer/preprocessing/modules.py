@@ -78,7 +78,7 @@ class MeanPixel(Centred):
     """y = x - mean, one mean for each of the C channels, over all samples and places; not scaled, so that y is
     within -255..255.
 
-    Source: A "Normalizing input" (subtracting the mean pixel; there is no need for unit variance).
+    Source: CUHK ELEG 5491, "Normalizing input" (subtracting the mean pixel; there is no need for unit variance).
     """
 
     reduced = (0, 2, 3)
@@ -87,7 +87,7 @@ class MeanPixel(Centred):
 class MeanImage(Centred):
     """y = x - mean, one mean for each of the C*H*W inputs; not scaled, so that y is within -255..255.
 
-    Source: A "Normalizing input" (subtracting the mean image).
+    Source: CUHK ELEG 5491, "Normalizing input" (subtracting the mean image).
     """
 
     reduced = (0,)
@@ -99,7 +99,8 @@ class Standardize(Preprocessing):
     `per` channel: one mean and std for each of the C channels, over all samples and places; `per` feature:
     one for each of the C*H*W inputs. Where the training part is constant (std 0), y is 0.
 
-    Source: A "Normalizing input" (per feature), C "Normalization". Raises ValueError for another `per`.
+    Source: CUHK ELEG 5491, "Normalizing input" (per feature), CS7150, "Normalization". Raises ValueError for another
+    `per`.
     """
 
     mean: Tensor

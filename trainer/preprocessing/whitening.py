@@ -93,7 +93,8 @@ class PCAWhitening(Whitening):
     every model takes them, but they make no image: there is nothing in them that a convolution looks for. (ZCA
     has the same variances and keeps the image.)
 
-    Source: A "Normalizing input" (PCA removes linear correlations), E "Better Conditioning".
+    Source: CUHK ELEG 5491, "Normalizing input" (PCA removes linear correlations), Optimization (Part 2), "Better
+    Conditioning".
     """
 
     def _turned(self, whitening_KD: Tensor, vectors_KD: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class PCAWhitening(Whitening):
 class ZCA(Whitening):
     """y = sum_k u_k z_k: whitened, then turned back, so that y is the whitened image next to x and looks like it.
 
-    Source: E "Better Conditioning"; Bell and Sejnowski 1997; Krizhevsky 2009.
+    Source: Optimization (Part 2), "Better Conditioning"; Bell and Sejnowski 1997; Krizhevsky 2009.
     """
 
     def _turned(self, whitening_KD: Tensor, vectors_KD: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class TestTime:
     224) up to round(size * 640 / 224); a smaller photograph is enlarged. none and flip look at what a plain
     evaluation sees.
 
-    Source: A "Data augmentation" (testing). Raises ConfigurationError: an unknown kind, `crop` not in 0.1..1.
+    Source: CUHK ELEG 5491, "Data augmentation" (testing). Raises ConfigurationError: an unknown kind, `crop` not in
+    0.1..1.
     """
 
     __test__ = False  # no test, whatever its name
