@@ -16,7 +16,7 @@ from trainer.storage import checkpoint
 from trainer.training.state import capture, restore
 from trainer.training.throughput import Throughput
 
-FOLDER = Path(__file__).parent.parent / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 SMALL = ["data=digits", "model=mlp", "model.hidden=[16]", "batch_size=64", "limit_batches=6", "epochs=5", "threads=1"]
 IN_TURN = {  # options whose state or tables could leave a trace when a run is interrupted
     group: sorted(path.stem for path in (FOLDER / group).glob("*.yaml")) for group in ("sampler", "augmentation")

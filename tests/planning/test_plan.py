@@ -23,7 +23,7 @@ from trainer.data.photographs import caching
 from trainer.planning import estimate
 from trainer.preprocessing.whitening import Whitening
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MLP = ["model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "batch_size=100", "epochs=2"]
 
 Plan = Callable[..., list[str]]

@@ -123,7 +123,7 @@ def start_gated(
         (folder / f"gates/{step}").touch()
     (folder / "gated.py").write_text(GATES)
     (folder / "conf/model").mkdir(parents=True)
-    option = (Path(__file__).parents[1] / "configs/model/lenet.yaml").read_text()
+    option = (Path(__file__).parents[2] / "configs/model/lenet.yaml").read_text()
     (folder / "conf/model/gated.yaml").write_text(option.replace("trainer.models.lenet.lenet", "gated.lenet"))
     keys = {change.partition("=")[0] for change in ("model", *changes)}
     words = [word for word in RUN if word.partition("=")[0] not in keys]

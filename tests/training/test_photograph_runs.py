@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.parallelism.harness import advance, difference, make, state_of
-from tests.test_input import IN_TURN
+from tests.training.test_input import IN_TURN
 from trainer.storage import checkpoint
 from trainer.training.evaluation import evaluate
 from trainer.training.state import capture, restore
