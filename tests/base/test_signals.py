@@ -45,8 +45,8 @@ def test_a_signal_that_meets_a_finalizer_is_not_lost() -> None:
     """Python prints what is raised there, and goes on as if nothing had been."""
     program = """
 import os, signal, sys, time
-from trainer import signals
-from trainer.console import exit_on_error
+from trainer.base import signals
+from trainer.reporting.console import exit_on_error
 signals.install()
 class Finalized:
     def __del__(self):
@@ -64,8 +64,8 @@ with exit_on_error():
 
 def test_both_signals_are_heard_before_torch_is_imported() -> None:
     program = (
-        "import sys, os, signal; from trainer import signals; signals.install(); "
-        "from trainer.console import exit_on_error\n"
+        "import sys, os, signal; from trainer.base import signals; signals.install(); "
+        "from trainer.reporting.console import exit_on_error\n"
         "with exit_on_error():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('not reached')"

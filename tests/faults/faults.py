@@ -45,7 +45,7 @@ def _write_every_checkpoint() -> None:
         put(writer, *arguments, **options)
         writer.finish()
 
-    trainer.checkpoint._LEAST_SECONDS = 0.0
+    trainer.storage.checkpoint._LEAST_SECONDS = 0.0
     CheckpointWriter.put = put_and_wait
 
 
@@ -53,13 +53,13 @@ def _slow_down(seconds: float) -> None:
     """Every checkpoint takes so long."""
     import trainer.storage.checkpoint
 
-    save = trainer.checkpoint.save
+    save = trainer.storage.checkpoint.save
 
     def slow_save(*arguments: Any) -> None:
         time.sleep(seconds)
         save(*arguments)
 
-    trainer.checkpoint.save = slow_save
+    trainer.storage.checkpoint.save = slow_save
 
 
 def _send_during(signum: int, place: str, call: int) -> None:
@@ -84,7 +84,7 @@ def _draw_nothing() -> None:
     import trainer.training.finish
     from trainer.storage.files import write_atomic
 
-    trainer.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
+    trainer.training.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
     trainer.reporting.tensorboard.draw_confusion_matrix = lambda *others: numpy.zeros((8, 8, 3), numpy.uint8)
 
 

@@ -38,7 +38,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
 SLOW = """
 import pathlib, time
 from torch import nn
-from trainer.signals import stop_request
+from trainer.base.signals import stop_request
 
 class Slow(nn.Flatten):
     calls = 0

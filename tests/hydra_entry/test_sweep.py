@@ -98,7 +98,7 @@ GATED = """
 import time
 from pathlib import Path
 from torch import nn
-from trainer.signals import stop_request
+from trainer.base.signals import stop_request
 
 class Gated(nn.Flatten):
     def __init__(self, trial):

@@ -37,7 +37,7 @@ BROKEN = '''
 import os, time, warnings
 import torch
 from torch import nn
-from trainer.place import place
+from trainer.base.rank import place
 
 class Broken(nn.Module):
     """Linear, and something happens on rank 1 at its tenth forward."""
@@ -69,8 +69,8 @@ import os, time
 from pathlib import Path
 from trainer import loop
 from trainer.models.lenet import lenet
-from trainer.place import place
-from trainer.signals import stop_request
+from trainer.base.rank import place
+from trainer.base.signals import stop_request
 
 train_step = loop.train_step
 

@@ -149,8 +149,8 @@ def test_the_others_wait_as_long_as_it_takes(strategy: str, timeout: float) -> N
 
 OWN = '''
 import os
-from trainer.errors import DataError
-from trainer.place import place
+from trainer.base.errors import DataError
+from trainer.base.rank import place
 from trainer.preprocessing import MeanImage
 
 class Own(MeanImage):

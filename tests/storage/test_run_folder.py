@@ -87,7 +87,7 @@ def test_folders_that_were_there_stay_when_one_cannot_be_made(tmp_path: Path, mo
 
 def test_what_is_killed_while_it_is_made_is_no_run_and_in_nobodys_way(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from trainer import run_folder\n"
+        "import os, signal, sys; from pathlib import Path; from trainer.storage import run_folder\n"
         "run_folder._settle = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
         "run_folder.create(Path(sys.argv[1]), {}, [])"
     )
@@ -123,7 +123,7 @@ def test_a_damaged_configuration_is_told_in_one_line(tmp_path: Path, content: by
 HOLD = """
 import sys, time
 from pathlib import Path
-from trainer.run_folder import Lock
+from trainer.storage.run_folder import Lock
 lock = Lock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(1000)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import trainer.training.loop
-import trainer.training.run
+import trainer.training.throughput
 from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
 from trainer import assemble, compose, fit
 from trainer.base.errors import ConfigurationError
 from trainer.storage import checkpoint
 from trainer.training.state import capture, restore
+from trainer.contracts import Augmentation, adapt
 from trainer.training.throughput import Throughput
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -74,7 +75,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(trainer.run, "time", self)
+        monkeypatch.setattr(trainer.training.throughput, "time", self)
 
     def perf_counter(self) -> float:
         return self.now
@@ -98,15 +99,15 @@ class Slow:
 def test_a_loop_that_waits_for_data_says_so_once(
     every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, do_step = Clock(monkeypatch), trainer.loop.train_step
+    clock, do_step = Clock(monkeypatch), trainer.training.loop.train_step
 
     def step(run: Any, batch: Any) -> None:
         do_step(run, batch)
         clock.now += 0.05
 
-    monkeypatch.setattr(trainer.loop, "train_step", step)
+    monkeypatch.setattr(trainer.training.loop, "train_step", step)
     run = assemble(compose([*SMALL, f"every.log={every}"]), tmp_path)
-    run.batches._augmentation = Slow(clock)
+    run.batches._augmentation = adapt("augmentation", Augmentation, Slow(clock))
     fit(run)
     said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
     assert len(said) == 1
