@@ -8,6 +8,8 @@ from trainer.base.text import NAME, SENTENCE, alternatives, did_you_mean, neares
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "null"), (True, "true"), (False, "false"), (5, "5"), (5.0, "5.0"), (-0.1, "-0.1"), (1e-6, "1e-06"),
+     (1e10, "1e+10"), (1e6, "1e+06"),
+     (999999.0, "999999.0"), (1234567.0, "1234567.0"), (10**10, "10000000000"),
      (float("nan"), "nan"), (float("-inf"), "-inf"), ("relu", "relu"), ("it's", "it's"), ("", ""), ([], "[]"),
      ([1, 2.5, True, None], "[1, 2.5, true, null]"), ((1, [None]), "[1, [null]]"),
      ({"a": 1, "b": {"c": [False]}}, "{a: 1, b: {c: [false]}}"), (10**400, str(10**400))],

@@ -9,11 +9,16 @@ SENTENCE = ". Did you mean {}?"
 
 
 def written(value: object) -> str:
-    """`value` as it would be typed in YAML: null, true, [1, 2.5], {key: text}. Numbers stay as they were given."""
+    """`value` as it would be typed in YAML: null, true, [1, 2.5], {key: text}.
+
+    Numbers stay as they were given, 5 and 5.0; large round floats are shortened, 10000000000.0 to 1e+10.
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and abs(value) >= 1e6 and float(short := f"{value:g}") == value:
+        return short
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, Mapping):
