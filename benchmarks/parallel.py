@@ -65,7 +65,7 @@ def seconds_per_step(overrides: list[str], steps: int) -> float:
     run.model.train()
     done, start = 0, 0.0
     while done < steps + WARM_UP:
-        for batch in run.batches.epoch(run.epoch, run.samples_seen):
+        for batch in run.batches.epoch(run.progress.epoch, run.progress.samples_seen):
             if done == WARM_UP:
                 start = time.perf_counter()
             train_step(run, batch)

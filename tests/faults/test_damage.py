@@ -12,7 +12,7 @@ from harness import CONFIGURATIONS, Zygote, but, differences, train
 from trainer.assembly.run_folder_of import keep_matching_best
 from trainer.base.errors import DataError
 from trainer.storage.checkpoint import load, save
-from trainer.training.run import Best
+from trainer.training.progress import Best
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}
 SHORT = but(CONFIGURATIONS["momentum"], "steps=24")

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer import compose
-from trainer.assembly.assemble import assemble
+from trainer.assembly import assemble
 from trainer.base import rank
 from trainer.base.rank import Place, take
 from trainer.configuration.resolve import resolve

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from tests.parallelism.harness import anew, make, spawn
 from trainer import compose
-from trainer.assembly import assemble
+from trainer.assembly import assemble, run_folder_of
 from trainer.base.rank import place
 from trainer.configuration.resolve import resolve
 from trainer.data import Digits
@@ -89,7 +89,7 @@ def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int],
     blueprint = resolve(compose(words))
     assemble.connect(blueprint)
     run = assemble.put_together(blueprint, fit=False)
-    assemble.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
+    run_folder_of.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
     if isinstance(run.strategy, downpour.Downpour):
         run.close()
     return list(calls), run.preprocessing.state_dict()["mean"].clone()

@@ -12,9 +12,9 @@ import trainer.training.throughput
 from tests.parallelism.harness import advance, curve, difference, make, spawn, state_of
 from trainer import assemble, compose, fit
 from trainer.base.errors import ConfigurationError
+from trainer.contracts import Augmentation, adapt
 from trainer.storage import checkpoint
 from trainer.training.state import capture, restore
-from trainer.contracts import Augmentation, adapt
 from trainer.training.throughput import Throughput
 
 FOLDER = Path(__file__).parents[2] / "configs"
