@@ -79,7 +79,7 @@ def test_damaged_best_weights_are_found_again(
 
 def test_best_weights_of_a_future_that_was_lost_are_put_aside(tmp_path: Path) -> None:
     """A run that goes on in another way (more epochs) may never come to them again."""
-    path, run = tmp_path / "best.pt", SimpleNamespace(best=Best(5, 1.0, {}))
+    path, run = tmp_path / "best.pt", SimpleNamespace(progress=SimpleNamespace(best=Best(5, 1.0, {})))
     for step in (3, 5, 8):
         save(path, {"step": step})
     keep_matching_best(run, path)

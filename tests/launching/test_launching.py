@@ -67,7 +67,7 @@ OPTION = "# Breaks on one rank\n_target_: broken.Broken\nwhat: raise\n"
 GATES = """
 import os, time
 from pathlib import Path
-from trainer import loop
+from trainer.training import loop
 from trainer.models.lenet import lenet
 from trainer.base.rank import place
 from trainer.base.signals import stop_request

@@ -20,6 +20,7 @@ from trainer.augmentation import Crop, HorizontalFlip, MixUp, Pipeline
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import generator_for
 from trainer.configuration.resolve import resolve
+from trainer.contracts import Augmentation
 from trainer.parallelism.single import Single
 from trainer.planning import augmentation_picture as picture
 from trainer.planning import estimate
@@ -202,7 +203,7 @@ def test_a_single_operation_that_is_always_applied_is_the_whole(sampler: Any) ->
     assert not torch.equal(found["crop"].images_KCHW, found["originals"].images_KCHW)
 
 
-class Halve:
+class Halve(Augmentation):
     """Somebody's own augmentation: no pipeline, a number a sample."""
 
     def draw(

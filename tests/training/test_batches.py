@@ -5,6 +5,7 @@ import torch
 
 from trainer.augmentation import Brightness, Crop, GaussianBlur, HorizontalFlip, Pipeline
 from trainer.base.randomness import generator_for
+from trainer.contracts import Preprocessing
 from trainer.parallelism.single import Single
 from trainer.preprocessing import Scale, ToFloat
 from trainer.samplers import Sequential, Shuffle
@@ -113,8 +114,11 @@ def test_batches_that_are_kept_are_not_overwritten(side: int) -> None:
     assert len(set.union(*places)) == (2 if side == 600 else 1), "an epoch of small ones is made in one go"
 
 
-class AsTheyAre(torch.nn.Module):
+class AsTheyAre(Preprocessing):
     """A user's own preprocessing, which hands on what it gets."""
+
+    def fit(self, images: Any) -> None:
+        pass
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         return images_NCHW
