@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from trainer.data import Digits
+from trainer.data import Digits, digits
 
 
 def pixel_rows(*parts) -> np.ndarray:
@@ -104,3 +104,11 @@ def test_nothing_is_missing():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Digits(**arguments)
+
+
+def test_images_and_classes_are_those_of_load_digits_in_its_order():
+    bunch = load_digits()
+    images_NCHW, targets_N = digits._read()
+    assert torch.equal(images_NCHW, torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8).unsqueeze(1))
+    assert torch.equal(targets_N, torch.from_numpy(bunch.target).to(torch.int64))
+    assert images_NCHW.is_contiguous()

@@ -1,6 +1,11 @@
 """The 1,797 handwritten digits that scikit-learn carries with it."""
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
@@ -40,13 +45,24 @@ class Digits(DataSet):
         )
 
     def load(self) -> Splits:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        images_NCHW = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8).unsqueeze(1)
-        whole = Part(images_NCHW, torch.from_numpy(bunch.target).to(torch.int64))
+        whole = Part(*_read())
         generator = torch.Generator().manual_seed(self.split_seed)
         rest_indices, test_indices = stratified_cut(whole.targets_N, self.num_test, generator)
         rest = whole.select(rest_indices)
         train_indices, val_indices = stratified_cut(rest.targets_N, self.num_val, generator)
         return Splits(rest.select(train_indices), rest.select(val_indices), whole.select(test_indices))
+
+
+def _read() -> tuple[Tensor, Tensor]:
+    """uint8 images (N, 1, 8, 8) and int64 classes (N,), from the file that `load_digits` reads.
+
+    Its lines are 64 pixels and the class. scikit-learn itself takes half a second to import.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise FileNotFoundError("scikit-learn, which carries the digits with it, is not installed")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path, "rt", encoding="ascii") as file:
+        rows = torch.tensor([[int(float(word)) for word in line.split(",")] for line in file])
+    images_NCHW = (rows[:, :64].double() * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    return images_NCHW, rows[:, 64].clone()
