@@ -20,6 +20,7 @@ from trainer.base import rank
 from trainer.base.rank import Place, take
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import Config
+from trainer.contracts import Preprocessing
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
 from trainer.training.step import train_step
@@ -72,9 +73,19 @@ def _rank(pipe: Any, store: str, rank: int, world_size: int, function: Callable[
 # --- what a rank does -------------------------------------------------------------------------------------
 
 
-class ToDouble(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.double()
+class InDouble(Preprocessing):
+    """The result of a fitted preprocessing in float64."""
+
+    def __init__(self, fitted: nn.Module) -> None:
+        super().__init__()
+        self.fitted = fitted
+
+    def fit(self, images: Any) -> None:
+        raise AssertionError("is fitted already")
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.fitted(images_NCHW).double()
+        return result
 
 
 def make(overrides: list[str], double: bool = False) -> Run:
@@ -93,7 +104,7 @@ def make_from(config: Config, double: bool = False) -> Run:
         run = assemble.put_together(blueprint)
     finally:
         assemble.make_model = make_model
-    run.preprocessing = run.batches._preprocessing = nn.Sequential(run.preprocessing, ToDouble())
+    run.preprocessing = run.batches._preprocessing = InDouble(run.preprocessing)
     return run
 
 
