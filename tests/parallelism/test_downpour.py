@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,10 +33,12 @@ from trainer.parallelism.parameter_server import (
     encode,
 )
 from trainer.parallelism.strategy import Part
+from trainer.training import worker_loop
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
 from trainer.training.state import capture, restore
 from trainer.training.step import train_step
+from trainer.training.worker_loop import run_worker
 
 BASE = ["threads=1", "model=lenet", "batch_size=50", "device=cpu"]
 ONE = [*BASE, "parallelism=downpour", "parallelism.devices=1", "parallelism.servers=1"]
@@ -298,8 +301,9 @@ def worker(steps: int, dies: int | None = None) -> Any:
             if len(done) == steps // 2:
                 store.set(f"half {rank}", "yes")
 
-        if rank != 0:
-            run.strategy.work(run, step)
+        if run.strategy.steps_only:
+            with patch.object(worker_loop, "train_step", step):
+                run_worker(run)
             return done
         losses = advance(run, 10)
         store.wait(["begun 1", "begun 2"])
@@ -363,7 +367,8 @@ def joins_late(folder: Path) -> Any:
             train_step(run, batch)
             store.set("joined", "now")
 
-        run.strategy.work(run, step)
+        with patch.object(worker_loop, "train_step", step):
+            run_worker(run)
         return places[0]
 
 
@@ -405,8 +410,8 @@ def test_several_machines_are_refused() -> None:
 def on_clothes(root: str, *more: str) -> Any:
     overrides = ["threads=1", "device=cpu", "data=fashion_mnist", f"data.root={root}", "model=lenet", "epochs=1"]
     with made([*overrides, "optimizer=adagrad", "schedule=constant", *more]) as run:
-        if run.strategy.rank != 0:
-            return run.strategy.work(run, train_step)
+        if run.strategy.steps_only:
+            return run_worker(run)
         advance(run, run.blueprint.total_steps)
         return evaluate(run, run.splits.val, "val")["val/accuracy"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.rank import take
-from trainer.base.signals import stop_request
 from trainer.configuration.rules import Config
 from trainer.storage import run_folder
 
@@ -22,20 +21,15 @@ class Job:
 
 
 def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
-    """One rank's part of a job; returns the Result."""
+    """One rank's part of a job; returns the Result, or None on a rank that only makes steps."""
     from trainer.assembly.assemble import assemble
     from trainer.training.loop import fit
-    from trainer.training.step import train_step
+    from trainer.training.worker_loop import run_worker
 
     run = assemble(job.config, Path(job.folder), resume=job.resume, is_trial=job.is_trial, lock=lock)
-    if run.strategy.is_main or not hasattr(run.strategy, "work"):
-        return fit(run)
-    stop_request.can_wait = True  # the main rank decides, and says so
-    try:
-        run.strategy.work(run, train_step)
-    finally:
-        run.close()
-    return None
+    if run.strategy.steps_only:
+        return run_worker(run)
+    return fit(run)
 
 
 def leave() -> None:

@@ -121,6 +121,10 @@ class Downpour(Unreduced):
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
         return cost.downpour(step, self.world_size, self.period)
 
+    @property
+    def steps_only(self) -> bool:
+        return not self.is_main
+
     def tolerates(self, rank: int) -> bool:
         return rank != 0
 
@@ -213,30 +217,9 @@ class Downpour(Unreduced):
 
     # --- steps
 
-    def work(self, run: Any, train_step: Callable[[Any, Any], None]) -> None:
-        """What a worker other than the main one does in place of `fit`: steps, from where the main worker is
-        until that one has ended or all steps are done."""
+    def fetch(self) -> int:
         assert self._remote is not None
-        run.model.train()
-        total, per_epoch = run.blueprint.total_steps, run.blueprint.steps_per_epoch
-        try:
-            position = run.progress
-            position.step = self._remote.fetch()
-            position.epoch, batches = divmod(position.step, per_epoch)
-            position.samples_seen = batches * run.blueprint.batch_size
-            while run.step < total:
-                for batch in run.batches.epoch(position.epoch, position.samples_seen):
-                    if len(batch.targets):
-                        train_step(run, batch)
-                    run.advance(batch.num_global)
-                    run.guard.reset()
-                    run.meter.reset()
-                    if run.step == total:
-                        break
-        except ServerLost:
-            pass  # the main worker has ended, and the servers with it
-        finally:
-            self.close()
+        return self._remote.fetch()
 
     def share(self, count: int) -> slice:
         """Contiguous, the first ones longer by one where it does not divide; everything in an evaluation, which

@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.parallelism.strategy import PeerLost
+
 Address = tuple[str, int]
 _TENSOR = "tensor"  # a mapping with this key alone stands for a tensor: dtype, shape, first byte
 _ALIGNMENT = 16
 
 
-class ServerLost(RuntimeError):
+class ServerLost(PeerLost):
     """A parameter server does not answer any more."""
 
 

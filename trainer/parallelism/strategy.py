@@ -20,6 +20,10 @@ Forward = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class PeerLost(RuntimeError):
+    """Another process that this rank depends on is gone."""
+
+
 class Part(NamedTuple):
     """This rank's share of samples that are computed at once; `num_global` is their number over all ranks."""
 
@@ -51,6 +55,12 @@ class Strategy(ABC):
     def is_main(self) -> bool:
         """Whether this process writes logs and checkpoints."""
         return self.rank == 0
+
+    @property
+    def steps_only(self) -> bool:
+        """Whether this rank only makes steps, beside a main rank that does not wait for it and that alone logs,
+        evaluates and saves. It calls `fetch` first, and ends when a verb raises PeerLost."""
+        return False
 
     def is_exact(self, model: nn.Module) -> bool:
         """Whether the curve is that of one device, up to rounding; only such a run can be replayed on one."""
@@ -127,6 +137,13 @@ class Strategy(ABC):
     def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
         """The optimizer to step with; only asynchronous strategies put another one in its place."""
         return optimizer
+
+    def fetch(self) -> int:
+        """Take the current weights, and return how many steps the main rank has done; called only if `steps_only`.
+
+        Raises PeerLost if the main rank has ended.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: a strategy with `steps_only` must define `fetch`")
 
     @abstractmethod
     def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
