@@ -1,9 +1,9 @@
 """From YAML files and overrides to one plain, resolved configuration."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 
 from hydra import initialize_config_dir
@@ -27,6 +27,8 @@ NAME = "train"
 # what Hydra does for us stands on these; another value would only break it
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
+_WRITTEN: dict[Hashable, Config] = {}  # see `_as_written`
+_MOST_WRITTEN = 256
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
@@ -277,11 +279,33 @@ def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
     return defaults | {"augmentation": kept}
 
 
-@lru_cache(maxsize=32)
 def _as_written(loader: ConfigLoader, choices: tuple[str, ...], search: tuple[str, ...]) -> Config:
-    """The same options with nothing overridden; the trials of a sweep, which share a loader, ask again and again."""
-    with explained():
-        return plain(loader.load_configuration(NAME, [*choices, *search], run_mode=RunMode.RUN))
+    """The same options with nothing overridden. Composing them takes as long as the configuration itself: the trials
+    of a sweep, and whoever composes again and again from Python, share them as long as no file changes."""
+    ours = {f"file://{config_folder()}", "pkg://hydra.conf", "structured://"}
+    found = {
+        entry.path if "://" in entry.path else f"file://{entry.path}" for entry in loader.get_search_path().get_path()
+    }
+    # what lies in a user's folder may change unseen
+    known_by: Hashable = loader if search or found != ours else (*_stamps(config_folder()), os.environ.get("DATA_ROOT"))
+    key = (known_by, choices, search)
+    if key not in _WRITTEN:
+        with explained():
+            written = plain(loader.load_configuration(NAME, [*choices, *search], run_mode=RunMode.RUN))
+        if len(_WRITTEN) == _MOST_WRITTEN:
+            _WRITTEN.pop(next(iter(_WRITTEN)))
+        _WRITTEN[key] = written
+    return _WRITTEN[key]
+
+
+def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, time of the last change and size of every file of options."""
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _stamps(Path(entry.path))
+        elif entry.name.endswith(".yaml"):
+            status = entry.stat()
+            yield entry.path, status.st_mtime_ns, status.st_size
 
 
 def plain(composed: DictConfig) -> Config:
