@@ -39,7 +39,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.parallelism.harness import curve, make, spawn
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.configuration.compose import config_folder
 from trainer.models.alexnet_two_column import alexnet_two_column
 from trainer.parallelism import cost, ddp
@@ -229,7 +229,7 @@ def curve_with_mean(overrides: list[str], steps: int) -> list[float]:
 
 
 def curve_with_own_seed(overrides: list[str], steps: int) -> list[float]:
-    here = place()
+    here = rank_info()
     assert here is not None
     return curve_losses([*overrides, f"seed={here.rank}"], steps)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer import assemble, compose, fit
-from trainer.assembly.assemble import put_together
+from trainer.assembly.assemble import build_run
 from trainer.configuration.resolve import resolve
 
 MODELS = {"mlp": ["model=mlp", "model.hidden=[64,64]"], "resnet": ["model=resnet20"]}
@@ -62,7 +62,7 @@ class Problem:
             "early_stopping.patience=1000", "no_weight_decay=[]", *overrides,
         ]  # fmt: skip
         self.config = compose(self.overrides)
-        run = put_together(resolve(self.config))
+        run = build_run(resolve(self.config))
         self.epochs, self.batch_size, self.device = epochs, run.blueprint.batch_size, run.device
         train, val = run.splits.train, run.splits.val
         self.images, self.targets = self._ready(run, train), train.targets_N.to(run.device)

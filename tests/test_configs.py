@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from trainer import assemble, compose, fit, launch
-from trainer.assembly.assemble import put_together
+from trainer.assembly.assemble import build_run
 from trainer.configuration.build import locate
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.resolve import resolve
@@ -75,13 +75,13 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
         trains_in_ranks(tiny(path), tmp_path)
         return
     blueprint = resolve(compose(tiny(path)))
-    run = put_together(blueprint)
+    run = build_run(blueprint)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     assert train(run) == "completed"
     assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
     checkpoint.save(tmp_path / "last.pt", capture(run))
-    again = put_together(resolve(compose(tiny(path))), run.splits)
+    again = build_run(resolve(compose(tiny(path))), run.splits)
     restore(again, checkpoint.load(tmp_path / "last.pt"))
     assert again.step == run.step == 2
     for (name, value), other in zip(run.model.state_dict().items(), again.model.state_dict().values(), strict=True):
@@ -149,7 +149,7 @@ def test_data_options_read_their_sets(name: str, data_root: Path, tmp_path: Path
 
         subprocess.run([sys.executable, data_root / "unpack.py", tmp_path], check=True)
         root = tmp_path
-    run = put_together(resolve(compose([f"data={name}", f"data.root={root}", "model=lenet", "steps=30", "threads=1"])))
+    run = build_run(resolve(compose([f"data={name}", f"data.root={root}", "model=lenet", "steps=30", "threads=1"])))
     assert len(run.splits.train) == run.blueprint.facts.num_train
     assert train(run) == "completed"
 

@@ -125,12 +125,12 @@ class Meter:
         }
 
     def load_state_dict(
-        self, states: Sequence[Mapping[str, Any]], share: int, num_shares: int, device: torch.device
+        self, states: Sequence[Mapping[str, Any]], shard: int, num_shards: int, device: torch.device
     ) -> None:
-        """Go on from `states`, one a share of the samples; every `num_shares`-th one is this rank's, so that
-        nothing is lost or counted twice when there are more or fewer shares now."""
+        """Go on from `states`, one a shard of the samples; every `num_shards`-th one is this rank's, so that
+        nothing is lost or counted twice when there are more or fewer shards now."""
         self.reset()
-        for state in states[share::num_shares]:
+        for state in states[shard::num_shards]:
             self._take(state, device)
 
     def _take(self, state: Mapping[str, Any], device: torch.device) -> None:

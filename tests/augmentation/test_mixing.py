@@ -42,13 +42,13 @@ def table_of(augmentation: Pipeline) -> Rows:
 
 def test_mixup_is_torchvision_s_with_the_same_share() -> None:
     augmentation = Pipeline(mixup=MixUp(alpha=0.4))
-    shares = table_of(augmentation)["mixup.share"]
+    lams = table_of(augmentation)["mixup.lam"]
     place = 0
     for images, targets, count, indices in batches(augmentation).epoch(0):
         plain, labels = pixels()[indices].float() / 255, indices % 7
         for i in range(count):
-            share = float(shares[place + i])
-            params = {"lam": share, "batch_size": count, "labels": labels}
+            lam = float(lams[place + i])
+            params = {"lam": lam, "batch_size": count, "labels": labels}
             transform = v2.MixUp(num_classes=7)
             expected = transform.transform(plain.clone(), params)
             distribution = transform.transform(labels, params)
@@ -66,20 +66,20 @@ def test_cutmix_is_torchvision_s_with_the_same_box() -> None:
         plain, labels = pixels()[indices].float() / 255, indices % 7
         for i in range(count):
             x1, x2, y1, y2 = (int(table[f"cutmix.{key}"][indices[i]]) for key in ("x_from", "x_to", "y_from", "y_to"))
-            share = 1 - (x2 - x1) * (y2 - y1) / 1024
+            lam = 1 - (x2 - x1) * (y2 - y1) / 1024
             transform = v2.CutMix(num_classes=7)
-            params = {"box": (x1, y1, x2, y2), "lam_adjusted": share, "batch_size": count, "labels": labels}
+            params = {"box": (x1, y1, x2, y2), "lam_adjusted": lam, "batch_size": count, "labels": labels}
             assert torch.equal(images[i], transform.transform(plain.clone(), params)[i])
             distribution = transform.transform(labels, params)[i]
             torch.testing.assert_close(targets[i], distribution.to(torch.float32), rtol=0, atol=1e-6)
-            seen += int(share < 1)
+            seen += int(lam < 1)
     assert seen > 10
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
-    shares = MixUp(alpha=alpha).draw(4000, (3, 32, 32), generator())["share"]
-    assert stats.kstest(shares.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
+    lams = MixUp(alpha=alpha).draw(4000, (3, 32, 32), generator())["lam"]
+    assert stats.kstest(lams.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
@@ -111,7 +111,7 @@ def test_ranks_mix_with_samples_of_other_ranks(operation: Any) -> None:
             super().__init__()
             self._rank = rank
 
-        def share(self, count: int) -> slice:
+        def shard(self, count: int) -> slice:
             return slice(0, count // 2) if self._rank == 0 else slice(count // 2, count)
 
     augmentation = Pipeline(crop=Crop(), mix=operation)
@@ -125,10 +125,10 @@ def test_ranks_mix_with_samples_of_other_ranks(operation: Any) -> None:
 def test_cross_entropy_of_mixed_labels_is_the_mixed_cross_entropy() -> None:
     outputs = torch.randn(9, 7, generator=generator(), dtype=torch.float64)
     one, other = torch.arange(9) % 7, torch.arange(9) % 5
-    share = torch.rand(9, generator=generator(1), dtype=torch.float64)
-    soft = share[:, None] * F.one_hot(one, 7) + (1 - share[:, None]) * F.one_hot(other, 7)
+    lam = torch.rand(9, generator=generator(1), dtype=torch.float64)
+    soft = lam[:, None] * F.one_hot(one, 7) + (1 - lam[:, None]) * F.one_hot(other, 7)
     each = CrossEntropy().each(outputs, soft)
-    mixed = share * CrossEntropy().each(outputs, one) + (1 - share) * CrossEntropy().each(outputs, other)
+    mixed = lam * CrossEntropy().each(outputs, one) + (1 - lam) * CrossEntropy().each(outputs, other)
     torch.testing.assert_close(each, mixed)
     torch.testing.assert_close(CrossEntropy()(outputs, soft), each.sum())
     torch.testing.assert_close(MSE()(outputs, soft), (outputs - soft).square().mean(1).sum())

@@ -86,10 +86,10 @@ def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: 
 
 # functions during which a signal comes, from the first moment to the last one before training
 EARLY = [
-    "trainer.configuration.compose.settle",
+    "trainer.configuration.compose.finalize",
     "trainer.configuration.resolve.resolve",
     "trainer.storage.run_folder.write_configuration",
-    "trainer.storage.run_folder._settle",
+    "trainer.storage.run_folder._move_into_place",
     "trainer.assembly.data.load_data",
     "trainer.assembly.weights.make_model",
     "trainer.assembly.run_folder_of.record_environment",
@@ -104,7 +104,7 @@ def test_a_signal_before_training_leaves_nothing_half_made(zygote: Zygote, tmp_p
         fault = {"signal": int(signum), "during": place}
         code, output = train(zygote, home, *CONFIGURATIONS["adamw"], "hydra.run.dir=made/run", fault=fault)
         assert (code, output) == (128 + signum, ""), place
-        made = number > EARLY.index("trainer.storage.run_folder._settle")
+        made = number > EARLY.index("trainer.storage.run_folder._move_into_place")
         assert [path.name for path in home.iterdir()] == (["made"] if made else []), place
         if made:
             assert [path.name for path in (home / "made").iterdir()] == ["run"], place

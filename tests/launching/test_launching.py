@@ -37,7 +37,7 @@ BROKEN = '''
 import os, time, warnings
 import torch
 from torch import nn
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 
 class Broken(nn.Module):
     """Linear, and something happens on rank 1 at its tenth forward."""
@@ -50,7 +50,7 @@ class Broken(nn.Module):
         if self.count == 10 and self.what == "warn":
             for module in ("torch.distributed.c10d_logger", "torchmetrics"):
                 warnings.warn_explicit(f"deprecated, says {module}", FutureWarning, "file.py", 1, module=module)
-        if self.count == 10 and place() is not None and place().rank == 1:
+        if self.count == 10 and rank_info() is not None and rank_info().rank == 1:
             if self.what == "raise":
                 raise LookupError("the tenth time")
             if self.what == "exit":
@@ -69,7 +69,7 @@ import os, time
 from pathlib import Path
 from trainer.training import loop
 from trainer.models.lenet import lenet
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.base.signals import stop_request
 
 train_step = loop.train_step
@@ -77,7 +77,7 @@ train_step = loop.train_step
 def wait_and_step(run, batch):
     gate = Path(f"gates/{run.step}")
     if gate.exists():
-        note = Path(f"gates/{run.step} on rank {place().rank}")
+        note = Path(f"gates/{run.step} on rank {rank_info().rank}")
         note.with_suffix(".tmp").write_text(str(os.getpid()))
         note.with_suffix(".tmp").replace(note)
     while gate.exists() and stop_request.signum is None:

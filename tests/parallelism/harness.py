@@ -17,7 +17,7 @@ from torch import nn
 from trainer import compose
 from trainer.assembly import assemble
 from trainer.base import rank
-from trainer.base.rank import Place, take
+from trainer.base.rank import RankInfo, take
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import Config
 from trainer.contracts import Preprocessing
@@ -57,7 +57,7 @@ def _answer(pipe: Any, rank: int, timeout: float) -> Any:
 
 
 def _rank(pipe: Any, store: str, rank: int, world_size: int, function: Callable[..., Any], args: Any) -> None:
-    take(Place(rank, world_size, rank, world_size), lambda: dist.FileStore(store, world_size))
+    take(RankInfo(rank, world_size, rank, world_size), lambda: dist.FileStore(store, world_size))
     torch.set_num_threads(1)
     try:
         answer = ("result", function(*args))
@@ -97,11 +97,11 @@ def make_from(config: Config, double: bool = False) -> Run:
     blueprint = resolve(config)
     assemble.connect(blueprint)
     if not double:
-        return assemble.put_together(blueprint)
+        return assemble.build_run(blueprint)
     make_model = assemble.make_model
     assemble.make_model = lambda plan: make_model(plan).double()  # type: ignore[assignment]
     try:
-        run = assemble.put_together(blueprint)
+        run = assemble.build_run(blueprint)
     finally:
         assemble.make_model = make_model
     run.preprocessing = run.batches._preprocessing = InDouble(run.preprocessing)
@@ -184,7 +184,7 @@ def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: 
 
 def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Another run in the same processes, with a store in which no earlier one has left anything."""
-    here, store = rank.place(), rank.open_store()
+    here, store = rank.rank_info(), rank.open_store()
     rank.take(here, lambda: dist.PrefixStore(f"run {number}", store))
     try:
         return function(*arguments)

@@ -32,7 +32,7 @@ from trainer.parallelism.parameter_server import (
     decode,
     encode,
 )
-from trainer.parallelism.strategy import Part
+from trainer.parallelism.strategy import MicroBatch
 from trainer.training import worker_loop
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
@@ -128,7 +128,7 @@ def test_a_step_that_is_left_out_fetches_and_a_lost_server_is_named() -> None:
             advance(run, 10)
 
 
-# --- a worker's share -------------------------------------------------------------------------------------
+# --- a worker's shard -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -144,9 +144,9 @@ def test_a_worker_has_the_mean_gradient_of_its_own_samples(rank: int) -> None:
     weight = torch.tensor(1 / 7)
     strategy.apply(model)
     for last, images in ((False, torch.randn(5, 3)), (True, torch.randn(2, 3))):
-        share = images[strategy.share(len(images))]
-        own.append(share)
-        part = Part(share, torch.zeros(len(share)), len(images))
+        shard = images[strategy.shard(len(images))]
+        own.append(shard)
+        batch = MicroBatch(shard, torch.zeros(len(shard)), len(images))
 
         def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return outputs.square().sum()
@@ -155,10 +155,10 @@ def test_a_worker_has_the_mean_gradient_of_its_own_samples(rank: int) -> None:
             return model[2](model[0](x))
 
         if last:
-            strategy.backward(forward, loss, part, weight)
+            strategy.backward(forward, loss, batch, weight)
         else:
             with strategy.accumulating():
-                strategy.backward(forward, loss, part, weight)
+                strategy.backward(forward, loss, batch, weight)
     found = model[0].weight.grad.clone()
     model.zero_grad()
     samples = torch.cat(own)
@@ -313,7 +313,7 @@ def worker(steps: int, dies: int | None = None) -> Any:
         losses += advance(run, 10)
         with run.strategy.evaluating(run.model):
             evaluated = {name: value.clone() for name, value in run.model.state_dict().items()}
-            everything = run.strategy.share(10) == slice(0, 10)
+            everything = run.strategy.shard(10) == slice(0, 10)
         time.sleep(0.2)
         saved = run.strategy.state_dict(run.model)
         return {

@@ -192,7 +192,7 @@ def take_the_mean(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
 
 
 def take_own_seed(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
-    here = rank.place()
+    here = rank.rank_info()
     assert here is not None
     own = f"seed={11 + here.rank}"
     return curves(

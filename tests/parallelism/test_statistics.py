@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tests.parallelism.harness import anew, make, spawn
 from trainer import compose
 from trainer.assembly import assemble, run_folder_of
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.configuration.resolve import resolve
 from trainer.data import Digits
 from trainer.parallelism import downpour
@@ -27,7 +27,7 @@ BASE = ["threads=1", "model=mlp", "model.hidden=[8]", "device=cpu", "batch_size=
 
 
 def rank() -> int:
-    here = place()
+    here = rank_info()
     assert here is not None
     return here.rank
 
@@ -88,7 +88,7 @@ def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int],
     calls.clear()
     blueprint = resolve(compose(words))
     assemble.connect(blueprint)
-    run = assemble.put_together(blueprint, fit=False)
+    run = assemble.build_run(blueprint, fit=False)
     run_folder_of.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
     if isinstance(run.strategy, downpour.Downpour):
         run.close()
@@ -150,7 +150,7 @@ def test_the_others_wait_as_long_as_it_takes(strategy: str, timeout: float) -> N
 OWN = '''
 import os
 from trainer.base.errors import DataError
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.preprocessing import MeanImage
 
 class Own(MeanImage):
@@ -159,7 +159,7 @@ class Own(MeanImage):
         super().__init__()
         self.fails = fails
     def fit(self, images):
-        rank = 0 if place() is None else place().rank
+        rank = 0 if rank_info() is None else rank_info().rank
         with open("fits", "a") as file:
             file.write(f"{rank} ")
         if self.fails:

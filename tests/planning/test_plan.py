@@ -15,7 +15,7 @@ from trainer import app, compose
 from trainer.assembly import assemble
 from trainer.augmentation.bordered import Bordered
 from trainer.base.errors import ConfigurationError
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.commands import plan as commands_plan
 from trainer.configuration.resolve import resolve
 from trainer.data import memory
@@ -163,7 +163,7 @@ def test_ranks_share_the_memory_of_the_machine(plan: Plan, photographs: str, mon
     for ranks, told in (("", "7.2 kB: decoded in memory"), (["parallelism=ddp"], "3.6 kB: ")):
         (row,) = [line for line in plan(*words, "device=cpu", *ranks) if line.startswith("  photographs")]
         assert f"data.memory_limit is {told}" in row
-    assert place() is None
+    assert rank_info() is None
 
 
 @pytest.mark.parametrize("components", ["null", "5"])
@@ -174,7 +174,7 @@ def test_whitening_is_measured_without_estimating_it(
     """Eigenvectors take seconds or minutes, and a plan needs no more than their number."""
     words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
     blueprint = resolve(compose([*MLP, *words]))
-    fitted = assemble.put_together(blueprint).preprocessing.state_dict()
+    fitted = assemble.build_run(blueprint).preprocessing.state_dict()
     monkeypatch.setattr(Whitening, "fit", None)  # nobody calls it
     run = estimate._run(blueprint, 10)
     guessed = run.preprocessing.state_dict()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer import app, assemble, compose
-from trainer.assembly.assemble import put_together
+from trainer.assembly.assemble import build_run
 from trainer.assembly.data import make_batches
 from trainer.augmentation import Crop, HorizontalFlip, MixUp, Pipeline
 from trainer.base.errors import ConfigurationError, DataError
@@ -77,7 +77,7 @@ def tiles(page: Tensor, bottom: int, size: int, factor: int, count: int, pitch: 
 
 def trained_on(*words: str) -> tuple[Tensor, list[int], Any]:
     """Images of a run's first steps, those of them that are shown, and the run."""
-    run = put_together(resolve(compose([*TRAINED, *words])))
+    run = build_run(resolve(compose([*TRAINED, *words])))
     images, classes = [], []
     for batch in run.batches.epoch(0):
         images.append(batch.images)
@@ -187,7 +187,7 @@ def test_mixing_alone_mixes_originals_of_one_batch() -> None:
     table = Pipeline(mixup=MixUp(alpha=1.0)).draw(40, (3, 8, 6), generator_for(5, "augmentation", 0))
     images = run.batches.images.float()
     for k in range(8):
-        share, partner = float(table["mixup.share"][k]), (k - 1) % 16
+        share, partner = float(table["mixup.lam"][k]), (k - 1) % 16
         expected = images[k] * share + images[partner] * (1 - share)
         torch.testing.assert_close(mixed.images_KCHW[k], expected, rtol=0, atol=1e-3)
         expected_shares = {str(partner % 9): 1 - share, str(k): share}
@@ -279,7 +279,7 @@ class LeftOrRight:
 
 
 def test_what_is_cut_out_of_a_photograph_is_shown_as_trained_on(photographs: str) -> None:
-    run = put_together(resolve(compose([*TRAINED, *PHOTOGRAPHS, f"data.root={photographs}"])))
+    run = build_run(resolve(compose([*TRAINED, *PHOTOGRAPHS, f"data.root={photographs}"])))
     pipeline = Pipeline(frame=LeftOrRight(), flip=HorizontalFlip(probability=1))
     run.batches = make_batches(run.blueprint, run.splits.train, Sequential(), pipeline, ToFloat())
     found = rows(run, pipeline)

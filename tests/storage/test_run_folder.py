@@ -60,7 +60,7 @@ def test_a_folder_that_the_user_named_must_be_new_or_empty(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", ["write_configuration", "_settle"])
+@pytest.mark.parametrize("step", ["write_configuration", "_move_into_place"])
 def test_a_folder_that_cannot_be_made_whole_is_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ) -> None:
@@ -88,7 +88,7 @@ def test_folders_that_were_there_stay_when_one_cannot_be_made(tmp_path: Path, mo
 def test_what_is_killed_while_it_is_made_is_no_run_and_in_nobodys_way(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from trainer.storage import run_folder\n"
-        "run_folder._settle = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run_folder._move_into_place = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
         "run_folder.create(Path(sys.argv[1]), {}, [])"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")])

@@ -56,10 +56,10 @@ def test_going_on_in_mid_epoch_gives_the_same_bits(seen: int) -> None:
         assert torch.equal(a.targets, b.targets)
 
 
-def test_slabs_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     augmentation = Pipeline(crop=Crop(padding=2), flip=HorizontalFlip(probability=0.5))
     whole = list(make(augmentation=augmentation).epoch(0))
-    monkeypatch.setattr("trainer.training.batches._SLAB_BYTES", 1)
+    monkeypatch.setattr("trainer.training.batches._BLOCK_BYTES", 1)
     single = list(make(augmentation=augmentation).epoch(0))
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole, single, strict=True))
 

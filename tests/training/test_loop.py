@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainer import assemble, compose, fit
-from trainer.assembly.assemble import put_together
+from trainer.assembly.assemble import build_run
 from trainer.configuration.compose import Config
 from trainer.configuration.resolve import resolve
 from trainer.reporting.metrics_file import read_metrics
@@ -27,7 +27,7 @@ def config(*overrides: str) -> Config:
 
 
 def assembled(*overrides: str) -> Run:
-    return put_together(resolve(config(*overrides)))
+    return build_run(resolve(config(*overrides)))
 
 
 def by_hand(run: Run, make_optimizer, lr_at, steps: int, clip: float | None = None) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.data.images import encoded, pixels
 from trainer import app, compose
-from trainer.assembly.assemble import put_together
+from trainer.assembly.assemble import build_run
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
 from trainer.data.photographs import reading
@@ -89,7 +89,7 @@ def test_the_lectures_sizes():
 
 @pytest.fixture(scope="module")
 def trained() -> Run:
-    run = put_together(resolve(compose(SMALL)))
+    run = build_run(resolve(compose(SMALL)))
     assert train(run) == "completed"
     return run
 
@@ -157,7 +157,7 @@ def test_a_probability_of_zero_has_a_finite_loss(trained):
 
 def test_loss_in_bits_with_smoothing():
     words = ["loss.base=2", "loss.label_smoothing=0.2"]
-    run = put_together(resolve(compose([*SMALL, *words])))
+    run = build_run(resolve(compose([*SMALL, *words])))
     train(run)
     part = run.splits.val
     p = probabilities_one_by_one(run, part, "flip")
@@ -167,7 +167,7 @@ def test_loss_in_bits_with_smoothing():
 
 
 def test_another_loss_is_left_out():
-    run = put_together(resolve(compose([*SMALL, "loss=mse"])))
+    run = build_run(resolve(compose([*SMALL, "loss=mse"])))
     train(run)
     found = evaluate_views(run, run.splits.val, "val", TestTime("flip"))
     expected = probabilities_one_by_one(run, run.splits.val, "flip").argmax(1) == run.splits.val.targets_N
@@ -209,13 +209,13 @@ def words_for(root: Path, workers: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def weights(root: Path) -> dict[str, Any]:
     """Of a model that is sure enough of its answers for other views to give others."""
-    run = put_together(resolve(compose([*words_for(root), "steps=60"])))
+    run = build_run(resolve(compose([*words_for(root), "steps=60"])))
     train(run)
     return {"model": run.model.state_dict(), "preprocessing": run.preprocessing.state_dict()}
 
 
 def of_photographs(root: Path, weights: dict[str, Any], words: Sequence[str] = (), workers: int = 0) -> Run:
-    run = put_together(resolve(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
+    run = build_run(resolve(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
     run.model.load_state_dict(weights["model"])
     run.preprocessing.load_state_dict(weights["preprocessing"])
     return run
@@ -322,15 +322,15 @@ def test_views_of_photographs_are_shared_among_ranks(
     run, asked = of_photographs(root, weights), TestTime("ten_crop")
     part = run.splits.val
     alone = torch.cat(probabilities(run, part, asked))
-    shares, rows = [], []
+    shards, rows = [], []
     for rank in range(3):
         share = lambda count, rank=rank: slice(rank * count // 3, (rank + 1) * count // 3)  # noqa: E731
-        monkeypatch.setattr(run, "strategy", SimpleNamespace(data_size=3, share=share))
-        shares += evaluation_shards(run, part)
+        monkeypatch.setattr(run, "strategy", SimpleNamespace(data_size=3, shard=share))
+        shards += evaluation_shards(run, part)
         rows += probabilities(run, part, asked)
         assert len(rows) == 2 * (rank + 1)
-    assert sorted(torch.cat(shares).tolist()) == list(range(len(part)))
-    assert (torch.cat(rows) - alone[torch.cat(shares)]).abs().max() < 1e-6
+    assert sorted(torch.cat(shards).tolist()) == list(range(len(part)))
+    assert (torch.cat(rows) - alone[torch.cat(shards)]).abs().max() < 1e-6
 
 
 def test_evaluate_says_when_the_data_are_others(

@@ -53,7 +53,7 @@ def assemble(
     run: Run | None = None
     if not blueprint.strategy.is_main:
         assert folder is not None
-        run = put_together(blueprint, fit=not resume)
+        run = build_run(blueprint, fit=not resume)
         run.is_trial = is_trial
         join(run, folder, resume=resume)
         return run
@@ -63,7 +63,7 @@ def assemble(
     lock = lock or Lock(folder)
     has_begun = (folder / run_folder.ENVIRONMENT).is_file()
     try:
-        run = put_together(blueprint, fit=not resume)
+        run = build_run(blueprint, fit=not resume)
         run.is_trial, run.lock = is_trial, lock
         open_folder(run, folder, resume=resume, console=console)
     except BaseException as error:
@@ -85,7 +85,7 @@ def connect(blueprint: Blueprint) -> None:
         raise ConfigurationError(str(error)) from error
 
 
-def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) -> Run:
+def build_run(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) -> Run:
     """Everything a run computes with, and no file: data, model, optimizer, and what lies between them.
 
     Without `fit` the statistics of the preprocessing are still to come, from a checkpoint.
@@ -126,7 +126,7 @@ def put_together(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) 
         compute.compile()
 
     def replica() -> Run:
-        other = put_together(resolve(config | {"parallelism": SINGLE}), splits, fit=False)
+        other = build_run(resolve(config | {"parallelism": SINGLE}), splits, fit=False)
         other.preprocessing.load_state_dict(preprocessing.state_dict())
         return other
 

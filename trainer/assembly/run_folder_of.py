@@ -78,7 +78,7 @@ def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
 
 
 def checkpoint_writer(run: Run, state: Any) -> CheckpointWriter:
-    """The writer of the main rank, or what takes another rank's share of each snapshot."""
+    """The writer of the main rank, or what takes another rank's part of each snapshot."""
     assert run.folder is not None
     return CheckpointWriter(
         run.folder / run_folder.CHECKPOINTS,

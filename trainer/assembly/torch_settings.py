@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.rules import Config
 
@@ -14,7 +14,7 @@ from trainer.configuration.rules import Config
 def set_up_torch(config: Config, device: torch.device) -> None:
     """Threads and determinism; they hold for the whole process."""
     torchs_own_threads()
-    here = place()
+    here = rank_info()
     sharing = here.local_size if here is not None and device.type == "cpu" else 1
     torch.set_num_threads(config["threads"] or max(1, torchs_own_threads() // sharing))
     if config["deterministic"]:

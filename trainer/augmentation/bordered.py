@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.operation import put
-from trainer.base.chunks import Spare
+from trainer.base.chunks import BufferPool
 
 
 class Bordered:
@@ -28,7 +28,7 @@ class Bordered:
         )
         self.images_NCHW = lines.copy_(images_NCHW)
         run = (C - 1) * self._plane + (H - 1) * self._stride + W
-        self._spare_runs, self._spare_crops = Spare(), Spare()
+        self._run_pool, self._crop_pool = BufferPool(), BufferPool()
         self._runs = self._flat.as_strided((len(self._flat) - run + 1, run), (1, 1))
 
     @staticmethod
@@ -43,9 +43,9 @@ class Bordered:
         C, H, W = self._shape
         starts_N = indices_N * (C * self._plane) + offset_y_N * self._stride + offset_x_N
         N, run, dtype, device = len(starts_N), self._runs.shape[1], self._flat.dtype, self._flat.device
-        runs = self._spare_runs.empty((N, run), dtype, device)
+        runs = self._run_pool.empty((N, run), dtype, device)
         torch.index_select(self._runs, 0, starts_N.to(device, non_blocking=True), out=runs)
-        crops = self._spare_crops.empty((N, C, H, W), dtype, device)
+        crops = self._crop_pool.empty((N, C, H, W), dtype, device)
         crops.copy_(runs.as_strided((N, C, H, W), (run, self._plane, self._stride, 1)))
         if flipped_N is not None:
             there_K = flipped_N.nonzero().flatten().to(self._flat.device, non_blocking=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.colour_arithmetic import (
+    blend_weights,
     change_brightness,
     change_contrast,
     change_gamma,
@@ -14,7 +15,6 @@ from trainer.augmentation.colour_arithmetic import (
     equalize,
     invert,
     posterize,
-    shares,
     sharpen,
     shift_levels,
     solarize,
@@ -29,7 +29,7 @@ from trainer.augmentation.operation import (
     where,
 )
 from trainer.base.checks import check_number, check_range, check_whole_range
-from trainer.base.chunks import Change, parts
+from trainer.base.chunks import Change, chunks
 
 # principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
 # columns, directions; the paper prints none, these are fb.resnet.torch's (S. Gross and M. Wilber, 2016)
@@ -60,7 +60,9 @@ class _Graded:
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         values_N = rows[self._name]
         chosen_N = values_N != self._neutral
-        return where(images_NCHW.contiguous(), chosen_N, lambda images, k: _by_parts(images, self._change, values_N[k]))
+        return where(
+            images_NCHW.contiguous(), chosen_N, lambda images, k: _by_chunks(images, self._change, values_N[k])
+        )
 
 
 class _Blend(_Graded):
@@ -76,22 +78,22 @@ class _Blend(_Graded):
     def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
         if not most(rows["factor"] != 1):
             return None
-        own, other = shares(rows["factor"], images_NCHW)
-        return lambda images, part: self._change(images, own[part], other[part])
+        own, other = blend_weights(rows["factor"], images_NCHW)
+        return lambda images, chunk: self._change(images, own[chunk], other[chunk])
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         factors_N = rows["factor"]
         return where(
             images_NCHW.contiguous(),
             _all_if_most(factors_N != 1),
-            lambda images, k: _by_parts(images, self._change, *shares(factors_N[k], images)),
+            lambda images, k: _by_chunks(images, self._change, *blend_weights(factors_N[k], images)),
         )
 
 
-def _by_parts(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+def _by_chunks(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
     """A change in place, of some images at a time: they stay in the cache from its first pass over them to its last."""
-    for part in parts(images_NCHW):
-        change(images_NCHW[part], *(column_N[part] for column_N in columns))
+    for chunk in chunks(images_NCHW):
+        change(images_NCHW[chunk], *(column_N[chunk] for column_N in columns))
     return images_NCHW
 
 
@@ -111,7 +113,7 @@ class _Ungraded:
         return {"applied": draw_applied(num_samples, self.probability, generator)}
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        return where(images_NCHW.contiguous(), rows["applied"], lambda images, _: _by_parts(images, self._change))
+        return where(images_NCHW.contiguous(), rows["applied"], lambda images, _: _by_chunks(images, self._change))
 
 
 class Brightness(_Blend):

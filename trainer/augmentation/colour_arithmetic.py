@@ -12,7 +12,7 @@ from trainer.augmentation.operation import column
 _SCALE = 255 + 1 - 1e-3  # torchvision's way back from 0..1 to levels: floor(255.999 x)
 
 
-def shares(factors_N: Tensor, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+def blend_weights(factors_N: Tensor, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
     """float32 (N, 1, 1, 1), factor and 1 - factor: what a blend takes of an image and of another."""
     both_2N = torch.stack((factors_N, 1 - factors_N)).to(images_NCHW.device, torch.float32, non_blocking=True)
     own, other = both_2N.view(2, -1, 1, 1, 1)
@@ -41,8 +41,8 @@ def change_saturation(images_NCHW: Tensor, own: Tensor, other: Tensor) -> Tensor
 
 
 def _blend(images_NCHW: Tensor, others: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Of both these shares, in the two calls that torchvision makes, so that it is rounded as there; `others` are as
-    large as the images but for channels, since a number an image would take the slow way through addcmul."""
+    """own * images + other * others, in the two calls that torchvision makes, so that it is rounded as there; `others`
+    are as large as the images but for channels, since a number an image would take the slow way through addcmul."""
     return images_NCHW.mul_(own).addcmul_(others, other).clamp_(0, 255).floor_()
 
 

@@ -10,7 +10,7 @@ from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import RangedOperation, Rows, check_probability, draw_applied, draw_uniform, where
 from trainer.augmentation.warp import Fill, centred, check_fill, sample
 from trainer.base.checks import check_number, check_range
-from trainer.base.chunks import parts
+from trainer.base.chunks import chunks
 
 _ONE = 2.0**12
 
@@ -47,9 +47,9 @@ class Elastic(RangedOperation):
             return images_KCHW
         height, width = images_KCHW.shape[2:]
         y_HW, x_HW = _places(height, width, images_KCHW.device)
-        for part in parts(images_KCHW):
-            by_K2HW = self.displacement(rows["seed"][part], height, width, images_KCHW.device)
-            _take(images_KCHW[part], y_HW + by_K2HW[:, 1], x_HW + by_K2HW[:, 0], self.fill)
+        for chunk in chunks(images_KCHW):
+            by_K2HW = self.displacement(rows["seed"][chunk], height, width, images_KCHW.device)
+            _take(images_KCHW[chunk], y_HW + by_K2HW[:, 1], x_HW + by_K2HW[:, 0], self.fill)
         return images_KCHW
 
 
@@ -96,9 +96,9 @@ class LensDistortion:
         y_HW, x_HW = _places(height, width, images_NCHW.device)
         square_HW = (x_HW**2 + y_HW**2) / ((height / 2) ** 2 + (width / 2) ** 2)
         k1_N11 = k1_N.to(images_NCHW.device, non_blocking=True).view(-1, 1, 1)
-        for part in parts(images_NCHW):
-            factor_NHW = 1 + k1_N11[part] * square_HW
-            _take(images_NCHW[part], y_HW * factor_NHW, x_HW * factor_NHW, self.fill)
+        for chunk in chunks(images_NCHW):
+            factor_NHW = 1 + k1_N11[chunk] * square_HW
+            _take(images_NCHW[chunk], y_HW * factor_NHW, x_HW * factor_NHW, self.fill)
         return images_NCHW
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.augmentation.counted import uniform
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds, draw_uniform, where
 from trainer.base.checks import check_number, check_range
-from trainer.base.chunks import parts
+from trainer.base.chunks import chunks
 
 _TRIES = 10
 
@@ -183,10 +183,10 @@ def apply_frames(images_NCHW: Tensor, frames_N8: Tensor, output_hw: tuple[int, i
     across = _Axis(left_N, width_N, new_width_N, x_N, W, output_w)
     down = _Axis(top_N, height_N, new_height_N, y_N, H, output_h)
     result_NCHW = images_NCHW if (output_h, output_w) == (H, W) else images_NCHW.new_empty(N, C, output_h, output_w)
-    for part in parts(images_NCHW):
-        narrow_NWL = across.resize(images_NCHW[part].flatten(1, 2).transpose(1, 2), part)
+    for chunk in chunks(images_NCHW):
+        narrow_NWL = across.resize(images_NCHW[chunk].flatten(1, 2).transpose(1, 2), chunk)
         turned_NHL = narrow_NWL.unflatten(2, (C, H)).permute(0, 3, 2, 1).flatten(2)
-        result_NCHW[part] = down.resize(turned_NHL, part).unflatten(2, (C, output_w)).transpose(1, 2)
+        result_NCHW[chunk] = down.resize(turned_NHL, chunk).unflatten(2, (C, output_w)).transpose(1, 2)
     return result_NCHW
 
 
@@ -211,11 +211,11 @@ class _Axis:
         self._weights_NOK = (weights_NPK.gather(1, wanted_NOK) * one_N11 + 0.5).floor_().to(self._dtype)
         self._one_N11 = one_N11.to(self._dtype)
 
-    def resize(self, pixels_NIL: Tensor, part: slice) -> Tensor:
+    def resize(self, pixels_NIL: Tensor, chunk: slice) -> Tensor:
         """NOL, of some images."""
         device = pixels_NIL.device
         at_NOK, weights_NOK, one_N11 = (
-            values[part].to(device, non_blocking=True) for values in (self._at_NOK, self._weights_NOK, self._one_N11)
+            values[chunk].to(device, non_blocking=True) for values in (self._at_NOK, self._weights_NOK, self._one_N11)
         )
         matrix_NOI = weights_NOK.new_zeros(*at_NOK.shape[:2], self._size + 1).scatter_(2, at_NOK, weights_NOK)
         sums_NOL = matrix_NOI[..., :-1] @ pixels_NIL.to(self._dtype)

@@ -20,15 +20,15 @@ class _Mixing:
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         return images_NCHW
 
-    def _draw_share(self, num_samples: int, generator: torch.Generator) -> Tensor:
+    def _draw_lam(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """float64_N ~ Beta(alpha, alpha), 1 for samples that stay as they are; by the inverse of its distribution
         function, so that there is one draw a sample."""
         from scipy.special import betaincinv
 
         applied_N = draw_applied(num_samples, self.probability, generator)
         uniform_N = torch.rand(num_samples, generator=generator, dtype=torch.float64)
-        share_N = torch.from_numpy(betaincinv(self.alpha, self.alpha, uniform_N.numpy())).view(num_samples)
-        return torch.where(applied_N, share_N, 1.0)
+        lam_N = torch.from_numpy(betaincinv(self.alpha, self.alpha, uniform_N.numpy())).view(num_samples)
+        return torch.where(applied_N, lam_N, 1.0)
 
 
 class MixUp(_Mixing):
@@ -38,18 +38,18 @@ class MixUp(_Mixing):
     cross-entropy that is the loss s L(i) + (1 - s) L(j).
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). Raises ValueError: `alpha` not
-    above 0, `probability` (share of the samples that are mixed) not in 0..1.
+    above 0, `probability` (fraction of the samples that are mixed) not in 0..1.
     """
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        return {"share": self._draw_share(num_samples, generator)}
+        return {"lam": self._draw_lam(num_samples, generator)}
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """The mixed images, and s."""
-        share_N = rows["share"].to(torch.float32)
-        share = column(share_N, images_NCHW)
-        mixed_NCHW = images_NCHW * share + partners_NCHW * (1 - share)
-        return mixed_NCHW, share_N.to(images_NCHW.device, non_blocking=True)
+        lam_N = rows["lam"].to(torch.float32)
+        lam = column(lam_N, images_NCHW)
+        mixed_NCHW = images_NCHW * lam + partners_NCHW * (1 - lam)
+        return mixed_NCHW, lam_N.to(images_NCHW.device, non_blocking=True)
 
 
 class CutMix(_Mixing):
@@ -65,7 +65,7 @@ class CutMix(_Mixing):
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         _, H, W = input_shape
-        radius_N = 0.5 * (1 - self._draw_share(num_samples, generator)).sqrt()
+        radius_N = 0.5 * (1 - self._draw_lam(num_samples, generator)).sqrt()
         table = {}
         for axis, size in (("y", H), ("x", W)):
             centre_N = torch.randint(size, (num_samples,), generator=generator)
@@ -75,7 +75,7 @@ class CutMix(_Mixing):
         return table
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The mixed images, and the share of each one's own pixels."""
+        """The mixed images, and the fraction `lam` of each one's own pixels."""
         _, _, H, W = images_NCHW.shape
         inside_NH, inside_NW = (
             (torch.arange(size) >= rows[f"{axis}_from"].unsqueeze(1))
@@ -84,5 +84,5 @@ class CutMix(_Mixing):
         )
         inside = (inside_NH.view(-1, 1, H, 1) & inside_NW.view(-1, 1, 1, W)).to(images_NCHW.device, non_blocking=True)
         area_N = (rows["y_to"] - rows["y_from"]) * (rows["x_to"] - rows["x_from"])
-        share_N = 1 - area_N / (H * W)
-        return torch.where(inside, partners_NCHW, images_NCHW), share_N.to(images_NCHW.device, non_blocking=True)
+        lam_N = 1 - area_N / (H * W)
+        return torch.where(inside, partners_NCHW, images_NCHW), lam_N.to(images_NCHW.device, non_blocking=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.augmentation.counted import normal, uniform
 from trainer.augmentation.operation import RangedOperation, Rows, column
 from trainer.base.checks import check_number, check_range, check_that, check_whole
-from trainer.base.chunks import parts
+from trainer.base.chunks import chunks
 
 _NUMBERS_A_CHUNK = 2**16  # of a blur, which has many passes over them: in the cache
 
@@ -62,7 +62,7 @@ class GaussianBlur(RangedOperation):
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         weights = [column(weight_K, images_KCHW) for weight_K in self._weights(rows["next_weight"])]
-        for some in parts(images_KCHW, _NUMBERS_A_CHUNK):
+        for some in chunks(images_KCHW, _NUMBERS_A_CHUNK):
             images_KCHW[some] = _blur(images_KCHW[some], [weight[some] for weight in weights])
         return images_KCHW
 

@@ -12,7 +12,7 @@ from trainer.augmentation.bordered import Bordered
 from trainer.augmentation.geometry import Crop, HorizontalFlip
 from trainer.augmentation.operation import Operation, Rows, most
 from trainer.augmentation.warp import changed, resample, resampling
-from trainer.base.chunks import Change, Spare, by_parts
+from trainer.base.chunks import BufferPool, Change, by_chunks
 from trainer.contracts import Augmentation
 
 
@@ -35,7 +35,7 @@ class Pipeline(Augmentation):
             if not (callable(operation) and hasattr(operation, "draw")):
                 raise ValueError(f"{name}={operation}: must be an operation (remove one by ~augmentation.{name})")
         self.operations = operations
-        self._spare = Spare()
+        self._pool = BufferPool()
         mixing = [name for name, operation in operations.items() if hasattr(operation, "mix")]
         if len(mixing) > 1:
             raise ValueError(f"{', '.join(mixing)}: one of them can mix samples, not several")
@@ -63,11 +63,11 @@ class Pipeline(Augmentation):
         taken to be done.
         """
         images_NCHW, changes = self.begin(images_NCHW, rows, skip)
-        return by_parts(images_NCHW, changes, Spare()) if changes else images_NCHW
+        return by_chunks(images_NCHW, changes, BufferPool()) if changes else images_NCHW
 
     def begin(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> tuple[Tensor, list[Change]]:
         """As a call, but for the last operations where they can be done to some images at a time: what those do is
-        returned beside the images, for `by_parts`."""
+        returned beside the images, for `by_chunks`."""
         by_name = _by_name(rows)
         done = list(self.operations)[:skip]
         prepared: list[Change] = []  # not applied yet
@@ -80,7 +80,7 @@ class Pipeline(Augmentation):
                 prepared.append(change)
                 continue
             if prepared:
-                images_NCHW, prepared = by_parts(images_NCHW, prepared, self._spare), []
+                images_NCHW, prepared = by_chunks(images_NCHW, prepared, self._pool), []
             images_NCHW = self._apply(names, images_NCHW, by_name)
         return images_NCHW, prepared
 
@@ -132,14 +132,14 @@ class Pipeline(Augmentation):
         """How many of the first operations are in the frames."""
         return 2 if isinstance([*self.operations.values(), None][1], HorizontalFlip) else 1
 
-    def border(self, images_NCHW: Tensor, room: float = math.inf) -> "Moved | None":
+    def border(self, images_NCHW: Tensor, room: float = math.inf) -> "PaddedImages | None":
         """Another layout of a whole set, from which the pipeline's first flip and crop are read faster; None when
         it does not begin with them, or when the layout takes more than `room` bytes."""
         found = self._moves()
         needed = self.border_bytes(tuple(images_NCHW.shape))
         if found is None or needed is None or needed > room:
             return None
-        return Moved(self, images_NCHW, *found)
+        return PaddedImages(self, images_NCHW, *found)
 
     def border_bytes(self, shape: tuple[int, ...]) -> int | None:
         """What that layout takes for a set of this shape (N, C, H, W); None where there is none."""
@@ -166,14 +166,14 @@ class Pipeline(Augmentation):
         return padding
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Preprocessed images mixed with others, and the share of each one's own label, float32_N."""
+        """Preprocessed images mixed with others, and the weight `lam` of each one's own label, float32_N."""
         assert self.mixing is not None
         operation: Any = self.operations[self.mixing]
         mixed: tuple[Tensor, Tensor] = operation.mix(images_NCHW, partners_NCHW, _by_name(rows)[self.mixing])
         return mixed
 
 
-class Moved:
+class PaddedImages:
     """A set with borders, and the pipeline that reads from it."""
 
     def __init__(self, pipeline: Pipeline, images_NCHW: Tensor, names: list[str], flip: str | None, crop: str) -> None:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.augmentation.colour_arithmetic import (
+    blend_weights,
     change_brightness,
     change_contrast,
     change_saturation,
     equalize,
     posterize,
-    shares,
     sharpen,
     solarize,
     stretch_contrast,
@@ -41,9 +41,9 @@ OPERATIONS = (
 )
 _NUM_MOVING = 5
 _COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    lambda images, magnitude_N: change_brightness(images, *shares(1 + magnitude_N, images)),
-    lambda images, magnitude_N: change_saturation(images, *shares(1 + magnitude_N, images)),
-    lambda images, magnitude_N: change_contrast(images, *shares(1 + magnitude_N, images)),
+    lambda images, magnitude_N: change_brightness(images, *blend_weights(1 + magnitude_N, images)),
+    lambda images, magnitude_N: change_saturation(images, *blend_weights(1 + magnitude_N, images)),
+    lambda images, magnitude_N: change_contrast(images, *blend_weights(1 + magnitude_N, images)),
     lambda images, magnitude_N: sharpen(images, 1 + magnitude_N),
     lambda images, magnitude_N: posterize(images, magnitude_N),
     lambda images, magnitude_N: solarize(images, 255 * magnitude_N),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
 from trainer.base.checks import check_number, check_one_of, check_range
-from trainer.base.chunks import Change, parts
+from trainer.base.chunks import Change, chunks
 
 Fill = Literal["black", "edge", "mirror"]
 _FAR = 1e4  # in halves of the image
@@ -41,8 +41,8 @@ def changed(matrices_N33: Tensor) -> Tensor:
 
 def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
     change = resampling(images_NCHW, matrices_N33, fill)
-    for part in parts(images_NCHW):
-        change(images_NCHW[part], part)
+    for chunk in chunks(images_NCHW):
+        change(images_NCHW[chunk], chunk)
     return images_NCHW
 
 
@@ -61,11 +61,11 @@ def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Change:
             side.to(device, torch.float32, non_blocking=True) for side in _sides(depth_N3, height, width)
         )
 
-    def change(some_NCHW: Tensor, part: slice) -> Tensor:
-        grids_NHW2 = torch.view_as_real(columns_NW[part].unsqueeze(1) + lines_NH[part].unsqueeze(2))
+    def change(some_NCHW: Tensor, chunk: slice) -> Tensor:
+        grids_NHW2 = torch.view_as_real(columns_NW[chunk].unsqueeze(1) + lines_NH[chunk].unsqueeze(2))
         if not affine:
             # 1 where the map is affine, which stays as it is; what lies on the horizon is far away
-            grids_NHW2 /= (depth_NW[part].unsqueeze(1) + depth_NH[part].unsqueeze(2)).unsqueeze(3)
+            grids_NHW2 /= (depth_NW[chunk].unsqueeze(1) + depth_NH[chunk].unsqueeze(2)).unsqueeze(3)
             grids_NHW2.nan_to_num_(_FAR, _FAR, -_FAR)
         return sample(some_NCHW, grids_NHW2, fill)
 

@@ -5,7 +5,7 @@ import os
 import torch
 
 from trainer.base.errors import ConfigurationError
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 
 
 def choose_device(text: str, several: bool = False) -> torch.device:
@@ -15,7 +15,7 @@ def choose_device(text: str, several: bool = False) -> torch.device:
     if several and (text == "mps" or text.startswith("cuda:")):
         raise ConfigurationError(f"device={text}: is one device; under this parallelism give cuda, cpu or auto")
     if several and cuda and text in ("auto", "cuda"):
-        here = place()
+        here = rank_info()
         return torch.device("cuda", here.local_rank if here is not None else 0)
     if text == "auto":
         return torch.device("cuda" if cuda else "mps" if mps and not several else "cpu")

@@ -59,7 +59,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         config = compose.override(config, overrides)
     import torch
 
-    from trainer.assembly.assemble import put_together
+    from trainer.assembly.assemble import build_run
     from trainer.assembly.run_folder_of import other_data
     from trainer.configuration.resolve import resolve
     from trainer.storage import checkpoint
@@ -74,7 +74,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         other = facts.task if facts.task != "classification" else facts.kind
         raise ConfigurationError(f"tta={test_time.kind}: averages class probabilities of images; the data is {other}")
     state = checkpoint.load(best)
-    run = put_together(blueprint, fit=False)
+    run = build_run(blueprint, fit=False)
     try:
         restore_weights(run, state)
         prepared(run, torch.zeros(1, *blueprint.facts.input_shape, device=run.device))

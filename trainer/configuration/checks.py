@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
-from trainer.base.chunks import part_sizes
+from trainer.base.chunks import chunk_sizes
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
@@ -239,7 +239,7 @@ def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
     whole, last = divmod(samples, batch_size)
     micro_batch = micro_batch_size(config, batch_size)
     reaches_last = config["steps"] is None or config["steps"] > whole
-    sizes = [*part_sizes(batch_size, micro_batch) * (whole > 0), *part_sizes(last, micro_batch) * reaches_last]
+    sizes = [*chunk_sizes(batch_size, micro_batch) * (whole > 0), *chunk_sizes(last, micro_batch) * reaches_last]
     return 1 in sizes
 
 

@@ -60,7 +60,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """
     with loader_of(config_dir) as (loader, search):
         composed = load(loader, NAME, [*overrides, *search])
-        return settle(composed, composed.hydra, loader)
+        return finalize(composed, composed.hydra, loader)
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
     if problems:
         try:
             if mode is RunMode.RUN:
-                settle(composed, composed.hydra, loader)
+                finalize(composed, composed.hydra, loader)
         except ConfigurationError as error:
             problems += error.problems
         raise ConfigurationError(problems)
@@ -232,7 +232,7 @@ def _search_problem(text: str, value: object) -> str | None:
     return f"{text}: there is no such folder as {', '.join(missing)}" if missing else None
 
 
-def settle(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
+def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
     """Resolve what Hydra composed into plain containers and check it as far as text goes.
 
     `hydra` is Hydra's own node. The choice made in each group is kept under `choices`. Raises

@@ -16,7 +16,7 @@ from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError, one_line
 from trainer.base.improvement import Improvement
 from trainer.base.precision import choose_dtype
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component, node_problems
@@ -161,7 +161,7 @@ _BYTES_PER_RANK = 300e6  # of a process with torch in it, before it has any data
 
 def plan_ranks(strategy: Strategy, device: torch.device) -> None:
     """How many processes there will be. Raises ValueError for more than there can be."""
-    here = place()
+    here = rank_info()
     if here is not None:
         strategy.plan(here.local_size, here.machines)
         if device.type == "cuda" and int(strategy.devices) > torch.cuda.device_count():

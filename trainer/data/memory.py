@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.base.checks import refuse
-from trainer.base.rank import place
+from trainer.base.rank import rank_info
 
 _SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
 _ROOT = Path("/")
@@ -40,7 +40,7 @@ def parse_limit(memory_limit: int | str) -> int | None:
 
 def free_share() -> int:
     """Half of the memory that is free, for this process among those of the job on this machine."""
-    here = place()
+    here = rank_info()
     return int(_SHARE_OF_FREE * _free_memory()) // (here.local_size if here is not None else 1)
 
 

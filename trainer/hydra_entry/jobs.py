@@ -64,7 +64,7 @@ class Jobs:
 def run_trial(composed: DictConfig, folder: Path) -> float | None:
     """A trial in its folder: one that is complete is not run again, one that was interrupted goes on."""
     hydra: Any = HydraConfig.get()
-    config = compose.settle(composed, hydra, GlobalHydra.instance().config_loader())
+    config = compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
     if (folder / run_folder.CONFIG).is_file():
         if run_folder.read_configuration(folder) != config:
             raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")

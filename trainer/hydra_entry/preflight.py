@@ -34,14 +34,14 @@ class Preflight(Callback):
         with exit_on_error():
             exact = _is_given(config, "hydra.run.dir")
             problems = folder_problems("hydra.run.dir", config.hydra.run.dir) if exact else []
-            settled = check(config, problems)
+            finalized = check(config, problems)
             if (earlier := folder_of_earlier_attempt()) is not None:
                 _set_run_folder(config, earlier)
                 return
             wanted = Path(config.hydra.run.dir)
             if not exact:
-                wanted = wanted.with_name(f"{wanted.name}-{run_folder.default_name(settled)}")
-            folder = run_folder.create(wanted, settled, compose.typed_words(config.hydra), exact=exact)
+                wanted = wanted.with_name(f"{wanted.name}-{run_folder.default_name(finalized)}")
+            folder = run_folder.create(wanted, finalized, compose.typed_words(config.hydra), exact=exact)
             _set_run_folder(config, folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -52,9 +52,9 @@ class Preflight(Callback):
             check_trials(config, _sweep_folder_problems(Path(config.hydra.sweep.dir)))
 
 
-def settle(composed: DictConfig, hydra: DictConfig) -> Config:
+def finalize(composed: DictConfig, hydra: DictConfig) -> Config:
     """Resolve and check as text what Hydra composed; `hydra` is its own node. Raises ConfigurationError."""
-    return compose.settle(composed, hydra, GlobalHydra.instance().config_loader())
+    return compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
 
 
 def check(composed: DictConfig, known: list[str] | None = None) -> Config:
@@ -64,28 +64,28 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
     """
     problems = list(known or [])
     try:
-        settled = settle(composed, composed.hydra)
+        finalized = finalize(composed, composed.hydra)
         if not problems:
-            check_parts(settled)
-            return settled
+            check_parts(finalized)
+            return finalized
     except ConfigurationError as error:
         problems += error.problems
     raise ConfigurationError(problems)
 
 
-def check_parts(settled: Config) -> None:
+def check_parts(finalized: Config) -> None:
     """What needs torch: signatures, shapes, devices, and the weights to start from."""
     from trainer.configuration.resolve import resolve
 
-    blueprint = resolve(settled)
-    if settled["init_from"] is not None:
+    blueprint = resolve(finalized)
+    if finalized["init_from"] is not None:
         import torch
 
         from trainer.assembly.weights import read_weights
 
         with torch.device("meta"):
             model = blueprint.build_model()
-        read_weights(Path(settled["init_from"]), model)
+        read_weights(Path(finalized["init_from"]), model)
 
 
 def _set_run_folder(config: DictConfig, folder: Path) -> None:
@@ -208,10 +208,10 @@ def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str],
     composed = compose.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
     if problems := compose.hydra_problems(composed.hydra):
         raise ConfigurationError(problems)
-    settled = settle(composed, composed.hydra)
-    alike = repr({key: value for key, value in settled.items() if key not in _ALONE})
+    finalized = finalize(composed, composed.hydra)
+    alike = repr({key: value for key, value in finalized.items() if key not in _ALONE})
     if alike not in seen:
-        check_parts(settled)
+        check_parts(finalized)
         seen.add(alike)
 
 

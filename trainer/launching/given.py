@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.errors import GearshiftError, RankLost
-from trainer.base.rank import Place, given_place, take
+from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.launching.failures import GRACE, OURS, Failure, told
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.storage import run_folder
@@ -25,7 +25,7 @@ class Bus:
     def __init__(self) -> None:
         dist = distributed()
         env = os.environ
-        here = given_place()
+        here = given_rank_info()
         assert here is not None
         agents = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -79,13 +79,13 @@ def _first_host(nodes: str) -> str:
 
 def is_follower() -> bool:
     """Whether this process was started as another rank than the first: Hydra is none of its business."""
-    here = given_place()
+    here = given_rank_info()
     return here is not None and here.rank != 0
 
 
 def follow() -> int:
     """Do what the first process says until it says that there is nothing left."""
-    here = given_place()
+    here = given_rank_info()
     assert here is not None
     while True:
         key = bus().next()
@@ -111,7 +111,7 @@ def follow() -> int:
 def followed() -> Iterator[None]:
     """Wraps the first process's work: at its end, however it comes, the others may go."""
     global _is_followed
-    here = given_place()
+    here = given_rank_info()
     if here is None or here.world_size == 1 or _is_followed:
         yield
         return
@@ -146,16 +146,16 @@ def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> Any:
 
 
 def _take_given(key: str, devices: int) -> None:
-    here = given_place()
+    here = given_rank_info()
     assert here is not None
     rank = here.rank // here.local_size * devices + here.local_rank
     store = distributed().PrefixStore(key, bus().store)
-    take(Place(rank, here.machines * devices, here.local_rank, devices), lambda: store)
+    take(RankInfo(rank, here.machines * devices, here.local_rank, devices), lambda: store)
 
 
 def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
     """The failure of another rank where it explains this one's."""
-    here = given_place()
+    here = given_rank_info()
     assert here is not None
     if own.kind != "peer":
         return error
@@ -173,7 +173,7 @@ def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
 
 def folder_of_earlier_attempt() -> Path | None:
     """Where torchrun's restart finds the run that the attempt before had begun."""
-    here = given_place()
+    here = given_rank_info()
     if here is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None
     name = f"folder/job{bus().number + 1}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.base import signals
 from trainer.base.errors import GearshiftError, Interrupted, RankLost
-from trainer.base.rank import Place
+from trainer.base.rank import RankInfo
 from trainer.base.signals import stop_request
 from trainer.launching.failures import GRACE, OURS, Failure, how_it_ended
 from trainer.launching.job import Job
@@ -118,9 +118,9 @@ class LocalRanks:
         self._ranks = []
         for number in range(count):
             here, there = context.Pipe()
-            place = Place(number, count, number, count)
+            info = RankInfo(number, count, number, count)
             process = context.Process(
-                target=rank_process, args=(there, place, str(store), job, environment), name=f"rank {number}"
+                target=rank_process, args=(there, info, str(store), job, environment), name=f"rank {number}"
             )
             process.start()
             there.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base import signals
-from trainer.base.rank import Place, take
+from trainer.base.rank import RankInfo, take
 from trainer.launching.failures import told
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.reporting.console import ignore_deprecations_inside_torch, outlive_readers
@@ -21,7 +21,7 @@ from trainer.storage import run_folder
 BEAT = 1.0  # seconds between two signs of life
 
 
-def rank_process(pipe: Connection, place: Place, store: str, job: Job, environment: dict[str, str]) -> None:
+def rank_process(pipe: Connection, info: RankInfo, store: str, job: Job, environment: dict[str, str]) -> None:
     """The life of a rank that the launcher started."""
     os.setsid()  # a Ctrl-C at the terminal reaches the launcher alone, which passes it on once
     os.environ.update(environment)
@@ -30,10 +30,10 @@ def rank_process(pipe: Connection, place: Place, store: str, job: Job, environme
     signals.install()
     mouth = threading.Lock()
     threading.Thread(target=_die_with_launcher, args=(pipe,), daemon=True).start()
-    log = Path(job.folder, "ranks", f"{place.rank}.log")
-    if place.rank != 0:
+    log = Path(job.folder, "ranks", f"{info.rank}.log")
+    if info.rank != 0:
         _speak_into(log)
-    message = _live(place, store, job, log, threading.Thread(target=_beat, args=(pipe, mouth), daemon=True))
+    message = _live(info, store, job, log, threading.Thread(target=_beat, args=(pipe, mouth), daemon=True))
     with mouth, suppress(OSError):
         pipe.send(message)
     with suppress(OSError, ValueError):
@@ -42,10 +42,10 @@ def rank_process(pipe: Connection, place: Place, store: str, job: Job, environme
     os._exit(0)  # what hangs in a collective with a rank that is gone is not waited for
 
 
-def _live(place: Place, store: str, job: Job, log: Path, beat: threading.Thread) -> tuple[Any, ...]:
+def _live(info: RankInfo, store: str, job: Job, log: Path, beat: threading.Thread) -> tuple[Any, ...]:
     try:
         beat.start()  # from the first beat on the launcher passes signals on: what they raise is caught here
-        take(place, lambda: distributed().FileStore(store, place.world_size))
+        take(info, lambda: distributed().FileStore(store, info.world_size))
         outlive_readers()
         ignore_deprecations_inside_torch()
         result = work(job, run_folder.HeldLock())
@@ -54,7 +54,7 @@ def _live(place: Place, store: str, job: Job, log: Path, beat: threading.Thread)
     except BaseException as error:
         with suppress(OSError), log.open("a") as file:
             traceback.print_exception(error, file=file)
-        if os.environ.get("GEARSHIFT_DEBUG") and place.rank == 0:
+        if os.environ.get("GEARSHIFT_DEBUG") and info.rank == 0:
             traceback.print_exception(error)
         return ("failed", *told(error, log))
     finally:

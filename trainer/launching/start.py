@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from trainer.base.rank import Place, given_place, take
+from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.configuration.rules import SINGLE, Config
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work
@@ -31,7 +31,7 @@ def train(
     from trainer.configuration.resolve import resolve
 
     strategy = resolve(config).strategy
-    if given_place() is not None:
+    if given_rank_info() is not None:
         return with_others(job, int(strategy.devices), lock)
     if strategy.devices == 1:
         return _alone(job, lock)
@@ -54,7 +54,7 @@ def launch(config: Config, folder: Path | None = None) -> Any:
 def _alone(job: Job, lock: run_folder.Lock | None) -> Any:
     """A strategy of several ranks, of which there is one: no other process is needed."""
     store = distributed().HashStore()
-    take(Place(0, 1, 0, 1), lambda: store)
+    take(RankInfo(0, 1, 0, 1), lambda: store)
     try:
         return work(job, lock)
     finally:

@@ -26,7 +26,7 @@ def single(step: Step) -> Cost:
 
 
 def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
-    """Gradients are summed once a step; synchronised batch norm speaks in every part (`batch_norm`)."""
+    """Gradients are summed once a step; synchronised batch norm communicates in every micro-batch (`batch_norm`)."""
     sent = {"gradients": all_reduce(step.value_bytes * step.parameters, ranks)}
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks)
@@ -35,7 +35,7 @@ def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
 
 def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3):
-    weights are gathered twice in every part, forward and backward, gradients reduce-scattered.
+    weights are gathered twice in every micro-batch, forward and backward, gradients reduce-scattered.
 
     The largest top-level module is there as a whole while it computes; gradients that wait for further parts are.
     """
@@ -153,7 +153,7 @@ def downpour(step: Step, workers: int, period: int) -> Cost:
 
 def batch_norm(step: Step, data: int, model: int = 1, layers: Sequence[Layer] | None = None) -> Sent:
     """Synchronised: sums and count (C + 1), then squares (C) are summed over the ranks, forward and backward,
-    in every part. The statistics of channels that are split over `model` ranks stay there."""
+    in every micro-batch. The statistics of channels that are split over `model` ranks stay there."""
     total = Sent()
     for layer in step.layers if layers is None else layers:
         if layer.channels:
@@ -163,7 +163,7 @@ def batch_norm(step: Step, data: int, model: int = 1, layers: Sequence[Layer] | 
     return total.times(step.parts)
 
 
-# --- shares -----------------------------------------------------------------------------------------------
+# --- shards -----------------------------------------------------------------------------------------------
 
 
 def _present(sent: dict[str, Sent]) -> dict[str, Sent]:
@@ -180,7 +180,7 @@ def _data_speed_up(step: Step, ranks: int) -> float:
 
 
 def _held(layer: Layer, ranks: int) -> float:
-    """Parameters of which a rank keeps its share; only a row's bias is whole."""
+    """Parameters of which a rank keeps its shard; only a row's bias is whole."""
     if layer.plan == "row":
         return layer.weights / ranks + layer.others
     return layer.parameters / ranks if layer.plan else layer.parameters

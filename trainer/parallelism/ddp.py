@@ -1,4 +1,4 @@
-"""Data parallelism: every rank has the whole model and a share of the batch; gradients are summed."""
+"""Data parallelism: every rank has the whole model and a shard of the batch; gradients are summed."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -23,12 +23,12 @@ _SYNC_BUFFERS = (  # torch 2.15 gave it another name
 
 
 class DataParallel(Ranks):
-    """The batch is cut into shares, each rank's gradient is of its share, and their sum is the batch's:
+    """The batch is cut into shards, each rank's gradient is of its shard, and their sum is the batch's:
 
-    g = sum over ranks of sum over the share of dl/dw / N, N the samples of all shares. That is the average of
-    the lectures for equal shares, and right for unequal ones. Source: CUHK ELEG 5491, "Data Parallelism".
+    g = sum over ranks of sum over the shard of dl/dw / N, N the samples of all shards. That is the average of
+    the lectures for equal shards, and right for unequal ones. Source: CUHK ELEG 5491, "Data Parallelism".
 
-    `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each share, which is
+    `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each shard, which is
     faster and another model. `unused_parameters`: look for parameters that a step does not use. Raises
     ValueError for other values.
     """
@@ -51,7 +51,7 @@ class DataParallel(Ranks):
 
     def notices(self, model: nn.Module) -> list[str]:
         if not self.is_exact(model):
-            return ["batch norm is plain: its statistics are those of a share, the curve is not that of one device"]
+            return ["batch norm is plain: its statistics are those of a shard, the curve is not that of one device"]
         return []
 
     @property
@@ -63,7 +63,7 @@ class DataParallel(Ranks):
         return cost.data_parallel(step, self.world_size, self.is_synchronized)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        self.share_model(model, synchronize=self.is_synchronized)
+        self.use_global_batch(model, synchronize=self.is_synchronized)
         buffers: Any = {_SYNC_BUFFERS: False}  # they are the same already, or meant to differ
         self._wrapped = DistributedDataParallel(
             model,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.base.checks import check_whole
-from trainer.base.rank import open_store, place
+from trainer.base.rank import open_store, rank_info
 from trainer.parallelism import cost
+from trainer.parallelism.global_dropout import global_dropout
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.parameter_server import (
     ServerLost,
@@ -24,11 +25,10 @@ from trainer.parallelism.parameter_server import (
     encode,
     new_key,
 )
-from trainer.parallelism.ranks import check_ranks, resolve_devices, share_of
+from trainer.parallelism.ranks import check_ranks, resolve_devices, shard_of
 from trainer.parallelism.remote_optimizer import RemoteOptimizer
-from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.sizes import Cost, Step
-from trainer.parallelism.strategy import Forward, Loss, Part, Unreduced
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, Unreduced
 
 _STORE_KEY = "downpour"
 _PAUSE = 0.05  # seconds between two looks at the store
@@ -38,7 +38,7 @@ _MOST_STORED = 4 << 20  # bytes under a key: a TCPStore takes 8 MB at most
 class Downpour(Unreduced):
     """Workers compute gradients on weights that they fetched and push them to servers, which step at once:
 
-    w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's share of the batch and w_old what it fetched
+    w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's shard of the batch and w_old what it fetched
     last. Nobody waits for another worker, so w_old misses the updates that others made meanwhile: the staleness.
     Each loop step makes one update a worker. One worker equals a single device.
     Source: Optimization (Part 2), "Distributed Training"; Dean et al. 2012, section 4.1 and appendix (algorithm 1.1).
@@ -73,7 +73,8 @@ class Downpour(Unreduced):
         self._num_made = 0
         self._model: nn.Module
         self._is_evaluating = self._is_accumulating = False
-        self._num_part = self._num_own = self._num_global = 0  # samples of the part and, up to now, of the step
+        self._num_micro_batch = 0  # samples of the micro-batch over all workers, and of the step up to now:
+        self._num_own = self._num_global = 0
         self._staleness: list[int] = []
 
     # --- before any process is started
@@ -131,7 +132,7 @@ class Downpour(Unreduced):
     # --- one's place
 
     def connect(self, device: torch.device) -> None:
-        here = place()
+        here = rank_info()
         if here is not None:
             self.rank, self.world_size = here.rank, here.world_size
         if self.world_size > 1:
@@ -142,7 +143,7 @@ class Downpour(Unreduced):
     def apply(self, model: nn.Module) -> nn.Module:
         self._model = model
         if self.world_size > 1:
-            share_draws(model, self.share, total=lambda _: self._num_part)
+            global_dropout(model, self.shard, total=lambda _: self._num_micro_batch)
         return model
 
     def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
@@ -221,21 +222,21 @@ class Downpour(Unreduced):
         assert self._remote is not None
         return self._remote.fetch()
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """Contiguous, the first ones longer by one where it does not divide; everything in an evaluation, which
         the main worker does alone."""
         if self._is_evaluating:
             return slice(0, count)
-        return share_of(count, self.rank, self.world_size)
+        return shard_of(count, self.rank, self.world_size)
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         if self.world_size == 1:
-            return super().backward(forward, loss, part, weight)
-        self._num_part = part.num_global
-        self._num_global += part.num_global
-        self._num_own += len(part.targets)
-        self._model.train(len(part.targets) > 0)  # batch norm has no statistics of nothing
-        seen = super().backward(forward, loss, part, weight)
+            return super().backward(forward, loss, batch, weight)
+        self._num_micro_batch = batch.num_global
+        self._num_global += batch.num_global
+        self._num_own += len(batch.targets)
+        self._model.train(len(batch.targets) > 0)  # batch norm has no statistics of nothing
+        seen = super().backward(forward, loss, batch, weight)
         self._model.train()
         if not self._is_accumulating:
             self._take_mean()
@@ -265,7 +266,7 @@ class Downpour(Unreduced):
     @contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[None]:
         assert self._remote is not None
-        self._remote.settle()
+        self._remote.synchronize()
         self._is_evaluating = True
         try:
             yield
@@ -276,7 +277,7 @@ class Downpour(Unreduced):
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         assert self._remote is not None
-        self._remote.settle()
+        self._remote.synchronize()
         return model.state_dict()
 
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -286,7 +287,7 @@ class Downpour(Unreduced):
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         assert self._remote is not None
-        self._remote.settle()
+        self._remote.synchronize()
         with self._remote.original() as original:
             return named_state(model, original, whole=lambda name, value: value)
 

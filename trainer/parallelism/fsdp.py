@@ -16,7 +16,7 @@ from trainer.parallelism import cost
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
-from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
 class FullySharded(Ranks):
@@ -39,7 +39,7 @@ class FullySharded(Ranks):
         return cost.fully_sharded(step, self.world_size)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        self.share_model(model)
+        self.use_global_batch(model)
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # rows are cut: weights cannot be laid out channels last
@@ -60,8 +60,8 @@ class FullySharded(Ranks):
                 self._parts[names[id(parameter)]] = group["params"][index] = part
         return optimizer
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = super().backward(forward, loss, part, weight)
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
+        seen = super().backward(forward, loss, batch, weight)
         for name, parameter in self._model.named_parameters():
             if name in self._parts:
                 self._parts[name].grad = None if parameter.grad is None else _local(parameter.grad)

@@ -1,4 +1,4 @@
-"""Local SGD: every rank steps by itself on its share of the data; the weights are averaged now and then."""
+"""Local SGD: every rank steps by itself on its shard of the data; the weights are averaged now and then."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ from torch.optim import Optimizer
 
 from trainer.base.checks import check_whole
 from trainer.parallelism import cost
+from trainer.parallelism.global_dropout import global_dropout
 from trainer.parallelism.named_state import named_state
 from trainer.parallelism.ranks import Ranks
-from trainer.parallelism.share_draws import share_draws
 from trainer.parallelism.sizes import Cost, Step
-from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
 class LocalSGD(Ranks):
-    """Rank r of R steps with the gradient of its share, and every `period` steps all weights become their mean:
+    """Rank r of R steps with the gradient of its shard, and every `period` steps all weights become their mean:
 
-    g_r = R / N * sum over the share of dl/dw, N the samples of all shares; after steps period, 2 period, ...:
+    g_r = R / N * sum over the shard of dl/dw, N the samples of all shards; after steps period, 2 period, ...:
     w <- sum over ranks of w_r / R (buffers of batch norm, too; momentum stays each rank's own). With period 1 and an
     update that is linear in the gradient that is one device's step. What is evaluated and kept in checkpoints is
     the mean. Between averages two numbers a step are exchanged: the loss, and whether all gradients are finite.
@@ -47,7 +47,7 @@ class LocalSGD(Ranks):
             return []
         if self.period > 1:
             return [f"weights are averaged every {self.period} steps only: the curve is not that of one device"]
-        return ["batch norm sees the share of each rank: the curve is not that of one device"]
+        return ["batch norm sees the shard of each rank: the curve is not that of one device"]
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
         return cost.local_sgd(step, self.world_size, self.period)
@@ -55,16 +55,16 @@ class LocalSGD(Ranks):
     def apply(self, model: nn.Module) -> nn.Module:
         self._model = model
         if self.world_size > 1:
-            share_draws(model, self.share, total=lambda _: self.num_global)
+            global_dropout(model, self.shard, total=lambda _: self.num_global)
         return model
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         weight = weight * self.world_size
-        if len(part.targets):
-            return super().backward(forward, loss, part, weight)
+        if len(batch.targets):
+            return super().backward(forward, loss, batch, weight)
         assert self._model is not None
         self._model.eval()  # gradients of zero, and nothing for the statistics of batch norm
-        seen = super().backward(forward, loss, part, weight)
+        seen = super().backward(forward, loss, batch, weight)
         self._model.train()
         return seen
 

@@ -35,7 +35,7 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[
 
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], local: Convert) -> None:
-    """The inverse; `local(name, tensor)` takes this rank's share of a full tensor.
+    """The inverse; `local(name, tensor)` takes this rank's shard of a full tensor.
 
     Parameters that `state` does not speak of start anew, as one does that never had a gradient.
     """

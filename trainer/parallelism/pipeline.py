@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from trainer.base.checks import check_one_of, check_whole
 from trainer.contracts import pipeline_plan
 from trainer.parallelism import cost
+from trainer.parallelism.global_dropout import is_random
 from trainer.parallelism.ranks import Ranks
-from trainer.parallelism.share_draws import is_random
 from trainer.parallelism.sizes import Cost, Step
-from trainer.parallelism.strategy import Forward, Loss, Part
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
 class Pipeline(Ranks):
@@ -66,7 +66,7 @@ class Pipeline(Ranks):
                 f"at least {self.world_size}"
             )
 
-    def data_shares(self) -> int:
+    def data_shards(self) -> int:
         return 1
 
     def connect(self, device: torch.device) -> None:
@@ -105,20 +105,20 @@ class Pipeline(Ranks):
         self._stage = _Stage(model, self.rank, self.world_size, self._control)
         return self._stage  # type: ignore[no-any-return]
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         self._call.function, self._loss, self._weight = forward, loss, weight
-        schedule, draws = self._schedule_for(part.images)
-        self._draws.begin(draws, self.rank, part.images)
-        images = (part.images,) if self._stage.is_first else ()
+        schedule, draws = self._schedule_for(batch.images)
+        self._draws.begin(draws, self.rank, batch.images)
+        images = (batch.images,) if self._stage.is_first else ()
         with self._stage.in_turns():
-            outputs = schedule.step(*images, target=part.targets if self._stage.is_last else None)
+            outputs = schedule.step(*images, target=batch.targets if self._stage.is_last else None)
         rows = None
         if self._stage.is_last:
             loss_sum = torch.stack(self._losses).sum()
             rows = torch.cat([outputs.detach().to(loss_sum.dtype), loss_sum.expand(1, outputs.shape[1])])
             self._losses.clear()
-        rows = self._stage.from_last("step", part.images, rows)
-        return rows[-1, 0], rows[:-1], part.targets
+        rows = self._stage.from_last("step", batch.images, rows)
+        return rows[-1, 0], rows[:-1], batch.targets
 
     def _schedule_for(self, images: Tensor) -> tuple[Any, list[list[Any]]]:
         """Torch's schedule for batches of this shape, with its buffers for what is received; and what is drawn."""

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.base.checks import check_count_or_auto, check_number, check_that, check_whole
-from trainer.base.rank import open_store, place
-from trainer.parallelism.share_draws import share_draws
-from trainer.parallelism.strategy import Forward, Loss, Part, WholeModel
+from trainer.base.rank import open_store, rank_info
+from trainer.parallelism.global_dropout import global_dropout
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, WholeModel
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 
 
@@ -32,8 +32,8 @@ def resolve_devices(devices: int | str, default: int, available: int | None) -> 
     return count
 
 
-def share_of(count: int, rank: int, size: int) -> slice:
-    """Contiguous; the first shares are longer by one where it does not divide."""
+def shard_of(count: int, rank: int, size: int) -> slice:
+    """Contiguous; the first shards are longer by one where it does not divide."""
     length, longer = divmod(count, size)
     start = rank * length + min(rank, longer)
     return slice(start, start + length + (rank < longer))
@@ -43,7 +43,7 @@ _PATIENCE = timedelta(days=7)  # for what the main rank does alone
 
 
 class Ranks(WholeModel):
-    """Several processes, each with a share of every batch: the base of all synchronous strategies.
+    """Several processes, each with a shard of every batch: the base of all synchronous strategies.
 
     `devices` are the processes on each machine (`auto`: every CUDA device; on a CPU as many as make sense);
     `max_restarts` is how often a run whose rank is lost starts again from its last checkpoint; `timeout` how
@@ -67,10 +67,10 @@ class Ranks(WholeModel):
     def plan(self, available: int | None, machines: int) -> None:
         self.devices = resolve_devices(self.devices, self.default_devices, available)
         self.world_size = self.devices * machines
-        self.data_size = self.data_shares()
+        self.data_size = self.data_shards()
 
-    def data_shares(self) -> int:
-        """Into how many shares a batch is cut. Raises ValueError for degrees that do not divide."""
+    def data_shards(self) -> int:
+        """Into how many shards a batch is cut. Raises ValueError for degrees that do not divide."""
         return self.world_size
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
@@ -86,7 +86,7 @@ class Ranks(WholeModel):
     # --- one's place
 
     def connect(self, device: torch.device) -> None:
-        here, store = place(), open_store()
+        here, store = rank_info(), open_store()
         assert here is not None
         if device.type == "cuda":
             device = torch.device("cuda", here.local_rank if device.index is None else device.index)
@@ -103,10 +103,10 @@ class Ranks(WholeModel):
         # stops and objects go over the CPU, beside whatever the device is computing
         self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self.data_rank, self.data_size = self.rank, self.data_shares()
+        self.data_rank, self.data_size = self.rank, self.data_shards()
 
-    def share(self, count: int) -> slice:
-        return share_of(count, self.data_rank, self.data_size)
+    def shard(self, count: int) -> slice:
+        return shard_of(count, self.data_rank, self.data_size)
 
     @property
     def data_group(self) -> Any:
@@ -150,14 +150,14 @@ class Ranks(WholeModel):
 
     # --- the model
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.num_global = part.num_global
-        return super().backward(forward, loss, part, weight)
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
+        self.num_global = batch.num_global
+        return super().backward(forward, loss, batch, weight)
 
-    def share_model(self, model: nn.Module, synchronize: bool = True) -> None:
-        """Let batch norm see, and dropout draw for, the whole batch of which each rank has a share."""
+    def use_global_batch(self, model: nn.Module, synchronize: bool = True) -> None:
+        """Let batch norm see, and dropout draw for, the whole batch of which each rank has a shard."""
         if self.data_size > 1:
-            share_draws(model, self.share, total=lambda _: self.num_global)
+            global_dropout(model, self.shard, total=lambda _: self.num_global)
             if synchronize:
                 synchronize_batch_norms(model, self.data_group)
 

@@ -70,7 +70,7 @@ class RemoteOptimizer(Optimizer):
             for parameter, weight in zip(shard, answer["weights"], strict=True):
                 parameter.copy_(weight)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Leave nothing unpushed, and have weights that are not older than the last step."""
         if self._pending:
             self._push()
@@ -82,7 +82,7 @@ class RemoteOptimizer(Optimizer):
         """A step that was left out was no occasion to fetch, and what it was computed on may be at fault."""
         if not self._has_stepped:
             self._is_fresh = False
-            self.settle()
+            self.synchronize()
         self._has_stepped = False
 
     def publish(self, step: int) -> None:

@@ -18,5 +18,5 @@ class Single(Unreduced):
     def apply(self, model: nn.Module) -> nn.Module:
         return model
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         return slice(0, count)

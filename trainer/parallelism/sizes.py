@@ -36,7 +36,7 @@ def all_reduce(size: float, ranks: int) -> Sent:
 
 
 def all_gather(size: float, ranks: int) -> Sent:
-    """`size` bytes in all, of which every rank has a share before; backwards it is a reduce-scatter."""
+    """`size` bytes in all, of which every rank has a shard before; backwards it is a reduce-scatter."""
     return Sent((ranks - 1) / ranks * size, ranks - 1)
 
 
@@ -157,7 +157,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the rank that has most of it. `sent` by what it is; the next four are shares of what a single device
+    """Of the rank that has most of it. `sent` by what it is; the next four are fractions of what a single device
     keeps; `speed_up` is over a single device with the same batch, links being free and all ranks equally fast.
     """
 

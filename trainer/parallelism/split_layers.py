@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.parallelism.exchange import Enter, Gather, Leave
-from trainer.parallelism.share_draws import is_random, share_draws
+from trainer.parallelism.global_dropout import global_dropout, is_random
 
 # axis along which a weight is cut: its outputs, or its inputs
 _WEIGHT_AXIS = {"column": 0, "gather": 0, "cross": 0, "group": 0, "row": 1}
@@ -70,7 +70,7 @@ def _cut_layer(module: nn.Module, kind: str, member: Member) -> dict[str, int]:
 def _cut_channels(module: nn.Module, member: Member) -> dict[str, int]:
     """Per-channel parameters and statistics stay with their channels; draws are those of the whole width."""
     if is_random(module):
-        share_draws(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
+        global_dropout(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
         return {}
     assert isinstance(module, _BatchNorm)
     axes = {name: 0 for name, value in (*module.named_parameters(), *module.named_buffers()) if value.dim()}

@@ -18,18 +18,23 @@ from trainer.parallelism.sizes import Cost, Step
 
 Forward = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Evaluated = tuple[Tensor, Tensor, Tensor]  # the sum of the loss, the outputs, and the targets
 
 
 class PeerLost(RuntimeError):
     """Another process that this rank depends on is gone."""
 
 
-class Part(NamedTuple):
-    """This rank's share of samples that are computed at once; `num_global` is their number over all ranks."""
+class MicroBatch(NamedTuple):
+    """This rank's shard of samples that are computed at once; `num_global` is their number over all ranks."""
 
     images: Tensor
     targets: Tensor
     num_global: int
+
+
+Part = MicroBatch
+"""The former name of `MicroBatch`."""
 
 
 class Strategy(ABC):
@@ -40,7 +45,7 @@ class Strategy(ABC):
     timeout: float = 0.0
     rank: int = 0
     world_size: int = 1
-    # which of how many shares of a batch this rank computes; ranks that split a model have the same one
+    # which of how many shards of a batch this rank computes; ranks that split a model have the same one
     data_rank: int = 0
     data_size: int = 1
     is_synchronous: bool = True
@@ -98,12 +103,12 @@ class Strategy(ABC):
         """Join the other ranks; the default process group exists from here on."""
 
     @abstractmethod
-    def share(self, count: int) -> slice:
-        """This rank's samples out of `count` that are computed at once; shares may be empty."""
+    def shard(self, count: int) -> slice:
+        """This rank's samples out of `count` that are computed at once; shards may be empty."""
 
     @abstractmethod
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the shares of samples, each counted once; on every rank the same."""
+        """The sum of `value` over the shards of samples, each counted once; on every rank the same."""
 
     @abstractmethod
     def agree(self, flag: bool) -> bool:
@@ -146,7 +151,7 @@ class Strategy(ABC):
         raise NotImplementedError(f"{type(self).__name__}: a strategy with `steps_only` must define `fetch`")
 
     @abstractmethod
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         """Add the gradient of `weight * loss(forward(images), targets)` to `.grad`, summed over the ranks unless
         inside `accumulating`.
 
@@ -155,7 +160,7 @@ class Strategy(ABC):
         """
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """Wraps all but the last part of a step: nothing needs to be exchanged yet."""
+        """Wraps all but the last micro-batch of a step: nothing needs to be exchanged yet."""
         return nullcontext()
 
     @abstractmethod
@@ -208,11 +213,11 @@ class Strategy(ABC):
 class WholeModel(Strategy):
     """What strategies share whose ranks hold the model's parameters as plain tensors under their own names."""
 
-    def backward(self, forward: Forward, loss: Loss, part: Part, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = forward(part.images)
-        loss_sum = loss(outputs, part.targets)
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
+        outputs = forward(batch.images)
+        loss_sum = loss(outputs, batch.targets)
         loss_sum.backward(weight)
-        return loss_sum.detach(), outputs.detach(), part.targets
+        return loss_sum.detach(), outputs.detach(), batch.targets
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))

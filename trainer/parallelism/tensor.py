@@ -120,7 +120,7 @@ def _square(gradients: list[Tensor]) -> Tensor:
 
 
 class HybridParallel(SplitModel):
-    """Groups of `tensor` neighbouring ranks share the layers of one model; the batch is cut into as many shares
+    """Groups of `tensor` neighbouring ranks share the layers of one model; the batch is cut into as many shards
     as there are groups: a 2-D mesh with the axes "data" and "tensor".
 
     A layer with N filters (outputs) is N/t filters on each of t ranks, which all convolve the whole input; where
@@ -151,7 +151,7 @@ class HybridParallel(SplitModel):
     def tensor_size(self) -> int:
         return self.tensor
 
-    def data_shares(self) -> int:
+    def data_shards(self) -> int:
         if self.world_size % self.tensor_size:
             raise ValueError(f"{self.asked()}: must divide {SplitModel.asked(self)}")
         return self.world_size // self.tensor_size

@@ -1,4 +1,4 @@
-"""One weird trick: convolutions see a share of the batch each, fully connected layers share their units."""
+"""One weird trick: convolutions see a shard of the batch each, fully connected layers share their units."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,8 +26,8 @@ class WeirdTrick(SplitModel):
     batch, and their gradients are summed. Fully connected layers have most weights and little arithmetic: every
     rank has a part of them, through which it passes the whole batch.
 
-    At the border the shares of the batch are gathered; on the way back the gradients of the features, to which
-    each rank's units contribute, are summed, and each rank keeps its share. The outputs go back to the rank
+    At the border the shards of the batch are gathered; on the way back the gradients of the features, to which
+    each rank's units contribute, are summed, and each rank keeps its shard. The outputs go back to the rank
     whose samples they are. Source: Optimization (Part 2), "One weird trick"; Krizhevsky 2014, section 4, scheme (a).
 
     The border is the model's first fully connected layer. `batch_norm` as in DataParallel, for the convolutional
@@ -76,11 +76,11 @@ class WeirdTrick(SplitModel):
         model._ddp_params_and_buffers_to_ignore = ours  # type: ignore[assignment]
         return DataParallel.apply(self, model)
 
-    def share_model(self, model: nn.Module, synchronize: bool = True) -> None:
-        """Only the convolutional part sees shares; dropout and batch norm after it have the whole batch."""
+    def use_global_batch(self, model: nn.Module, synchronize: bool = True) -> None:
+        """Only the convolutional part sees shards; dropout and batch norm after it have the whole batch."""
         dense = dense_children(model)
         shared = nn.ModuleDict({name: child for name, child in model.named_children() if name not in dense})
-        super().share_model(shared, synchronize)
+        super().use_global_batch(shared, synchronize)
         for name, child in shared.items():
             setattr(model, name, child)
 

@@ -145,22 +145,22 @@ def _mixed(
     name_of: Callable[[Tensor], str],
 ) -> tuple[Tensor, list[list[str]]]:
     """Mixed images, and the classes that they are of."""
-    images, share_K = pipeline.mix(originals, _stored(batches, samples.partners_K), rows)
+    images, lam_K = pipeline.mix(originals, _stored(batches, samples.partners_K), rows)
     labels = []
-    for share, index, partner in zip(share_K, samples.indices_K, samples.partners_K, strict=True):
+    for lam, index, partner in zip(lam_K, samples.indices_K, samples.partners_K, strict=True):
         target = torch.zeros_like(samples.targets_K[0])
-        target[batches.targets[index]] += share
-        target[batches.targets[partner]] += 1 - share
+        target[batches.targets[index]] += lam
+        target[batches.targets[partner]] += 1 - lam
         labels.append(_label(target, name_of))
     return images, labels
 
 
 def _label(target_K: Tensor, name_of: Callable[[Tensor], str]) -> list[str]:
     """The classes and, where there are several, the probability of each; without those below half a percent."""
-    shares, classes = target_K.sort(descending=True)
-    told = [(f"{share:.2f}", name_of(number)) for share, number in zip(shares.tolist(), classes, strict=True)]
-    told = [(share, name) for share, name in told if share != "0.00"]
-    return [name for _, name in told] if len(told) == 1 else [f"{share} {name}" for share, name in told]
+    weights, classes = target_K.sort(descending=True)
+    told = [(f"{weight:.2f}", name_of(number)) for weight, number in zip(weights.tolist(), classes, strict=True)]
+    told = [(weight, name) for weight, name in told if weight != "0.00"]
+    return [name for _, name in told] if len(told) == 1 else [f"{weight} {name}" for weight, name in told]
 
 
 def _note(settings: Any, configured: Any, shown: Any) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.assembly.assemble import put_together
-from trainer.base.rank import Place, place, take
+from trainer.assembly.assemble import build_run
+from trainer.base.rank import RankInfo, rank_info, take
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.contracts import Augmentation
@@ -110,7 +110,7 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
     train = _random_part(facts, min(facts.num_train, most), generator)
     val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
-    run = put_together(smaller, Splits(train, val, val), fit=False)
+    run = build_run(smaller, Splits(train, val, val), fit=False)
     preprocessing: Any = run.preprocessing
     preprocessing.fit_roughly(train.images_NCHW)
     preprocessing.to(run.device)
@@ -230,11 +230,11 @@ def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
 @contextmanager
 def as_a_rank(strategy: Strategy) -> Iterator[None]:
     """Inside, what a data set says of memory is for one of the ranks that will share the machine's."""
-    if place() is not None:
+    if rank_info() is not None:
         yield
         return
     count = int(strategy.devices)
-    take(Place(0, count, 0, count), None)
+    take(RankInfo(0, count, 0, count), None)
     try:
         yield
     finally:

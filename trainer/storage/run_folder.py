@@ -40,7 +40,7 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
         parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         write_configuration(temporary, config, overrides)
-        return _settle(temporary, wanted, exact)
+        return _move_into_place(temporary, wanted, exact)
     except OSError as error:
         _remove(temporary, made)
         raise disk_error(wanted, error) from error
@@ -56,7 +56,7 @@ def new(config: Config) -> Path:
     return create(wanted, config, [])
 
 
-def _settle(temporary: Path, wanted: Path, exact: bool) -> Path:
+def _move_into_place(temporary: Path, wanted: Path, exact: bool) -> Path:
     """Rename into place: onto a new name or an empty folder, the only ones that rename accepts."""
     for number in range(1, 10_000):
         target = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")

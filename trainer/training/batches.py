@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.base.chunks import Change, Spare, by_parts
+from trainer.base.chunks import BufferPool, Change, by_chunks
 from trainer.base.randomness import generator_for
 from trainer.contracts import Augmentation, Preprocessing, Sampler
 from trainer.parallelism.strategy import Strategy
@@ -17,11 +17,11 @@ from trainer.preprocessing import ToFloat
 
 # several small batches are gathered, augmented and normalised in one go: what that costs whatever their size is
 # shared, and what comes out is not yet pushed out of the caches when it is used
-_SLAB_BYTES = 8 << 20
+_BLOCK_BYTES = 8 << 20
 
 
 class Batch(NamedTuple):
-    """This rank's share of a step's samples; `num_global` is their number over all ranks."""
+    """This rank's shard of a step's samples; `num_global` is their number over all ranks."""
 
     images: Tensor
     targets: Tensor
@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     indices: Tensor  # which samples of the training part they are, on the CPU
 
 
-class Slab(NamedTuple):
-    """What is to be read, augmented and preprocessed in one go: this rank's share of some batches."""
+class Block(NamedTuple):
+    """What is to be read, augmented and preprocessed in one go: this rank's shard of some batches."""
 
     indices: Tensor  # of the samples to read
     rows: dict[str, Tensor] | None  # their parameters
@@ -75,26 +75,26 @@ class TrainingBatches:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.num_samples = len(targets_N) if limit is None else min(len(targets_N), limit * batch_size)
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        self._slab = max(1, _SLAB_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
-        self._spare = Spare()
+        self._block_size = max(1, _BLOCK_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
+        self._pool = BufferPool()
         can_move = augmentation is not None and isinstance(images, Tensor)
-        self._moved: Any = augmentation.border(images, room) if augmentation is not None and can_move else None
-        if self._moved is not None:
-            self.images = self._moved.images_NCHW
+        self._padded: Any = augmentation.border(images, room) if augmentation is not None and can_move else None
+        if self._padded is not None:
+            self.images = self._padded.images_NCHW
 
     def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `samples_seen` on; the last one may be smaller."""
         generator = generator_for(self.seed, "order", epoch)
         order: Tensor = self._sampler.order(self._targets_cpu, generator)[: self.num_samples]
         table = self._draw(epoch)
-        # slabs lie where a run that was never interrupted has them: memory alignment can decide a last bit
-        place = samples_seen - samples_seen % self._slab
-        slabs = (
-            self._slab_of(order, table, torch.arange(start, min(start + self._slab, self.num_samples)))
-            for start in range(place, self.num_samples, self._slab)
+        # blocks lie where a run that was never interrupted has them: memory alignment can decide a last bit
+        place = samples_seen - samples_seen % self._block_size
+        blocks = (
+            self._block_of(order, table, torch.arange(start, min(start + self._block_size, self.num_samples)))
+            for start in range(place, self.num_samples, self._block_size)
         )
-        for slab, images in self._read(slabs):
-            for batch in self._batches(slab, images):
+        for block, images in self._read(blocks):
+            for batch in self._batches(block, images):
                 if place >= samples_seen:
                     yield batch
                 place += batch.num_global
@@ -112,7 +112,7 @@ class TrainingBatches:
         table: dict[str, Tensor] = self._augmentation.draw(len(self._targets_cpu), self._shape, generator)
         return table
 
-    def _slab_of(self, order: Tensor, table: dict[str, Tensor] | None, places: Tensor) -> Slab:
+    def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, places: Tensor) -> Block:
         chunks = places.split(self.batch_size)
         mine = [self._mine(chunk) for chunk in chunks]
         wanted = torch.cat(mine)
@@ -128,7 +128,7 @@ class TrainingBatches:
             # where a sample may come twice
             by = wanted if self._sampler.repeats else indices
             rows = {name: values.index_select(0, by) for name, values in table.items()}
-        return Slab(indices, rows, [len(share) for share in mine], [len(chunk) for chunk in chunks], own, partners)
+        return Block(indices, rows, [len(shard) for shard in mine], [len(chunk) for chunk in chunks], own, partners)
 
     def end_epoch(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
         """What a sampler has learnt of the samples counts from the next epoch on; all ranks call this."""
@@ -156,42 +156,42 @@ class TrainingBatches:
         return "a larger batch_size or more threads would help"
 
     def _mine(self, chunk: Tensor) -> Tensor:
-        """This rank's share of a step: of each part that is computed at once, so that batch norm sees the same."""
-        parts = chunk.split(self.micro_batch)
-        shares = [part[self._strategy.share(len(part))] for part in parts]
-        return shares[0] if len(shares) == 1 else torch.cat(shares)
+        """This rank's shard of a step: of each micro-batch, so that batch norm sees the same."""
+        micro_batches = chunk.split(self.micro_batch)
+        shards = [indices[self._strategy.shard(len(indices))] for indices in micro_batches]
+        return shards[0] if len(shards) == 1 else torch.cat(shards)
 
-    def _read(self, slabs: Iterable[Slab]) -> Iterator[tuple[Slab, Tensor]]:
-        """Each slab and its images, augmented and preprocessed."""
+    def _read(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Tensor]]:
+        """Each block and its images, augmented and preprocessed."""
         if isinstance(self.images, Tensor):
-            for slab in slabs:
-                yield slab, self._preprocessed(*self._augmented(slab))
+            for block in blocks:
+                yield block, self._preprocessed(*self._augmented(block))
             return
-        ahead: deque[tuple[Slab, int]] = deque()
-        for images in self.images.read(self._requests(slabs, ahead)):
-            slab, skip = ahead.popleft()
+        ahead: deque[tuple[Block, int]] = deque()
+        for images in self.images.read(self._requests(blocks, ahead)):
+            block, skip = ahead.popleft()
             images = images.to(self._device, non_blocking=True)
-            yield slab, self._preprocessed(*self._changed(images, slab.rows, *[skip] * (skip > 0)))
+            yield block, self._preprocessed(*self._changed(images, block.rows, *[skip] * (skip > 0)))
 
     def _requests(
-        self, slabs: Iterable[Slab], ahead: deque[tuple[Slab, int]]
+        self, blocks: Iterable[Block], ahead: deque[tuple[Block, int]]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What photographs are asked for, and which part of each."""
-        for slab in slabs:
+        for block in blocks:
             frames = None
             skip = 0
-            if self._augmentation is not None and slab.rows is not None:
-                frames = self._augmentation.frames(slab.rows, self.images.sizes[slab.indices], self._shape[1:])
+            if self._augmentation is not None and block.rows is not None:
+                frames = self._augmentation.frames(block.rows, self.images.sizes[block.indices], self._shape[1:])
                 skip = 0 if frames is None else self._augmentation.framed
-            ahead.append((slab, skip))
-            yield slab.indices, frames
+            ahead.append((block, skip))
+            yield block.indices, frames
 
-    def _augmented(self, slab: Slab) -> tuple[Tensor, list[Change]]:
-        if self._moved is not None:
-            found: tuple[Tensor, list[Change]] = self._moved.begin(slab.indices, slab.rows)
+    def _augmented(self, block: Block) -> tuple[Tensor, list[Change]]:
+        if self._padded is not None:
+            found: tuple[Tensor, list[Change]] = self._padded.begin(block.indices, block.rows)
             return found
-        images = self.images.index_select(0, slab.indices.to(self._device, non_blocking=True))
-        return self._changed(images, slab.rows)
+        images = self.images.index_select(0, block.indices.to(self._device, non_blocking=True))
+        return self._changed(images, block.rows)
 
     def _changed(self, images: Tensor, rows: dict[str, Tensor] | None, *skip: int) -> tuple[Tensor, list[Change]]:
         """Augmented images, and what is still to be done to them, a part at a time."""
@@ -199,21 +199,21 @@ class TrainingBatches:
             return images, []
         return self._augmentation.begin(images, rows, *skip)
 
-    def _batches(self, slab: Slab, images: Tensor) -> Iterator[Batch]:
-        indices = slab.indices if slab.own is None else slab.indices[slab.own]
+    def _batches(self, block: Block, images: Tensor) -> Iterator[Batch]:
+        indices = block.indices if block.own is None else block.indices[block.own]
         targets = self.targets.index_select(0, indices.to(self._device, non_blocking=True))
         if self._mixes:
-            images, targets = self._mixed(slab, images, targets)
+            images, targets = self._mixed(block, images, targets)
         images = images.contiguous(memory_format=self._layout)
-        parts = zip(images.split(slab.sizes), targets.split(slab.sizes), indices.split(slab.sizes), strict=True)
-        for (image, target, index), count in zip(parts, slab.counts, strict=True):
+        parts = zip(images.split(block.sizes), targets.split(block.sizes), indices.split(block.sizes), strict=True)
+        for (image, target, index), count in zip(parts, block.counts, strict=True):
             yield Batch(image, target, count, index)
 
     def _preprocessed(self, images: Tensor, changes: list[Change]) -> Tensor:
         """float32; what is left to do before it is done to some images, then the preprocessing."""
         in_place = self._preprocessing.transform_
         if in_place is None:
-            ready: Tensor = self._preprocessing(by_parts(images, changes, self._spare) if changes else images)
+            ready: Tensor = self._preprocessing(by_chunks(images, changes, self._pool) if changes else images)
             return ready
 
         def preprocess(some: Tensor, _: slice) -> None:
@@ -222,15 +222,15 @@ class TrainingBatches:
                 some.copy_(done)
 
         layout = torch.contiguous_format if changes else self._layout  # other changes take images plane by plane
-        return by_parts(images, [*changes, preprocess], self._spare, layout)
+        return by_chunks(images, [*changes, preprocess], self._pool, layout)
 
-    def _mixed(self, slab: Slab, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _mixed(self, block: Block, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed samples, and the probability of each class: (N, number of classes)."""
-        assert slab.own is not None and slab.partners is not None and slab.rows is not None
+        assert block.own is not None and block.partners is not None and block.rows is not None
         assert self._augmentation is not None
-        own, partners = (places.to(self._device, non_blocking=True) for places in (slab.own, slab.partners))
-        others = self.targets.index_select(0, slab.indices[slab.partners].to(self._device, non_blocking=True))
-        rows = {name: values[slab.own] for name, values in slab.rows.items()}
+        own, partners = (places.to(self._device, non_blocking=True) for places in (block.own, block.partners))
+        others = self.targets.index_select(0, block.indices[block.partners].to(self._device, non_blocking=True))
+        rows = {name: values[block.own] for name, values in block.rows.items()}
         images, share_N = self._augmentation.mix(images.index_select(0, own), images.index_select(0, partners), rows)
         probabilities = torch.zeros(len(targets), self._num_classes, device=self._device)
         probabilities.scatter_add_(1, targets.unsqueeze(1), share_N.unsqueeze(1))

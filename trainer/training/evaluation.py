@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole part of the data."""
+"""Metrics of a model over a whole split of the data."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ Seen = Callable[[int], object]  # is told how many samples more were looked at b
 Views = Iterable[tuple[Tensor, int]]  # of some images, on the device, each with the number of times that it counts
 
 
-def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
+def evaluate(run: Run, split: Any, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
     """Mean loss and metrics, named `<prefix>/...`, in evaluation mode; the model is left in training mode.
 
     Every sample counts once, whichever rank looks at it; all ranks get the main rank's numbers, so that what
@@ -25,7 +25,7 @@ def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) 
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for images, targets in evaluation_batches(run, part):
+        for images, targets in evaluation_batches(run, split):
             outputs = run.objective.forward(images)
             meter.add(run.blueprint.loss(outputs, targets), outputs, targets)
             seen(len(targets))
@@ -35,7 +35,7 @@ def evaluate(run: Run, part: Any, prefix: str, seen: Seen = lambda count: None) 
 
 
 def evaluate_views(
-    run: Run, part: Any, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
+    run: Run, split: Any, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
 ) -> dict[str, float]:
     """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
 
@@ -46,7 +46,7 @@ def evaluate_views(
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for views, targets in batches_of_views(run, part, test_time):
+        for views, targets in batches_of_views(run, split, test_time):
             outputs = log_probabilities(run, views)
             loss = run.blueprint.loss.of_probabilities(outputs, targets)
             has_loss = loss is not None
@@ -57,23 +57,23 @@ def evaluate_views(
     return {f"{prefix}/{name}": value for name, value in values.items() if has_loss or name != "loss"}
 
 
-def batches_of_views(run: Run, part: Any, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
-    """Views of this rank's shard of a part, some images at a time, and their classes.
+def batches_of_views(run: Run, split: Any, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
+    """Views of this rank's shard of a split, some images at a time, and their classes.
 
     Each view of a photograph is read for itself, ahead of time and in one stream: all views of a batch before the next.
     """
-    images = part.images_NCHW
+    images = split.images_NCHW
     if not hasattr(images, "read"):
-        for some, targets in raw_evaluation_batches(run, part):
+        for some, targets in raw_evaluation_batches(run, split):
             yield test_time.views(some), targets
         return
-    shards, size, short_side = evaluation_shards(run, part), images.shape[-1], run.blueprint.data.short_side
+    shards, size, short_side = evaluation_shards(run, split), images.shape[-1], run.blueprint.data.short_side
     read = images.read(
         (shard, frames) for shard in shards for frames in test_time.frames(images.sizes[shard], size, short_side)
     )
     on_device = (some.to(run.device) for some in read)
     for shard in shards:
-        yield test_time.views_of_frames(on_device), part.targets_N[shard].to(run.device)
+        yield test_time.views_of_frames(on_device), split.targets_N[shard].to(run.device)
 
 
 def log_probabilities(run: Run, views: Views) -> Tensor:
@@ -86,13 +86,13 @@ def log_probabilities(run: Run, views: Views) -> Tensor:
     return torch.stack(weighted).logsumexp(0) - math.log(num_views)
 
 
-def confusion_matrix(run: Run, part: Any) -> Tensor:
+def confusion_matrix(run: Run, split: Any) -> Tensor:
     """Counts (K, K) on the CPU: true class in rows, predicted class in columns."""
     size = run.blueprint.facts.num_outputs
     counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)
     run.model.eval()
     with torch.inference_mode(), run.strategy.evaluating(run.model):
-        for images, targets in evaluation_batches(run, part):
+        for images, targets in evaluation_batches(run, split):
             predicted = run.objective.forward(images).argmax(1)
             counts += torch.bincount((targets * size + predicted).cpu(), minlength=size * size).to(run.device)
     run.model.train()

@@ -12,26 +12,26 @@ from trainer.training.run import Run
 _EVALUATION_BYTES = 4 << 20
 
 
-def evaluation_batches(run: Run, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of a part of the data, preprocessed, about 4 MB of images at a time (or a batch)."""
-    for images, targets in raw_evaluation_batches(run, part):
+def evaluation_batches(run: Run, split: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's shard of a split, preprocessed, about 4 MB of images at a time (or a batch)."""
+    for images, targets in raw_evaluation_batches(run, split):
         yield prepared(run, images), targets
 
 
-def raw_evaluation_batches(run: Run, part: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def raw_evaluation_batches(run: Run, split: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The same images as they are stored, on the device."""
-    shards = evaluation_shards(run, part)
-    for shard, image in zip(shards, _read(part.images_NCHW, shards), strict=True):
-        yield image.to(run.device), part.targets_N[shard].to(run.device)
+    shards = evaluation_shards(run, split)
+    for shard, image in zip(shards, _read(split.images_NCHW, shards), strict=True):
+        yield image.to(run.device), split.targets_N[shard].to(run.device)
 
 
-def evaluation_shards(run: Run, part: Any) -> list[Tensor]:
+def evaluation_shards(run: Run, split: Any) -> list[Tensor]:
     """Which samples those are, batch by batch: int64 indices on the CPU, one after the other; or none."""
-    size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(part.images_NCHW.shape[1:]) * 4))
+    size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(split.images_NCHW.shape[1:]) * 4))
     if run.objective.micro_batch < run.blueprint.batch_size:  # memory is short
         size = run.objective.micro_batch
-    chunks = torch.arange(len(part.targets_N)).split(size * run.strategy.data_size)
-    return [chunk[run.strategy.share(len(chunk))] for chunk in chunks]
+    chunks = torch.arange(len(split.targets_N)).split(size * run.strategy.data_size)
+    return [chunk[run.strategy.shard(len(chunk))] for chunk in chunks]
 
 
 def prepared(run: Run, images: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.base.chunks import part_sizes
+from trainer.base.chunks import chunk_sizes
 from trainer.base.errors import ConfigurationError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
 from trainer.metrics import Meter
-from trainer.parallelism.strategy import Part, Strategy
+from trainer.parallelism.strategy import MicroBatch, Strategy
 from trainer.training.batches import Batch
 from trainer.training.gradients import GradientGuard
 
@@ -118,9 +118,9 @@ class Objective:
             weight = weight * self._loss_scale.scale
         *earlier, last = self._micro_batches()
         total: Tensor | float = 0.0
-        for part in earlier:
+        for batch in earlier:
             with self._strategy.accumulating():
-                total = total + self._backward(part, weight)
+                total = total + self._backward(batch, weight)
         loss_sum = self._backward(last, weight)
         if earlier:
             loss_sum = loss_sum + total
@@ -145,10 +145,10 @@ class Objective:
         self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):
             loss_sum = torch.zeros((), device=self._device)
-            for part in self._micro_batches():
-                outputs = self.forward(part.images)
-                value = self._loss(outputs, part.targets)
-                self._see(value.detach(), outputs.detach(), part.targets)
+            for batch in self._micro_batches():
+                outputs = self.forward(batch.images)
+                value = self._loss(outputs, batch.targets)
+                self._see(value.detach(), outputs.detach(), batch.targets)
                 loss_sum = loss_sum + value
             penalty = None if self._penalty is None else self._penalty.value()
         if statistics is not None:
@@ -175,8 +175,8 @@ class Objective:
                 outputs = self._compute(images)
         return outputs
 
-    def _backward(self, part: Part, weight: Tensor) -> Tensor:
-        loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, part, weight)
+    def _backward(self, batch: MicroBatch, weight: Tensor) -> Tensor:
+        loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, batch, weight)
         self._see(loss_sum, outputs, targets)
         return loss_sum
 
@@ -202,15 +202,15 @@ class Objective:
         self._seen = []
         self._evaluations += 1
 
-    def _micro_batches(self) -> list[Part]:
-        """What is computed at once: this rank's shares of `micro_batch` samples each."""
+    def _micro_batches(self) -> list[MicroBatch]:
+        """What is computed at once: this rank's shards of `micro_batch` samples each."""
         images, targets, num_global, _ = self._batch
         if num_global <= self.micro_batch:
-            return [Part(images, targets, num_global)]
-        counts = part_sizes(num_global, self.micro_batch)
-        shares = [self._strategy.share(count) for count in counts]
-        sizes = [share.stop - share.start for share in shares]
-        return [Part(*part) for part in zip(images.split(sizes), targets.split(sizes), counts, strict=True)]
+            return [MicroBatch(images, targets, num_global)]
+        counts = chunk_sizes(num_global, self.micro_batch)
+        shards = [self._strategy.shard(count) for count in counts]
+        sizes = [shard.stop - shard.start for shard in shards]
+        return [MicroBatch(*part) for part in zip(images.split(sizes), targets.split(sizes), counts, strict=True)]
 
     def _weight(self, count: int) -> Tensor:
         """1 / count on the device, made once."""

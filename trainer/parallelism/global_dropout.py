@@ -1,4 +1,4 @@
-"""Dropout that does not depend on the world size: drawn for the whole tensor, of which a rank keeps its share."""
+"""Dropout that does not depend on the world size: drawn for the whole tensor, of which a rank keeps its shard."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 
-def share_draws(model: nn.Module, share: Callable[[int], slice], total: Callable[[int], int], dim: int = 0) -> None:
+def global_dropout(model: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int = 0) -> None:
     """Let every dropout (and stochastic depth) module draw as on one device, in place.
 
-    A rank has `share(total(n))` of axis `dim`, of which there are n on this rank. Its activations stand in a
+    A rank has `shard(total(n))` of axis `dim`, of which there are n on this rank. Its activations stand in a
     tensor of the global shape while the module works on it, so that the same numbers are drawn. Dropout that
     a foreign model calls as a function is left as it is: its masks depend on the world size.
     """
     for module in model.modules():
         if is_random(module):
-            _wrap(module, share, total, dim)
+            _wrap(module, shard, total, dim)
 
 
 def is_random(module: nn.Module) -> bool:
@@ -25,7 +25,7 @@ def is_random(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd) or type(module).__name__ == "StochasticDepth"
 
 
-def _wrap(module: nn.Module, share: Callable[[int], slice], total: Callable[[int], int], dim: int) -> None:
+def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int) -> None:
     draw: Any = module.forward
 
     def forward(x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def _wrap(module: nn.Module, share: Callable[[int], slice], total: Callable[[int
             unchanged: Tensor = draw(x)
             return unchanged
         size = total(x.size(dim))
-        mine = share(size)
+        mine = shard(size)
         if mine.stop - mine.start != x.size(dim):
             raise ValueError(
                 f"{type(module).__name__} on a tensor of shape {tuple(x.shape)}: axis {dim} is not the one that is "
