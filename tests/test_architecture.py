@@ -258,7 +258,7 @@ GUESSES = {
     "assembly/data.py": (1, "the splits by name"),
     "augmentation/pipeline.py": (8, "operations: their contract is still to be declared"),
     "base/chunks.py": (1, "torch's count of a storage's users, which has no public name"),
-    "base/torch_optimizers.py": (2, "torch's fused optimizers: an attribute, and the function inside `step`"),
+    "base/torch_optimizers.py": (1, "an attribute of torch's fused optimizers"),
     "configuration/build.py": (5, "modules, and annotations of a signature"),
     "configuration/compose.py": (1, "an error of the system or of decoding"),
     "data/from_dataset.py": (8, "the user's own Dataset and its images, which are torchvision's, PIL's or NumPy's"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainer.base.rank import rank_info
+from trainer.base.without_compiler import set_deterministic
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.rules import Config
 
@@ -19,7 +20,7 @@ def set_up_torch(config: Config, device: torch.device) -> None:
     torch.set_num_threads(config["threads"] or max(1, torchs_own_threads() // sharing))
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config["deterministic"], warn_only=device.type != "cpu")
+    set_deterministic(config["deterministic"], warn_only=device.type != "cpu", compiles=config["compile"])
     if device.type == "cuda":
         torch.cuda.set_device(device)  # torch.cuda.manual_seed means the current one
     torch.backends.cudnn.benchmark = not config["deterministic"]

@@ -1,6 +1,7 @@
 """What the trainer uses of torch's optimizers beyond their documented `step`.
 
-Everything that depends on how torch writes its optimizers stands here; a test compares the bits with the public way.
+What depends on how torch writes its optimizers stands here and in `without_compiler`; a test compares the bits with the
+public way.
 """
 
 from typing import Any
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch_optimizer
+
+from trainer.base.without_compiler import step_arithmetic
 
 
 def has_fused_kernel(optimizer: Optimizer) -> bool:
@@ -41,15 +44,28 @@ def kernel_step(optimizer: Any, divisor: Tensor | None, found_inf: Tensor) -> No
     torch's wrapper of `step` costs 13 microseconds a step for hooks and a profiler label; it is passed by.
     """
     optimizer.grad_scale, optimizer.found_inf = divisor, found_inf
-    step = type(optimizer).step
-    getattr(step, "__wrapped__", step)(optimizer)
+    _step_unobserved(optimizer)
 
 
-def public_step(optimizer: Any, found_inf: Tensor | None) -> None:
-    """Step as torch documents it; a fused kernel skips where `found_inf` is 1."""
-    if _is_torchs(optimizer):
+def plain_step(optimizer: Any, found_inf: Tensor | None) -> None:
+    """Step with the gradients as they are; a fused kernel skips where `found_inf` is 1."""
+    is_torchs = _is_torchs(optimizer)
+    if is_torchs:
         optimizer.grad_scale, optimizer.found_inf = None, found_inf
-    optimizer.step()
+    if is_torchs and is_unobserved(optimizer):
+        _step_unobserved(optimizer)
+    else:
+        optimizer.step()
+
+
+def _step_unobserved(optimizer: Optimizer) -> None:
+    """`optimizer.step()` of one of torch's own that is unobserved."""
+    arithmetic = step_arithmetic(type(optimizer))
+    if arithmetic is None:
+        optimizer.step()
+        return
+    with torch.set_grad_enabled(optimizer.defaults["differentiable"]):
+        arithmetic(optimizer)
 
 
 def _is_torchs(optimizer: Optimizer) -> bool:

@@ -3,16 +3,19 @@ capabilities. Each check lists problems, or raises ConfigurationError for the fi
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
 from trainer.base.chunks import chunk_sizes
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
+from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
 from trainer.configuration.rules import Config
@@ -186,13 +189,13 @@ def check_model(blueprint: Blueprint) -> None:
 
 
 def _check_model(blueprint: Blueprint) -> None:
-    """Build and run the model on the meta device: shapes are checked, nothing is allocated."""
+    """Build the model on the meta device, where nothing is allocated, and run it there, or a small one on the CPU."""
     with torch.device("meta"):
         model = blueprint.build_model()
         if not isinstance(model, nn.Module):
             target = blueprint.config["model"]["_target_"]
             raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
-        outputs = _run_meta(model, blueprint)
+        outputs = None if _fits(model, 2, blueprint) else _run_meta(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
         raise ConfigurationError(
@@ -216,7 +219,7 @@ def _check_model(blueprint: Blueprint) -> None:
 def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
     """Batch norm of a vector has no variance over one sample: what is computed at once must not be that."""
     batch_size = blueprint.batch_size
-    if not _leaves_one_alone(blueprint, batch_size):
+    if not _leaves_one_alone(blueprint, batch_size) or _fits(model, 1, blueprint):
         return
     try:
         model(torch.empty(1, *blueprint.facts.input_shape, device="meta"))
@@ -252,6 +255,18 @@ def _check_memory(model: nn.Module) -> None:
             f"model: weights and gradients alone need {needed / 1e9:,.1f} GB of memory; "
             f"this machine has {there / 1e9:,.1f} GB"
         )
+
+
+def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
+    """Whether a small model turns `count` samples into outputs of the right shape, on the CPU and with zeros for its
+    weights. If not, the meta device decides, where there are no values on which that could depend."""
+    shape = tuple(blueprint.facts.input_shape)
+    zeros = zeros_for(model, shape)
+    if zeros is not None:
+        with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            outputs = functional_call(model, zeros, (torch.zeros(count, *shape),))
+            return isinstance(outputs, Tensor) and tuple(outputs.shape) == (count, blueprint.facts.num_outputs)
+    return False
 
 
 def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:

@@ -1,7 +1,7 @@
 """From a composed configuration to a blueprint: the second check, and the last before anything heavy happens.
 
 Signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which has no
-memory) and the rules between them. All problems are raised together.
+memory; a small one on the CPU) and the rules between them. All problems are raised together.
 """
 
 import os
@@ -17,6 +17,7 @@ from trainer.base.errors import ConfigurationError, one_line
 from trainer.base.improvement import Improvement
 from trainer.base.precision import choose_dtype
 from trainer.base.rank import rank_info
+from trainer.base.without_compiler import keep_compiler_out
 from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component, node_problems
@@ -38,6 +39,8 @@ def resolve(config: Config) -> Blueprint:
 
     Raises ConfigurationError with every problem, a line each; nothing was written or allocated.
     """
+    if not config["compile"]:
+        keep_compiler_out()
     found = node_problems(config)
     broken = {line.partition(":")[0].partition(".")[0].partition("=")[0] for line in found}
     built: dict[str, Any] = {}

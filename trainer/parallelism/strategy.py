@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.without_compiler import backward
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.sizes import Cost, Step
 
@@ -216,7 +217,7 @@ class WholeModel(Strategy):
     def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         outputs = forward(batch.images)
         loss_sum = loss(outputs, batch.targets)
-        loss_sum.backward(weight)
+        backward(loss_sum, weight)
         return loss_sum.detach(), outputs.detach(), batch.targets
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:

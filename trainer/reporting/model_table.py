@@ -1,7 +1,7 @@
 """What a model is made of: layers, output shapes, parameters, floating-point operations."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trainer.base.without_compiler import spare_flop_counter, zeros_for
 
 Shape = tuple[int, ...]
+
+_aten = torch.ops.aten
+# what these operations return, or its shape, depends on values: `item`, `if tensor`, masks as indices
+_READ_VALUES = (_aten._local_scalar_dense, _aten.equal, _aten.nonzero, _aten.masked_select, _aten._unique2)
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ class ModelSummary:
 def summarize(model: nn.Module, input_shape: Shape, dtype: torch.dtype = torch.float32) -> ModelSummary:
     """Describe a model for inputs of `input_shape` (without the batch dimension), in evaluation mode.
 
-    The forward pass runs on the meta device: nothing is computed, and the model stays as it was.
+    The forward pass runs on the meta device, where nothing is computed; that of a small model on the CPU, with zeros.
+    The model stays as it was.
     """
     shapes: dict[str, Shape] = {}
     flops, problem = None, None
     try:
-        flops = _meta_forward(model, torch.empty(1, *input_shape, dtype=dtype, device="meta"), shapes)
+        flops = _forward_flops(model, input_shape, dtype, shapes)
     except RuntimeError as error:
         shapes, problem = {}, str(error).strip().partition("\n")[0]
     layers = tuple(_layers(model, shapes))
@@ -91,18 +99,44 @@ def _layers(model: nn.Module, shapes: dict[str, Shape]) -> Iterator[Layer]:
             yield Layer(name, type(module).__name__, shapes.get(name), parameters)
 
 
-def _meta_forward(model: nn.Module, inputs: Tensor, shapes: dict[str, Shape]) -> int:
+def _forward_flops(model: nn.Module, input_shape: Shape, dtype: torch.dtype, shapes: dict[str, Shape]) -> int:
+    """The FLOPs of a forward pass of one sample; fills in output shapes."""
+    zeros = zeros_for(model, input_shape)
+    if zeros is not None:
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return _count(model, zeros, torch.zeros(1, *input_shape, dtype=dtype), shapes)
+        shapes.clear()
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    state = {name: torch.empty_like(tensor, device="meta", requires_grad=False) for name, tensor in tensors}
+    return _count(model, state, torch.empty(1, *input_shape, dtype=dtype, device="meta"), shapes)
+
+
+def _count(model: nn.Module, state: dict[str, Tensor], inputs: Tensor, shapes: dict[str, Shape]) -> int:
     """The FLOPs of a forward pass in which parameters and buffers are replaced; fills in output shapes."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    state = {
-        name: torch.empty_like(tensor, device="meta", requires_grad=False)
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    }
-    counter = FlopCounterMode(display=False)
-    with _evaluating(model), _recording(model, shapes), torch.no_grad(), counter:
+    spare_flop_counter()
+    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_READ_VALUES, _refuse))
+    with _evaluating(model), _recording(model, shapes), _counted_attention(), torch.no_grad(), counter:
         torch.func.functional_call(model, state, (inputs,))
     return int(counter.get_total_flops())
+
+
+def _refuse(*args: object, **kwargs: object) -> int:
+    """On the meta device these operations fail: with zeros for weights they would give the shapes of another model."""
+    raise RuntimeError("the model reads values")
+
+
+@contextmanager
+def _counted_attention() -> Iterator[None]:
+    """Attention as the matrix products that it is: kernels of whole layers have no formula in torch's counter."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.base.precision import LossScale
-from trainer.base.torch_optimizers import has_fused_kernel, is_unobserved, kernel_step, public_step
+from trainer.base.torch_optimizers import has_fused_kernel, is_unobserved, kernel_step, plain_step
 from trainer.parallelism.strategy import Strategy
 
 
@@ -105,9 +105,9 @@ class GradientGuard:
             if is_unobserved(self._optimizer):
                 kernel_step(self._optimizer, self._divisor, flag)
             else:
-                public_step(self._optimizer, flag)
+                plain_step(self._optimizer, flag)
         elif not (self._fused or self._needs_flag) or not flag.item():
-            public_step(self._optimizer, None)
+            plain_step(self._optimizer, None)
             self._started = True
         if self._loss_scale is not None:
             self._loss_scale.update(flag)

@@ -1,0 +1,130 @@
+"""Keeps torch's compiler out of runs that compile nothing: importing it takes 1.2 s.
+
+torch imports `torch._dynamo` when an optimizer is built, steps, or saves its state, so that the compiler, if it is
+used, leaves these functions alone. The functions here rely on how torch is written inside, and nothing else does. Each
+of them checks first that torch is written as expected, and otherwise uses the public interface, which is slower and
+has the same bits. A test compares both.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import prod
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim import optimizer as _torch_optimizer
+from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_COMPILER = "torch._dynamo"
+# where torch's `_disable_dynamo` keeps, on the function that it decorates, what it calls in its place
+_SLOT = "__dynamo_disable"
+_DECORATED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+# all that torch's decorator of `step` uses; it switches the recording of gradients off, and ends a compiled graph
+_NAMES_OF_STEP = {
+    "torch", "torch._dynamo", "_dynamo", "graph_break", "cast", "Optimizer", "is_grad_enabled", "set_grad_enabled",
+    "defaults",
+}  # fmt: skip
+_SMALL_MODEL, _SMALL_SAMPLE = 4_000_000, 16_384  # numbers: at most 16 MB, and tenths of a second of arithmetic
+
+
+def keep_compiler_out() -> None:
+    """Let optimizers be built, saved and loaded without importing the compiler, until something else imports it.
+
+    torch's `_disable_dynamo` imports the compiler at the first call of the decorated function, and keeps the result.
+    Here that place is taken by the plain function, which does the same unless it is being compiled.
+    """
+    for name in _DECORATED:
+        _fill_slot(vars(Optimizer).get(name))
+
+
+def _fill_slot(decorated: object) -> None:
+    if not isinstance(decorated, FunctionType) or _COMPILER in sys.modules:
+        return
+    plain = vars(decorated).get("__wrapped__")
+    if not isinstance(plain, FunctionType) or _SLOT in vars(plain) or _SLOT not in decorated.__code__.co_consts:
+        return
+
+    def until_compiler_is_loaded(*args: object, **kwargs: object) -> object:
+        if _COMPILER in sys.modules:
+            vars(plain).pop(_SLOT, None)
+            return decorated(*args, **kwargs)
+        return plain(*args, **kwargs)
+
+    setattr(plain, _SLOT, until_compiler_is_loaded)
+
+
+def step_arithmetic(kind: type[Optimizer]) -> Callable[[Optimizer], object] | None:
+    """What `step` of one of torch's own optimizers computes, without hooks and profiler label; it must be called with
+    the recording of gradients set to `defaults["differentiable"]`. None: torch decorates this `step` differently.
+    """
+    return _inside_step(kind.step)
+
+
+@cache
+def _inside_step(step: Callable[..., object]) -> Callable[[Optimizer], object] | None:
+    for name in ("wrapper", "_use_grad"):
+        if not isinstance(step, FunctionType) or step.__code__.co_filename != _torch_optimizer.__file__:
+            return None
+        if step.__code__.co_name != name:
+            return None
+        code, step = step.__code__, vars(step).get("__wrapped__", step)
+    return step if set(code.co_names) <= _NAMES_OF_STEP and isinstance(step, FunctionType) else None
+
+
+def backward(loss: Tensor, weight: Tensor) -> None:
+    """`loss.backward(weight)` for a scalar loss.
+
+    torch compares the shapes in Python, for which it imports symbolic shapes and sympy; the engine compares them again.
+    """
+    engine = _engine()
+    if engine is None or type(loss) is not Tensor or type(weight) is not Tensor:
+        loss.backward(weight)
+    else:
+        engine((loss,), (weight,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+@cache
+def _engine() -> Callable[..., object] | None:
+    """torch's entry to the autograd engine, or None if it does not take these arguments."""
+    engine = vars(torch.autograd.graph).get("_engine_run_backward")
+    if engine is None:
+        return None
+    leaf = torch.zeros((), requires_grad=True)
+    try:
+        with torch.enable_grad():
+            engine((leaf * 2,), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    except Exception:  # whatever another version says of them
+        return None
+    entry: Callable[..., object] = engine
+    return entry if leaf.grad is not None and leaf.grad.item() == 2 else None
+
+
+def set_deterministic(mode: bool, *, warn_only: bool, compiles: bool) -> None:
+    """`torch.use_deterministic_algorithms`, which also sets an option of the compiler, and imports it for that."""
+    if compiles or "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode(("warn" if warn_only else "error") if mode else "default")
+
+
+def spare_flop_counter() -> None:
+    """Let torch's counter of FLOPs see operations without importing the compiler, as `keep_compiler_out` does."""
+    for kind in vars(flop_counter).values():
+        if isinstance(kind, type) and issubclass(kind, TorchDispatchMode):
+            _fill_slot(vars(kind).get("__torch_dispatch__"))
+
+
+def zeros_for(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tensor] | None:
+    """Zeros on the CPU for each parameter and buffer of a small model, to see by `functional_call` what shapes it
+    gives; None for a large one.
+
+    The meta device computes nothing, but batch norm, dropout and other operations import the compiler there.
+    """
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    if sum(tensor.numel() for tensor in tensors.values()) > _SMALL_MODEL or prod(input_shape) > _SMALL_SAMPLE:
+        return None
+    return {name: torch.zeros(t.shape, dtype=t.dtype, device="cpu") for name, t in tensors.items()}
