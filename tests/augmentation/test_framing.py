@@ -1,20 +1,15 @@
-"""Frames against torchvision: the boxes in distribution, the pixels exactly.
-
-The pixels are those of torchvision v2 on uint8 images to the last one, where torch resizes uint8 itself (x86 with
-AVX2); elsewhere v2 resizes in float32 without rounding in between, and differs by 1 level.
-"""
+"""Frames against torchvision: the boxes in distribution, the pixels exactly."""
 
 import pytest
 import torch
 import torchvision.transforms.v2 as transforms
-import torchvision.transforms.v2.functional as reference
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 
 from tests.augmentation.helpers import generator, images, name
+from tests.torchvision_reference import functional as reference
 from trainer.augmentation import CropAndPad, HorizontalFlip, Pipeline, RandomShortSide, ResizedCrop
 from trainer.augmentation.framing import apply_frames
 
-LEVELS = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10), (1, 8, 8)]
 OPERATIONS = [ResizedCrop(), ResizedCrop((0.05, 1), (0.2, 5)), RandomShortSide(), CropAndPad(0.4)]
 
@@ -32,7 +27,7 @@ def framed(image: torch.Tensor, frame: torch.Tensor, output_hw: tuple[int, int])
 
 def assert_equal(result: torch.Tensor, expected: list[torch.Tensor]) -> None:
     assert result.dtype == torch.float32
-    assert (result - torch.stack(expected).float()).abs().max() <= LEVELS
+    assert torch.equal(result, torch.stack(expected).float())
 
 
 @pytest.mark.parametrize("operation", OPERATIONS[:3], ids=name)

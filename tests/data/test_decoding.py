@@ -7,8 +7,8 @@ import pytest
 import torch
 from images import bad_files, bomb, colours_of_16_bits, encoded, jpeg, pixels
 from PIL import Image
-from torchvision.transforms.v2.functional import resize
 
+from tests.torchvision_reference import functional
 from trainer.data.photographs.decoding import BadPhotograph, decode, stored_size
 
 SMOOTH = Image.fromarray(pixels(40, 30))
@@ -96,7 +96,7 @@ def test_bombs_are_refused_from_their_header() -> None:
 @pytest.mark.parametrize(("height", "width"), [(90, 60), (60, 90), (61, 61), (40, 300)])
 def test_max_side_is_an_antialiased_resize_of_the_short_side(height: int, width: int) -> None:
     content = encoded(Image.fromarray(pixels(height, width)), "PNG")
-    expected = resize(torch.from_numpy(pixels(height, width)).permute(2, 0, 1), [32], antialias=True)
+    expected = functional.resize(torch.from_numpy(pixels(height, width)).permute(2, 0, 1), [32], antialias=True)
     assert torch.equal(torch.from_numpy(decode(content, 32)).permute(2, 0, 1), expected)
     assert stored_size(content, 32) == expected.shape[1:]
     assert np.array_equal(decode(content, 500), pixels(height, width))  # never larger
@@ -106,7 +106,7 @@ def test_max_side_is_an_antialiased_resize_of_the_short_side(height: int, width:
 def test_scaled_decoding_stays_within_two_levels(short_side: int) -> None:
     content = encoded(Image.fromarray(pixels(75, 100)).resize((800, 600), Image.Resampling.BICUBIC), quality=95)
     whole = torch.from_numpy(decode(content)).permute(2, 0, 1)
-    expected = resize(whole, [short_side], antialias=True)
+    expected = functional.resize(whole, [short_side], antialias=True)
     found = torch.from_numpy(decode(content, short_side)).permute(2, 0, 1)
     difference = (found.int() - expected.int()).abs()
     assert found.shape == expected.shape

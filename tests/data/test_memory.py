@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_no_limit(machine: Path) -> None:
 
 
 def test_ranks_of_a_machine_share_it(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "place", lambda: type("Four", (), {"local_size": 4}))
+    monkeypatch.setattr(memory, "rank_info", lambda: type("Four", (), {"local_size": 4}))
     belongs(machine, "0::/")
     group(machine, "", 100, 20)
     assert memory.free_share() == free(80) // 4

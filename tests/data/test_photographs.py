@@ -13,8 +13,8 @@ from images import encoded, pixels, write_folder
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional as v2
 
+from tests.torchvision_reference import functional as v2
 from trainer.base.errors import DataError
 from trainer.data import ImageFolder, Photographs
 from trainer.data.photographs.decoding import decode

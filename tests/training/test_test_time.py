@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision.transforms.v2.functional as reference
 import yaml
 from PIL import Image
 from torch import Tensor
 
 from tests.data.images import encoded, pixels
+from tests.torchvision_reference import functional as reference
 from trainer import app, compose
 from trainer.assembly.assemble import build_run
 from trainer.base.errors import ConfigurationError
