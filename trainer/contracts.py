@@ -8,6 +8,7 @@ module alone looks up whether a component has something; all others read attribu
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -252,7 +253,7 @@ def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
     A contract that is a Protocol has no optional capabilities: its components are returned as they are. Raises
     ValueError for a component that lacks required members.
     """
-    missing = [name for name in required_members(contract) if not hasattr(component, name)]
+    missing = missing_members(contract, component)
     if missing:
         raise ValueError(f"is nothing for {group}, it has no {', '.join(missing)}")
     found: Any = component
@@ -266,6 +267,11 @@ def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
         found = _adapter(contract, component)(component)
     adapted: Contract = found
     return adapted
+
+
+def missing_members(contract: type, component: object) -> list[str]:
+    """Names of the required members that a component lacks."""
+    return [name for name in required_members(contract) if not hasattr(component, name)]
 
 
 def required_members(contract: type) -> list[str]:
@@ -289,7 +295,12 @@ def _adapter(contract: type, component: Any) -> type:
     body: dict[str, Any] = {name: _delegate(name) for name in public}
     if "__call__" in names:
         body["__call__"] = lambda self, *args, **kwargs: self.adapted(*args, **kwargs)
-    body |= {"__init__": _remember, "__getattr__": _look_up, "__module__": type(component).__module__}
+    body |= {
+        "__init__": _remember,
+        "__getattr__": _look_up,
+        "__copy__": _copy,
+        "__module__": type(component).__module__,
+    }
     return type(type(component).__name__, (contract,), body)
 
 
@@ -299,6 +310,11 @@ def _delegate(name: str) -> property:
 
 def _remember(self: Any, component: Any) -> None:
     self.adapted = component
+
+
+def _copy(self: Any) -> Any:
+    """What is set in the copy is not set in the component."""
+    return type(self)(copy(self.adapted))
 
 
 def _look_up(self: Any, name: str) -> Any:

@@ -114,10 +114,96 @@ def test_an_empty_batch_stays_empty():
     assert pipeline(images(0), table).shape == (0, 3, 32, 32)
 
 
+class Upside(Add):
+    """Turns images upside down, by a matrix."""
+
+    def matrix(self, rows, height, width):
+        return torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)).expand(len(rows["amount"]), 3, 3)
+
+
+class Prepared(Add):
+    """Adds to a few images at a time, in place."""
+
+    probability = 0.25
+
+    def prepare(self, images_NCHW, rows):
+        return lambda some, chunk: some.add_(rows["amount"][chunk].view(-1, 1, 1, 1))
+
+    def __call__(self, images_NCHW, rows):
+        raise AssertionError("it is prepared")
+
+
+class Halves(Add):
+    """Mixes two samples half and half."""
+
+    def mix(self, images_NCHW, partners_NCHW, rows):
+        return (images_NCHW + partners_NCHW) / 2, torch.full((len(images_NCHW),), 0.5)
+
+
+class Framed(Add):
+    """The upper left corner of a photograph."""
+
+    def frames(self, rows, sizes_N2, output_hw):
+        return torch.tensor([0, 0, 4, 4, 4, 4, 0, 0]).repeat(len(sizes_N2), 1)
+
+
+def test_the_matrix_of_another_class_is_composed_with_its_neighbours():
+    pixels = images(10)
+    pipeline = Pipeline(first=Upside(), second=Upside(), rotate=Rotate(probability=0.0))
+    assert torch.equal(pipeline(pixels, pipeline.draw(10, (3, 32, 32), generator())), pixels.float())
+    once = Pipeline(upside=Upside())
+    assert torch.equal(once(pixels, once.draw(10, (3, 32, 32), generator())), pixels.flip(2).float())
+
+
+def test_what_another_class_prepares_takes_the_place_of_a_call():
+    pixels = images(10)
+    pipeline = Pipeline(add=Prepared(), erase=Erasing())
+    table = pipeline.draw(10, (3, 32, 32), generator())
+    added = pixels.float() + table["add.amount"].view(-1, 1, 1, 1)
+    erase = Pipeline(erase=Erasing())
+    assert torch.equal(pipeline(pixels, table), erase(added, table))
+
+
+def test_another_class_may_mix():
+    pipeline = Pipeline(halves=Halves(), flip=HorizontalFlip())
+    assert pipeline.mixing == "halves"
+    ones, threes = torch.ones(2, 1, 4, 4), torch.full((2, 1, 4, 4), 3.0)
+    mixed, lam_N = pipeline.mix(ones, threes, pipeline.draw(2, (1, 4, 4), generator()))
+    assert torch.equal(mixed, 2 * ones) and lam_N.tolist() == [0.5, 0.5]
+
+
+def test_another_class_may_frame_photographs():
+    pipeline, sizes = Pipeline(frame=Framed(), flip=HorizontalFlip(probability=1.0)), torch.tensor([[8, 9], [7, 6]])
+    table = pipeline.draw(2, (3, 4, 4), generator())
+    assert pipeline.frames(table, sizes, (4, 4)).tolist() == [[0, 0, 4, 4, 4, -4, 0, 0]] * 2
+    pipeline = Pipeline(add=Add())
+    assert pipeline.frames(pipeline.draw(2, (3, 4, 4), generator()), sizes, (4, 4)) is None
+
+
+def test_a_copy_that_changes_all_images_leaves_the_operation_as_it_is():
+    theirs = Prepared()
+    (operation,) = Pipeline(add=theirs).operations.values()
+    assert (operation.probability, operation.always().probability, theirs.probability) == (0.25, 1.0, 0.25)
+    (operation,) = Pipeline(add=Add()).operations.values()
+    assert operation.always().probability == 1.0
+
+
 @pytest.mark.parametrize("operation", [None, 3])
 def test_what_is_no_operation_is_refused(operation):
     with pytest.raises(ValueError, match=r"^crop=.*: must be an operation .*~augmentation\.crop"):
         Pipeline(flip=HorizontalFlip(), crop=operation)
+
+
+def test_what_an_operation_lacks_is_named():
+    with pytest.raises(ValueError, match=r"^crop=.*: must be an operation \(it has no draw; remove it by ~"):
+        Pipeline(crop=torch.nn.ReLU())
+
+
+def test_an_unknown_fill_of_another_class_is_refused():
+    upside = Upside()
+    upside.fill = "white"
+    with pytest.raises(ValueError, match=r"^upside\.fill=white: must be black, edge or mirror$"):
+        Pipeline(upside=upside)
 
 
 def test_no_operation_at_all_is_refused():

@@ -17,9 +17,9 @@ from torch import nn
 from trainer import compose
 from trainer.assembly import assemble
 from trainer.base import rank
+from trainer.base.config import Config
 from trainer.base.rank import RankInfo, take
 from trainer.configuration.resolve import resolve
-from trainer.configuration.rules import Config
 from trainer.contracts import Preprocessing
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run

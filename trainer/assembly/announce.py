@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import yaml
 
-from trainer.configuration.rules import Config
+from trainer.base.config import Config
 from trainer.reporting.pixels import as_levels
 from trainer.training.run import Run
 

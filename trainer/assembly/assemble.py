@@ -12,6 +12,7 @@ from trainer.assembly.data import load_data, make_batches, share_statistics
 from trainer.assembly.run_folder_of import join, open_folder
 from trainer.assembly.torch_settings import set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
@@ -19,7 +20,7 @@ from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.configuration.resolve import resolve
-from trainer.configuration.rules import SINGLE, Config
+from trainer.configuration.rules import SINGLE
 from trainer.contracts import needs_closure
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import parameter_groups

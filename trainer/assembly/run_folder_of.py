@@ -9,8 +9,8 @@ from rich.console import Console
 
 from trainer.assembly.announce import announce
 from trainer.assembly.data import share_statistics
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
-from trainer.configuration.rules import Config
 from trainer.reporting.report import Report
 from trainer.reporting.terminal import Terminal
 from trainer.storage import checkpoint, run_folder

@@ -6,10 +6,10 @@ from functools import cache
 import torch
 from torch import nn
 
+from trainer.base.config import Config
 from trainer.base.rank import rank_info
 from trainer.base.without_compiler import set_deterministic
 from trainer.configuration.blueprint import Blueprint
-from trainer.configuration.rules import Config
 
 
 def set_up_torch(config: Config, device: torch.device) -> None:

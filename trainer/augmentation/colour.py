@@ -21,6 +21,7 @@ from trainer.augmentation.colour_arithmetic import (
     stretch_contrast,
 )
 from trainer.augmentation.operation import (
+    Operation,
     Rows,
     check_probability,
     draw_applied,
@@ -37,7 +38,7 @@ _COMPONENT_SIZES = (55.46, 4.794, 1.148)
 _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
-class _Graded:
+class _Graded(Operation):
     """An operation with one number an image, uniform in a range; `neutral` stands for leaving it as it is."""
 
     def __init__(
@@ -101,7 +102,7 @@ def _all_if_most(chosen_N: Tensor) -> Tensor:
     return torch.ones_like(chosen_N) if most(chosen_N) else chosen_N
 
 
-class _Ungraded:
+class _Ungraded(Operation):
     """An operation without numbers."""
 
     def __init__(self, change: Callable[[Tensor], Tensor], probability: float) -> None:
@@ -249,7 +250,7 @@ class Equalize(_Ungraded):
         super().__init__(equalize, probability)
 
 
-class ColourShift:
+class ColourShift(Operation):
     """Adds a whole number of levels to each channel, uniform over low..high, each channel its own; within 0..255.
 
     Source: CS7150, figure 9.1 (colour shift). Raises ValueError: `levels` not whole numbers within -255..255 or in the
@@ -272,7 +273,7 @@ class ColourShift:
         return where(images_NCHW, _all_if_most(levels_NC.any(1)), lambda images, k: shift_levels(images, levels_NC[k]))
 
 
-class Lighting:
+class Lighting(Operation):
     """Adds a random multiple of each principal component of ImageNet's colours to all pixels of an image.
 
     With p the components, s their sizes and alpha three draws from a normal distribution of mean 0 and standard

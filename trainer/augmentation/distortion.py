@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import RangedOperation, Rows, check_probability, draw_applied, draw_uniform, where
+from trainer.augmentation.operation import (
+    Operation,
+    RangedOperation,
+    Rows,
+    check_probability,
+    draw_applied,
+    draw_uniform,
+    where,
+)
 from trainer.augmentation.warp import Fill, centred, check_fill, sample
 from trainer.base.checks import check_number, check_range
 from trainer.base.chunks import chunks
@@ -29,6 +37,7 @@ class Elastic(RangedOperation):
     """
 
     draws_seeds = True
+    fill: Fill
 
     def __init__(self, alpha: float = 1.0, sigma: float = 4.0, probability: float = 1.0, fill: Fill = "black") -> None:
         super().__init__(probability)
@@ -68,7 +77,7 @@ def _smoothing(size: int, sigma: float) -> Tensor:
     return (weights * _ONE).round() / _ONE
 
 
-class LensDistortion:
+class LensDistortion(Operation):
     """Takes a pixel at p, relative to the centre, from p (1 + k1 |p|^2), where |p| is 1 in the corners.
 
     k1 is uniform in its range. Straight lines bulge outwards (barrel) where it is positive, and inwards
@@ -78,6 +87,8 @@ class LensDistortion:
     the first radial term. Raises ValueError: `k1` not above -1/3 (where the image would fold), `probability` not in
     0..1, unknown `fill`.
     """
+
+    fill: Fill
 
     def __init__(self, k1: tuple[float, float] = (-0.2, 0.2), probability: float = 1.0, fill: Fill = "black") -> None:
         check_probability(probability)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds
+from trainer.augmentation.operation import Operation, Rows, check_probability, draw_applied, draw_seeds
 from trainer.base.checks import check_one_of, check_range, check_that
 from trainer.base.chunks import Change
 
 _TRIES = 10
 
 
-class Erasing:
+class Erasing(Operation):
     """Overwrites a rectangle, with this probability.
 
     Its area is uniform over `scale` (shares of the image's), its ratio height / width is exp(u), u uniform over

@@ -5,20 +5,28 @@ A frame is a row of eight whole numbers: the box that is cut out of the image (t
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
 from trainer.augmentation.counted import uniform
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_seeds, draw_uniform, where
+from trainer.augmentation.operation import (
+    Operation,
+    Rows,
+    check_probability,
+    draw_applied,
+    draw_seeds,
+    draw_uniform,
+    where,
+)
 from trainer.base.checks import check_number, check_range
 from trainer.base.chunks import chunks
 
 _TRIES = 10
 
 
-class Framing(ABC):
+class Framing(Operation):
     """A frame for each sample. It depends on the size of the stored image, so a table holds a seed instead."""
 
     def __init__(self, probability: float) -> None:
@@ -134,7 +142,7 @@ class RandomShortSide(Framing):
         return _frames(0, 0, height_N, width_N, new_height_N, new_width_N, y_N, x_N)
 
 
-class CropAndPad:
+class CropAndPad(Operation):
     """Cuts pixels off each side, or adds black ones, and resizes the rest to the size that it had.
 
     The share of the height or width is uniform in -`fraction`..`fraction` for each of the four sides, rounded to

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
+from trainer.augmentation.operation import Operation, Rows, check_probability, draw_applied, put
 from trainer.base.checks import check_whole
 
 _MOST_PADDING = 256  # pixels
 
 
-class Crop:
+class Crop(Operation):
     """Pads `padding` black pixels (0) on each side and cuts the original size out again at a random place.
 
     The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
@@ -51,7 +51,7 @@ class Crop:
         return runs.as_strided((N, C, H, W), (C * run, run, padded_W, 1)).contiguous()
 
 
-class _Flip:
+class _Flip(Operation):
     """Turns images round along one axis."""
 
     keeps_values = True

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from trainer.augmentation.operation import Rows, check_probability, column, draw_applied
+from trainer.augmentation.operation import Operation, Rows, check_probability, column, draw_applied
 from trainer.base.checks import check_number
 
 
-class _Mixing:
+class _Mixing(Operation):
     """Draws what mixup and cutmix have in common; does nothing to a sample alone."""
 
     keeps_values = True

@@ -2,18 +2,27 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from trainer.base.checks import check_probability as check_probability
+from trainer.base.chunks import Change
+from trainer.contracts import Rows as Rows
 
-Rows = dict[str, Tensor]  # one entry a drawn parameter, one row a sample; on the CPU
+
+class OperationLike(Protocol):
+    """What Pipeline takes: an Operation, or an object with these two methods and any others of an Operation."""
+
+    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows: ...
+
+    def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor: ...
 
 
-class Operation(Protocol):
+class Operation(ABC):
     """One change of an image whose parameters are drawn beforehand, a row of numbers for each sample.
 
     Between operations pixels are whole numbers 0..255, as torchvision's uint8 images are after every transform;
@@ -22,20 +31,63 @@ class Operation(Protocol):
 
     keeps_values: bool = False
     """Whether it only moves or blackens pixels: it then takes and gives images of any type."""
+    probability: float = 1.0
+    """Of an image to be changed; it does not change how many numbers are drawn."""
+    fill: str = "black"
+    """If it maps coordinates, what lies outside of the image: `warp.Fill`."""
 
+    @abstractmethod
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         """The table of an epoch, on the CPU. The number of draws a sample is fixed, whatever they say and
         whatever the probability is; `input_shape` is (channels, height, width)."""
 
+    @abstractmethod
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         """The changed images, float32 with whole numbers 0..255 as the given ones, which it may overwrite.
 
         Image i depends on row i alone. Rows are on the CPU, so that an operation may look at them without
-        waiting for the device; `column` takes one to the images.
+        waiting for the device; `column` takes one to the images."""
 
-        An operation that is cheap for each pixel may also have `prepare(images_NCHW, rows) -> Change | None`: what
-        Pipeline does to some of the images (float32, contiguous) together with its neighbours, before it turns to
-        the next ones; None where the operation is to be called for these rows instead."""
+    def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
+        """For an operation that is cheap for each pixel: the change of a few images (float32, contiguous), which
+        Pipeline makes together with those of its neighbours before it turns to the next images. None: the operation
+        is called for these rows."""
+        return None
+
+    @property
+    def maps_coordinates(self) -> bool:
+        """Whether Pipeline uses `matrix`, composed with those of its neighbours, in place of a call."""
+        return type(self).matrix is not Operation.matrix
+
+    def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
+        """float64_N33 for images of this size, from a pixel of the result to where it is taken from (see `warp`); the
+        identity if the operation is not applied."""
+        raise AssertionError(f"{type(self).__name__} maps no coordinates")
+
+    def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
+        """For the first operation: what to cut out of photographs of these heights and widths, int64_N8 (see
+        `framing`). None: they are framed as for evaluation, and the operation is called."""
+        return None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it mixes samples and their labels: Pipeline uses `mix` in place of a call."""
+        return type(self).mix is not Operation.mix
+
+    def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Preprocessed images mixed with others, and the weight `lam` of each one's own label, float32_N."""
+        raise AssertionError(f"{type(self).__name__} mixes no samples")
+
+    def phrases(self, rows: Rows) -> Sequence[list[str]] | None:
+        """What a picture says was done to each image, phrase by phrase; None: its numbers."""
+        return None
+
+    def always(self) -> Self:
+        """A copy that changes every image, by the same numbers."""
+        changed = copy(self)
+        if self.probability != 1:
+            changed.probability = 1.0
+        return changed
 
 
 def draw_applied(num_samples: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -53,7 +105,7 @@ def draw_seeds(num_samples: int, generator: torch.Generator) -> Tensor:
     return torch.randint(2**31, (num_samples,), generator=generator)
 
 
-class RangedOperation(ABC):
+class RangedOperation(Operation):
     """An Operation that changes some of the images, by numbers that are uniform in ranges.
 
     `probability`: of an image to be changed; `ranges`: of each number, by its name. A row holds `applied`, the numbers

@@ -3,17 +3,16 @@
 import math
 from collections import defaultdict
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.augmentation.bordered import Bordered
 from trainer.augmentation.geometry import Crop, HorizontalFlip
-from trainer.augmentation.operation import Operation, Rows, most
-from trainer.augmentation.warp import changed, resample, resampling
+from trainer.augmentation.operation import Operation, OperationLike, Rows, most
+from trainer.augmentation.warp import Fill, changed, check_fill, resample, resampling
 from trainer.base.chunks import BufferPool, Change, by_chunks
-from trainer.contracts import Augmentation
+from trainer.contracts import Augmentation, adapt, missing_members
 
 
 class Pipeline(Augmentation):
@@ -28,22 +27,22 @@ class Pipeline(Augmentation):
     ValueError when there is no operation, or something that is none, or several that mix.
     """
 
-    def __init__(self, **operations: Operation) -> None:
+    def __init__(self, **operations: OperationLike) -> None:
         if not operations:
             raise ValueError("operations={}: must name at least one (or choose augmentation=none)")
-        for name, operation in operations.items():
-            if not (callable(operation) and hasattr(operation, "draw")):
-                raise ValueError(f"{name}={operation}: must be an operation (remove one by ~augmentation.{name})")
-        self.operations = operations
+        self.operations = {name: _adapted(name, operation) for name, operation in operations.items()}
+        self._fills = {name: _fill(name, item) for name, item in self.operations.items() if item.maps_coordinates}
         self._pool = BufferPool()
-        mixing = [name for name, operation in operations.items() if hasattr(operation, "mix")]
+        mixing = [name for name, operation in self.operations.items() if operation.mixes]
         if len(mixing) > 1:
             raise ValueError(f"{', '.join(mixing)}: one of them can mix samples, not several")
         self.mixing = mixing[0] if mixing else None
-        self._steps = [
-            [name for name, _ in group]
-            for _, group in groupby((item for item in operations.items() if item[0] != self.mixing), key=_kind)
-        ]
+        unmixed = [name for name in self.operations if name != self.mixing]
+        self._steps = [list(group) for _, group in groupby(unmixed, key=self._kind)]
+
+    def _kind(self, name: str) -> tuple[bool, str]:
+        """Equal for neighbours that are computed together."""
+        return name in self._fills, self._fills.get(name, name)
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         """The table of an epoch: a CPU tensor for each parameter, with one row a sample."""
@@ -86,30 +85,24 @@ class Pipeline(Augmentation):
 
     def _prepare(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Change | None:
         """The step as something that can be done to some of the images after the other."""
-        operation: Any = self.operations[names[0]]
-        if hasattr(operation, "matrix"):
-            matrices_N33 = self._matrices(names, images_NCHW, rows)
-            return resampling(images_NCHW, matrices_N33, operation.fill) if most(changed(matrices_N33)) else None
-        if not hasattr(operation, "prepare"):
-            return None
-        change: Change | None = operation.prepare(images_NCHW, rows[names[0]])
-        return change
+        fill = self._fills.get(names[0])
+        if fill is None:
+            return self.operations[names[0]].prepare(images_NCHW, rows[names[0]])
+        matrices_N33 = self._matrices(names, images_NCHW, rows)
+        return resampling(images_NCHW, matrices_N33, fill) if most(changed(matrices_N33)) else None
 
     def _apply(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
-        operation: Any = self.operations[names[0]]
-        if not getattr(operation, "keeps_values", False):
+        operation, fill = self.operations[names[0]], self._fills.get(names[0])
+        if not operation.keeps_values:
             images_NCHW = images_NCHW.to(torch.float32)
-        if hasattr(operation, "matrix"):
-            return resample(images_NCHW, self._matrices(names, images_NCHW, rows), operation.fill)
-        changed_images: Tensor = operation(images_NCHW, rows[names[0]])
-        return changed_images
+        if fill is None:
+            return operation(images_NCHW, rows[names[0]])
+        return resample(images_NCHW, self._matrices(names, images_NCHW, rows), fill)
 
     def _matrices(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
         """One map for several; each leads from its output to its input, so the last one comes first."""
-        operations: list[Any] = [self.operations[name] for name in names]
         height, width = images_NCHW.shape[2:]
-        first: Tensor
-        first, *rest = [op.matrix(rows[name], height, width) for name, op in zip(names, operations, strict=True)]
+        first, *rest = [self.operations[name].matrix(rows[name], height, width) for name in names]
         for matrix_N33 in rest:
             first = first @ matrix_N33
         return first
@@ -119,11 +112,8 @@ class Pipeline(Augmentation):
         `framing`; where a horizontal flip comes next, the width of what is to be mirrored is negative. Whoever does
         that calls the pipeline with skip=framed."""
         names, by_name = list(self.operations), _by_name(rows)
-        operation: Any = self.operations[names[0]]
-        if not hasattr(operation, "frames"):
-            return None
-        found: Tensor = operation.frames(by_name[names[0]], sizes_N2, output_hw)
-        if self.framed == 2:
+        found = self.operations[names[0]].frames(by_name[names[0]], sizes_N2, output_hw)
+        if found is not None and self.framed == 2:
             found[by_name[names[1]]["applied"], 5] *= -1
         return found
 
@@ -144,42 +134,37 @@ class Pipeline(Augmentation):
     def border_bytes(self, shape: tuple[int, ...]) -> int | None:
         """What that layout takes for a set of this shape (N, C, H, W); None where there is none."""
         found = self._moves()
-        return None if found is None else Bordered.size(shape, self._padding(found[2]))
+        return None if found is None else Bordered.size(shape, found[3])
 
-    def _moves(self) -> tuple[list[str], str | None, str] | None:
-        """The operations in front that are a flip and a crop: all names, the flip's, the crop's."""
+    def _moves(self) -> tuple[list[str], str | None, str, int] | None:
+        """The operations in front that are a flip and a crop: all names, the flip's, the crop's, and its padding."""
         names: list[str] = []
         flip = crop = None
+        padding = 0
         for name, operation in self.operations.items():
             if isinstance(operation, HorizontalFlip) and flip is None:
                 flip = name
             elif isinstance(operation, Crop) and crop is None:
-                crop = name
+                crop, padding = name, operation.padding
             else:
                 break
             names.append(name)
-        return None if crop is None else (names, flip, crop)
-
-    def _padding(self, crop: str) -> int:
-        operation: Any = self.operations[crop]
-        padding: int = operation.padding
-        return padding
+        return None if crop is None else (names, flip, crop, padding)
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Preprocessed images mixed with others, and the weight `lam` of each one's own label, float32_N."""
         assert self.mixing is not None
-        operation: Any = self.operations[self.mixing]
-        mixed: tuple[Tensor, Tensor] = operation.mix(images_NCHW, partners_NCHW, _by_name(rows)[self.mixing])
-        return mixed
+        return self.operations[self.mixing].mix(images_NCHW, partners_NCHW, _by_name(rows)[self.mixing])
 
 
 class PaddedImages:
     """A set with borders, and the pipeline that reads from it."""
 
-    def __init__(self, pipeline: Pipeline, images_NCHW: Tensor, names: list[str], flip: str | None, crop: str) -> None:
-        self._pipeline, self._names, self._flip, self._crop = pipeline, names, flip, crop
-        self._padding = pipeline._padding(crop)
-        self._bordered = Bordered(images_NCHW, self._padding)
+    def __init__(
+        self, pipeline: Pipeline, images_NCHW: Tensor, names: list[str], flip: str | None, crop: str, padding: int
+    ) -> None:
+        self._pipeline, self._names, self._flip, self._crop, self._padding = pipeline, names, flip, crop, padding
+        self._bordered = Bordered(images_NCHW, padding)
         self.images_NCHW = self._bordered.images_NCHW
 
     def begin(self, indices_N: Tensor, rows: Rows) -> tuple[Tensor, list[Change]]:
@@ -193,10 +178,20 @@ class PaddedImages:
         return self._pipeline.begin(images_NCHW, rows, skip=len(self._names))
 
 
-def _kind(item: tuple[str, Any]) -> object:
-    """Equal for neighbours that are computed together."""
-    name, operation = item
-    return ("warp", operation.fill) if hasattr(operation, "matrix") else name
+def _adapted(name: str, operation: OperationLike) -> Operation:
+    missing = ", ".join(missing_members(Operation, operation))
+    if missing:
+        raise ValueError(
+            f"{name}={operation}: must be an operation (it has no {missing}; remove it by ~augmentation.{name})"
+        )
+    return adapt("augmentation", Operation, operation)  # type: ignore[type-abstract]
+
+
+def _fill(name: str, operation: Operation) -> Fill:
+    try:
+        return check_fill(operation.fill)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
 
 
 def _by_name(rows: Rows) -> dict[str, Rows]:

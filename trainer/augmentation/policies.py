@@ -1,7 +1,7 @@
 """Policies that draw an operation and its strength for each image: TrivialAugment, RandAugment."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,7 +19,7 @@ from trainer.augmentation.colour_arithmetic import (
     solarize,
     stretch_contrast,
 )
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, put
+from trainer.augmentation.operation import Operation, Rows, check_probability, draw_applied, put
 from trainer.base.checks import check_whole
 
 # those that move pixels, with their sign, stand between the one that does nothing and those of colours
@@ -54,7 +54,7 @@ _MAX_GRID_BYTES = 256 << 20
 _MOST_BINS, _MOST_LAYERS = 1000, 100
 
 
-class _Policy(ABC):
+class _Policy(Operation):
     """`num_layers` operations, one after the other, each drawn from the pool for itself, at one of `bins`.
 
     A row holds for each layer the number of the operation in OPERATIONS, the place of its strength in `bins`, and
@@ -99,6 +99,10 @@ class _Policy(ABC):
             self._move(images_NCHW, order_N[moving:coloured], code_N[moving:coloured])
             self._colour(images_NCHW, order_N[coloured:], code_N[coloured:], counts[1 + _NUM_MOVING :])
         return images_NCHW
+
+    def phrases(self, rows: Rows) -> Sequence[list[str]]:
+        """The operations, by name."""
+        return [[OPERATIONS[number] for number in numbers] for numbers in rows["operation"].tolist()]
 
     def _move(self, images_NCHW: Tensor, indices_K: Tensor, code_K: Tensor) -> None:
         if len(indices_K) == 0:

@@ -5,14 +5,14 @@ images' centres, x to the right and y down, homogeneous: maps in a row are one p
 """
 
 import math
-from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from abc import abstractmethod
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.augmentation.operation import Rows, check_probability, draw_applied, draw_uniform, most, where
+from trainer.augmentation.operation import Operation, Rows, check_probability, draw_applied, draw_uniform, most, where
 from trainer.base.checks import check_number, check_one_of, check_range
 from trainer.base.chunks import Change, chunks
 
@@ -90,9 +90,10 @@ def _sides(weights_N3: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]
     return by_x_N1 * centred(width) + shift_N1, by_y_N1 * centred(height)
 
 
-def check_fill(fill: Fill) -> Fill:
+def check_fill(fill: str) -> Fill:
     """Raises ValueError for an unknown one."""
-    return check_one_of("fill", fill, get_args(Fill))
+    check_one_of("fill", fill, get_args(Fill))
+    return cast(Fill, fill)
 
 
 def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
@@ -105,18 +106,17 @@ def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
     return matrices_N33
 
 
-class Warp(ABC):
+class Warp(Operation):
     """A map of coordinates with a matrix for each sample, and what lies outside of the image: `fill`.
 
     Pipeline composes neighbours of equal `fill`: one interpolation for all of them.
     """
 
+    fill: Fill
+
     def __init__(self, probability: float, fill: Fill) -> None:
         check_probability(probability)
         self.probability, self.fill = probability, check_fill(fill)
-
-    @abstractmethod
-    def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows: ...
 
     @abstractmethod
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:

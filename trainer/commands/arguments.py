@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.configuration import rules as rules
-from trainer.configuration.rules import Config
 from trainer.storage import run_folder
 
 SWEEP = "multirun.yaml"

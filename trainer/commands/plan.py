@@ -11,10 +11,10 @@ from pathlib import Path
 from hydra.types import RunMode
 from rich.text import Text
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, unknown
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
-from trainer.configuration.rules import Config
 from trainer.hydra_entry.preflight import trials
 from trainer.planning.sections import (
     _changes,

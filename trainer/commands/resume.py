@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
 from trainer.configuration import compose
-from trainer.configuration.rules import SINGLE, Config
+from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
 from trainer.reporting.console import outlive_readers, say

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from trainer import metrics
+from trainer.base.config import Config
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
-from trainer.configuration.rules import Config
 from trainer.contracts import Loss, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping

@@ -13,12 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
 from trainer.base.chunks import chunk_sizes
+from trainer.base.config import Config
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
-from trainer.configuration.rules import Config
 from trainer.contracts import (
     ELEMENTWISE,
     Augmentation,

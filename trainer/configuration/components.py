@@ -3,10 +3,10 @@
 from pkgutil import resolve_name
 from typing import Any
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.build import build, problems
 from trainer.configuration.groups import GROUPS
-from trainer.configuration.rules import Config
 from trainer.contracts import adapt
 
 

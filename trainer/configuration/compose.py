@@ -16,12 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import rules as rules
 from trainer.configuration.build import is_class_of_hydra
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import blamed_by, explain, explained
-from trainer.configuration.rules import PSEUDO_GROUPS, Config, is_trusted
+from trainer.configuration.rules import PSEUDO_GROUPS, is_trusted
 
 NAME = "train"
 # what Hydra does for us stands on these; another value would only break it

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trainer import metrics
+from trainer.base.config import Config
 from trainer.base.device import choose_device, total_memory
 from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError, one_line
@@ -22,7 +23,6 @@ from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component, node_problems
 from trainer.configuration.groups import GROUPS
-from trainer.configuration.rules import Config
 from trainer.contracts import Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping

@@ -9,8 +9,8 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from trainer.base.config import Config
 from trainer.base.errors import nearest, unknown
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.settings import (
@@ -24,8 +24,6 @@ from trainer.configuration.settings import (
     is_number,
     whole,
 )
-
-Config = dict[str, Any]
 
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")

@@ -13,10 +13,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose
 from trainer.configuration.hydra_errors import explained
-from trainer.configuration.rules import Config
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import exit_on_error
 from trainer.storage import run_folder

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.base.config import Config
 from trainer.base.rank import take
-from trainer.configuration.rules import Config
 from trainer.storage import run_folder
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from trainer.base.config import Config
 from trainer.base.rank import RankInfo, given_rank_info, take
-from trainer.configuration.rules import SINGLE, Config
+from trainer.configuration.rules import SINGLE
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.launching.local import LocalRanks

@@ -1,16 +1,15 @@
 """Training samples as they are stored, after each operation of the augmentation alone, and as trained on."""
 
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.augmentation import Operation, Pipeline, Rows
-from trainer.augmentation.policies import OPERATIONS
+from trainer.base.config import Config
 from trainer.base.randomness import generator_for
+from trainer.contracts import Augmentation
 from trainer.training.batches import TrainingBatches
 
 NUM_SAMPLES = 8
@@ -42,10 +41,10 @@ class _Samples:
 
 def strips(
     batches: TrainingBatches,
-    augmentation: Any,
+    augmentation: Augmentation | None,
     *,
     repeats: bool,
-    settings: Mapping[str, Any],
+    settings: Config,
     name_of: Callable[[Tensor], str],
     preprocessing: str,
 ) -> Iterator[Strip]:
@@ -64,7 +63,7 @@ def strips(
     if augmentation is None:
         return
     if isinstance(augmentation, Pipeline):
-        always = Pipeline(**{name: _always(operation) for name, operation in augmentation.operations.items()})
+        always = Pipeline(**{name: operation.always() for name, operation in augmentation.operations.items()})
         rows = _rows(always, batches, samples.places_K if repeats else samples.indices_K)
         for name, operation in always.operations.items():
             note = _note(settings.get(name), augmentation.operations[name], operation)
@@ -103,14 +102,6 @@ def _first_samples(batches: TrainingBatches) -> _Samples:
 def _stored(batches: TrainingBatches, indices_K: Tensor) -> Tensor:
     parts = [batches.images[index : index + 1] for index in indices_K.tolist()]
     return torch.cat(parts).to(batches.targets.device, torch.float32)
-
-
-def _always(operation: Operation) -> Any:
-    """The same operation, applied to every image, where it has a probability."""
-    changed = copy(operation)
-    if "probability" in getattr(changed, "__dict__", {}):
-        changed.__dict__["probability"] = 1.0
-    return changed
 
 
 def _rows(pipeline: Pipeline, batches: TrainingBatches, by_K: Tensor) -> Rows:
@@ -163,20 +154,20 @@ def _label(target_K: Tensor, name_of: Callable[[Tensor], str]) -> list[str]:
     return [name for _, name in told] if len(told) == 1 else [f"{weight} {name}" for weight, name in told]
 
 
-def _note(settings: Any, configured: Any, shown: Any) -> str:
+def _note(settings: object, configured: Operation, shown: Operation) -> str:
     """What the configuration says of an operation, and how often it is applied."""
     given = settings if isinstance(settings, Mapping) else {}
     told = [f"{key}={_number(value)}" for key, value in given.items() if key not in ("_target_", "probability")]
-    probability = getattr(configured, "probability", 1.0)
-    if getattr(shown, "probability", 1.0) != probability:
-        told.insert(0, f"applied to {100 * probability:.3g} %, here to all")
+    if shown.probability != configured.probability:
+        told.insert(0, f"applied to {100 * configured.probability:.3g} %, here to all")
     return ", ".join(told)
 
 
-def _drawn(operation: Any, rows: Rows, count: int) -> list[list[str]]:
-    """The parameters of each image."""
-    if hasattr(operation, "pool") and "operation" in rows:  # a policy
-        return [[OPERATIONS[number] for number in numbers] for numbers in rows["operation"].tolist()]
+def _drawn(operation: Operation, rows: Rows, count: int) -> list[list[str]]:
+    """What was done to each image, or its parameters."""
+    phrases = operation.phrases(rows)
+    if phrases is not None:
+        return list(phrases)
     told = {
         key: values.reshape(count, -1)
         for key, values in rows.items()
@@ -188,5 +179,5 @@ def _drawn(operation: Any, rows: Rows, count: int) -> list[list[str]]:
     ]
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).replace("'", "")

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from trainer.base.config import Config
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.options import first_comment
-from trainer.configuration.rules import Config
 from trainer.reporting.tables import _PLOT_SIZE, _count, _grid, _size, _some, _table, _time, _two_digits
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
-from trainer.configuration.rules import Config
 from trainer.storage.files import disk_error, write_atomic, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.data.facts import Part
 from trainer.metrics import Meter
 from trainer.training.evaluation_batches import evaluation_batches, evaluation_shards, prepared, raw_evaluation_batches
 from trainer.training.run import Run
@@ -16,7 +16,7 @@ Seen = Callable[[int], object]  # is told how many samples more were looked at b
 Views = Iterable[tuple[Tensor, int]]  # of some images, on the device, each with the number of times that it counts
 
 
-def evaluate(run: Run, split: Any, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
+def evaluate(run: Run, split: Part, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
     """Mean loss and metrics, named `<prefix>/...`, in evaluation mode; the model is left in training mode.
 
     Every sample counts once, whichever rank looks at it; all ranks get the main rank's numbers, so that what
@@ -35,7 +35,7 @@ def evaluate(run: Run, split: Any, prefix: str, seen: Seen = lambda count: None)
 
 
 def evaluate_views(
-    run: Run, split: Any, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
+    run: Run, split: Part, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
 ) -> dict[str, float]:
     """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
 
@@ -57,13 +57,13 @@ def evaluate_views(
     return {f"{prefix}/{name}": value for name, value in values.items() if has_loss or name != "loss"}
 
 
-def batches_of_views(run: Run, split: Any, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
+def batches_of_views(run: Run, split: Part, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
     """Views of this rank's shard of a split, some images at a time, and their classes.
 
     Each view of a photograph is read for itself, ahead of time and in one stream: all views of a batch before the next.
     """
     images = split.images_NCHW
-    if not hasattr(images, "read"):
+    if isinstance(images, Tensor):
         for some, targets in raw_evaluation_batches(run, split):
             yield test_time.views(some), targets
         return
@@ -86,7 +86,7 @@ def log_probabilities(run: Run, views: Views) -> Tensor:
     return torch.stack(weighted).logsumexp(0) - math.log(num_views)
 
 
-def confusion_matrix(run: Run, split: Any) -> Tensor:
+def confusion_matrix(run: Run, split: Part) -> Tensor:
     """Counts (K, K) on the CPU: true class in rows, predicted class in columns."""
     size = run.blueprint.facts.num_outputs
     counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)

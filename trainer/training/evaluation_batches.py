@@ -2,30 +2,31 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.data.facts import Part
+from trainer.data.photographs.reading import Photographs
 from trainer.training.run import Run
 
 _EVALUATION_BYTES = 4 << 20
 
 
-def evaluation_batches(run: Run, split: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's shard of a split, preprocessed, about 4 MB of images at a time (or a batch)."""
     for images, targets in raw_evaluation_batches(run, split):
         yield prepared(run, images), targets
 
 
-def raw_evaluation_batches(run: Run, split: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def raw_evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tensor]]:
     """The same images as they are stored, on the device."""
     shards = evaluation_shards(run, split)
     for shard, image in zip(shards, _read(split.images_NCHW, shards), strict=True):
         yield image.to(run.device), split.targets_N[shard].to(run.device)
 
 
-def evaluation_shards(run: Run, split: Any) -> list[Tensor]:
+def evaluation_shards(run: Run, split: Part) -> list[Tensor]:
     """Which samples those are, batch by batch: int64 indices on the CPU, one after the other; or none."""
     size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(split.images_NCHW.shape[1:]) * 4))
     if run.objective.micro_batch < run.blueprint.batch_size:  # memory is short
@@ -41,9 +42,8 @@ def prepared(run: Run, images: Tensor) -> Tensor:
     return ready.contiguous(memory_format=layout)
 
 
-def _read(images: Any, shards: list[Tensor]) -> Iterator[Tensor]:
+def _read(images: Tensor | Photographs, shards: list[Tensor]) -> Iterator[Tensor]:
     """Those images of a tensor, or of photographs, which are read ahead."""
     if isinstance(images, Tensor):
         return (images[shard[0] : shard[-1] + 1] if len(shard) else images[:0] for shard in shards)
-    found: Iterator[Tensor] = images.read((shard, None) for shard in shards)
-    return found
+    return images.read((shard, None) for shard in shards)
