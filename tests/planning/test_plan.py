@@ -1,5 +1,7 @@
 """`train plan`: what it shows is true, what it estimates follows from the sizes, and it leaves nothing behind."""
 
+import inspect
+import itertools
 import os
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from trainer.data import memory
 from trainer.data.photographs import caching
 from trainer.planning import estimate
 from trainer.preprocessing.whitening import Whitening
+from trainer.training.step import snapshot
 
 ROOT = Path(__file__).parents[2]
 MLP = ["model=mlp", "model.hidden=[8]", "optimizer.lr=0.01", "batch_size=100", "epochs=2"]
@@ -115,6 +118,37 @@ def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
     assert found.data == 1797 * (64 + 8)
     # float32 input, activation and log-probabilities, and the int64 target, of each of 100 samples
     assert found.activations == pytest.approx(100 * (64 * 4 + 8 * 4 + 10 * 4 + 8), abs=16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_kept"),
+    [(["on_nonfinite=skip"], True), (["micro_batch=auto"], True), ([], False)],
+    ids=str,
+)
+def test_the_copy_that_undoes_a_step_is_counted(settings: list[str], is_kept: bool) -> None:
+    config = compose([*MLP, *settings])
+    config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 0.1, "max_iter": 3, "history_size": 2}
+    blueprint = resolve(config)
+    found = estimate.estimate(blueprint, seconds=0.01)
+    rows = [text for _, text in commands_plan._estimate_rows(blueprint, found)]
+    assert any("copy to undo a step" in row for row in rows) == is_kept
+    if not is_kept:
+        assert found.undo == 0
+        return
+    run = estimate._run(blueprint, 100)
+    for batch in itertools.islice(estimate._endless(run), 3):
+        estimate.train_step(run, batch)
+    undo = inspect.getclosurevars(inspect.unwrap(snapshot(run))).nonlocals
+    tensors = [*undo["saved"], *estimate._tensors(undo["state"])]
+    assert len(tensors) > 4 + 2 + 2  # weights, and L-BFGS has lists of two old directions and of two old steps
+    assert found.undo == sum(tensor.nbytes for tensor in tensors)
+    assert (
+        found.bytes == found.weights + found.gradients + found.optimizer + found.activations + found.data + found.undo
+    )
+
+
+def test_a_step_is_not_undone_by_a_copy_if_the_optimizer_needs_no_closure() -> None:
+    assert estimate.estimate(resolve(compose([*MLP, "on_nonfinite=skip"])), seconds=0.01).undo == 0
 
 
 @pytest.fixture

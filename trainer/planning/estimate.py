@@ -2,10 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class Estimate:
     `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
     micro-batch keeps for the backward pass. `data` counts what is kept in memory of all parts, and their targets.
     Outside it stay Python, libraries and the operations' own work space. `reading_seconds` is for one photograph, by
-    one process, where they are read in each epoch anew (else None); no other time holds it.
+    one process, where they are read in each epoch anew (else None); no other time holds it. With `keeps_undo` there is
+    a copy of weights and optimizer state, by which a closure optimizer's step can be undone.
     """
 
     measured_steps: int
@@ -49,10 +49,15 @@ class Estimate:
     activations: int
     data: int
     reading_seconds: float | None = None
+    keeps_undo: bool = False
+
+    @property
+    def undo(self) -> int:
+        return self.weights + self.optimizer if self.keeps_undo else 0
 
     @property
     def bytes(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.data
+        return self.weights + self.gradients + self.optimizer + self.activations + self.data + self.undo
 
 
 def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
@@ -78,10 +83,11 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         evaluation_seconds=_time_evaluation(run) * blueprint.facts.num_val / len(run.splits.val),
         weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
         gradients=_bytes(parameters),
-        optimizer=_bytes(_tensors(run.optimizer.state)),
+        optimizer=_bytes(_tensors(run.optimizer.state_dict())),
         activations=_activations(run, blueprint.micro_batch),
         data=_data_bytes(blueprint),
         reading_seconds=_reading_seconds(blueprint),
+        keeps_undo=run.needs_closure and run.keeps_undo,
     )
 
 
@@ -111,9 +117,8 @@ def _run(blueprint: Blueprint, num_samples: int) -> Run:
     val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
     run = build_run(smaller, Splits(train, val, val), fit=False)
-    preprocessing: Any = run.preprocessing
-    preprocessing.fit_roughly(train.images_NCHW)
-    preprocessing.to(run.device)
+    run.preprocessing.fit_roughly(train.images_NCHW)
+    run.preprocessing.to(run.device)
     return run
 
 
@@ -175,7 +180,7 @@ def _saved_bytes(run: Run, count: int) -> int:
     assert isinstance(part.images_NCHW, Tensor)
     images = run.preprocessing(part.images_NCHW.to(run.device))
     known = {tensor.untyped_storage().data_ptr() for tensor in [*run.model.parameters(), *run.model.buffers()]}
-    kept: dict[int, Any] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -188,11 +193,16 @@ def _saved_bytes(run: Run, count: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _tensors(state: Any) -> list[Tensor]:
-    return [value for entry in state.values() for value in entry.values() if isinstance(value, Tensor)]
+def _tensors(state: object) -> Iterator[Tensor]:
+    """All tensors in mappings and sequences at any depth: L-BFGS keeps lists of them."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping | list | tuple):
+        for item in state.values() if isinstance(state, Mapping) else state:
+            yield from _tensors(item)
 
 
-def _bytes(tensors: list[Any]) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

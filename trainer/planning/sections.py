@@ -179,8 +179,13 @@ def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
         by = f"{_count(workers, 'worker')}, meanwhile, where there are cores for them" if workers else "this process"
         yield "reading", f"a photograph {_time(found.reading_seconds)}, those of a step {_time(a_step)} by {by}"
     yield "memory", f"about {_size(found.bytes)}{where}, beside what Python and torch take"
-    parts = ("weights", "gradients", "optimizer", "activations", "data")
-    yield "", ", ".join(f"{name} {_size(getattr(found, name))}" for name in parts)
+    parts = {name: getattr(found, name) for name in (*_SPREAD, "data")} | _undo_copy(found.undo)
+    yield "", ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+
+
+def _undo_copy(size: int) -> dict[str, int]:
+    """What is kept to undo a step of a closure optimizer, for which see `on_nonfinite` and `micro_batch`."""
+    return {"copy to undo a step": size} if size else {}
 
 
 def _parallelism_rows(strategy: Any, found: Any, cost: Any) -> Iterator[tuple[str, str]]:
@@ -190,6 +195,8 @@ def _parallelism_rows(strategy: Any, found: Any, cost: Any) -> Iterator[tuple[st
     rows = ", ".join(f"{name} {_size(round(sent.bytes))}" for name, sent in cost.sent.items())
     yield "sent", f"{_size(round(cost.total.bytes))} a step and rank: {rows}"
     memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
+    if found.keeps_undo:
+        memory |= _undo_copy(memory["weights"] + memory["optimizer"])
     yield "memory", f"about {_size(sum(memory.values()))} a rank, beside what Python and torch take"
     yield "", ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
     yield (

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from trainer.base.duration import is_time
 from trainer.base.signals import stop_request
+from trainer.contracts import Diagnostics
 from trainer.training.batches import Batch
 from trainer.training.divergence import check_finite
 from trainer.training.evaluation import evaluate
@@ -131,20 +132,19 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
         values |= run.diagnostics.at_log(grad_norm)
-        values |= first_metrics(run)
+        values |= first_metrics(run, run.diagnostics)
     run.progress.initial_loss = None
     values |= run.throughput.read()
     tell_of_waiting(run, run.throughput.too_long())
     return values
 
 
-def first_metrics(run: Run) -> dict[str, float]:
+def first_metrics(run: Run, diagnostics: Diagnostics) -> dict[str, float]:
     """The first loss beside that of an untrained model, when it is logged."""
     if run.progress.initial_loss is None:
         return {}
     untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
-    values: dict[str, float]
-    values, warning = run.diagnostics.at_start(run.progress.initial_loss.item(), untrained)
+    values, warning = diagnostics.at_start(run.progress.initial_loss.item(), untrained)
     if warning is not None:
         run.say(warning)
     return values

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +10,8 @@ from torch import nn
 from trainer.base.precision import LossScale
 from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
+from trainer.contracts import Diagnostics, Preprocessing
+from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import Strategy
 from trainer.reporting.report import Report
@@ -30,8 +31,8 @@ class Run:
     blueprint: Blueprint
     device: torch.device
     strategy: Strategy
-    splits: Any
-    preprocessing: nn.Module
+    splits: Splits
+    preprocessing: Preprocessing
     model: nn.Module
     optimizer: torch.optim.Optimizer
     needs_closure: bool
@@ -41,7 +42,7 @@ class Run:
     meter: Meter
     objective: Objective
     batches: TrainingBatches
-    diagnostics: Any
+    diagnostics: Diagnostics | None
     channels_last: bool
     replica: Callable[[], "Run"]
     stateful: Mapping[str, Stateful]
@@ -52,7 +53,7 @@ class Run:
     lock: Lock | None = None
     report: Report | None = None
     checkpoints: CheckpointWriter | None = None
-    profiler: Any = None
+    profiler: torch.profiler.profile | None = None
 
     @property
     def step(self) -> int:
