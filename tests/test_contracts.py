@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer import compose
+from trainer.assembly.assemble import build_run
 from trainer.base.errors import ConfigurationError
-from trainer.base.stateful import Stateful
 from trainer.configuration.compose import config_folder
 from trainer.configuration.groups import GROUPS, Group
 from trainer.configuration.resolve import resolve
@@ -32,6 +32,9 @@ from trainer.contracts import (
 from trainer.losses import MSE, CrossEntropy
 from trainer.samplers import HardExamples, Shuffle
 from trainer.schedules import Constant, Plateau
+from trainer.storage import checkpoint
+from trainer.training.loop import train
+from trainer.training.state import capture, restore
 
 PARAMETERS = [nn.Parameter(torch.zeros(1))]
 
@@ -82,6 +85,7 @@ class Penalty:
         self.weight, self.calls = weight, 0
 
     def value(self) -> float:
+        self.calls += 1
         return self.weight
 
     def state_dict(self) -> dict[str, int]:
@@ -218,7 +222,18 @@ def test_a_new_group_is_composed_checked_and_built() -> None:
     penalty = blueprint.others["penalty"]
     assert blueprint.config["choices"]["penalty"] == "mine"
     assert (penalty.value(), penalty.is_convex) == (0.5, True)
-    assert isinstance(penalty, Stateful)  # so that a checkpoint takes it
+
+
+@pytest.mark.usefixtures("penalties")
+def test_a_checkpoint_holds_the_state_of_a_new_group(tmp_path: Path) -> None:
+    config = compose(["model=linear", "limit_batches=2", "epochs=1", "threads=1"])
+    run = build_run(resolve(config))
+    run.blueprint.others["penalty"].value()
+    assert train(run) == "completed"
+    checkpoint.save(tmp_path / "last.pt", capture(run))
+    again = build_run(resolve(config), run.splits)
+    restore(again, checkpoint.load(tmp_path / "last.pt"))
+    assert again.blueprint.others["penalty"].calls == 1
 
 
 @pytest.mark.usefixtures("penalties")

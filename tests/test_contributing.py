@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 # a line that is a file's name, then what is in the file
 FILES = dict(re.findall(r"^`([\w./]+)`\n\n```(?:python|yaml)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
+# a line to be added to a table: the file, and the line before which it comes
+INSERTED = [
+    ("trainer/configuration/groups.py", ")\nGROUPS: dict"),
+    ("configs/train.yaml", "  - experiment: null\n"),
+]
+OF_A_GROUP = ("trainer/contracts.py", "trainer/penalties.py", "configs/penalty/squared_weights.yaml")
 CODE = {name: text for name, text in FILES.items() if name.endswith(".py")}
 RUN = [
     "threads=1",
@@ -41,6 +47,10 @@ RUNS = {
         "model=two_layers",
         "loss=multi_margin",
         "augmentation=checkerboard",
+        "sampler=reversed",
+        "preprocessing=max_abs",
+        "initializer=orthonormal",
+        "diagnostics=log_norm",
     ],
     "a strategy": ["parallelism=sum_afterwards", "parallelism.devices=2", "model=linear"],
 }
@@ -49,9 +59,10 @@ RUNS = {
 def test_every_snippet_is_a_file() -> None:
     assert len(FILES) == len(re.findall(r"^```(?:python|yaml)$", TEXT, re.MULTILINE))
     assert {name.split("/")[1].removesuffix(".py") for name in CODE} == {
-        "optimizers", "schedules", "models", "losses", "parallelism", "augmentation",
+        "optimizers", "schedules", "models", "losses", "parallelism", "augmentation", "samplers", "preprocessing",
+        "initializers", "diagnostics", "contracts", "penalties",
     }  # fmt: skip
-    options = {name.rpartition("/")[2].removesuffix(".yaml") for name in FILES if name.endswith(".yaml")}
+    options = {Path(name).stem for name in FILES if name.endswith(".yaml") and name not in OF_A_GROUP}
     assert options == {word.partition("=")[2] for words in RUNS.values() for word in words} - {"linear", "2"}
 
 
@@ -60,8 +71,12 @@ def write(folder: Path, shape: str) -> list[str]:
     if shape == "contributor":
         for name in ("trainer", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    if shape == "contributor":
+        insert_lines(folder)
     for name, text in FILES.items():
         if shape == "user":
+            if name in OF_A_GROUP:  # a group is added to the table in a clone
+                continue
             name = name.replace("trainer/", "mine/").replace("configs/", "options/")
             text = re.sub(r"_target_: trainer\.(?!augmentation\.Pipeline)", "_target_: mine.", text)
         path = folder / name
@@ -71,11 +86,21 @@ def write(folder: Path, shape: str) -> list[str]:
     return ["--trust", "mine", "--config-dir", "options"] if shape == "user" else []
 
 
+def insert_lines(folder: Path) -> None:
+    """Add to the tables in the clone what CONTRIBUTING says of a new group."""
+    lines = re.findall(r"^```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    for (name, following), line in zip(INSERTED, lines, strict=True):
+        text = (folder / name).read_text()
+        assert text.count(following) == 1
+        (folder / name).write_text(text.replace(following, line + following))
+
+
 @pytest.mark.parametrize("shape", ["contributor", "user"])
 def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
     flags = write(tmp_path, shape)
     env = os.environ | {"PYTHONPATH": str(ROOT if shape == "user" else tmp_path), "OMP_NUM_THREADS": "1"}
     for number, words in enumerate(RUNS.values()):
+        words = [*words, "penalty.weight=0.5"] if shape == "contributor" else words
         line = [sys.executable, "-m", "trainer", *flags, *words, *SHORT, f"name=run{number}"]
         done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -92,7 +117,11 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
                 target = yaml.safe_load(FILES[file])["_target_"]
                 ours = target.startswith("trainer.") and target != "trainer.augmentation.Pipeline"
                 assert config[group]["_target_"] == (target.replace("trainer", root, 1) if ours else target)
+        if shape == "contributor":
+            expected = {"_target_": "trainer.penalties.SquaredWeights", "weight": 0.5}
+            assert (config["choices"]["penalty"], config["penalty"]) == ("squared_weights", expected)
         if number == 1:
+            assert "diagnostics/log10_grad_norm" in rows[0]
             assert "test/margin" in result["test"]
             rates = [row["lr"] for row in rows if "lr" in row]
             assert rates == pytest.approx([0.001 / (1 + 0.001 * step) for step in range(4)])
@@ -101,8 +130,12 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
 def test_the_snippets_are_typed_and_formatted(tmp_path: Path) -> None:
     package = tmp_path / "shown"
     package.mkdir()
+    (package / "__init__.py").touch()
     for name, text in CODE.items():
-        (package / Path(name).name).write_text(text)
+        # what is added to a module of ours is imported from this package
+        (package / Path(name).name).write_text(
+            text.replace("from trainer.contracts import Penalty", "from shown.contracts import Penalty")
+        )
     env = os.environ | {"MYPYPATH": str(ROOT)}
     line = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict", str(package)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
