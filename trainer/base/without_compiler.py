@@ -120,11 +120,13 @@ def spare_flop_counter() -> None:
 
 def zeros_for(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tensor] | None:
     """Zeros on the CPU for each parameter and buffer of a small model, to see by `functional_call` what shapes it
-    gives; None for a large one.
+    gives; None for a large one, and for one whose shapes are not known yet (torch's lazy modules).
 
     The meta device computes nothing, but batch norm, dropout and other operations import the compiler there.
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors.values()):
+        return None
     if sum(tensor.numel() for tensor in tensors.values()) > _SMALL_MODEL or prod(input_shape) > _SMALL_SAMPLE:
         return None
     return {name: torch.zeros(t.shape, dtype=t.dtype, device="cpu") for name, t in tensors.items()}
