@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on the device they are on, with one draw a sample."""
+"""Batched augmentation on the images' own device, with parameters drawn per sample."""
 
 from trainer.augmentation.colour import (
     AutoContrast,

@@ -1,4 +1,4 @@
-"""A set of images that shares its black borders: every crop of a padded image is a run of bytes."""
+"""Image storage with shared black borders, in which every crop of a padded image is one contiguous run of bytes."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from trainer.base.chunks import BufferPool
 
 
 class Bordered:
-    """uint8 images with `padding` black pixels between any two lines and `padding` black lines between any two
-    channels: the border on one's right is the one on the next line's left.
+    """uint8 images stored with `padding` black pixels between rows and `padding` black rows between channels.
 
-    It takes (H + padding) (W + padding) bytes a channel, 1.27 times the images for 32x32 and 4 instead of 1.56.
-    `images_NCHW` are the images themselves, a view.
+    The right border of a row is also the left border of the next one. The layout takes (H + padding) (W + padding)
+    bytes per channel: for 32x32 images and a padding of 4, 1.27 times the images instead of 1.56. `images_NCHW` is a
+    view of the images themselves.
     """
 
     def __init__(self, images_NCHW: Tensor, padding: int) -> None:
@@ -33,13 +33,15 @@ class Bordered:
 
     @staticmethod
     def size(shape: tuple[int, ...], padding: int) -> int:
-        """The bytes that images of this shape (N, C, H, W) take: with a first and a last border around all."""
+        """Bytes needed for images of shape (N, C, H, W), including the outermost borders."""
         N, C, H, W = shape
         return padding + N * C * (H + padding) * (W + padding) + padding * (W + padding)
 
     def read(self, indices_N: Tensor, offset_y_N: Tensor, offset_x_N: Tensor, flipped_N: Tensor | None) -> Tensor:
-        """uint8 crops of the padded images at 0..2 * padding from above and from the left; then the left and right
-        of those in `flipped_N` are exchanged. All arguments are on the CPU."""
+        """Return uint8 crops of the padded images, offset by 0..2 * padding from the top and from the left.
+
+        Crops selected by `flipped_N` are then mirrored horizontally. All arguments are on the CPU.
+        """
         C, H, W = self._shape
         starts_N = indices_N * (C * self._plane) + offset_y_N * self._stride + offset_x_N
         N, run, dtype, device = len(starts_N), self._runs.shape[1], self._flat.dtype, self._flat.device

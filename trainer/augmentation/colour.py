@@ -1,4 +1,4 @@
-"""Operations on colours, with the arithmetic of torchvision's v2 transforms on uint8 images."""
+"""Colour operations, with the arithmetic of torchvision's v2 transforms on uint8 images."""
 
 from collections.abc import Callable
 
@@ -32,14 +32,14 @@ from trainer.augmentation.operation import (
 from trainer.base.checks import check_number, check_range, check_whole_range
 from trainer.base.chunks import Change, chunks
 
-# principal components of ImageNet's RGB values: standard values in levels (0.2175, 0.0188, 0.0045 of 255) and, in
-# columns, directions; the paper prints none, these are fb.resnet.torch's (S. Gross and M. Wilber, 2016)
+# Principal components of ImageNet's RGB values: standard deviations in levels (0.2175, 0.0188, 0.0045 of 255) and
+# directions, one per column. The paper gives no values; these are fb.resnet.torch's (S. Gross and M. Wilber, 2016).
 _COMPONENT_SIZES = (55.46, 4.794, 1.148)
 _COMPONENTS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 class _Graded(Operation):
-    """An operation with one number an image, uniform in a range; `neutral` stands for leaving it as it is."""
+    """An operation with one parameter per image, uniform in a range; the value `neutral` leaves an image unchanged."""
 
     def __init__(
         self,
@@ -67,8 +67,11 @@ class _Graded(Operation):
 
 
 class _Blend(_Graded):
-    """Blends an image with another one made of it, so cheaply that all are changed when more than half of them are
-    chosen: a factor of 1 leaves every bit of the others as it is."""
+    """Blends each image with another image computed from it.
+
+    If more than half of the images are selected, the whole batch is blended, which is cheaper than selecting; a factor
+    of 1 leaves the others bit-identical.
+    """
 
     def __init__(
         self, factor: tuple[float, float], change: Callable[[Tensor, Tensor, Tensor], Tensor], probability: float
@@ -92,7 +95,7 @@ class _Blend(_Graded):
 
 
 def _by_chunks(images_NCHW: Tensor, change: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """A change in place, of some images at a time: they stay in the cache from its first pass over them to its last."""
+    """Apply `change` in place to one cache-sized chunk of images after the other."""
     for chunk in chunks(images_NCHW):
         change(images_NCHW[chunk], *(column_N[chunk] for column_N in columns))
     return images_NCHW
@@ -103,7 +106,7 @@ def _all_if_most(chosen_N: Tensor) -> Tensor:
 
 
 class _Ungraded(Operation):
-    """An operation without numbers."""
+    """An operation without parameters."""
 
     def __init__(self, change: Callable[[Tensor], Tensor], probability: float) -> None:
         check_probability(probability)
@@ -118,7 +121,7 @@ class _Ungraded(Operation):
 
 
 class Brightness(_Blend):
-    """Multiplies an image by `factor`, uniform in [low, high): 0 is black, 1 the image itself.
+    """Multiplies an image by `factor`, uniform in [low, high): 0 gives black, 1 the original.
 
     floor(min(factor x, 255)). Source: UVic PHYS 555, "Color based" (brighten). Raises ValueError: `factor` below 0 or
     in the wrong order, `probability` not in 0..1.
@@ -129,12 +132,11 @@ class Brightness(_Blend):
 
 
 class Contrast(_Blend):
-    """Moves an image away from the mean of its grey by `factor`, uniform in [low, high): 0 is that grey, 1 the
-    image itself.
+    """Blends an image with its mean grey level by `factor`, uniform in [low, high): 0 gives the mean, 1 the original.
 
-    floor(factor x + (1 - factor) mean), within 0..255; grey = floor(0.2989 R + 0.587 G + 0.114 B). Source: CUHK ELEG
-    5491, "Data augmentation" (randomly jitter contrast). Raises ValueError: `factor` below 0 or in the wrong order,
-    `probability` not in 0..1.
+    floor(factor x + (1 - factor) mean), clamped to 0..255; grey = floor(0.2989 R + 0.587 G + 0.114 B). Source: CUHK
+    ELEG 5491, "Data augmentation" (randomly jitter contrast). Raises ValueError: `factor` below 0 or in the wrong
+    order, `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
@@ -142,11 +144,12 @@ class Contrast(_Blend):
 
 
 class Saturation(_Blend):
-    """Moves each pixel away from its own grey by `factor`, uniform in [low, high): 0 is a grey image, 1 the image
-    itself. Images of one channel stay as they are.
+    """Blends each pixel with its own grey level by `factor`, uniform in [low, high): 0 gives a grey image, 1 the
+    original.
 
-    floor(factor x + (1 - factor) grey), within 0..255. Source: CUHK ELEG 5491, "Data augmentation" (color jitter).
-    Raises ValueError: `factor` below 0 or in the wrong order, `probability` not in 0..1.
+    floor(factor x + (1 - factor) grey), clamped to 0..255. Single-channel images are unchanged. Source: CUHK ELEG
+    5491, "Data augmentation" (color jitter). Raises ValueError: `factor` below 0 or in the wrong order, `probability`
+    not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (0.8, 1.2), probability: float = 1.0) -> None:
@@ -154,8 +157,9 @@ class Saturation(_Blend):
 
 
 class Hue(_Graded):
-    """Turns the hue (of HSV) of every pixel by `shift`, a share of the circle, uniform in [low, high): 0.5 is the
-    opposite colour. Images of one channel stay as they are.
+    """Rotates the HSV hue of every pixel by `shift`, a fraction of the colour circle, uniform in [low, high).
+
+    A shift of 0.5 gives the complementary colour. Single-channel images are unchanged.
 
     Source: CUHK ELEG 5491, "Data augmentation" (color jitter). Raises ValueError: `shift` not within -0.5..0.5 or in
     the wrong order, `probability` not in 0..1.
@@ -167,7 +171,7 @@ class Hue(_Graded):
 
 
 class Gamma(_Graded):
-    """Raises pixels of 0..1 to the power of `gamma`, uniform in [low, high): above 1 is darker, below 1 brighter.
+    """Raises pixels, scaled to 0..1, to the power `gamma`, uniform in [low, high): above 1 darkens, below 1 brightens.
 
     floor(255.999 (x / 255)^gamma). Source: UVic PHYS 555, "Color based" (gamma contrast). Raises ValueError: `gamma`
     below 0 or in the wrong order, `probability` not in 0..1.
@@ -179,7 +183,7 @@ class Gamma(_Graded):
 
 
 class Invert(_Ungraded):
-    """255 - x, with this probability.
+    """Inverts an image, 255 - x, with probability `probability`.
 
     Source: UVic PHYS 555, "Color based" (invert). Raises ValueError: `probability` not in 0..1.
     """
@@ -189,12 +193,12 @@ class Invert(_Ungraded):
 
 
 class Sharpen(_Graded):
-    """Moves an image away from its 3 x 3 blur by `factor`, uniform in [low, high): 0 is the blur, 1 the image itself,
-    2 sharp. The outermost pixels stay as they are.
+    """Blends an image with its 3x3 blur by `factor`, uniform in [low, high): 0 gives the blur, 1 the original, 2
+    sharpens.
 
-    floor(factor x + (1 - factor) round(blur)), within 0..255; the blur weighs the pixel itself 5/13 and the eight
-    around it 1/13. Source: UVic PHYS 555, "Color based" (sharpen). Raises ValueError: `factor` below 0 or in the wrong
-    order, `probability` not in 0..1.
+    floor(factor x + (1 - factor) round(blur)), clamped to 0..255; the blur weights the pixel itself by 5/13 and each
+    of its eight neighbours by 1/13. Border pixels are unchanged. Source: UVic PHYS 555, "Color based" (sharpen).
+    Raises ValueError: `factor` below 0 or in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, factor: tuple[float, float] = (1.0, 2.0), probability: float = 0.2) -> None:
@@ -203,10 +207,10 @@ class Sharpen(_Graded):
 
 
 class Solarize(_Graded):
-    """Inverts the pixels at or above `threshold`, in levels 0..255, uniform in [low, high).
+    """Inverts all pixels at or above `threshold`, a level in 0..255, uniform in [low, high).
 
-    Source: Cubuk et al., "AutoAugment" (2019). Raises ValueError: `threshold` not within 0..255 or in the wrong
-    order, `probability` not in 0..1.
+    Source: Cubuk et al., "AutoAugment" (2019). Raises ValueError: `threshold` not within 0..255 or in the wrong order,
+    `probability` not in 0..1.
     """
 
     def __init__(self, threshold: tuple[float, float] = (128, 255), probability: float = 0.05) -> None:
@@ -215,10 +219,10 @@ class Solarize(_Graded):
 
 
 class Posterize(_Graded):
-    """Keeps the upper `bits` of a pixel's eight and clears the rest; a whole number, uniform over low..high.
+    """Keeps the `bits` most significant bits of each pixel and clears the rest; an integer, uniform over low..high.
 
-    Source: Cubuk et al., "AutoAugment" (2019). Raises ValueError: `bits` not whole numbers within 0..8 or in the
-    wrong order, `probability` not in 0..1.
+    Source: Cubuk et al., "AutoAugment" (2019). Raises ValueError: `bits` not whole numbers within 0..8 or in the wrong
+    order, `probability` not in 0..1.
     """
 
     def __init__(self, bits: tuple[int, int] = (4, 7), probability: float = 0.05) -> None:
@@ -231,7 +235,8 @@ class Posterize(_Graded):
 
 
 class AutoContrast(_Ungraded):
-    """Stretches each channel until its darkest pixel is 0 and its brightest 255, with this probability.
+    """Stretches each channel so that its darkest pixel becomes 0 and its brightest 255, with probability
+    `probability`.
 
     Source: Cubuk et al., "AutoAugment" (2019). Raises ValueError: `probability` not in 0..1.
     """
@@ -241,9 +246,9 @@ class AutoContrast(_Ungraded):
 
 
 class Equalize(_Ungraded):
-    """Makes the levels of each channel about equally frequent, with this probability.
+    """Equalizes the histogram of each channel, with probability `probability`.
 
-    Source: Cubuk et al., "AutoAugment" (2019); the scheme is PIL's. Raises ValueError: `probability` not in 0..1.
+    Source: Cubuk et al., "AutoAugment" (2019); the algorithm is PIL's. Raises ValueError: `probability` not in 0..1.
     """
 
     def __init__(self, probability: float = 0.1) -> None:
@@ -251,10 +256,10 @@ class Equalize(_Ungraded):
 
 
 class ColourShift(Operation):
-    """Adds a whole number of levels to each channel, uniform over low..high, each channel its own; within 0..255.
+    """Adds to each channel an integer number of levels, uniform over low..high, and clamps to 0..255.
 
-    Source: CS7150, figure 9.1 (colour shift). Raises ValueError: `levels` not whole numbers within -255..255 or in the
-    wrong order, `probability` not in 0..1.
+    The shift is drawn independently for each channel. Source: CS7150, figure 9.1 (colour shift). Raises ValueError:
+    `levels` not whole numbers within -255..255 or in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(self, levels: tuple[int, int] = (-10, 10), probability: float = 0.5) -> None:
@@ -274,10 +279,10 @@ class ColourShift(Operation):
 
 
 class Lighting(Operation):
-    """Adds a random multiple of each principal component of ImageNet's colours to all pixels of an image.
+    """Shifts all pixels of an image along the principal components of ImageNet's RGB values.
 
-    With p the components, s their sizes and alpha three draws from a normal distribution of mean 0 and standard
-    deviation `std`, round(sum of alpha_i s_i p_i) levels, within 0..255. Images of one channel stay as they are.
+    Adds round(sum of alpha_i s_i p_i) levels, clamped to 0..255, with components p_i, their standard deviations s_i
+    and alpha_i ~ Normal(0, `std`^2). Single-channel images are unchanged.
 
     Source: CUHK ELEG 5491, "Data augmentation" (color offset along principal component directions); Krizhevsky et al.
     (2012). Raises ValueError: `std` below 0, `probability` not in 0..1.

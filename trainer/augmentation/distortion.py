@@ -1,4 +1,4 @@
-"""Operations that move every pixel by itself."""
+"""Operations that displace every pixel individually."""
 
 import math
 from functools import lru_cache
@@ -24,12 +24,11 @@ _ONE = 2.0**12
 
 
 class Elastic(RangedOperation):
-    """Moves pixels by a smooth random field: `alpha` pixels in either direction (root of the mean square), similar
-    within about `sigma` pixels.
+    """Displaces pixels by a smooth random field with a root mean square of `alpha` pixels per axis.
 
-    Uniform noise smoothed by a Gaussian of width `sigma`; a pixel of the result is taken from its place plus the
-    field. torchvision's alpha is another number: it multiplies the smoothed noise, whose mean square depends on
-    sigma.
+    The field is uniform noise smoothed by a Gaussian with a standard deviation of `sigma` pixels; each output pixel
+    samples the input at its own position plus the field. torchvision's `alpha` is a different quantity: it multiplies
+    the smoothed noise, whose mean square depends on `sigma`.
 
     Source: UVic PHYS 555, "Data augmentation" (elastic transformation); Simard et al., "Best practices for
     convolutional neural networks" (2003). Raises ValueError: `alpha` below 0, `sigma` not in 0.1..1000, `probability`
@@ -45,11 +44,11 @@ class Elastic(RangedOperation):
         self.fill = check_fill(fill)
 
     def displacement(self, seeds_N: Tensor, height: int, width: int, device: torch.device) -> Tensor:
-        """float64_N2HW, pixels to the right and down."""
+        """float64_N2HW: displacement in pixels, to the right (0) and down (1)."""
         down_HJ, across_WK = _smoothing(height, self.sigma), _smoothing(width, self.sigma)
         noise_N2JK = uniform(seeds_N, (2, down_HJ.shape[1], across_WK.shape[1]), device).double() - 0.5
         smooth_N2HW = down_HJ.to(device, non_blocking=True) @ noise_N2JK @ across_WK.T.to(device, non_blocking=True)
-        return smooth_N2HW.mul_(self.alpha * math.sqrt(12))  # of uniform noise
+        return smooth_N2HW.mul_(self.alpha * math.sqrt(12))  # uniform noise has variance 1/12
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         if self.alpha == 0:
@@ -64,27 +63,29 @@ class Elastic(RangedOperation):
 
 @lru_cache(maxsize=16)
 def _smoothing(size: int, sigma: float) -> Tensor:
-    """float64 (size, K): what each of K noise values adds to each pixel; the squares of a line sum to 1.
+    """float64 (size, K): the weight of each of K noise values for each pixel; the squares of a row sum to 1.
 
-    They lie about `sigma` apart: closer ones would give the same field, but for 1e-4 of its mean square.
+    The noise values are about `sigma` pixels apart; a denser grid gives the same field to within 1e-4 of its mean
+    square.
     """
     margin = math.ceil(3 * sigma)
     places_K = torch.arange(-margin, size + margin, max(1, int(sigma)), dtype=torch.float64)
     distance = torch.arange(size, dtype=torch.float64).unsqueeze(1) - places_K
     weights = (-((distance / sigma) ** 2) / 2).exp()
     weights /= weights.square().sum(1, keepdim=True).sqrt()
-    # noise and weights are whole numbers over a power of two: their sums are exact, in whatever order
+    # noise and weights are multiples of powers of two, so that sums are exact in any order
     return (weights * _ONE).round() / _ONE
 
 
 class LensDistortion(Operation):
-    """Takes a pixel at p, relative to the centre, from p (1 + k1 |p|^2), where |p| is 1 in the corners.
+    """Radial lens distortion: the output pixel at p, relative to the centre, samples p (1 + k1 |p|^2), with |p| = 1 in
+    the corners.
 
-    k1 is uniform in its range. Straight lines bulge outwards (barrel) where it is positive, and inwards
-    (pincushion) where it is negative.
+    k1 is uniform in its range. Straight lines bulge outwards (barrel) if it is positive, and inwards (pincushion) if
+    it is negative.
 
     Source: CUHK ELEG 5491, "Data augmentation" (lens distortions); Brown, "Decentering distortion of lenses" (1966),
-    the first radial term. Raises ValueError: `k1` not above -1/3 (where the image would fold), `probability` not in
+    the first radial term. Raises ValueError: `k1` not above -1/3 (at which the image would fold), `probability` not in
     0..1, unknown `fill`.
     """
 
@@ -114,13 +115,13 @@ class LensDistortion(Operation):
 
 
 def _places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """float64_HW: y and x of each pixel, relative to the centre."""
+    """y and x of each pixel relative to the centre, each float64_HW."""
     y_HW, x_HW = torch.meshgrid(centred(height), centred(width), indexing="ij")
     return y_HW.to(device), x_HW.to(device)
 
 
 def _take(images_NCHW: Tensor, y_NHW: Tensor, x_NHW: Tensor, fill: Fill) -> None:
-    """Overwrites the images by what they have at these places, relative to their centres."""
+    """Resample the images in place at these positions, given relative to the image centre."""
     height, width = images_NCHW.shape[2:]
     pairs_NHW = torch.complex((x_NHW / (width / 2)).float(), (y_NHW / (height / 2)).float())
     sample(images_NCHW, torch.view_as_real(pairs_NHW), fill)

@@ -1,4 +1,4 @@
-"""Occlusion: a rectangle of an image is lost."""
+"""Occlusion: erasing a rectangle of an image."""
 
 import math
 from typing import Literal
@@ -15,12 +15,13 @@ _TRIES = 10
 
 
 class Erasing(Operation):
-    """Overwrites a rectangle, with this probability.
+    """Overwrites a random rectangle with probability `probability`.
 
-    Its area is uniform over `scale` (shares of the image's), its ratio height / width is exp(u), u uniform over
-    log `ratio`; sides are rounded to pixels, and drawn up to ten times until both are shorter than the image's,
-    else nothing is erased; the place is uniform, as in torchvision's RandomErasing. `fill`: black (0), mean (of
-    the image, each channel's own, rounded), noise (uniform whole numbers 0..255, each pixel and channel its own).
+    Its area is uniform in `scale` (fractions of the image area); its aspect ratio height / width is exp(u) with u
+    uniform in log `ratio`. Sides are rounded to pixels and redrawn up to ten times until both are shorter than the
+    image's; otherwise nothing is erased. The position is uniform, as in torchvision's RandomErasing. `fill`: black
+    (0), mean (of each channel of the image, rounded) or noise (uniform integers 0..255, independent per pixel and
+    channel).
 
     Source: UVic PHYS 555, "Noise / occlusion"; Zhong et al., "Random erasing data augmentation" (2017). Raises
     ValueError: `scale` not within 0..1, `ratio` not positive, bounds in the wrong order, another `fill`, `probability`
@@ -54,7 +55,7 @@ class Erasing(Operation):
         return rows | ({"seed": seeds_N} if self.fill == "noise" else {})
 
     def _sides(self, applied_N: Tensor, seeds_N: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
-        """Height and width of the rectangles, int64_N; 0 where there is none."""
+        """Height and width of the rectangles, int64_N; 0 if nothing is erased."""
         height_N, width_N = torch.zeros_like(seeds_N), torch.zeros_like(seeds_N)
         open_K = applied_N.nonzero().flatten()
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -73,7 +74,7 @@ class Erasing(Operation):
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         C, H, W = images_NCHW.shape[1:]
-        if self.fill == "black":  # a set's own uint8 images must stay as they are
+        if self.fill == "black":  # uint8 images belong to the data set and must not be modified
             kept = self._kept(images_NCHW, rows, images_NCHW.dtype)
             return images_NCHW * kept if images_NCHW.dtype == torch.uint8 else images_NCHW.mul_(kept)
         kept = self._kept(images_NCHW, rows, torch.bool)
@@ -90,11 +91,11 @@ class Erasing(Operation):
         return lambda images, part: images.mul_(torch.maximum(lines[part], columns[part]))
 
     def _kept(self, images_NCHW: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
-        """(N, 1, H, W): 0 within the rectangle, 1 elsewhere."""
+        """(N, 1, H, W): 0 inside the rectangle, 1 elsewhere."""
         return torch.maximum(*self._outside(images_NCHW, rows, dtype))
 
     def _outside(self, images_NCHW: Tensor, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Lines (N, 1, H, 1) and columns (N, 1, 1, W): 0 where they cross the rectangle, 1 elsewhere."""
+        """Row mask (N, 1, H, 1) and column mask (N, 1, 1, W): 0 if the row or column crosses the rectangle, else 1."""
         H, W = images_NCHW.shape[2:]
         outside_NH = _outside(rows["top"], rows["height"], H).to(images_NCHW.device, dtype, non_blocking=True)
         outside_NW = _outside(rows["left"], rows["width"], W).to(images_NCHW.device, dtype, non_blocking=True)
@@ -102,6 +103,6 @@ class Erasing(Operation):
 
 
 def _outside(first_N: Tensor, count_N: Tensor, size: int) -> Tensor:
-    """bool (N, size): which places of a line lie outside first..first+count-1."""
+    """bool (N, size): whether an index lies outside first..first+count-1."""
     places = torch.arange(size)
     return (places < first_N.unsqueeze(1)) | (places >= (first_N + count_N).unsqueeze(1))

@@ -1,7 +1,7 @@
-"""Operations that choose a part of an image and bring it to the output's size, antialiased.
+"""Operations that crop a box from an image and resize it to the output size, antialiased.
 
-A frame is a row of eight whole numbers: the box that is cut out of the image (top, left, height, width), the size
-(height, width) that it is resized to, and the corner (top, left) in that of the output.
+A frame is a row of eight integers: the box to crop (top, left, height, width), the size (height, width) to resize it
+to, and the corner (top, left) of the output within the resized box.
 """
 
 import math
@@ -27,7 +27,10 @@ _TRIES = 10
 
 
 class Framing(Operation):
-    """A frame for each sample. It depends on the size of the stored image, so a table holds a seed instead."""
+    """Base class of operations that choose a frame for each sample.
+
+    Frames depend on the size of the stored image, so the table holds a seed per sample instead of a frame.
+    """
 
     def __init__(self, probability: float) -> None:
         check_probability(probability)
@@ -38,7 +41,7 @@ class Framing(Operation):
         return {"applied": applied_N, "seed": draw_seeds(num_samples, generator)}
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor:
-        """int64_N8, given the images' heights and widths."""
+        """Frames, int64_N8, for images of the given heights and widths."""
         height_N, width_N = sizes_N2.unbind(1)
         chosen_N8 = self._chosen(rows["seed"], height_N, width_N, output_hw)
         ratio = output_hw[1] / output_hw[0]
@@ -57,7 +60,7 @@ class Framing(Operation):
 
 
 def _central(height_N: Tensor, width_N: Tensor, low: float, high: float, output_hw: tuple[int, int]) -> Tensor:
-    """Frames of the largest central boxes with a ratio width / height in low..high."""
+    """Frames of the largest central boxes whose aspect ratio width / height lies in low..high."""
     box_height_N = torch.minimum(height_N, (width_N / low).round().long().clamp(min=1))
     box_width_N = torch.minimum(width_N, (height_N * high).round().long().clamp(min=1))
     top_N, left_N = (height_N - box_height_N) // 2, (width_N - box_width_N) // 2
@@ -70,16 +73,16 @@ def _frames(*columns: Tensor | int) -> Tensor:
 
 
 class ResizedCrop(Framing):
-    """Resizes a box of random area, shape and place to the output's size.
+    """Crops a box of random area, aspect ratio and position and resizes it to the output size.
 
-    The area is uniform in `scale` of the image's, the ratio width / height is exp(u), u uniform over the
-    logarithm of `ratio`; sides are rounded to pixels, the place is uniform. After ten boxes that do
-    not fit it is the largest central one with a ratio in the range: torchvision's RandomResizedCrop. With 1 -
-    `probability` it is the largest central box of the output's shape.
+    The area is a fraction of the image area, uniform in `scale`; the aspect ratio width / height is exp(u) with u
+    uniform in log `ratio`; sides are rounded to pixels and the position is uniform. If ten boxes do not fit, the box
+    is the largest central one with an aspect ratio in the range. This is torchvision's RandomResizedCrop. With
+    probability 1 - `probability` the box is the largest central one with the output's aspect ratio.
 
     Source: CUHK ELEG 5491, "Data augmentation" (random crops/scales); Szegedy et al., "Going deeper with convolutions"
-    (2014). Raises ValueError: `scale` not in 0..1, `ratio` not above 0, bounds in the wrong order, `probability` not in
-    0..1.
+    (2014). Raises ValueError: `scale` not in 0..1, `ratio` not above 0, bounds in the wrong order, `probability` not
+    in 0..1.
     """
 
     def __init__(
@@ -113,12 +116,12 @@ class ResizedCrop(Framing):
 
 
 class RandomShortSide(Framing):
-    """Resizes the image to a random short side and cuts the output out of it at a random place, both uniform.
+    """Resizes the short side of an image to a random length and crops the output at a random position, both uniform.
 
-    The short side is a whole number of pixels in `short_side` times the output's side (256/224..480/224 in the
-    lecture), the long one follows, rounded down as in torchvision. Where the output is no square, the side that
-    would fall short of the output's first takes the part of the short one. With 1 - `probability` it is the largest
-    central box of the output's shape.
+    The short side is an integer number of pixels within `short_side` times the output's side (256/224..480/224 in the
+    lecture); the long side keeps the aspect ratio, rounded down as in torchvision. If the output is not square, the
+    side that would be the first to fall below the output's takes the role of the short side. With probability 1 -
+    `probability` the result is the largest central box with the output's aspect ratio, resized.
 
     Source: CUHK ELEG 5491, "Data augmentation" (pick random L in [256, 480], resize, sample a 224 x 224 patch). Raises
     ValueError: `short_side` not in 1..10, `probability` not in 0..1.
@@ -143,10 +146,10 @@ class RandomShortSide(Framing):
 
 
 class CropAndPad(Operation):
-    """Cuts pixels off each side, or adds black ones, and resizes the rest to the size that it had.
+    """Crops or pads each side with black pixels and resizes the result to the original size.
 
-    The share of the height or width is uniform in -`fraction`..`fraction` for each of the four sides, rounded to
-    whole pixels; negative ones are cut off. As torchvision's crop and pad, then resize.
+    For each of the four sides the fraction of the height or width is uniform in -`fraction`..`fraction`, rounded to
+    pixels; negative values crop. Equal to torchvision's crop and pad followed by resize.
 
     Source: UVic PHYS 555, "Data augmentation" (crop-and-pad). Raises ValueError: `fraction` not in 0..0.5,
     `probability` not in 0..1.
@@ -172,16 +175,17 @@ class CropAndPad(Operation):
 
 
 def _pixels(share_N: Tensor, size: int) -> Tensor:
-    """Whole pixels to add; of any size something is left."""
+    """Number of pixels to add, limited so that at least one pixel remains."""
     return (share_N * size).round().long().clamp(min=-((size - 1) // 2))
 
 
 def apply_frames(images_NCHW: Tensor, frames_N8: Tensor, output_hw: tuple[int, int] | None = None) -> Tensor:
-    """What the frames (on the CPU) show, whole numbers 0..255; in place if the size stays as it is.
+    """Crop and resize images to their frames (on the CPU), with integer results 0..255; in place if the size is
+    unchanged.
 
-    `output_hw` is the images' own size by default. A box may reach beyond the image: it is black there. The
-    numbers are those of torchvision's crop and resize(antialias=True) on uint8 images: weights of a triangle filter
-    as whole numbers over a power of two, across first, rounded, then down. Sums are exact, in whatever order.
+    `output_hw` defaults to the images' own size. A box may extend beyond the image, which is black there. The results
+    equal torchvision's crop and resize(antialias=True) on uint8 images: triangle-filter weights in fixed point, first
+    horizontally, rounded, then vertically. All sums are exact, in any order.
     """
     N, C, H, W = images_NCHW.shape
     output_h, output_w = output_hw or (H, W)
@@ -199,9 +203,10 @@ def apply_frames(images_NCHW: Tensor, frames_N8: Tensor, output_hw: tuple[int, i
 
 
 class _Axis:
-    """`length` pixels from `start` on are resized to `new` ones, of which `output` are wanted from `corner` on.
+    """Resizing along one axis: `length` pixels from `start` become `new` pixels, of which `output` are kept from
+    `corner`.
 
-    Each of these O is made of K neighbours among the I = `size` given ones: the sum of weights * pixels, rounded.
+    Each of these O output pixels is the rounded weighted sum of K neighbours among the I = `size` input pixels.
     """
 
     def __init__(
@@ -212,15 +217,15 @@ class _Axis:
         bits_N = _bits(weights_NPK.amax((1, 2)))
         wanted_NOK = (corner_N.unsqueeze(1) + torch.arange(output)).unsqueeze(2).expand(-1, -1, taps_NPK.shape[2])
         at_NOK = taps_NPK.gather(1, wanted_NOK) + start_N.view(-1, 1, 1)
-        self._at_NOK = torch.where((at_NOK >= 0) & (at_NOK < size), at_NOK, size)  # the last one stands for outside
-        # below 2^24 whole numbers are exact in float32
+        self._at_NOK = torch.where((at_NOK >= 0) & (at_NOK < size), at_NOK, size)  # index `size` means outside
+        # integers below 2^24 are exact in float32
         self._dtype = torch.float32 if int(bits_N.max()) <= 16 else torch.float64
         one_N11 = 2.0 ** bits_N.view(-1, 1, 1)
         self._weights_NOK = (weights_NPK.gather(1, wanted_NOK) * one_N11 + 0.5).floor_().to(self._dtype)
         self._one_N11 = one_N11.to(self._dtype)
 
     def resize(self, pixels_NIL: Tensor, chunk: slice) -> Tensor:
-        """NOL, of some images."""
+        """NOL, for a chunk of images."""
         device = pixels_NIL.device
         at_NOK, weights_NOK, one_N11 = (
             values[chunk].to(device, non_blocking=True) for values in (self._at_NOK, self._weights_NOK, self._one_N11)
@@ -231,7 +236,7 @@ class _Axis:
 
 
 def _triangles(length_N: Tensor, new_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of `length` pixels make each of `new` ones, and with what weights, NPK; 0 behind the last one."""
+    """Indices and weights, NPK, of the input pixels (of `length`) that make each of `new` pixels; 0 beyond the last."""
     scale_N11 = (length_N / new_N.double()).view(-1, 1, 1)
     support_N11 = scale_N11.clamp(min=1)
     num_taps = 2 * math.ceil(float(support_N11.max())) + 1
@@ -241,12 +246,12 @@ def _triangles(length_N: Tensor, new_N: Tensor) -> tuple[Tensor, Tensor]:
     weights_NPK = (1 - ((taps_NPK - centre_NP1 + 0.5) * (1 / support_N11)).abs()).clamp_(min=0)
     weights_NPK *= (taps_NPK < length_N.view(-1, 1, 1)) & (new_P1 < new_N.view(-1, 1, 1))
     total_NP = weights_NPK[..., 0].clone()
-    for k in range(1, num_taps):  # one after the other: how many there are must not matter
+    for k in range(1, num_taps):  # sequentially: the result must not depend on num_taps
         total_NP += weights_NPK[..., k]
     return taps_NPK, weights_NPK / total_NP.clamp(min=1e-9).unsqueeze(2)
 
 
 def _bits(largest_N: Tensor) -> Tensor:
-    """The most, up to 22, with which the largest weight stays below 2^15, as in torch's resizing of uint8 images."""
+    """Largest number of fractional bits, at most 22, that keeps the largest weight below 2^15, as in torch."""
     doubled_NB = 2.0 ** torch.arange(1, 23) * largest_N.unsqueeze(1)
     return ((doubled_NB + 0.5).floor() < 2**15).sum(1)

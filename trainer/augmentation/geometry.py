@@ -1,4 +1,4 @@
-"""Operations that move pixels."""
+"""Crops and flips."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,10 @@ _MOST_PADDING = 256  # pixels
 
 
 class Crop(Operation):
-    """Pads `padding` black pixels (0) on each side and cuts the original size out again at a random place.
+    """Pads each side with `padding` black pixels (0) and crops the original size at a random position.
 
-    The offsets are uniform over 0..2*padding in both directions; with 1 - `probability` an image stays where
-    it is. Equal to torchvision's pad followed by crop.
+    Both offsets are uniform over 0..2*padding; with probability 1 - `probability` the image is unchanged. Equal to
+    torchvision's pad followed by crop.
 
     Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (crop). Raises ValueError: `padding` not in 0..256,
     `probability` not in 0..1.
@@ -38,11 +38,11 @@ class Crop(Operation):
         N, C, H, W = images_NCHW.shape
         padded_NCHW = F.pad(images_NCHW, (self.padding,) * 4)
         padded_H, padded_W = padded_NCHW.shape[2:]
-        # From its first to its last pixel, a channel's crop is one run of the flat images: copied as a whole,
-        # with the few pixels between its lines, it takes a third of the time that indexing takes.
+        # From its first to its last pixel, a channel's crop is one contiguous run of the flattened images. Copying the
+        # run, including the few pixels between rows, takes a third of the time of indexing.
         run = (H - 1) * padded_W + W
         flat = padded_NCHW.flatten()
-        num_starts = max(0, flat.numel() - run + 1)  # a rank's share of a last batch may be empty
+        num_starts = max(0, flat.numel() - run + 1)  # a rank's shard of the last batch may be empty
         runs_at_every_start = flat.as_strided((num_starts, run), (1, 1))
         planes_NC = torch.arange(N * C, device=flat.device).view(N, C) * (padded_H * padded_W)
         offsets_N = (rows["offset_y"] * padded_W + rows["offset_x"]).to(flat.device, non_blocking=True)
@@ -52,7 +52,7 @@ class Crop(Operation):
 
 
 class _Flip(Operation):
-    """Turns images round along one axis."""
+    """Flips images along one axis."""
 
     keeps_values = True
     _axis: int
@@ -69,12 +69,12 @@ class _Flip(Operation):
         if len(there_K) == 0:
             return images_NCHW
         flipped = images_NCHW.index_select(0, there_K).flip(self._axis)
-        # a set's own uint8 images must stay as they are
+        # uint8 images belong to the data set and must not be modified
         return put(images_NCHW if images_NCHW.dtype == torch.float32 else images_NCHW.clone(), there_K, flipped)
 
 
 class HorizontalFlip(_Flip):
-    """Exchanges left and right with this probability.
+    """Flips left and right with probability `probability`.
 
     Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (horizontal flip). Raises ValueError: `probability` not
     in 0..1.
@@ -84,7 +84,7 @@ class HorizontalFlip(_Flip):
 
 
 class VerticalFlip(_Flip):
-    """Exchanges top and bottom with this probability.
+    """Flips top and bottom with probability `probability`.
 
     Source: UVic PHYS 555, "Data augmentation" (vertical flip). Raises ValueError: `probability` not in 0..1.
     """

@@ -8,7 +8,7 @@ from trainer.base.checks import check_number
 
 
 class _Mixing(Operation):
-    """Draws what mixup and cutmix have in common; does nothing to a sample alone."""
+    """Base class of mixup and cutmix; a call leaves the images unchanged, since mixing happens in `mix`."""
 
     keeps_values = True
 
@@ -21,8 +21,10 @@ class _Mixing(Operation):
         return images_NCHW
 
     def _draw_lam(self, num_samples: int, generator: torch.Generator) -> Tensor:
-        """float64_N ~ Beta(alpha, alpha), 1 for samples that stay as they are; by the inverse of its distribution
-        function, so that there is one draw a sample."""
+        """float64_N ~ Beta(alpha, alpha), or 1 for samples that are not mixed.
+
+        Uses the inverse distribution function, so that each sample takes exactly one draw.
+        """
         from scipy.special import betaincinv
 
         applied_N = draw_applied(num_samples, self.probability, generator)
@@ -32,13 +34,13 @@ class _Mixing(Operation):
 
 
 class MixUp(_Mixing):
-    """x = s x_i + (1 - s) x_j, and the label distribution s y_i + (1 - s) y_j, with s ~ Beta(alpha, alpha).
+    """Mixes samples and labels: x = s x_i + (1 - s) x_j and y = s y_i + (1 - s) y_j, with s ~ Beta(alpha, alpha).
 
-    j is the sample before i in the same batch (the last one for the first), s is drawn for each sample. For
-    cross-entropy that is the loss s L(i) + (1 - s) L(j).
+    j is the sample before i in the same batch (the last one for the first); s is drawn per sample. With cross-entropy
+    the loss is s L(i) + (1 - s) L(j).
 
-    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). Raises ValueError: `alpha` not
-    above 0, `probability` (fraction of the samples that are mixed) not in 0..1.
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018). Raises ValueError: `alpha` not above 0,
+    `probability` (fraction of the samples that are mixed) not in 0..1.
     """
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
@@ -53,14 +55,14 @@ class MixUp(_Mixing):
 
 
 class CutMix(_Mixing):
-    """A box of sample j is pasted into sample i; the labels are mixed by the area: s y_i + (1 - s) y_j.
+    """Pastes a box of sample j into sample i and mixes the labels by area: y = s y_i + (1 - s) y_j.
 
-    The box has the sides W sqrt(1 - b) and H sqrt(1 - b), b ~ Beta(alpha, alpha), its centre is uniform over the
-    pixels, and what lies outside the image is cut off, as in torchvision; s is 1 - its area / (H W). j is the
-    sample before i in the same batch (the last one for the first); box and b are drawn for each sample.
+    The box has sides W sqrt(1 - b) and H sqrt(1 - b), b ~ Beta(alpha, alpha); its centre is uniform over the pixels,
+    and it is clipped to the image, as in torchvision. s is 1 - its area / (H W). j is the sample before i in the same
+    batch (the last one for the first); box and b are drawn per sample.
 
-    Source: Yun et al., "CutMix" (2019). Raises ValueError: `alpha` not above 0, `probability` (share of the
-    samples that are mixed) not in 0..1.
+    Source: Yun et al., "CutMix" (2019). Raises ValueError: `alpha` not above 0, `probability` (fraction of the samples
+    that are mixed) not in 0..1.
     """
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
@@ -75,7 +77,7 @@ class CutMix(_Mixing):
         return table
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The mixed images, and the fraction `lam` of each one's own pixels."""
+        """The mixed images, and `lam`, the fraction of each image that is its own pixels."""
         _, _, H, W = images_NCHW.shape
         inside_NH, inside_NW = (
             (torch.arange(size) >= rows[f"{axis}_from"].unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Operations that add noise, blur, or take detail away."""
+"""Operations that add noise, blur images, or remove detail."""
 
 import math
 from collections.abc import Iterator
@@ -12,13 +12,14 @@ from trainer.augmentation.operation import RangedOperation, Rows, column
 from trainer.base.checks import check_number, check_range, check_that, check_whole
 from trainer.base.chunks import chunks
 
-_NUMBERS_A_CHUNK = 2**16  # of a blur, which has many passes over them: in the cache
+_NUMBERS_A_CHUNK = 2**16  # of a blur: small enough to stay in cache during its many passes
 
 
 class GaussianNoise(RangedOperation):
-    """Adds noise to each pixel and channel: y = clamp(x + trunc(n)), n ~ Normal(0, std^2), as torchvision's on uint8.
+    """Adds Gaussian noise: y = clamp(x + trunc(n)), n ~ Normal(0, std^2) per pixel and channel, as torchvision on
+    uint8.
 
-    `std`: range in levels (of 0..255), uniform. Noise beyond 4.3 std does not occur.
+    `std`: range in levels (of 0..255), uniform. The noise never exceeds 4.3 std.
 
     Source: UVic PHYS 555, "Noise / occlusion" (additive-gaussian-noise). Raises ValueError: `std` below 0 or in the
     wrong order, `probability` not in 0..1.
@@ -37,13 +38,14 @@ class GaussianNoise(RangedOperation):
 
 
 class GaussianBlur(RangedOperation):
-    """Convolves with a Gaussian of `kernel_size` x `kernel_size` pixels (odd; reflected at the border), rounded.
+    """Convolves an image with a Gaussian kernel of `kernel_size` x `kernel_size` pixels and rounds.
 
-    `sigma`: range of its standard deviation in pixels, uniform; 0 changes nothing. Computed for rows, then for
-    columns.
+    `kernel_size` is odd; the border is reflected. `sigma`: range of the standard deviation in pixels, uniform; 0
+    leaves the image unchanged. The kernel is separable: applied vertically, then horizontally.
 
     Source: UVic PHYS 555, "Noise / occlusion" (gaussian-blur). Raises ValueError: `sigma` below 0 or in the wrong
-    order, a `kernel_size` that is even, below 1, or (when drawing) too large for the images, `probability` not in 0..1.
+    order, a `kernel_size` that is even, below 1, or (when drawing) too large for the images, `probability` not in
+    0..1.
     """
 
     def __init__(self, sigma: tuple[float, float] = (0.1, 1.5), kernel_size: int = 7, probability: float = 1.0) -> None:
@@ -57,7 +59,7 @@ class GaussianBlur(RangedOperation):
         must = f"below {2 * side}, twice the side of the images"
         check_that(self.kernel_size // 2 < side, "kernel_size", self.kernel_size, must)
         rows = super().draw(num_samples, input_shape, generator)
-        # exp is computed here, once for all samples: its last bit may depend on the place in a tensor
+        # exp is computed here, once for the epoch: its last bit may depend on the index in a tensor
         return rows | {"next_weight": (-0.5 / rows["sigma"].square()).exp()}
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
@@ -67,9 +69,9 @@ class GaussianBlur(RangedOperation):
         return images_KCHW
 
     def _weights(self, next_weight_K: Tensor) -> list[Tensor]:
-        """float64_K: of the pixels at the distances 0, 1, ... r; w_d is proportional to w_1^(d^2)."""
+        """float64_K: kernel weights at the distances 0, 1, ... r; w_d is proportional to w_1^(d^2)."""
         weights = [torch.ones_like(next_weight_K)]
-        odd_power_K = next_weight_K  # w_1^(2d - 1), the quotient of neighbours
+        odd_power_K = next_weight_K  # w_1^(2d - 1) = w_d / w_(d - 1)
         for _ in range(self.kernel_size // 2):
             weights.append(weights[-1] * odd_power_K)
             odd_power_K = odd_power_K * next_weight_K * next_weight_K
@@ -83,7 +85,10 @@ def _blur(images_KCHW: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def _convolve(padded: Tensor, weights: list[Tensor], axis: int) -> Tensor:
-    """A symmetric kernel along one axis. One product and one sum at a time: the same bits in any batch."""
+    """Convolve with a symmetric kernel along one axis.
+
+    One product and one sum at a time, so that the bits do not depend on the batch.
+    """
     radius = len(weights) - 1
     size = padded.shape[axis] - 2 * radius
     total = padded.narrow(axis, radius, size) * weights[0]
@@ -94,11 +99,11 @@ def _convolve(padded: Tensor, weights: list[Tensor], axis: int) -> Tensor:
 
 
 class Salt(RangedOperation):
-    """White and black spots: cells of `cell` x `cell` pixels, in all channels.
+    """Salt-and-pepper noise: white and black cells of `cell` x `cell` pixels, across all channels.
 
-    `amount`: range of the share of the cells that are spots, uniform; each cell is one independently. `pepper`:
-    the share of the spots that are black (0), the others are white (255). With cells of one pixel that is fine
-    salt, with larger ones coarse salt; they begin at the upper left corner.
+    `amount`: range of the fraction of cells that are replaced, uniform; each cell is replaced independently. `pepper`:
+    the fraction of these that are black (0); the others are white (255). Cells of one pixel give fine salt, larger
+    ones coarse salt. The grid of cells starts at the upper left corner.
 
     Source: UVic PHYS 555, "Noise / occlusion" (coarse-salt). Raises ValueError: `amount` or `pepper` not in 0..1,
     `cell` not in 1..256, `probability` not in 0..1.
@@ -127,14 +132,14 @@ class Salt(RangedOperation):
 
 
 class Emboss(RangedOperation):
-    """Blends an image with its relief: y = clamp(round((1 - alpha) x + alpha K x)), reflected at the border, with
+    """Blends an image with its relief, y = clamp(round((1 - alpha) x + alpha K x)), reflected at the border, with
 
         K = [[-1-s, -s, 0], [-s, 1, s], [0, s, 1+s]].
 
-    `alpha`: range of the share of the relief; `strength`: range of s; both uniform.
+    `alpha`: range of the weight of the relief; `strength`: range of s; both uniform.
 
-    Source: UVic PHYS 555, "Noise / occlusion" (emboss), the kernel of the library imgaug. Raises ValueError: `alpha`
-    not in 0..1, `strength` below 0, bounds in the wrong order, `probability` not in 0..1.
+    Source: UVic PHYS 555, "Noise / occlusion" (emboss), with the kernel of the library imgaug. Raises ValueError:
+    `alpha` not in 0..1, `strength` below 0, bounds in the wrong order, `probability` not in 0..1.
     """
 
     def __init__(
@@ -162,20 +167,20 @@ class Emboss(RangedOperation):
 
 
 class Superpixels(RangedOperation):
-    """Segments of similar colour are painted with their mean colour (rounded).
+    """Replaces superpixels by their mean colour (rounded).
 
-    The segments are those of SLIC: k-means over (place, colour), with a centre for each cell of a grid of `cell`
-    x `cell` pixels, in `iterations` rounds, the first centres being the cells' means. A pixel belongs to that
-    centre of its own cell and the eight around it which has the least
+    Superpixels are computed by SLIC: k-means over (position, colour) in `iterations` rounds, with one cluster for each
+    cell of a grid of `cell` x `cell` pixels, initialized with the cell's mean. A pixel is assigned to the cluster of
+    its own cell or of the eight neighbouring cells that minimizes
 
-        sum over channels (x - colour)^2 + (compactness / cell)^2 ((row - centre row)^2 + (column - centre column)^2);
+        sum over channels (x - colour)^2 + (compactness / cell)^2 ((row - centre row)^2 + (column - centre column)^2).
 
-    so a low `compactness` (levels) follows edges, a high one gives squares. `replaced`: range of the share of the
-    segments that are painted, uniform; each segment is one independently.
+    A low `compactness` (in levels) follows edges, a high one gives squares. `replaced`: range of the fraction of
+    superpixels that are replaced, uniform; each is replaced independently.
 
     Source: UVic PHYS 555, "Noise / occlusion" (super-pixel); Achanta et al., "SLIC superpixels" (2012), here on RGB or
     grey. Raises ValueError: `replaced` not in 0..1, `cell` not in 2..64, `compactness` below 0, `iterations` not in
-    1..100,    `probability` not in 0..1.
+    1..100, `probability` not in 0..1.
     """
 
     draws_seeds = True
@@ -189,7 +194,7 @@ class Superpixels(RangedOperation):
         probability: float = 1.0,
     ) -> None:
         super().__init__(probability, replaced=check_range("replaced", replaced, 0, 1))
-        self.cell = check_whole("cell", cell, 2, 64)  # sums over nine cells stay exact in float32
+        self.cell = check_whole("cell", cell, 2, 64)  # at most 64: sums over nine cells stay exact in float32
         self.compactness = check_number("compactness", compactness, 0)
         self.iterations = check_whole("iterations", iterations, 1, 100)
 
@@ -206,8 +211,11 @@ class Superpixels(RangedOperation):
 
 
 class _Cells:
-    """Images cut into a grid of square cells. Pixels are in the order (place in the cell, cell), so that what a
-    pixel has to do with a cell nearby is arithmetic on rows of all cells."""
+    """A batch of images divided into a grid of square cells.
+
+    Pixels are ordered by (position in the cell, cell), so that comparing pixels with a neighbouring cell is arithmetic
+    on vectors over all cells.
+    """
 
     def __init__(self, images_NCHW: Tensor, side: int) -> None:
         N, C, H, W = images_NCHW.shape
@@ -219,7 +227,7 @@ class _Cells:
             torch.arange(padded_W, dtype=torch.float32, device=images_NCHW.device),
             indexing="ij",
         )
-        there = ((row < H) & (column_ < W)).to(torch.float32)  # whole cells may reach beyond the image
+        there = ((row < H) & (column_ < W)).to(torch.float32)  # the last cells may extend beyond the image
         places_N3HW = torch.stack((row, column_, there)).expand(N, -1, -1, -1)
         features = torch.cat((F.pad(images_NCHW, (0, padded_W - W, 0, padded_H - H)), places_N3HW), 1)
         cut = features.view(N, C + 3, self.rows, side, self.columns, side).permute(0, 1, 3, 5, 2, 4)
@@ -227,13 +235,13 @@ class _Cells:
         self.features.mul_(self.features[:, -1:].clone())
 
     def image(self, pixels_NCP: Tensor) -> Tensor:
-        """Pixels back in their places, (N, C, rows * side, columns * side)."""
+        """Rearrange pixels into images, (N, C, rows * side, columns * side)."""
         N, C, _ = pixels_NCP.shape
         cut = pixels_NCP.view(N, C, self.side, self.side, self.rows, self.columns).permute(0, 1, 4, 2, 5, 3)
         return cut.reshape(N, C, self.rows * self.side, self.columns * self.side)
 
     def cluster(self, place_weight: float, iterations: int) -> Tensor:
-        """int64 (N, pixels): the cell whose centre each pixel belongs to in the end."""
+        """int64 (N, pixels): the cluster of each pixel after the last round, numbered as the cells."""
         own_P = torch.arange(self.count, device=self.features.device).repeat(self.side**2)
         segment_NP = own_P.expand(len(self.features), -1)
         for _ in range(iterations):
@@ -241,8 +249,11 @@ class _Cells:
         return segment_NP
 
     def means(self, segment_NP: Tensor) -> Tensor:
-        """float32 (N, C + 2, segments): mean colour and place; a segment without pixels is infinitely far from any
-        colour. Sums of whole numbers below 2^24 are exact in any order."""
+        """float32 (N, C + 2, segments): mean colour and position of each segment.
+
+        An empty segment gets an infinite colour, so that no pixel is nearest to it. Sums of integers below 2^24 are
+        exact in any order.
+        """
         N, num_features = self.features.shape[:2]
         sums = self.features.new_zeros(N, num_features, self.count)
         sums.scatter_add_(2, segment_NP.unsqueeze(1).expand(-1, num_features, -1), self.features.flatten(2))
@@ -256,7 +267,7 @@ class _Cells:
         least = nearest = None
         for cell_S in self._around(centres_NFS.device):
             centres_NF1S = centres_NFS.index_select(2, cell_S).unsqueeze(2)
-            cell_S = cell_S.to(torch.int32)  # half the memory to read and write
+            cell_S = cell_S.to(torch.int32)  # halves the memory traffic
             distance = place = None
             for feature in range(num_features):
                 squares = (self.features[:, feature] - centres_NF1S[:, feature]).square_()
@@ -275,8 +286,7 @@ class _Cells:
         return nearest.reshape(N, -1).to(torch.int64)
 
     def _around(self, device: torch.device) -> Iterator[Tensor]:
-        """int64 (cells,): for each cell the number of one beside it, nine times; at the border of the grid, the
-        nearest one."""
+        """Yield nine times, once per neighbour: int64 (cells,), each cell's neighbour, clamped to the grid."""
         for down in (0, -1, 1):
             for right in (0, -1, 1):
                 row = (torch.arange(self.rows, device=device) + down).clamp(0, self.rows - 1)

@@ -1,4 +1,4 @@
-"""What an augmentation operation is, and what its implementations share."""
+"""The interface of augmentation operations, and helpers for implementing them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from trainer.contracts import Rows as Rows
 
 
 class OperationLike(Protocol):
-    """What Pipeline takes: an Operation, or an object with these two methods and any others of an Operation."""
+    """What Pipeline accepts: an Operation, or any object with these two methods and optionally others of Operation."""
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows: ...
 
@@ -23,67 +23,79 @@ class OperationLike(Protocol):
 
 
 class Operation(ABC):
-    """One change of an image whose parameters are drawn beforehand, a row of numbers for each sample.
+    """An image transform whose parameters are drawn in advance, one row per sample.
 
-    Between operations pixels are whole numbers 0..255, as torchvision's uint8 images are after every transform;
-    so sums over an image are exact, and what a sample looks like cannot depend on the batch it is in.
+    Between operations, pixels are integers 0..255, as torchvision's uint8 images are after every transform. Sums over
+    an image are therefore exact, and a sample's result does not depend on the rest of its batch.
     """
 
     keeps_values: bool = False
-    """Whether it only moves or blackens pixels: it then takes and gives images of any type."""
+    """Whether the operation only moves or blackens pixels; it then accepts and returns images of any dtype."""
     probability: float = 1.0
-    """Of an image to be changed; it does not change how many numbers are drawn."""
+    """Probability that an image is changed; it does not affect the number of draws."""
     fill: str = "black"
-    """If it maps coordinates, what lies outside of the image: `warp.Fill`."""
+    """For operations that map coordinates: how to fill pixels from outside the image, a `warp.Fill`."""
 
     @abstractmethod
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        """The table of an epoch, on the CPU. The number of draws a sample is fixed, whatever they say and
-        whatever the probability is; `input_shape` is (channels, height, width)."""
+        """Return an epoch's table of parameters, on the CPU.
+
+        The number of draws per sample is fixed, whatever their values and the probability; `input_shape` is (channels,
+        height, width).
+        """
 
     @abstractmethod
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        """The changed images, float32 with whole numbers 0..255 as the given ones, which it may overwrite.
+        """Return the changed images, float32 with integers 0..255 like the input, which may be overwritten.
 
-        Image i depends on row i alone. Rows are on the CPU, so that an operation may look at them without
-        waiting for the device; `column` takes one to the images."""
+        Image i depends on row i alone. Rows are on the CPU, so that an operation can inspect them without waiting for
+        the device; `column` moves one to the images.
+        """
 
     def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
-        """For an operation that is cheap for each pixel: the change of a few images (float32, contiguous), which
-        Pipeline makes together with those of its neighbours before it turns to the next images. None: the operation
-        is called for these rows."""
+        """For operations that are cheap per pixel: return a change of a chunk of images (float32, contiguous).
+
+        Pipeline applies the changes of neighbouring operations to one chunk before it moves to the next. None: the
+        operation is called for these rows instead.
+        """
         return None
 
     @property
     def maps_coordinates(self) -> bool:
-        """Whether Pipeline uses `matrix`, composed with those of its neighbours, in place of a call."""
+        """Whether Pipeline uses `matrix`, composed with those of neighbouring operations, instead of a call."""
         return type(self).matrix is not Operation.matrix
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
-        """float64_N33 for images of this size, from a pixel of the result to where it is taken from (see `warp`); the
-        identity if the operation is not applied."""
+        """float64_N33 for images of this size, mapping output positions to input positions (see `warp`).
+
+        The identity if the operation is not applied.
+        """
         raise AssertionError(f"{type(self).__name__} maps no coordinates")
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
-        """For the first operation: what to cut out of photographs of these heights and widths, int64_N8 (see
-        `framing`). None: they are framed as for evaluation, and the operation is called."""
+        """For the first operation: frames to crop from photographs of these heights and widths, int64_N8 (see
+        `framing`).
+
+        None: photographs are framed as for evaluation, and the operation is called.
+        """
         return None
 
     @property
     def mixes(self) -> bool:
-        """Whether it mixes samples and their labels: Pipeline uses `mix` in place of a call."""
+        """Whether the operation mixes samples and their labels: Pipeline uses `mix` instead of a call."""
         return type(self).mix is not Operation.mix
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Preprocessed images mixed with others, and the weight `lam` of each one's own label, float32_N."""
+        """Mix preprocessed images with their partners; also return `lam`, the weight of each image's own label,
+        float32_N."""
         raise AssertionError(f"{type(self).__name__} mixes no samples")
 
     def phrases(self, rows: Rows) -> Sequence[list[str]] | None:
-        """What a picture says was done to each image, phrase by phrase; None: its numbers."""
+        """Descriptions of what was done to each image, for captions; None: the parameters are shown."""
         return None
 
     def always(self) -> Self:
-        """A copy that changes every image, by the same numbers."""
+        """A copy that is applied to every image, with the same parameters."""
         changed = copy(self)
         if self.probability != 1:
             changed.probability = 1.0
@@ -91,25 +103,26 @@ class Operation(ABC):
 
 
 def draw_applied(num_samples: int, probability: float, generator: torch.Generator) -> Tensor:
-    """bool_N, true with this probability; one draw a sample."""
+    """bool_N, true with probability `probability`; one draw per sample."""
     return torch.rand(num_samples, generator=generator, dtype=torch.float64) < probability
 
 
 def draw_uniform(num_samples: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """float64_N, uniform in [low, high); one draw a sample."""
+    """float64_N, uniform in [low, high); one draw per sample."""
     return low + (high - low) * torch.rand(num_samples, generator=generator, dtype=torch.float64)
 
 
 def draw_seeds(num_samples: int, generator: torch.Generator) -> Tensor:
-    """int64_N in 0..2^31-1, for `counted`: noise on pixels."""
+    """int64_N in 0..2^31-1: seeds for the pixel noise of `counted`."""
     return torch.randint(2**31, (num_samples,), generator=generator)
 
 
 class RangedOperation(Operation):
-    """An Operation that changes some of the images, by numbers that are uniform in ranges.
+    """An operation that is applied to some images, with parameters uniform in ranges.
 
-    `probability`: of an image to be changed; `ranges`: of each number, by its name. A row holds `applied`, the numbers
-    and, with `draws_seeds`, a `seed` for `counted`, drawn in this order. Raises ValueError: `probability` not in 0..1.
+    `probability` is that of being applied; `ranges` are the parameters' ranges by name. A row holds `applied`, the
+    parameters and, if `draws_seeds`, a `seed` for `counted`, drawn in this order. Raises ValueError: `probability` not
+    in 0..1.
     """
 
     draws_seeds = False
@@ -134,18 +147,18 @@ class RangedOperation(Operation):
 
     @abstractmethod
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
-        """The images to be changed, which it may overwrite, given with their rows alone; otherwise as an Operation."""
+        """Change the selected images, given with their rows alone; otherwise like `Operation.__call__`."""
 
 
 def column(values_N: Tensor, images_NCHW: Tensor) -> Tensor:
-    """A row's number for each image, (N, 1, 1, 1), in the type and on the device of the images."""
+    """A parameter per image as (N, 1, 1, 1), in the dtype and on the device of the images."""
     return values_N.to(images_NCHW.device, images_NCHW.dtype, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def where(images_NCHW: Tensor, chosen_N: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`change(images, indices)` of the chosen samples alone, in the place of the given ones.
+    """Replace the selected images by `change(images, indices)` of them, in place.
 
-    `chosen_N` is a bool on the CPU; `indices` (on the CPU) pick the chosen samples' rows.
+    `chosen_N` is a bool mask on the CPU; `indices` (on the CPU) are the selected samples.
     """
     indices_K = chosen_N.nonzero().flatten()
     if len(indices_K) == 0:
@@ -157,12 +170,12 @@ def where(images_NCHW: Tensor, chosen_N: Tensor, change: Callable[[Tensor, Tenso
 
 
 def most(chosen_N: Tensor) -> bool:
-    """Whether more than half are true."""
+    """Whether more than half of the values are true."""
     return 2 * int(chosen_N.sum()) > len(chosen_N)
 
 
 def put(images_NCHW: Tensor, there_K: Tensor, changed_KCHW: Tensor) -> Tensor:
-    """Overwrites the images at these indices, which are on their device, and returns all."""
+    """Overwrite the images at `there_K`, indices on the images' device, and return all images."""
     words, changed = _as_words(images_NCHW), _as_words(changed_KCHW)
     if words is None or changed is None:
         return images_NCHW.index_copy_(0, there_K, changed_KCHW)
@@ -171,8 +184,10 @@ def put(images_NCHW: Tensor, there_K: Tensor, changed_KCHW: Tensor) -> Tensor:
 
 
 def _as_words(images_NCHW: Tensor) -> Tensor | None:
-    """The same memory as int64, a line an image, where that is possible: index_copy_ writes number by number, so
-    that eight uint8 pixels take as long as one."""
+    """View the images' memory as int64, one row per image, if size and alignment allow.
+
+    `index_copy_` writes one element at a time, so eight uint8 pixels take as long as one.
+    """
     size = math.prod(images_NCHW.shape[1:]) * images_NCHW.element_size()
     if not images_NCHW.is_contiguous() or size % 8 or images_NCHW.data_ptr() % 8:
         return None

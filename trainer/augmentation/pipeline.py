@@ -1,4 +1,4 @@
-"""Named operations, one after the other."""
+"""A sequence of named operations."""
 
 import math
 from collections import defaultdict
@@ -16,15 +16,15 @@ from trainer.contracts import Augmentation, adapt, missing_members
 
 
 class Pipeline(Augmentation):
-    """Applies operations in the order in which they are written.
+    """Applies operations in the order in which they are given.
 
-    Neighbours that map coordinates (rotate, translate, scale, ...; with the same `fill`) are composed into one
-    resampling: an image is interpolated once, and what one of them moves out of the frame another may move back
-    in. An operation that changes labels, too (mixup, cutmix), is applied behind all others, to the preprocessed
-    batch.
+    Neighbouring operations that map coordinates (rotate, translate, scale, ...) with the same `fill` are composed into
+    one resampling: an image is interpolated once, and pixels that one operation moves out of the frame can be moved
+    back in by the next. An operation that also mixes labels (mixup, cutmix) is applied after all others, to the
+    preprocessed batch.
 
-    An operation's parameters stand in the table under `<its name>.<parameter>`, say "crop.offset_y". Raises
-    ValueError when there is no operation, or something that is none, or several that mix.
+    An operation's parameters are stored in the table under `<its name>.<parameter>`, for example "crop.offset_y".
+    Raises ValueError if there is no operation, if an argument is not an operation, or if more than one mixes samples.
     """
 
     def __init__(self, **operations: OperationLike) -> None:
@@ -41,32 +41,34 @@ class Pipeline(Augmentation):
         self._steps = [list(group) for _, group in groupby(unmixed, key=self._kind)]
 
     def _kind(self, name: str) -> tuple[bool, str]:
-        """Equal for neighbours that are computed together."""
+        """Key that is equal for neighbouring operations that are computed together."""
         return name in self._fills, self._fills.get(name, name)
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        """The table of an epoch: a CPU tensor for each parameter, with one row a sample."""
+        """Return an epoch's table: a CPU tensor per parameter, with one row per sample."""
         table: Rows = {}
         for name, operation in self.operations.items():
             try:
                 drawn = operation.draw(num_samples, input_shape, generator)
-            except ValueError as error:  # what an operation asks of the images, by the name that its user gave it
+            except ValueError as error:  # prefixed with the operation's name in the configuration
                 raise ValueError(f"{name}.{error}") from error
             table |= {f"{name}.{parameter}": column for parameter, column in drawn.items()}
         return table
 
     def __call__(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> Tensor:
-        """The augmented images, of whole numbers 0..255, given these samples' rows of the table.
+        """Return the augmented images, of integers 0..255, given these samples' rows of the table.
 
-        uint8 images are left as they are; float32 ones may be overwritten. The first `skip` operations are
-        taken to be done.
+        uint8 images are not modified; float32 images may be overwritten. The first `skip` operations are assumed to be
+        applied already.
         """
         images_NCHW, changes = self.begin(images_NCHW, rows, skip)
         return by_chunks(images_NCHW, changes, BufferPool()) if changes else images_NCHW
 
     def begin(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> tuple[Tensor, list[Change]]:
-        """As a call, but for the last operations where they can be done to some images at a time: what those do is
-        returned beside the images, for `by_chunks`."""
+        """Like a call, but do not apply the last operations that can run chunk by chunk.
+
+        Return them as changes for `by_chunks`, together with the images.
+        """
         by_name = _by_name(rows)
         done = list(self.operations)[:skip]
         prepared: list[Change] = []  # not applied yet
@@ -84,7 +86,7 @@ class Pipeline(Augmentation):
         return images_NCHW, prepared
 
     def _prepare(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Change | None:
-        """The step as something that can be done to some of the images after the other."""
+        """The step as a change that can be applied chunk by chunk; None if it has to be applied to the whole batch."""
         fill = self._fills.get(names[0])
         if fill is None:
             return self.operations[names[0]].prepare(images_NCHW, rows[names[0]])
@@ -100,7 +102,7 @@ class Pipeline(Augmentation):
         return resample(images_NCHW, self._matrices(names, images_NCHW, rows), fill)
 
     def _matrices(self, names: list[str], images_NCHW: Tensor, rows: dict[str, Rows]) -> Tensor:
-        """One map for several; each leads from its output to its input, so the last one comes first."""
+        """Compose the operations' maps; each leads from output to input, so they are multiplied in order."""
         height, width = images_NCHW.shape[2:]
         first, *rest = [self.operations[name].matrix(rows[name], height, width) for name in names]
         for matrix_N33 in rest:
@@ -108,9 +110,12 @@ class Pipeline(Augmentation):
         return first
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
-        """What to cut out of stored images of these sizes, when the first operation says that: int64_N8, see
-        `framing`; where a horizontal flip comes next, the width of what is to be mirrored is negative. Whoever does
-        that calls the pipeline with skip=framed."""
+        """Frames to crop from stored images of these sizes, int64_N8 (see `framing`), if the first operation provides
+        them.
+
+        If a horizontal flip follows, the width of images to be flipped is negative. After cropping these frames, call
+        the pipeline with `skip=framed`.
+        """
         names, by_name = list(self.operations), _by_name(rows)
         found = self.operations[names[0]].frames(by_name[names[0]], sizes_N2, output_hw)
         if found is not None and self.framed == 2:
@@ -119,12 +124,14 @@ class Pipeline(Augmentation):
 
     @property
     def framed(self) -> int:
-        """How many of the first operations are in the frames."""
+        """Number of leading operations that `frames` covers."""
         return 2 if isinstance([*self.operations.values(), None][1], HorizontalFlip) else 1
 
     def border(self, images_NCHW: Tensor, room: float = math.inf) -> "PaddedImages | None":
-        """Another layout of a whole set, from which the pipeline's first flip and crop are read faster; None when
-        it does not begin with them, or when the layout takes more than `room` bytes."""
+        """A layout of a whole data set from which the pipeline's leading flip and crop are read faster.
+
+        None if the pipeline does not start with them, or if the layout takes more than `room` bytes.
+        """
         found = self._moves()
         needed = self.border_bytes(tuple(images_NCHW.shape))
         if found is None or needed is None or needed > room:
@@ -132,12 +139,12 @@ class Pipeline(Augmentation):
         return PaddedImages(self, images_NCHW, *found)
 
     def border_bytes(self, shape: tuple[int, ...]) -> int | None:
-        """What that layout takes for a set of this shape (N, C, H, W); None where there is none."""
+        """Bytes of that layout for a set of shape (N, C, H, W); None if there is no such layout."""
         found = self._moves()
         return None if found is None else Bordered.size(shape, found[3])
 
     def _moves(self) -> tuple[list[str], str | None, str, int] | None:
-        """The operations in front that are a flip and a crop: all names, the flip's, the crop's, and its padding."""
+        """The leading flip and crop: all names, the flip's name, the crop's name, and its padding."""
         names: list[str] = []
         flip = crop = None
         padding = 0
@@ -152,13 +159,14 @@ class Pipeline(Augmentation):
         return None if crop is None else (names, flip, crop, padding)
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Preprocessed images mixed with others, and the weight `lam` of each one's own label, float32_N."""
+        """Mix preprocessed images with their partners; also return `lam`, the weight of each image's own label,
+        float32_N."""
         assert self.mixing is not None
         return self.operations[self.mixing].mix(images_NCHW, partners_NCHW, _by_name(rows)[self.mixing])
 
 
 class PaddedImages:
-    """A set with borders, and the pipeline that reads from it."""
+    """A data set stored with borders, and the pipeline that reads from it."""
 
     def __init__(
         self, pipeline: Pipeline, images_NCHW: Tensor, names: list[str], flip: str | None, crop: str, padding: int
@@ -168,7 +176,7 @@ class PaddedImages:
         self.images_NCHW = self._bordered.images_NCHW
 
     def begin(self, indices_N: Tensor, rows: Rows) -> tuple[Tensor, list[Change]]:
-        """The samples at these indices, given their rows, as `Pipeline.begin` has them."""
+        """The samples at these indices, given their rows, as returned by `Pipeline.begin`."""
         offset_y_N, offset_x_N = rows[f"{self._crop}.offset_y"], rows[f"{self._crop}.offset_x"]
         flipped_N = None if self._flip is None else rows[f"{self._flip}.applied"]
         if flipped_N is not None and self._names[0] == self._flip:

@@ -1,4 +1,4 @@
-"""Policies that draw an operation and its strength for each image: TrivialAugment, RandAugment."""
+"""Policies that draw an operation and a magnitude for each image: TrivialAugment, RandAugment."""
 
 import math
 from abc import abstractmethod
@@ -22,7 +22,7 @@ from trainer.augmentation.colour_arithmetic import (
 from trainer.augmentation.operation import Operation, Rows, check_probability, draw_applied, put
 from trainer.base.checks import check_whole
 
-# those that move pixels, with their sign, stand between the one that does nothing and those of colours
+# sorted by kind: the identity, the geometric operations (with a sign), the colour operations
 OPERATIONS = (
     "Identity",
     "ShearX",
@@ -55,10 +55,11 @@ _MOST_BINS, _MOST_LAYERS = 1000, 100
 
 
 class _Policy(Operation):
-    """`num_layers` operations, one after the other, each drawn from the pool for itself, at one of `bins`.
+    """Applies `num_layers` operations in sequence, each drawn independently from `pool`, with a magnitude drawn from
+    `bins`.
 
-    A row holds for each layer the number of the operation in OPERATIONS, the place of its strength in `bins`, and
-    whether that is negative. Images are sorted by these, so that an operation is one call on neighbouring images.
+    For each layer a row holds the operation's index in OPERATIONS, the index of its magnitude in `bins`, and whether
+    the magnitude is negative. Images are sorted by these, so that each operation is one call on consecutive images.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class _Policy(Operation):
 
     @abstractmethod
     def _largest(self, height: int, width: int) -> tuple[float, float, float, float, float, int]:
-        """Of the shear, the shifts in x and y (pixels), the angle (degrees), the colours, and the lost bits."""
+        """Largest shear, shifts in x and y (pixels), angle (degrees), colour change, and number of lost bits."""
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         shape = (num_samples, self._num_layers)
@@ -95,13 +96,13 @@ class _Policy(Operation):
         for layer in range(self._num_layers):
             code_N, order_N = code_NL[:, layer].sort(stable=True)
             counts = torch.bincount(operation_NL[:, layer], minlength=len(OPERATIONS)).tolist()
-            moving, coloured = counts[0], sum(counts[: 1 + _NUM_MOVING])  # where they begin
+            moving, coloured = counts[0], sum(counts[: 1 + _NUM_MOVING])  # where each kind begins
             self._move(images_NCHW, order_N[moving:coloured], code_N[moving:coloured])
             self._colour(images_NCHW, order_N[coloured:], code_N[coloured:], counts[1 + _NUM_MOVING :])
         return images_NCHW
 
     def phrases(self, rows: Rows) -> Sequence[list[str]]:
-        """The operations, by name."""
+        """The names of the operations."""
         return [[OPERATIONS[number] for number in numbers] for numbers in rows["operation"].tolist()]
 
     def _move(self, images_NCHW: Tensor, indices_K: Tensor, code_K: Tensor) -> None:
@@ -128,7 +129,7 @@ class _Policy(Operation):
         put(images_NCHW, there_K, coloured)
 
     def _magnitudes(self, height: int, width: int) -> Tensor:
-        """float64, by the code (operation, strength, sign): torchvision's float32 steps."""
+        """float64, indexed by the code (operation, magnitude, sign): torchvision's float32 values."""
         if (height, width) not in self._magnitudes_of:
             num_bins = self.num_magnitude_bins
             shear, shift_x, shift_y, angle, colours, lost_bits = self._largest(height, width)
@@ -142,8 +143,11 @@ class _Policy(Operation):
         return self._magnitudes_of[height, width]
 
     def _grids(self, code_K: Tensor, images_NCHW: Tensor) -> Tensor:
-        """float32 (K, H, W, 2) for grid_sample. All of an image size are made at once and kept, 2.5 MB for 32 x 32
-        pixels and 31 strengths, unless they take more than 256 MB."""
+        """float32 (K, H, W, 2) for grid_sample.
+
+        The grids of all codes are computed once per image size and cached (2.5 MB for 32x32 pixels and 31 magnitudes),
+        unless they take more than 256 MB.
+        """
         H, W = images_NCHW.shape[2:]
         first, stop = 2 * len(self._bins), 2 * len(self._bins) * (1 + _NUM_MOVING)
         if (stop - first) * H * W * 8 > _MAX_GRID_BYTES:
@@ -156,14 +160,16 @@ class _Policy(Operation):
         return self._grids_of[key].index_select(0, places_K).view(-1, H, W, 2)
 
     def _grid(self, code: int, height: int, width: int) -> Tensor:
-        """Where each pixel comes from, (H, W, 2): the centre of the one that torchvision takes, so that no rounding
-        decides between two; outside of the image for a black one."""
+        """Source position of each pixel, (H, W, 2); outside the image for a black pixel.
+
+        It is the exact centre of the pixel that torchvision picks, so that rounding cannot pick another.
+        """
         import torchvision.transforms.v2.functional as transforms
 
         name = OPERATIONS[code // (2 * len(self._bins))]
         magnitude = self._magnitudes(height, width)[code].item()
         x_W, y_H = ((2 * torch.arange(size) + 1) / size - 1 for size in (width, height))
-        # torchvision moves an image of coordinates, all above 0; what it blackens is then at -4
+        # torchvision transforms an image of coordinates, shifted to be positive; pixels that it fills with 0 end at -4
         centres_2HW = torch.stack(torch.meshgrid(x_W, y_H, indexing="xy")) + 4
         if name == "Rotate":
             found_2HW = transforms.rotate(centres_2HW, magnitude)
@@ -180,11 +186,11 @@ class _Policy(Operation):
 
 
 class TrivialAugment(_Policy):
-    """One operation of the pool an image, at one of `num_magnitude_bins` strengths: equal to torchvision's
-    TrivialAugmentWide with nearest neighbours and black (0) where there is no image.
+    """Applies one random operation of `pool` per image, at one of `num_magnitude_bins` magnitudes.
 
-    Strengths go from none to: shear 0.99, shift 32 pixels, rotation 135 degrees, the factors of brightness, saturation
-    (Color), contrast and sharpness 1 +- 0.99, two bits of colour, all pixels solarized; signs are drawn.
+    Equal to torchvision's TrivialAugmentWide with nearest-neighbour interpolation and black (0) fill. Magnitudes range
+    from none to: shear 0.99, shift 32 pixels, rotation 135 degrees, factors of brightness, saturation (Color),
+    contrast and sharpness 1 +- 0.99, posterizing to two bits, solarizing all pixels; signs are random.
 
     Source: Mueller and Hutter, "TrivialAugment" (2021). Raises ValueError: an unknown name in `pool` or none,
     `num_magnitude_bins` not in 2..1000, `probability` not in 0..1.
@@ -200,12 +206,11 @@ class TrivialAugment(_Policy):
 
 
 class RandAugment(_Policy):
-    """`num_ops` operations of the pool, one after the other, all at the strength `magnitude` of
-    0..`num_magnitude_bins` - 1: equal to torchvision's RandAugment with nearest neighbours and black (0) where there
-    is no image.
+    """Applies `num_ops` random operations of `pool` in sequence, all at `magnitude`, in 0..`num_magnitude_bins` - 1.
 
-    The strongest: shear 0.3, shift 150/331 of the image, rotation 30 degrees, the factors of brightness, saturation
-    (Color), contrast and sharpness 1 +- 0.9, four bits of colour, all pixels solarized; signs are drawn.
+    Equal to torchvision's RandAugment with nearest-neighbour interpolation and black (0) fill. The largest magnitudes:
+    shear 0.3, shift 150/331 of the image, rotation 30 degrees, factors of brightness, saturation (Color), contrast and
+    sharpness 1 +- 0.9, posterizing to four bits, solarizing all pixels; signs are random.
 
     Source: Cubuk et al., "RandAugment" (2020). Raises ValueError: `num_ops` not in 1..100, `magnitude` not below the
     number of bins, an unknown name in `pool` or none, `num_magnitude_bins` not in 2..1000, `probability` not in 0..1.

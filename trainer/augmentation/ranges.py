@@ -1,4 +1,4 @@
-"""Checks of constructor arguments, for operations; they are `trainer.base.checks`'s."""
+"""Argument checks for operations, re-exported from `trainer.base.checks`."""
 
 from trainer.base.checks import check_number as check_number
 from trainer.base.checks import check_range as check_range

@@ -1,7 +1,7 @@
-"""Operations that map coordinates by a matrix, and the bilinear resampling that they share.
+"""Operations that map coordinates by a matrix, and their shared bilinear resampling.
 
-A matrix leads from where a pixel of the result is to where it is taken from. Both are in pixels, relative to the
-images' centres, x to the right and y down, homogeneous: maps in a row are one product of matrices.
+A matrix maps an output pixel's position to the input position that it samples. Both are in pixels relative to the
+image centre, x to the right and y down, in homogeneous coordinates, so that successive maps are a product of matrices.
 """
 
 import math
@@ -22,20 +22,20 @@ _PADDING_MODES = {"black": "zeros", "edge": "border", "mirror": "reflection"}
 
 
 def resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill = "black") -> Tensor:
-    """Each image through its matrix (float64, on the CPU), bilinear and rounded to whole numbers; in place.
+    """Resample each image through its matrix (float64, on the CPU), bilinearly, rounded to integers, in place.
 
-    What lies outside is `black` (0; pixels on the border are blended with it, as in torchvision with fill=None),
-    the `edge`'s nearest pixel or the image's `mirror` image. An identity gives the identical image.
+    Positions outside the image are `black` (0; border pixels are blended with it, as in torchvision with fill=None),
+    the nearest pixel of the `edge`, or the `mirror` image. The identity leaves an image bit-identical.
     """
     changed_N = changed(matrices_N33)
     if most(changed_N):
-        # sampled at its own pixels an image of whole numbers comes out as it is, for less than copying others costs
+        # the identity leaves integer images unchanged and costs less than copying the selected images would
         return _resample(images_NCHW, matrices_N33, fill)
     return where(images_NCHW, changed_N, lambda chosen, at_K: _resample(chosen, matrices_N33[at_K], fill))
 
 
 def changed(matrices_N33: Tensor) -> Tensor:
-    """bool_N: those that are not the identity."""
+    """bool_N: whether a matrix differs from the identity."""
     return (matrices_N33 != torch.eye(3, dtype=torch.float64)).flatten(1).any(1)
 
 
@@ -47,12 +47,12 @@ def _resample(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Tensor:
 
 
 def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Change:
-    """What resamples some of the images, given with their places among all; in place."""
+    """Return a change that resamples a chunk of images in place."""
     height, width = images_NCHW.shape[2:]
     device = images_NCHW.device
     x_N3, y_N3, depth_N3 = matrices_N33.unbind(1)
-    # a pixel's place is a sum of what its column and what its line says: two short vectors an image instead of a
-    # product a pixel; as complex numbers x and y are added in one go
+    # a pixel's position is the sum of a term of its column and one of its row: two short vectors per image instead of
+    # a product per pixel; complex numbers add x and y at once
     columns_NW, lines_NH = _sides(torch.complex(x_N3 / (width / 2), y_N3 / (height / 2)), height, width)
     columns_NW, lines_NH = (side.to(device, torch.complex64, non_blocking=True) for side in (columns_NW, lines_NH))
     affine = bool((depth_N3 == torch.tensor([0, 0, 1])).all())
@@ -64,7 +64,7 @@ def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Change:
     def change(some_NCHW: Tensor, chunk: slice) -> Tensor:
         grids_NHW2 = torch.view_as_real(columns_NW[chunk].unsqueeze(1) + lines_NH[chunk].unsqueeze(2))
         if not affine:
-            # 1 where the map is affine, which stays as it is; what lies on the horizon is far away
+            # dividing by 1 leaves affine maps unchanged; points on the horizon are moved far outside
             grids_NHW2 /= (depth_NW[chunk].unsqueeze(1) + depth_NH[chunk].unsqueeze(2)).unsqueeze(3)
             grids_NHW2.nan_to_num_(_FAR, _FAR, -_FAR)
         return sample(some_NCHW, grids_NHW2, fill)
@@ -73,31 +73,33 @@ def resampling(images_NCHW: Tensor, matrices_N33: Tensor, fill: Fill) -> Change:
 
 
 def sample(images_NCHW: Tensor, grids_NHW2: Tensor, fill: Fill) -> Tensor:
-    """Overwrites images by their own values, rounded, at other points (x, y); these are -1 and 1 at the outer edges
-    of the outermost pixels."""
+    """Resample images in place at the points (x, y) of a grid, rounded.
+
+    -1 and 1 are the outer edges of the outermost pixels.
+    """
     mode = _PADDING_MODES[fill]
     return torch.round(F.grid_sample(images_NCHW, grids_NHW2, "bilinear", mode, align_corners=False), out=images_NCHW)
 
 
 def centred(size: int) -> Tensor:
-    """float64: the places of `size` pixels relative to their centre."""
+    """float64: positions of `size` pixels relative to their centre."""
     return torch.arange(size, dtype=torch.float64) - (size - 1) / 2
 
 
 def _sides(weights_N3: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """NW and NH: what columns and lines say; weights of x, y and 1."""
+    """NW and NH: the contributions of a pixel's column and row, for weights of x, y and 1."""
     by_x_N1, by_y_N1, shift_N1 = weights_N3.split(1, 1)
     return by_x_N1 * centred(width) + shift_N1, by_y_N1 * centred(height)
 
 
 def check_fill(fill: str) -> Fill:
-    """Raises ValueError for an unknown one."""
+    """Raises ValueError for an unknown fill."""
     check_one_of("fill", fill, get_args(Fill))
     return cast(Fill, fill)
 
 
 def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
-    """float64_N33 of numbers and columns."""
+    """float64_N33 from a 3x3 list of numbers and float64_N columns."""
     matrices_N33 = torch.zeros(num, 3, 3, dtype=torch.float64)
     for i, line in enumerate(entries):
         for j, entry in enumerate(line):
@@ -107,9 +109,9 @@ def _matrices(entries: list[list[Tensor | float]], num: int) -> Tensor:
 
 
 class Warp(Operation):
-    """A map of coordinates with a matrix for each sample, and what lies outside of the image: `fill`.
+    """A coordinate map with one matrix per sample; `fill` says how to fill pixels from outside the image.
 
-    Pipeline composes neighbours of equal `fill`: one interpolation for all of them.
+    Pipeline composes neighbouring warps with the same `fill` into one interpolation.
     """
 
     fill: Fill
@@ -120,7 +122,7 @@ class Warp(Operation):
 
     @abstractmethod
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
-        """float64_N33 for images of this size, the identity where the operation is not applied."""
+        """float64_N33 for images of this size, the identity if the operation is not applied."""
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         height, width = images_NCHW.shape[2:]
@@ -128,7 +130,7 @@ class Warp(Operation):
 
 
 class Rotate(Warp):
-    """Turns about the centre, by an angle uniform in -`degrees`..`degrees`, counter-clockwise where positive.
+    """Rotates about the centre by an angle uniform in -`degrees`..`degrees`; positive is counter-clockwise.
 
     Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (rotation). Raises ValueError: `degrees` not in 0..180,
     `probability` not in 0..1, unknown `fill`.
@@ -161,7 +163,7 @@ class _Translate(Warp):
 
 
 class TranslateX(_Translate):
-    """Moves to the right by a share of the width, uniform in -`fraction`..`fraction`, rounded to whole pixels.
+    """Translates to the right by a fraction of the width, uniform in -`fraction`..`fraction`, rounded to pixels.
 
     Source: CUHK ELEG 5491, "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability`
     not in 0..1, unknown `fill`.
@@ -173,7 +175,7 @@ class TranslateX(_Translate):
 
 
 class TranslateY(_Translate):
-    """Moves down by a share of the height, uniform in -`fraction`..`fraction`, rounded to whole pixels.
+    """Translates down by a fraction of the height, uniform in -`fraction`..`fraction`, rounded to pixels.
 
     Source: CUHK ELEG 5491, "Data augmentation" (translation). Raises ValueError: `fraction` not in 0..1, `probability`
     not in 0..1, unknown `fill`.
@@ -199,10 +201,10 @@ class _Factor(Warp):
 
 
 class Scale(_Factor):
-    """Magnifies about the centre by a factor whose logarithm is uniform over that of `factor`.
+    """Scales about the centre by a factor that is log-uniform in `factor`; above 1 magnifies.
 
-    Source: CUHK ELEG 5491, "Data augmentation" (scaling). Raises ValueError: `factor` not above 0, `probability` not in
-    0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (scaling). Raises ValueError: `factor` not above 0, `probability` not
+    in 0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -211,10 +213,10 @@ class Scale(_Factor):
 
 
 class Stretch(_Factor):
-    """Widens about the centre by a factor whose logarithm is uniform over that of `factor`; heights stay.
+    """Scales the width about the centre by a factor that is log-uniform in `factor`; the height is unchanged.
 
-    Source: CUHK ELEG 5491, "Data augmentation" (stretching). Raises ValueError: `factor` not above 0, `probability` not
-    in 0..1, unknown `fill`.
+    Source: CUHK ELEG 5491, "Data augmentation" (stretching). Raises ValueError: `factor` not above 0, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
@@ -223,11 +225,11 @@ class Stretch(_Factor):
 
 
 class Shear(Warp):
-    """Slants the verticals, then the horizontals, by angles uniform in -`x_degrees`..`x_degrees` and `y_degrees`.
+    """Shears in x, then in y, by angles uniform in -`x_degrees`..`x_degrees` and -`y_degrees`..`y_degrees`.
 
-    x' = x - y tan(x_degrees), then y' = y - x' tan(y_degrees), about the centre; the signs are torchvision's.
-    Source: CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (shear). Raises ValueError: an angle not in 0..89,
-    `probability` not in 0..1, unknown `fill`.
+    x' = x - y tan(x_degrees), then y' = y - x' tan(y_degrees), about the centre; the signs are torchvision's. Source:
+    CUHK ELEG 5491, UVic PHYS 555, "Data augmentation" (shear). Raises ValueError: an angle not in 0..89, `probability`
+    not in 0..1, unknown `fill`.
     """
 
     def __init__(
@@ -249,12 +251,12 @@ class Shear(Warp):
 
 
 class Perspective(Warp):
-    """Moves each corner inwards, by whole pixels uniform in 0..`distortion` times half the side, each coordinate
-    by itself; the image is stretched between the moved corners.
+    """Moves each corner inwards and maps the image onto the resulting quadrilateral.
 
-    As torchvision's RandomPerspective, whose corners (0, 0) and (width - 1, height - 1) are taken in coordinates
-    in which pixel centres are at halves. Where three corners come to lie on a line (above a distortion of 0.6) the
-    image stays as it is.
+    Each coordinate of each corner moves by an integer number of pixels, uniform in 0..`distortion` times half the
+    side. As torchvision's RandomPerspective, which takes the corners (0, 0) and (width - 1, height - 1) in coordinates
+    whose pixel centres are at halves. If three corners become collinear (possible above a distortion of 0.6), the
+    image is unchanged.
 
     Source: UVic PHYS 555, "Data augmentation" (perspective transform). Raises ValueError: `distortion` not in 0..1,
     `probability` not in 0..1, unknown `fill`.
@@ -270,7 +272,7 @@ class Perspective(Warp):
         return {"applied": applied_N, "inwards": share_N42}
 
     def corners(self, rows: Rows, height: int, width: int) -> Tensor:
-        """float64_N42: where (x, y) the corners top left, top right, bottom right, bottom left come to lie."""
+        """float64_N42: new positions (x, y) of the top left, top right, bottom right and bottom left corners."""
         limit_2 = torch.tensor([int(self.distortion * (size // 2)) for size in (width, height)])
         inwards_N42 = (rows["inwards"] * (limit_2 + 1)).floor()
         far_42 = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
@@ -278,11 +280,11 @@ class Perspective(Warp):
 
     def matrix(self, rows: Rows, height: int, width: int) -> Tensor:
         corners_N42 = self.corners(rows, height, width)
-        # columns scaled by the sides: everything stays a whole number, and an unmoved frame becomes the identity
+        # columns are scaled by the sides: all numbers stay integers, and unmoved corners give the identity
         sides_3 = torch.tensor([height - 1, width - 1, (height - 1) * (width - 1)])
         matrices_N33 = _about_centre(_adjugate(_from_unit_square(corners_N42) * sides_3), height, width)
         matrices_N33 = matrices_N33 / matrices_N33[:, 2:].abs().amax(2, keepdim=True)
-        # three corners may come to lie on a line at a distortion near 1: no map leads back from there
+        # collinear corners, possible at a large distortion, have no inverse map
         edges_N42 = corners_N42.roll(-1, 1) - corners_N42
         turns_N4 = _cross(edges_N42, edges_N42.roll(-1, 1)).squeeze(-1)
         usable_N = rows["applied"] & (turns_N4 != 0).all(1)
@@ -290,7 +292,7 @@ class Perspective(Warp):
 
 
 def _about_centre(matrices_N33: Tensor, height: int, width: int) -> Tensor:
-    """The same maps of points that are given from the centre instead of the top left."""
+    """The same maps for points given relative to the centre instead of the top left corner."""
     x_N3, y_N3, shift_N3 = matrices_N33.unbind(2)
     first_N3, second_N3, third_N3 = torch.stack(
         (x_N3, y_N3, shift_N3 + x_N3 * (width / 2) + y_N3 * (height / 2)), 2
@@ -299,8 +301,10 @@ def _about_centre(matrices_N33: Tensor, height: int, width: int) -> Tensor:
 
 
 def _from_unit_square(corners_N42: Tensor) -> Tensor:
-    """Maps (0, 0), (1, 0), (1, 1), (0, 1) to the corners, up to a factor (Heckbert 1989, "Fundamentals of texture
-    mapping and image warping", 2.2.3, multiplied by its denominator)."""
+    """Map (0, 0), (1, 0), (1, 1), (0, 1) to the corners, up to a factor.
+
+    Heckbert 1989, "Fundamentals of texture mapping and image warping", 2.2.3, multiplied by the denominator.
+    """
     first_N2, second_N2, third_N2, fourth_N2 = corners_N42.unbind(1)
     right_N2, left_N2 = second_N2 - third_N2, fourth_N2 - third_N2
     sum_N2 = first_N2 - second_N2 + third_N2 - fourth_N2
@@ -314,7 +318,7 @@ def _from_unit_square(corners_N42: Tensor) -> Tensor:
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """Of vectors in the plane (..., 2); (..., 1)."""
+    """Cross product of vectors in the plane, (..., 2) to (..., 1)."""
     return a[..., :1] * b[..., 1:] - a[..., 1:] * b[..., :1]
 
 

@@ -1,4 +1,4 @@
-"""Weather: clouds, fog, snow and rain on whole batches."""
+"""Weather on whole batches: clouds, fog, snow and rain."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ _OCTAVES = 3
 
 
 class Clouds(RangedOperation):
-    """White clouds: y = round(x + (255 - x) opacity t), t = clamp(2.5 (f - 1 + coverage), 0, 1).
+    """Draws white clouds: y = round(x + (255 - x) opacity t), t = clamp(2.5 (f - 1 + coverage), 0, 1).
 
-    f is a smooth random field in [0, 1) (see `smooth_field`), its clouds about `size` of the shorter side wide.
-    `opacity`, `coverage`: ranges in 0..1, uniform; without either of them the sky is clear.
+    f is a smooth random field in [0, 1) (see `smooth_field`) with clouds of about `size` times the shorter side.
+    `opacity`, `coverage`: ranges in 0..1, uniform; if either is 0, the image is unchanged.
 
     Source: UVic PHYS 555, "Weather" (clouds). Raises ValueError: `opacity` or `coverage` not in 0..1 or in the wrong
     order, `size` not in 0.02..1, `probability` not in 0..1.
@@ -41,11 +41,11 @@ class Clouds(RangedOperation):
 
 
 class Fog(RangedOperation):
-    """A veil of one grey: y = round(x + (level - x) density (1 - patchiness f)).
+    """Blends the image with a grey veil: y = round(x + (level - x) density (1 - patchiness f)).
 
-    f is a smooth random field in [0, 1) (see `smooth_field`), its patches about `size` of the shorter side wide.
-    `density`: range in 0..1, uniform, of the veil where it is thickest; `patchiness` in 0..1: 0 is the same
-    everywhere. `level` in 0..255.
+    f is a smooth random field in [0, 1) (see `smooth_field`) with patches of about `size` times the shorter side.
+    `density`: range in 0..1, uniform, of the veil's opacity at its thickest; `patchiness` in 0..1: 0 is a uniform
+    veil. `level` in 0..255.
 
     Source: UVic PHYS 555, "Weather" (fog). Raises ValueError: a value out of its range, `density` in the wrong order,
     `size` not in 0.02..1, `probability` not in 0..1.
@@ -72,11 +72,10 @@ class Fog(RangedOperation):
 
 
 class Snowflakes(RangedOperation):
-    """White flakes: y = round(x + (255 - x) m), m a sum of flakes, at most 1.
+    """Draws white flakes: y = round(x + (255 - x) m), where m is a sum of flakes, at most 1.
 
-    A flake is brightest in its middle, where m is uniform in 0.5..1, and vanishes linearly in both directions at
-    a distance of `size` pixels (1: a single pixel). `density`: range of the share of the pixels that are the
-    middle of one, uniform.
+    m is uniform in 0.5..1 at a flake's centre and falls linearly in both directions to 0 at a distance of `size`
+    pixels (1: a single pixel). `density`: range of the fraction of pixels that are centres of flakes, uniform.
 
     Source: UVic PHYS 555, "Weather" (snow-flakes). Raises ValueError: `density` not in 0..1 or in the wrong order,
     `size` not in 1..64, `probability` not in 0..1.
@@ -91,7 +90,7 @@ class Snowflakes(RangedOperation):
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         H, W = images_KCHW.shape[2:]
         reach = self.size - 1
-        shape = (1, H + 2 * reach, W + 2 * reach)  # flakes outside reach into the image
+        shape = (1, H + 2 * reach, W + 2 * reach)  # flakes centred outside extend into the image
         numbers = uniform(rows["seed"], shape, images_KCHW.device)
         density = column(rows["density"], images_KCHW)
         flakes = (numbers < density).to(torch.float32)
@@ -103,11 +102,10 @@ class Snowflakes(RangedOperation):
 
 
 class SnowyLandscape(RangedOperation):
-    """Snow lies on what is dark: where the lightness L of HLS is below `threshold`, L becomes min(255, `factor` L),
-    at the same hue and saturation.
+    """Covers dark pixels with snow: if the HLS lightness L is below `threshold`, it becomes min(255, `factor` L).
 
-    L = (max + min) / 2 over the channels, in levels; y = L' + (x - L) (255 - |2 L' - 255|) / (255 - |2 L - 255|),
-    rounded. `threshold` (levels 0..255), `factor` (at least 1): ranges, uniform.
+    Hue and saturation are unchanged. L = (max + min) / 2 over the channels, in levels; y = L' + (x - L) (255 - |2 L' -
+    255|) / (255 - |2 L - 255|), rounded. `threshold` (levels 0..255), `factor` (at least 1): ranges, uniform.
 
     Source: UVic PHYS 555, "Weather" (Fast-snowy-landscape). Raises ValueError: a range out of its bounds or in the
     wrong order, `probability` not in 0..1.
@@ -129,17 +127,17 @@ class SnowyLandscape(RangedOperation):
         brighter = (lightness * column(rows["factor"], images_KCHW)).clamp_(max=255)
         dark = lightness < column(rows["threshold"], images_KCHW)
         brighter = torch.where(dark, brighter, lightness)
-        # black has no colour to be stretched
+        # black and white have no colour to stretch
         stretch = _room(brighter).div_(_room(lightness).clamp_(min=1))
         return images_KCHW.sub_(lightness).mul_(stretch).add_(brighter).round_().clamp_(0, 255)
 
 
 class Rain(RangedOperation):
-    """Streaks of one grey: y = round(x + (level - x) opacity) on a streak, one pixel wide.
+    """Draws grey streaks, one pixel wide: y = round(x + (level - x) opacity) on a streak.
 
-    `density`: range of the share of the pixels at which a streak ends; `length`: of a streak downwards, as a
-    share of the image's height (at least one pixel); `slant`: range of the pixels to the right for one down, the
-    same for all streaks of an image; `opacity`: range in 0..1. Ranges are drawn uniformly. `level` in 0..255.
+    `density`: range of the fraction of pixels at which a streak ends; `length`: vertical extent of a streak as a
+    fraction of the image height (at least one pixel); `slant`: range of the horizontal shift to the right per pixel
+    down, the same for all streaks of an image; `opacity`: range in 0..1. Ranges are uniform. `level` in 0..255.
 
     Source: UVic PHYS 555, "Weather", beside snow and fog. Raises ValueError: a value out of its range (`slant` in
     -2..2), a range in the wrong order, `probability` not in 0..1.
@@ -171,26 +169,26 @@ class Rain(RangedOperation):
         return _veil(images_KCHW, slanted.unsqueeze(1).mul_(opacity), self.level)
 
     def _reach(self, height: int) -> tuple[int, int]:
-        """How far the lowest row may be shifted to the left and to the right, in pixels."""
+        """Largest shifts of the lowest row to the left and to the right, in pixels."""
         left, right = self.ranges["slant"]
         return round(max(0.0, -left) * (height - 1)), round(max(0.0, right) * (height - 1))
 
     def _streaks(self, seeds_K: Tensor, density_K: Tensor, images_KCHW: Tensor) -> Tensor:
-        """float32 (K, H, W + reach): 1 on a streak, 0 elsewhere, before it is slanted."""
+        """float32 (K, H, W + reach): 1 on a streak, 0 elsewhere, before slanting."""
         H, W = images_KCHW.shape[2:]
         length = max(1, round(self.length * H))
         shape = (1, H + length - 1, W + sum(self._reach(H)))
         numbers = uniform(seeds_K, shape, images_KCHW.device)
         streaks = (numbers < column(density_K, numbers)).to(torch.float32).squeeze(1)
         reached = 1
-        while reached < length:  # each round doubles what lies above an end
+        while reached < length:  # each round doubles the streaks' length
             step = min(reached, length - reached)
             streaks = torch.maximum(streaks[:, :-step], streaks[:, step:])
             reached += step
         return streaks
 
     def _slanted(self, streaks: Tensor, slant_K: Tensor, width: int) -> Tensor:
-        """Each row shifted to the right by slant x its number, rounded, and cut to the image's width."""
+        """Shift row i to the right by round(slant i) and crop to the image width."""
         H = streaks.shape[1]
         shift_KH = (slant_K.to(streaks.device).unsqueeze(1) * torch.arange(H, device=streaks.device)).round_()
         first_KH1 = (self._reach(H)[1] - shift_KH).to(torch.int64).unsqueeze(2)
@@ -198,11 +196,11 @@ class Rain(RangedOperation):
 
 
 def smooth_field(seeds_N: Tensor, images_NCHW: Tensor, size: float) -> Tensor:
-    """float32 (N, 1, H, W) in [0, 1), mean 1/2: random numbers on square grids, smoothly interpolated, added up.
+    """float32 (N, 1, H, W) in [0, 1) with mean 1/2: a sum of smoothly interpolated grids of random numbers.
 
-    The first grid has about 1 / `size` cells on the shorter side, each of the next two twice as many and half the
-    weight of the one before. Numbers and weights of the interpolation are whole 256ths, so that all sums are
-    exact in float64, in any order and on any device.
+    The first grid has about 1 / `size` cells along the shorter side; each of the next two has twice as many and half
+    the weight. Grid values and interpolation weights are integer multiples of 1/256, so that all sums are exact in
+    float64, in any order and on any device.
     """
     H, W = images_NCHW.shape[2:]
     device = images_NCHW.device
@@ -217,8 +215,10 @@ def smooth_field(seeds_N: Tensor, images_NCHW: Tensor, size: float) -> Tensor:
 
 
 def _interpolation(size: int, cells: int) -> Tensor:
-    """float64 (size, cells + 1): weights in 256ths of the grid points beside the middle of each pixel, by
-    3 t^2 - 2 t^3."""
+    """float64 (size, cells + 1): weights of the grid points on either side of each pixel centre, in 256ths.
+
+    The weights are 3 t^2 - 2 t^3.
+    """
     place = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size
     before = place.floor()
     t = place - before
@@ -231,12 +231,12 @@ def _interpolation(size: int, cells: int) -> Tensor:
 
 
 def _veil(images_NCHW: Tensor, share_N1HW: Tensor, level: float) -> Tensor:
-    """This share of a pixel is replaced by the level."""
+    """Blend the images with `level`, in place; `share_N1HW` is the weight of the level."""
     return images_NCHW.add_((level - images_NCHW).mul_(share_N1HW)).round_()
 
 
 def _spread(flakes: Tensor, size: int, axis: int) -> Tensor:
-    """Each number also goes to the size - 1 places before and behind it, times size - distance."""
+    """Convolve with a triangle: a value also adds to pixels up to size - 1 away, times size - distance."""
     reach = size - 1
     count = flakes.shape[axis] - 2 * reach
     total = flakes.narrow(axis, reach, count) * size
