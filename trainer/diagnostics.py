@@ -1,4 +1,4 @@
-"""What watches a run: functions of numbers that return numbers; they cannot steer."""
+"""Diagnostics: functions that map a run's numbers to further numbers; they cannot affect training."""
 
 import math
 
@@ -6,10 +6,10 @@ from trainer.contracts import Diagnostics
 
 
 class Basic(Diagnostics):
-    """Gradient norm at each logged step, and the first loss against that of an untrained model.
+    """Logs the gradient norm, and compares the first loss with that of an untrained model.
 
-    A classifier that knows nothing has a cross entropy of ln C. A first loss further from it than half of
-    itself was the surest early sign of a doomed run among 32 that were looked at.
+    A classifier with uniform predictions has a cross entropy of ln C. A first loss that deviates from it by more than
+    half was the most reliable early sign of a failing run among 32 that were examined.
     """
 
     def at_log(self, grad_norm: float | None) -> dict[str, float]:
@@ -17,7 +17,7 @@ class Basic(Diagnostics):
         return {} if grad_norm is None else {"grad_norm": grad_norm}
 
     def at_start(self, initial_loss: float, untrained_loss: float | None) -> tuple[dict[str, float], str | None]:
-        """The first training loss, and a sentence when it is suspicious."""
+        """Return the first training loss, and a warning if it is suspicious."""
         values = {"diagnostics/initial_loss": initial_loss}
         if untrained_loss is None:
             return values, None

@@ -8,10 +8,11 @@ from trainer.base.improvement import Improvement
 
 
 class EarlyStopping:
-    """Counts evaluations without improvement; answers `should_stop`, the loop itself breaks.
+    """Counts evaluations without improvement; the training loop asks `should_stop` after each.
 
-    `patience` >= 1 evaluations; `min_delta` >= 0, the least change that counts; evaluations at or before step
-    `after_step` may set the best value but never count against patience. Raises ValueError outside these.
+    `patience` >= 1 evaluations; `min_delta` >= 0, the smallest change that counts as an improvement; evaluations at or
+    before step `after_step` can set the best value but never count against patience. Raises ValueError for other
+    values.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int, min_delta: float, after_step: int = 0) -> None:
@@ -21,7 +22,7 @@ class EarlyStopping:
         self.waited = 0
 
     def should_stop(self, value: float, step: int) -> bool:
-        """Hear of an evaluation after `step` steps; whether patience has run out."""
+        """Record the evaluation after `step` steps; return whether patience is exhausted."""
         if self.improvement.observe(value) or step <= self.after_step:
             self.waited = 0
         else:
@@ -30,7 +31,7 @@ class EarlyStopping:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether patience has run out."""
+        """Whether patience is exhausted."""
         return self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Initial weights. An initializer is called once, with the freshly built model, and changes it in place.
+"""Weight initializers. An initializer is called once with the freshly built model and changes it in place.
 
-Weights of linear and convolution layers are drawn in the order of `named_modules` from torch's default CPU
-generator, whatever device the model is on; their biases become 0, the scales of norms 1 and their biases 0.
-All other parameters (embeddings, attention projections held as plain tensors, recurrent layers) stay as they
-are.
+Weights of linear and convolutional layers are drawn in the order of `named_modules` from torch's default CPU
+generator, whatever the model's device; their biases become 0, scales of norms 1 and biases of norms 0. All other
+parameters (embeddings, attention projections held as plain tensors, recurrent layers) are unchanged.
 """
 
 from collections.abc import Callable
@@ -43,9 +42,9 @@ class _Xavier:
 class XavierNormal(_Xavier):
     """w ~ N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot & Bengio 2010).
 
-    fan_in = C_in*k*k and fan_out = C_out*k*k for a convolution. `gain` > 0. A prints the variance 1/(d+u) for
-    the normal, which contradicts its own Var(W) = 2/(d+u) one line above: a misprint. B calls it a truncated
-    normal; this one is not truncated.
+    fan_in = C_in*k*k and fan_out = C_out*k*k for a convolution. `gain` > 0. CUHK ELEG 5491 prints the variance 1/(d+u)
+    for the normal distribution, a misprint: it contradicts Var(W) = 2/(d+u) one line above. UVic PHYS 555 calls it a
+    truncated normal; this one is not truncated.
     """
 
     def __call__(self, model: nn.Module) -> None:
@@ -55,7 +54,7 @@ class XavierNormal(_Xavier):
 class XavierUniform(_Xavier):
     """w ~ U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out)): the variance of `XavierNormal`.
 
-    `gain` > 0. C prints N(-b, b) where the uniform distribution is meant.
+    `gain` > 0. CS7150 prints N(-b, b) where it means the uniform distribution.
     """
 
     def __call__(self, model: nn.Module) -> None:
@@ -93,16 +92,16 @@ class _Kaiming:
 class KaimingNormal(_Kaiming):
     """w ~ N(0, gain^2 / fan) (He et al. 2015, "Delving deep into rectifiers").
 
-    `mode`: fan_in keeps the variance of activations from layer to layer, fan_out that of gradients.
-    gain^2 is 2 for relu, 2 / (1 + a^2) for leaky_relu with the slope `a` below zero, (5/3)^2 for tanh,
-    (3/4)^2 for selu, 1 for sigmoid and linear (`torch.nn.init.calculate_gain`). For a convolution fan_in is
-    C_in*k*k, fan_out C_out*k*k (`conv_fan_out`: receptive_field, torch's and the paper's) or C_out (channels,
-    CS7150, "Question"). Groups do not lower fan_out, as in torch.
+    `mode`: fan_in preserves the variance of activations from layer to layer, fan_out that of gradients. gain^2 is 2
+    for relu, 2 / (1 + a^2) for leaky_relu with negative slope `a`, (5/3)^2 for tanh, (3/4)^2 for selu, 1 for sigmoid
+    and linear (`torch.nn.init.calculate_gain`). For a convolution fan_in is C_in*k*k; fan_out is C_out*k*k
+    (`conv_fan_out`: receptive_field, as in torch and the paper) or C_out (channels, as in CS7150, "Question"). As in
+    torch, groups do not reduce fan_out.
 
-    A says that the n of Var = 2/n counts the *output* units of the layer; its own derivation sums over the
-    inputs, and D and the paper have n = dim(x): n is fan_in here.
+    CUHK ELEG 5491 says that n in Var = 2/n counts the *output* units of the layer, but its own derivation sums over
+    the inputs, and UIUC ECE 598 and the paper have n = dim(x). Here n is fan_in.
 
-    Raises ValueError for an unknown name, and for `a` or `conv_fan_out` where they would have no effect.
+    Raises ValueError for an unknown name, and for `a` or `conv_fan_out` if they would have no effect.
     """
 
     def __call__(self, model: nn.Module) -> None:
@@ -110,7 +109,7 @@ class KaimingNormal(_Kaiming):
 
 
 class KaimingUniform(_Kaiming):
-    """w ~ U(-b, b), b = gain * sqrt(3 / fan): the variance and the arguments of `KaimingNormal`."""
+    """w ~ U(-b, b), b = gain * sqrt(3 / fan): variance and arguments as in `KaimingNormal`."""
 
     def __call__(self, model: nn.Module) -> None:
         _initialize(model, lambda values, layer: _uniform(values, self._std(layer)))
@@ -118,7 +117,7 @@ class KaimingUniform(_Kaiming):
 
 @torch.no_grad()
 def _initialize(model: nn.Module, draw: Callable[[Tensor, Layer], object]) -> None:
-    """Let `draw` fill a CPU tensor for the weight of each layer. Raises ValueError when there is no layer."""
+    """Draw each layer's weights in a CPU tensor and copy them. Raises ValueError if there is no layer."""
     num_layers = 0
     for module in model.modules():
         if isinstance(module, Layer):
@@ -142,6 +141,6 @@ def _uniform(values: Tensor, std: float) -> Tensor:
 
 
 def _fans(layer: Layer) -> tuple[int, int]:
-    """fan_in and fan_out, each times the receptive field of a convolution."""
+    """fan_in and fan_out, both including the receptive field of a convolution."""
     receptive_field = layer.weight[0, 0].numel()
     return layer.weight.shape[1] * receptive_field, layer.weight.shape[0] * receptive_field

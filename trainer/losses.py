@@ -1,9 +1,9 @@
-"""Losses. A loss gives the sum over samples; the caller divides by the global number of samples.
+"""Losses. A loss returns the sum over samples; the caller divides by the global number of samples.
 
-The sum of such sums over devices or micro-batches is exact, which a mean of means is not. A loss declares the
-`tasks` that it serves and, for each task, the names of its `metrics`; `soft_targets` where the target of a
-classification may be a probability of each class, (N, K), as mixed samples have it; and `each` gives the loss of
-every sample, (N,), for samplers that ask. Outputs in half precision are taken to float32 first.
+Adding such sums over devices or micro-batches is exact; averaging means is not. A loss declares the `tasks` that it
+supports and, for each task, the names of its `metrics`. `soft_targets` says whether a classification target may be a
+probability per class, (N, K), as mixed samples have it. `each` returns the loss per sample, (N,), for samplers that
+need it. Outputs in half precision are converted to float32 first.
 """
 
 from math import log
@@ -22,8 +22,8 @@ _HALF = (torch.bfloat16, torch.float16)
 class CrossEntropy(Loss):
     """J = sum_n -log softmax(outputs_n)[target_n] (UIUC ECE 598, "Cross-entropy (Loss)").
 
-    `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al.
-    2016). `base` of the logarithm: "e" for nats, 2 for bits as in D. Raises ValueError for other values.
+    `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al. 2016).
+    `base` of the logarithm: "e" for nats, 2 for bits as in UIUC ECE 598. Raises ValueError for other values.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
@@ -51,19 +51,19 @@ class CrossEntropy(Loss):
         return value if self._unit == 1.0 else value / self._unit
 
     def of_probabilities(self, log_probabilities_NK: Tensor, targets_N: Tensor) -> Tensor | None:
-        """-log p[target], with base and smoothing: softmax leaves log probabilities as they are."""
+        """-log p[target], with base and smoothing: log probabilities are invariant under log-softmax."""
         return self(log_probabilities_NK, targets_N)
 
     def initial_value(self, num_outputs: int) -> float | None:
-        """ln K (log2 K in bits): the mean loss when every class gets the same probability."""
+        """ln K (log2 K in bits): the mean loss of uniform predictions."""
         return log(num_outputs) / self._unit
 
 
 class MSE(Loss):
     """J = sum_n mean_k (outputs_nk - targets_nk)^2 (UIUC ECE 598, "Loss Function Example - MSE").
 
-    So J / N is `F.mse_loss` with reduction="mean". Integer targets are class indices and stand for one-hot
-    vectors; floating point targets are values, (N, K), or (N,) where K = 1.
+    J / N equals `F.mse_loss` with reduction="mean". Integer targets are class indices and are one-hot encoded;
+    floating-point targets are values, (N, K), or (N,) if K = 1.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
@@ -74,7 +74,7 @@ class MSE(Loss):
     soft_targets = True
 
     def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
-        """The sum over samples, a scalar. Raises ValueError for values of another shape than the outputs."""
+        """The sum over samples, a scalar. Raises ValueError if values do not have the shape of the outputs."""
         return self._squares(outputs_NK, targets, "sum") / outputs_NK.shape[1]
 
     def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class MSE(Loss):
 
 
 def _encode(targets: Tensor, outputs_NK: Tensor) -> Tensor:
-    """Class indices as one-hot vectors, values in the shape and kind of the outputs."""
+    """Class indices as one-hot vectors; values in the shape and dtype of the outputs."""
     if not targets.is_floating_point():
         return torch.zeros_like(outputs_NK).scatter_(1, targets.unsqueeze(1), 1.0)
     targets_NK = targets.unsqueeze(1) if targets.ndim == 1 else targets

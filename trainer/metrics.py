@@ -1,4 +1,4 @@
-"""Training and evaluation metrics: sums over samples, read from the device only when asked."""
+"""Training and evaluation metrics: sums over samples that stay on the device until they are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ Sum = Callable[[Tensor, Tensor], Tensor]
 
 
 def correct(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
-    """How many samples have their class ranked first."""
+    """Number of samples whose class is ranked first."""
     return (outputs_NK.argmax(1) == _classes(targets_N)).sum()
 
 
 def correct_top5(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
-    """How many samples have their class among the five ranked first."""
+    """Number of samples whose class is among the five ranked first."""
     return (outputs_NK.topk(5, dim=1).indices == _classes(targets_N).unsqueeze(1)).sum()
 
 
 def _classes(targets: Tensor) -> Tensor:
-    """Class indices; of a mixed sample the class that it has most of."""
+    """Class indices; for a mixed sample, the class with the largest weight."""
     return targets.argmax(1) if targets.is_floating_point() else targets
 
 
@@ -35,10 +35,10 @@ SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae
 
 
 def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
-    """The metrics that make sense: top-5 accuracy needs more than five classes.
+    """Select the applicable metrics: top-5 accuracy needs more than five classes.
 
-    A function among them is a metric of the user's, under its own name. Raises ConfigurationError for a name
-    that does not exist.
+    A function in `wanted` is a user's metric, reported under its own name. Raises ConfigurationError for a name that
+    does not exist.
     """
     found: dict[str, Sum] = {}
     for metric in wanted:
@@ -52,20 +52,20 @@ def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
 
 
 def _wide(value: Tensor) -> Tensor:
-    """As float64; MPS has none, there as float32."""
+    """Convert to float64, or to float32 on MPS, which has no float64."""
     return value.float() if value.device.type == "mps" else value.double()
 
 
-# parts of a batch whose outputs are kept before their metrics are computed together, and a bound on their size
+# micro-batches whose outputs are buffered before metrics are computed on them at once, and a bound on their size
 _FOLD_PARTS, _FOLD_ELEMENTS = 32, 1 << 20
 
 
 class Meter:
-    """Means over the samples seen since it was last read.
+    """Means over the samples seen since the last read.
 
-    Computing a metric every step would cost 10 microseconds and more, so outputs are kept and folded 32 parts
-    at a time; losses are kept one by one. What is kept goes into the checkpoint as it stands: where a run was
-    interrupted leaves no trace in the last bit.
+    Computing metrics costs at least 10 microseconds per step, so outputs are buffered and folded into totals 32
+    micro-batches at a time; losses are buffered individually. Checkpoints hold the buffers as they are, so that the
+    last bit does not depend on where a run was interrupted.
     """
 
     def __init__(self, sums: Mapping[str, Sum]) -> None:
@@ -81,7 +81,7 @@ class Meter:
         self._num_samples = 0
 
     def add(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Take the summed loss, the outputs and the targets of a (part of a) batch."""
+        """Add the summed loss, the outputs and the targets of a batch or micro-batch."""
         self._losses.append(loss_sum)
         self._outputs.append(outputs.detach())
         self._targets.append(targets)
@@ -99,9 +99,9 @@ class Meter:
         self._outputs, self._targets, self._elements = [], [], 0
 
     def read(self, over_ranks: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, float]:
-        """`loss` and the other means, in one wait for the device; starts anew. Empty when nothing was seen.
+        """Return `loss` and the other means and reset; empty if nothing was seen. Waits for the device once.
 
-        `over_ranks` sums a tensor over the ranks; all of them call this.
+        `over_ranks` sums a tensor over the ranks; all of them must call this.
         """
         if not self._losses:
             return {}
@@ -127,8 +127,11 @@ class Meter:
     def load_state_dict(
         self, states: Sequence[Mapping[str, Any]], shard: int, num_shards: int, device: torch.device
     ) -> None:
-        """Go on from `states`, one a shard of the samples; every `num_shards`-th one is this rank's, so that
-        nothing is lost or counted twice when there are more or fewer shards now."""
+        """Resume from `states`, one per shard of the samples.
+
+        This rank takes every `num_shards`-th state, so that nothing is lost or counted twice if the number of shards
+        has changed.
+        """
         self.reset()
         for state in states[shard::num_shards]:
             self._take(state, device)

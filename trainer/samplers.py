@@ -1,12 +1,12 @@
-"""Samplers: which sample of the training part comes when.
+"""Samplers: the order in which the training samples are used.
 
-`order(targets_N, generator)` answers with the indices of one whole epoch, int64, on the CPU; the CPU
-generator comes seeded for that epoch, so that no order depends on how often a run was interrupted. It changes
-nothing: asked again, it answers the same. `repeats` says whether a sample may come more than once in an epoch.
+`order(targets_N, generator)` returns the indices of one whole epoch, int64, on the CPU. The CPU generator is seeded
+for that epoch, so that the order does not depend on how often a run was interrupted. `order` has no side effects:
+called again, it returns the same. `repeats` says whether a sample may occur more than once in an epoch.
 
-`needs_classes` (true or absent): targets must be class numbers. `batch_size` in a constructor is given by the
-trainer: the samples of an optimizer step, over all ranks. A sampler that learns from losses has `observe`, too:
-see HardExamples.
+`needs_classes` (default false): targets must be class indices. The trainer passes `batch_size` to constructors that
+take it: the number of samples of an optimizer step, over all ranks. A sampler that learns from losses also has
+`observe`: see HardExamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ SumOverRanks = Callable[[Tensor], Tensor]
 
 
 class Shuffle(Sampler):
-    """A new uniform permutation every epoch: every sample exactly once.
+    """A new uniform random permutation every epoch: every sample exactly once.
 
     Source: CUHK ELEG 5491, "Shuffling the training samples"; UVic PHYS 555, "SGD Algorithm with mini-batches".
     """
@@ -35,7 +35,7 @@ class Shuffle(Sampler):
 
 
 class Sequential(Sampler):
-    """The stored order, 0 to N-1, every epoch; draws nothing."""
+    """The stored order, 0 to N-1, every epoch; not random."""
 
     repeats = False
 
@@ -44,7 +44,7 @@ class Sequential(Sampler):
 
 
 class WithReplacement(Sampler):
-    """N independent uniform draws from N samples: an epoch holds about 63 % of them, some several times."""
+    """N independent uniform draws from N samples: an epoch contains about 63 % of them, some several times."""
 
     repeats = True
 
@@ -53,10 +53,9 @@ class WithReplacement(Sampler):
 
 
 class FreshBatch(Sampler):
-    """Every step draws its K of the N samples anew, without replacement, whatever the steps before had.
+    """Every step draws K of the N samples without replacement, independently of other steps.
 
-    An epoch is N samples long all the same; its last batch has what is left of them. `batch_size` K is that of
-    an optimizer step.
+    An epoch is still N samples long, so its last batch may be smaller. `batch_size` K is that of an optimizer step.
 
     Source: Optimization (Part 2), "Stochastic Gradient Descent", I = choose({1, ..., N}, K) in each iteration.
     """
@@ -74,26 +73,26 @@ class FreshBatch(Sampler):
             steps = [torch.randperm(size, generator=generator)[: self._batch_size] for _ in range(num_steps)]
             return torch.cat(steps)[:size]
         drawn_SK = torch.randint(size, (num_steps, self._batch_size), generator=generator)
-        # What equals an earlier one of its step is drawn again. A value that is refused stands, or will stand,
-        # further left, so that each place is uniform over what is not to its left.
+        # Redraw entries that equal an earlier one of their step. A rejected value always occurs further left, so that
+        # each entry is uniform over the values that do not.
         while len(again := _repeated(drawn_SK)):
             drawn_SK.view(-1)[again] = torch.randint(size, (len(again),), generator=generator)
         return drawn_SK.flatten()[:size]
 
 
 def _repeated(drawn_SK: Tensor) -> Tensor:
-    """Flat places of the entries that equal one to their left in the same row."""
+    """Flat indices of the entries that equal an entry to their left in the same row."""
     values, places = drawn_SK.sort(dim=1, stable=True)
     rows, behind = (values[:, 1:] == values[:, :-1]).nonzero(as_tuple=True)
     return rows * drawn_SK.shape[1] + places[rows, behind + 1]
 
 
 class ClassInterleaved(Sampler):
-    """Every sample exactly once, in random order, neighbours never of one class where that is possible.
+    """Every sample exactly once, in random order, without neighbours of the same class if possible.
 
-    The classes come spread over the epoch in proportion to their sizes. A class with more samples, m, than all
-    others together and one makes neighbours of one class unavoidable; there are as few of them as there can be,
-    2m - N - 1, spread evenly over the epoch in runs of (nearly) one length.
+    Classes are spread over the epoch in proportion to their sizes. If one class has m samples and m > N - m + 1, equal
+    neighbours are unavoidable: their number is the minimum, 2m - N - 1, and they are spread evenly over the epoch in
+    runs of (nearly) equal length.
 
     Source: CUHK ELEG 5491, "Shuffling the training samples" (successive examples never or rarely belong to the same
     class).
@@ -111,9 +110,9 @@ class ClassInterleaved(Sampler):
 
 
 def _spread(counts: list[int], generator: torch.Generator) -> Tensor:
-    """Class numbers, each as often as `counts` says, without equal neighbours where possible."""
+    """Class labels, each `counts` times, with as few equal neighbours as possible."""
     largest, total = max(range(len(counts)), key=counts.__getitem__), sum(counts)
-    num_runs = min(counts[largest], total - counts[largest] + 1)  # of the largest class, with others between
+    num_runs = min(counts[largest], total - counts[largest] + 1)  # of the largest class, separated by others
     runs = [*counts[:largest], num_runs, *counts[largest + 1 :]]
     sequence = torch.tensor(list(_alternating(runs, generator)))
     lengths = torch.ones_like(sequence)
@@ -123,18 +122,18 @@ def _spread(counts: list[int], generator: torch.Generator) -> Tensor:
 
 
 def _alternating(counts: list[int], generator: torch.Generator) -> Iterator[int]:
-    """A sequence without equal neighbours; no count may be above half of the total, rounded up.
+    """Yield labels without equal neighbours; no count may exceed half of the total, rounded up.
 
-    The k-th of the n samples of a class is due at (k + u) / n, u uniform in [0, 1); what is due first comes
-    first, unless it is of the class before. A class that has more than half of what is left has to come now;
-    there is at most one, and it was not the one before.
+    The k-th of a class's n samples is due at (k + u) / n, u uniform in [0, 1). The earliest one comes next, unless its
+    class is that of the previous one. A class with more than half of the remaining samples must come next; there is at
+    most one, and it was not the previous one.
     """
     jitter = iter(torch.rand(sum(counts), generator=generator, dtype=torch.float64).tolist())
     due = [[(k + next(jitter)) / count for k in range(count)] for count in counts]
     heap = [(times[0], label) for label, times in enumerate(due) if times]
     heapify(heap)
     left = list(counts)
-    with_left: dict[int, set[int]] = {}  # classes by the number of samples that they have left
+    with_left: dict[int, set[int]] = {}  # classes by their number of remaining samples
     for label, count in enumerate(counts):
         with_left.setdefault(count, set()).add(label)
     most, previous = max(counts), -1
@@ -161,9 +160,9 @@ def _alternating(counts: list[int], generator: torch.Generator) -> Iterator[int]
 
 
 class ClassBalanced(Sampler):
-    """N independent draws: a class, uniformly, then one of its samples, uniformly.
+    """N independent draws: a uniform class, then a uniform sample of that class.
 
-    So every class that occurs comes equally often in expectation, and p_i = 1 / (C n_c(i)).
+    Every class that occurs is equally frequent in expectation: p_i = 1 / (C n_c(i)).
     """
 
     repeats = True
@@ -180,23 +179,23 @@ class ClassBalanced(Sampler):
         return by_class_N[starts_C[drawn_N] + (share_N * counts_C[drawn_N]).long()]
 
 
-LOSS_UNIT, MOST_LOSS = 2.0**-30, 2.0**20  # losses are added up as whole numbers of units
+LOSS_UNIT, MOST_LOSS = 2.0**-30, 2.0**20  # losses are summed as integer multiples of LOSS_UNIT
 _ROUNDS = 256
 
 
 class HardExamples(Sampler):
-    """Samples with a large loss come more often: N independent draws an epoch, with
+    """Draws samples with a large loss more often: N independent draws per epoch, with
 
         p_i = (1 - uniform) (loss_i + floor)^power / sum_j (loss_j + floor)^power + uniform / N
 
-    loss_i is the sample's running mean: after an epoch, `smoothing` times the earlier one plus (1 - smoothing)
-    times the mean of what was observed in it; the first observation stands as it is, and without one the mean
-    of the others does. The first epoch, in which nothing is known, is a plain shuffle. Losses are taken as
-    0..2^20; one that is not a number counts as not observed.
+    loss_i is the sample's running mean: after an epoch, `smoothing` times the previous value plus (1 - smoothing)
+    times the mean of the losses observed in it. The first observation is taken as it is; a sample without one gets the
+    mean of the others. The first epoch, before any observation, is a plain shuffle. Losses are clamped to 0..2^20;
+    non-finite ones are ignored.
 
-    The losses of an epoch change nothing before it has ended: its order is a function of the state at its start
-    and of the generator, and `state_dict` at any moment between holds that state and the sums so far. The sums
-    are whole numbers, so that neither the order of the calls nor which rank saw what leaves a trace.
+    Losses take effect only at the end of their epoch: an epoch's order is a function of the state at its start and of
+    the generator, and `state_dict` at any time holds that state and the sums so far. The sums are integers, so that
+    the result depends neither on the order of the calls nor on which rank saw which sample.
 
     Source: CUHK ELEG 5491, "Shuffling the training samples" (present examples with a large error more frequently).
     Raises ValueError for `power`, `floor` below 0, `uniform` outside (0, 1], `smoothing` outside [0, 1).
@@ -210,8 +209,8 @@ class HardExamples(Sampler):
         check_number("uniform", uniform, 0, 1, above=True, must="above 0 and at most 1")
         check_number("smoothing", smoothing, 0, 1, below=True, must="at least 0 and below 1")
         self._power, self._floor, self._uniform, self._smoothing = power, floor, uniform, smoothing
-        self._running = torch.empty(0)  # float32 (N,), NaN: not known
-        # of this epoch, int64 (2, N): sums in LOSS_UNIT and counts; over all ranks, and not yet handed over
+        self._running = torch.empty(0)  # float32 (N,), NaN: unknown
+        # sums in LOSS_UNIT and counts of this epoch, int64 (2, N): over all ranks, and of this rank since `gather`
         self._seen = self._mine = torch.empty(2, 0, dtype=torch.int64)
 
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
@@ -222,15 +221,15 @@ class HardExamples(Sampler):
             return torch.randperm(size, generator=generator)
         losses = self._running.double()
         base = losses.where(known, losses[known].mean()) + self._floor
-        # of the largest, so that a large power neither overflows nor loses them all
+        # relative to the largest, so that a large power neither overflows nor makes all of them 0
         hardness = (base / base.max().clamp(min=torch.finfo(base.dtype).tiny)) ** self._power
         order = torch.randint(size, (size,), generator=generator)
         by_loss = torch.rand(size, generator=generator, dtype=torch.float64) >= self._uniform
-        if hardness.max() == 0:  # all is learnt, and floor is 0
+        if hardness.max() == 0:  # all losses and floor are 0
             return order
         open_K = by_loss.nonzero().flatten()
-        # Drawn by rejection: a loss with another last bit changes no more than the draws that it decides. What
-        # is still open after many rounds, since a few samples are much harder than all others, is looked up.
+        # Rejection sampling: a loss that differs in its last bit changes only the draws that it decides. If a few
+        # samples are much harder than all others, draws still open after many rounds use the inverse distribution.
         for _ in range(_ROUNDS):
             level_K = torch.rand(len(open_K), generator=generator, dtype=torch.float64) * hardness.max()
             open_K = open_K[level_K >= hardness[order[open_K]]]
@@ -243,10 +242,11 @@ class HardExamples(Sampler):
         return order
 
     def observe(self, indices_K: Tensor, losses_K: Tensor) -> None:
-        """Take the losses of samples of this epoch, in any order; of those alone that this rank has seen.
+        """Record losses of samples of this epoch that this rank has seen, in any order.
 
-        Without waiting for the device: the sums are kept where the losses are. To be called after `order`, or
-        after `load_state_dict`."""
+        Does not wait for the device: sums stay on the device of the losses. Call it after `order` or
+        `load_state_dict`.
+        """
         if self._mine.device != losses_K.device:
             self._mine = self._mine.to(losses_K.device)
         losses_K = losses_K.detach().float()
@@ -257,16 +257,18 @@ class HardExamples(Sampler):
         )
 
     def gather(self, sum_over_ranks: SumOverRanks = lambda tensor: tensor) -> None:
-        """Put together what the ranks have observed; all of them call it, with what adds an int64 tensor over them.
+        """Combine the observations of all ranks, which must all call this; `sum_over_ranks` sums an int64 tensor over
+        them.
 
-        To be called before `state_dict` and `end_epoch`, as often as one likes."""
+        Must be called before `state_dict` and `end_epoch`; further calls are harmless.
+        """
         self._seen = self._seen + sum_over_ranks(self._mine).cpu()
         self._mine = torch.zeros_like(self._mine)
 
     def end_epoch(self) -> None:
-        """Fold the losses of the epoch into the running means."""
+        """Update the running means with the losses of the epoch."""
         sums, counts = self._seen
-        mean = sums.double() / counts * LOSS_UNIT  # NaN where there are none
+        mean = sums.double() / counts * LOSS_UNIT  # NaN if nothing was observed
         running = self._running.double()
         folded = torch.where(running.isnan(), mean, self._smoothing * running + (1 - self._smoothing) * mean)
         self._running = torch.where(counts > 0, folded, running).float()
@@ -276,12 +278,12 @@ class HardExamples(Sampler):
         return {"running": self._running, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The same on every rank."""
+        """Restore the same state on every rank."""
         self._running, self._seen = state["running"].clone(), state["seen"].clone()
         self._mine = torch.zeros_like(self._seen)
 
     def _begin(self, size: int) -> None:
-        """Make room for `size` samples, where there is none yet."""
+        """Allocate the state for `size` samples, unless it exists."""
         if len(self._running) != size:
             self._running = torch.full((size,), float("nan"))
             self._seen = torch.zeros(2, size, dtype=torch.int64)

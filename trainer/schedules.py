@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the step.
 
-`factor(step)` is what each learning rate is multiplied by in optimizer step `step` (0, 1, ...), so that
-`lr(step) = lr * factor(step)`. A schedule that listens to the validation (`Plateau`) also has `observe`,
-`state_dict` and `load_state_dict`. Durations are given as text and need `steps_per_epoch` and `total_steps`.
+`factor(step)` multiplies each learning rate in optimizer step `step` (0, 1, ...): `lr(step) = lr * factor(step)`. A
+schedule that depends on validation metrics (`Plateau`) also has `observe`, `state_dict` and `load_state_dict`.
+Durations are given as text; converting them needs `steps_per_epoch` and `total_steps`.
 """
 
 import math
@@ -27,7 +27,7 @@ class Constant(Schedule):
 class Step(Schedule):
     """factor(t) = f^floor(t / d): a drop every d steps (CUHK ELEG 5491: divided by 10 whenever mod(t, d) = 0).
 
-    `every`: duration d; `factor`: f in (0, 1). Raises ValueError outside these.
+    `every`: duration d; `factor`: f in (0, 1). Raises ValueError for other values.
     """
 
     def __init__(self, every: str, factor: float = 0.1, *, steps_per_epoch: int, total_steps: int) -> None:
@@ -40,10 +40,10 @@ class Step(Schedule):
 
 
 class Cosine(Schedule):
-    """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run (Loshchilov & Hutter 2017, with one
-    cycle).
+    """factor(t) = f + (1 - f) (1 + cos(pi t / T)) / 2 over the T steps of the run.
 
-    `final`: f in [0, 1], reached at step T. Raises ValueError outside it.
+    `final`: f in [0, 1], reached at step T. Source: Loshchilov & Hutter 2017, with one cycle. Raises ValueError for
+    other values.
     """
 
     def __init__(self, final: float = 0.0, *, total_steps: int) -> None:
@@ -55,18 +55,18 @@ class Cosine(Schedule):
 
 
 class _Warmup(Schedule):
-    """factor(t) = s + (1 - s) (t + 1) / W for t < W, then `decay` of the progress p = (t - W) / (T - W).
+    """factor(t) = s + (1 - s) (t + 1) / W for t < W, then f + (1 - f) `decay`(p), p = (t - W) / (T - W).
 
-    The first step already moves (at t = 0 the factor is s + (1 - s) / W, never 0) and step W - 1 has the full
-    rate; the figures of A leave the end points open. Raises ValueError where the warm-up is not shorter than
-    the run, or a share is outside [0, 1].
+    `warmup`: duration W; `start`: s and `final`: f, in [0, 1]. The first step already has a factor above 0, s + (1 -
+    s) / W, and step W - 1 has the full rate; the figures of CUHK ELEG 5491 leave the end points open. Raises
+    ValueError if the warm-up is not shorter than the run, or if s or f is outside [0, 1].
     """
 
     def __init__(self, warmup: str, start: float, final: float, *, steps_per_epoch: int, total_steps: int) -> None:
         duration = parse_duration(warmup)
         self.warmup = duration.steps(steps_per_epoch, total_steps)
         if duration.unit == "%" and duration.amount < 100:
-            self.warmup = min(self.warmup, total_steps - 1)  # rounding must not make it as long as a short run
+            self.warmup = min(self.warmup, total_steps - 1)  # rounding up must not make it as long as a short run
         if self.warmup >= total_steps:
             raise ValueError(
                 f"warmup={warmup}: is {self.warmup} steps, must be shorter than the run of {total_steps} steps"
@@ -86,23 +86,24 @@ class _Warmup(Schedule):
 
 
 class LinearWarmup(_Warmup):
-    """Linear up, then linear down: decay(p) = 1 - p."""
+    """Linear warm-up, then linear decay: decay(p) = 1 - p."""
 
     def decay(self, progress: float) -> float:
         return 1 - progress
 
 
 class CosineWarmup(_Warmup):
-    """Linear up, then half a cosine: decay(p) = (1 + cos(pi p)) / 2."""
+    """Linear warm-up, then cosine decay: decay(p) = (1 + cos(pi p)) / 2."""
 
     def decay(self, progress: float) -> float:
         return (1 + math.cos(math.pi * progress)) / 2
 
 
 class Plateau(Schedule):
-    """factor = max(floor, f^k), k = how often the monitored metric stalled for more than `patience` evaluations.
+    """factor = max(floor, f^k), where k counts how often the monitored metric stalled for more than `patience`
+    evaluations.
 
-    As torch's ReduceLROnPlateau with an absolute threshold and no cooldown (UVic PHYS 555: divided by 10 when
+    Like torch's ReduceLROnPlateau with an absolute threshold and no cooldown (UVic PHYS 555: divided by 10 when
     validation stalls). `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
     """
 
@@ -128,7 +129,7 @@ class Plateau(Schedule):
         return max(self.floor, float(self.drop**self.drops))
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Hear of an evaluation."""
+        """Record the metrics of an evaluation."""
         self.stalled = 0 if self.improvement.observe(metrics[self.monitor]) else self.stalled + 1
         if self.stalled > self.patience:
             self.drops, self.stalled = self.drops + 1, 0

@@ -1,4 +1,4 @@
-"""Data sets: what a run reads, cut into training, validation and test parts: uint8 tensors, or photographs in files."""
+"""Data sets with training, validation and test splits: uint8 tensors, or photographs in files."""
 
 from trainer.data.digits import Digits
 from trainer.data.facts import DataFacts, DataSet, Part, Splits

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries with it."""
+"""The 1,797 handwritten digits that ship with scikit-learn."""
 
 import gzip
 from importlib.util import find_spec
@@ -16,8 +16,8 @@ NUM_IMAGES = 1797
 class Digits(DataSet):
     """8x8 grey digits, 10 classes; nothing to download. The values 0..16 become round(v * 255 / 16).
 
-    The test part (`test_fraction` of the whole) is cut first, the validation part (`val_fraction` of the
-    whole) from the rest, both stratified: another validation share leaves the test part as it is.
+    The test split (`test_fraction` of all samples) is cut first, the validation split (`val_fraction` of all samples)
+    from the rest, both stratified, so that `val_fraction` does not affect the test split.
 
     Source: Optical Recognition of Handwritten Digits, UCI (test set), as in sklearn.datasets.load_digits.
     """
@@ -56,7 +56,7 @@ class Digits(DataSet):
 def _read() -> tuple[Tensor, Tensor]:
     """uint8 images (N, 1, 8, 8) and int64 classes (N,), from the file that `load_digits` reads.
 
-    Its lines are 64 pixels and the class. scikit-learn itself takes half a second to import.
+    Each line is 64 pixels and the class. The file is read directly because importing scikit-learn takes half a second.
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:

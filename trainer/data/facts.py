@@ -1,4 +1,4 @@
-"""What a data set says about itself, and what it hands over."""
+"""The contract of data sets: their facts, known without reading, and their splits."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from trainer.data.photographs.reading import Photographs
 
-_BYTES_A_CHUNK = 4 << 20  # of a set whose images do not lie one after the other no more than this is copied at once
+_BYTES_A_CHUNK = 4 << 20  # limits the copies made of non-contiguous images
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What can be known of a data set without reading it; models and losses are fitted to it.
+    """What is known about a data set without reading it; models and losses are built to match.
 
-    `task` is "classification" or "regression", `input_shape` (channels, height, width), `num_outputs` the
-    number of classes (of values a sample for a regression), `num_*` the samples of each part. `kind` is "images"
-    (uint8) or "features": float32 numbers of any scale, which no augmentation changes; (D, 1, 1) then.
+    `task` is "classification" or "regression", `input_shape` (channels, height, width), `num_outputs` the number of
+    classes (for regression, of values per sample), `num_*` the number of samples in each split. `kind` is "images"
+    (uint8) or "features": float32 values of any scale, of shape (D, 1, 1), which are never augmented.
     """
 
     task: str
@@ -32,10 +32,10 @@ class DataFacts:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Samples that are used together: uint8 images (or float32 features, or photographs) and int64 class numbers (or
-    float32 values, (N, K), of a regression), contiguous, on the CPU.
+    """The samples of one split, contiguous, on the CPU.
 
-    Photographs have different sizes: they are framed to the shape NCHW while they are read.
+    Images are uint8 (or float32 features, or photographs); targets are int64 class indices (or, for regression,
+    float32 values (N, K)). Photographs have different sizes: they are framed to the shape NCHW as they are read.
     """
 
     images_NCHW: Tensor | Photographs
@@ -51,16 +51,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three parts of a data set; no sample is in two of them."""
+    """The training, validation and test splits of a data set, without common samples."""
 
     train: Part
     val: Part
     test: Part
 
     def checksum(self) -> str:
-        """sha256 (64 hex digits) over type, shape and bytes of every tensor; about 1 GB/s.
+        """sha256 (64 hex digits) over dtype, shape and bytes of every tensor; about 1 GB/s.
 
-        Of photographs it covers the files' names and checksums in place of their pixels.
+        For photographs it covers the files' names and checksums instead of their pixels.
         """
         digest = hashlib.sha256()
         for part in (self.train, self.val, self.test):
@@ -78,9 +78,9 @@ class DataSet(ABC):
     """The contract of a data set. The constructor only validates its arguments (ValueError)."""
 
     workers: int = 0
-    """Processes that read photographs."""
+    """Number of processes that read photographs."""
     short_side: int = 0
-    """Of photographs, in pixels, when they are framed for evaluation; 0: there are none."""
+    """Short side, in pixels, to which photographs are resized for evaluation; 0 without photographs."""
 
     @abstractmethod
     def facts(self) -> DataFacts:
@@ -88,21 +88,21 @@ class DataSet(ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Reads everything. ValueError: damaged files; OSError: absent ones, or a failed download."""
+        """Read everything. Raises ValueError for damaged files, OSError for missing ones or a failed download."""
 
     def is_present(self) -> bool:
-        """Whether `load` finds every file without a download; looks at names, not at contents."""
+        """Whether `load` finds every file without a download; checks names, not contents."""
         return True
 
     def check(self) -> None:
-        """Raises FileNotFoundError or NotADirectoryError when `load` is bound to fail for want of files."""
+        """Raises FileNotFoundError or NotADirectoryError if `load` is bound to fail because files are missing."""
 
     def storage(self) -> dict[str, str]:
-        """Where the data are kept, for `plan`: what it is called, and a phrase."""
+        """Where the data are kept, for `plan`: a label and a phrase."""
         return {}
 
     def room(self) -> float | None:
-        """Bytes that are free for another layout of the training images; None: not limited, and not known."""
+        """Bytes available for a second layout of the training images; None: no limit is known."""
         return None
 
     def memory_taken(self) -> int | None:
@@ -110,5 +110,5 @@ class DataSet(ABC):
         return None
 
     def seconds_to_read(self) -> float | None:
-        """For one photograph, by one process; None: nothing is read in each epoch."""
+        """Seconds to read one photograph with one process; None: nothing is read during an epoch."""
         return None

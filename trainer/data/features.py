@@ -1,4 +1,4 @@
-"""Sets of plain numbers, with a known best answer: float32 features (D, 1, 1) in place of images."""
+"""Synthetic feature data sets with a known best solution: float32 features (D, 1, 1) instead of images."""
 
 import math
 
@@ -12,18 +12,18 @@ from trainer.data.split import check_split_seed
 from trainer.data.synthetic import check_counts, shuffled_classes
 
 _MOST_FEATURES = 4096
-_MOST_CONDITION = 1e12  # beyond it float32 features do not hold what is asked for
+_MOST_CONDITION = 1e12  # float32 features cannot represent a larger one
 
 
 class Blobs(DataSet):
     """Gaussian clusters: x ~ N(m_c, I), one for each class, in `num_features` dimensions.
 
-    The centres m_c have the distance `separation` from one another (a regular simplex around 0, turned at random),
-    in standard deviations of a cluster. So the best classifier is linear; with two classes its accuracy is
-    Phi(separation / 2). Classes are equally many (plus or minus one) in every part.
+    The centres m_c are at distance `separation` from one another (a regular simplex around 0, rotated at random), in
+    units of a cluster's standard deviation. The best classifier is linear; with two classes its accuracy is
+    Phi(separation / 2). Every split has equally many samples of each class (plus or minus one).
 
-    Raises ValueError for features other than 1 to 4096, fewer than 2 classes or more than num_features + 1, a
-    negative separation, parts other than of 1 to 10^7 samples.
+    Raises ValueError for features other than 1 to 4096, fewer than 2 classes or more than num_features + 1, a negative
+    separation, splits other than of 1 to 10^7 samples.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Blobs(DataSet):
         )  # fmt: skip
 
     def centres(self) -> Tensor:
-        """float64 (C, D)."""
-        # the corners of a simplex, e_c - mean, have coordinates in the C - 1 dimensions that they span
+        """The cluster centres, float64 (C, D)."""
+        # coordinates of the simplex's corners, e_c - mean, in the C - 1 dimensions that they span
         corners_CC = torch.eye(self.num_classes, dtype=torch.float64) - 1 / self.num_classes
         left, values, _ = torch.linalg.svd(corners_CC)
         corners = left[:, : self.num_classes - 1] * values[: self.num_classes - 1]
@@ -73,17 +73,16 @@ class Blobs(DataSet):
 
 
 class LinearRegression(DataSet):
-    """y = X w + noise, with a chosen condition number lambda_max / lambda_min of X^T X / N over the training part.
+    """y = X w + noise, with a given condition number lambda_max / lambda_min of X^T X / N over the training split.
 
-    The features of the training part have mean 0, are uncorrelated, and have standard deviations from
-    sqrt(condition_number) down to 1 in equal ratios: 1e10 are features of 1e5 beside 1. All that is exact there, and
-    holds in expectation for the others. `rotated` turns them at random, which keeps the condition number and leaves
-    no feature to which standardizing could help. Each of the original features has the same share of the variance
-    of X w, which is 1; `noise` is the standard deviation of what is added, so that the best mean squared error is
-    noise^2.
+    The training split's features have mean 0, are uncorrelated, and have standard deviations in a geometric sequence
+    from sqrt(condition_number) down to 1: for 1e10, from 1e5 to 1. This is exact for the training split and holds in
+    expectation for the others. `rotated` rotates the features at random, which preserves the condition number but
+    leaves no feature that standardizing could help. Each original feature contributes equally to the variance of X w,
+    which is 1; `noise` is the standard deviation of the noise, so that the best mean squared error is noise^2.
 
     Source: CS7150, "The effect of unnormalized feature". Raises ValueError for features other than 1 to 4096, a
-    condition number outside 1..1e12 (or other than 1 with one feature), negative noise, parts other than of 1 to 10^7
+    condition number outside 1..1e12 (or other than 1 with one feature), negative noise, splits other than of 1 to 10^7
     samples, num_train not above num_features.
     """
 
@@ -118,7 +117,7 @@ class LinearRegression(DataSet):
         )  # fmt: skip
 
     def weights(self) -> Tensor:
-        """w, float64 (D,)."""
+        """The true weights w, float64 (D,)."""
         generator = generator_for(self.split_seed, "linear_regression/weights")
         signs_D = 2 * torch.randint(2, (self.num_features,), generator=generator).double() - 1
         return self._turn() @ (signs_D / math.sqrt(self.num_features) / self._deviations())
@@ -152,7 +151,7 @@ def as_features(values_ND: Tensor) -> Tensor:
 
 
 def random_rotation(size: int, generator: torch.Generator) -> Tensor:
-    """Orthogonal, uniformly distributed (Mezzadri 2007), float64 (size, size)."""
+    """A uniformly distributed orthogonal matrix (Mezzadri 2007), float64 (size, size)."""
     orthogonal, triangle = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
     rotation: Tensor = orthogonal * triangle.diagonal().sign()
     return rotation

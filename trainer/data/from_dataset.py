@@ -10,20 +10,23 @@ from trainer.base.errors import one_line
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
 
-_PLAIN_MODES, _WIDE_MODES = ("L", "RGB"), ("I", "I;16", "I;16B", "I;16L", "F")  # of PIL; others become RGB
+_PLAIN_MODES, _WIDE_MODES = (
+    ("L", "RGB"),
+    ("I", "I;16", "I;16B", "I;16L", "F"),
+)  # of PIL; other modes are converted to RGB
 _MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000
 
 
 class FromDataset(DataSet):
-    """The samples (image, class number) of map-style datasets, as uint8 tensors.
+    """The samples (image, class index) of map-style datasets, as uint8 tensors.
 
-    An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have one
-    size. A dataset is anything with `len` and an index. `train` is needed; a part that is not given is cut from it,
-    stratified: `test_fraction` and `val_fraction` are shares of `train`. `num_classes` may be left out where `train`
-    has a list `classes`; it is 1 to 1,000,000.
+    An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have the
+    same size. A dataset is any object with `len` and an index. `train` is required; splits that are not given are cut
+    from it, stratified: `test_fraction` and `val_fraction` are fractions of `train`. `num_classes`, 1 to 1,000,000,
+    may be omitted if `train` has a list `classes`.
 
-    Everything is read here, one sample after the other, and kept: photographs are better left to `image_folder`.
-    Raises ValueError for other samples, in the constructor already if it is the first.
+    All samples are read once, in order, and kept in memory: use `image_folder` for photographs. Raises ValueError for
+    other samples; the constructor already checks the first.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class FromDataset(DataSet):
         where = f"sample {number} of {name}"
         try:
             image, label = getattr(self, name)[number]
-        except Exception as error:  # whatever a foreign class raises
+        except Exception as error:  # a user's class may raise anything
             raise ValueError(f"{where} cannot be read as (image, class): {one_line(error)}") from error
         try:
             found = int(label)

@@ -1,4 +1,4 @@
-"""Photographs in folders, one for each class, as ImageNet is laid out."""
+"""Photographs in one folder per class, in ImageNet's layout."""
 
 import logging
 from functools import cached_property
@@ -25,25 +25,25 @@ _MOST_SECONDS, _MOST_PIXELS, _MOST_WORKERS = 1_000_000, 4096, 256
 
 
 class ImageFolder(DataSet):
-    """`root/<class>/...`, or `root/train/<class>/...` with `val`, `test` or both beside `train`.
+    """Photographs in `root/<class>/...`, or in `root/train/<class>/...` with `val`, `test` or both beside `train`.
 
-    A part that is not there is cut from the training part, stratified: `test_fraction` of it first, then
-    `val_fraction` of it, so that another share of one leaves the other as it is. Image files are found by their
-    suffix, in folders below a class, too; hidden ones do not count. Where `root/MANIFEST.tsv` lists `path` and
-    `sha256`, files that differ from it are bad files.
+    A missing split is cut from the training split, stratified: both `test_fraction` and `val_fraction` are fractions
+    of the original training split, and neither affects the other's result. Image files are found by their suffix, also
+    in subfolders of a class; hidden files are ignored. If `root/MANIFEST.tsv` lists `path` and `sha256`, files that do
+    not match it are bad files.
 
-    Images are uint8 (3, size, size), framed while they are read: for evaluation the short side is resized to
-    `evaluation_scale * size` and the middle cut out; for training as the augmentation says. `max_side` stores
-    photographs with a short side of at most that, in pixels.
+    Images are uint8 (3, size, size), framed as they are read: for evaluation the short side is resized to
+    `evaluation_scale * size` and the centre is cropped; for training the augmentation decides. `max_side` stores
+    photographs with a short side of at most that many pixels.
 
-    `cache`: "memory" decodes everything once and keeps the pixels, if they fit into `memory_limit` (bytes, or text
-    such as "4GB"; "auto" is half of what is free); if not, the files as they are; if these do not fit either,
-    nothing. "disk" keeps the pixels in a file of `cache_dir` (the user's cache folder when null), "none" reads the
-    files each time. What is read is the same, bit for bit. What is not decoded yet is read by `workers` processes
-    (0: by this one); one that gives no answer for `timeout` seconds is replaced.
+    `cache`: "memory" decodes everything once and keeps the pixels if they fit into `memory_limit` (bytes, or text such
+    as "4GB"; "auto" is half of the free memory); otherwise it keeps the encoded files; if these do not fit either, it
+    keeps nothing. "disk" keeps the pixels in a file in `cache_dir` (null: the user's cache folder). "none" reads the
+    files each time. The images are bit-identical in all cases. Photographs that are not kept decoded are read by
+    `workers` processes (0: by this process); a worker that does not answer for `timeout` seconds is replaced.
 
-    `on_bad_file`: "error" ends the run with the names of files that are damaged, no images, or not to be read;
-    "skip" leaves them out (every file is decoded once to know them, and that is remembered in `cache_dir`).
+    `on_bad_file`: "error" ends the run with the names of files that are damaged, unreadable or not images; "skip"
+    omits them (every file is decoded once to find them, and the result is stored in `cache_dir`).
 
     Source: the layout of ImageNet (Russakovsky et al., 2015) and of torchvision's ImageFolder. Raises ValueError.
     """
@@ -108,7 +108,7 @@ class ImageFolder(DataSet):
 
     def load(self) -> Splits:
         if self.cache == "none" and self.workers:
-            start_server()  # it loads torch meanwhile
+            start_server()  # it loads torch in the background
         parts = self._used
         if self.on_bad_file == "error":
             caching.raise_bad(self.root, self._num_known, self._bad)
@@ -141,7 +141,7 @@ class ImageFolder(DataSet):
         )
 
     def storage(self) -> dict[str, str]:
-        """What keeping the photographs costs, for people; sizes are estimated from the headers of some files."""
+        """Describe what keeping the photographs costs; sizes are estimated from some of the files."""
         decoded, encoded = self._cost
         cost = f"about {memory.as_bytes(decoded)} decoded, {memory.as_bytes(encoded)} in files"
         if self.cache == "memory":
@@ -154,11 +154,11 @@ class ImageFolder(DataSet):
         return {"photographs": cost}
 
     def memory_taken(self) -> int:
-        """Bytes of memory that keeping the photographs takes, estimated as for `storage`; 0 for those on disk."""
+        """Bytes of memory for keeping the photographs, estimated as for `storage`; 0 if they are on disk."""
         return caching.bytes_in_memory(*self._cost, self.memory_limit) if self.cache == "memory" else 0
 
     def seconds_to_read(self) -> float | None:
-        """What one of the `workers` needs for a photograph, measured on some; None where pixels are kept."""
+        """Seconds that one worker needs for a photograph, measured on some; None if pixels are kept."""
         fits = caching.choose_layout(*self._cost, self.memory_limit) == Decoded.IN_MEMORY
         if self.cache == "disk" or (self.cache == "memory" and fits):
             return None
@@ -167,7 +167,7 @@ class ImageFolder(DataSet):
 
     @property
     def memory_limit(self) -> int:
-        """Bytes that cache=memory may take."""
+        """Bytes that cache=memory may use."""
         return memory.free_share() if self._limit is None else self._limit
 
     @cached_property
@@ -190,7 +190,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _parts(self) -> dict[str, Files]:
-        """All three parts, by names alone."""
+        """All three splits, including bad files."""
         parts = dict(self._scanned[1])
         total = len(parts["train"].names)
         cuts = {name: self._cut_size(name, total) for name in ("test", "val") if name not in parts}
@@ -225,7 +225,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _bad(self) -> dict[str, str]:
-        """What is wrong with the files that cannot be used."""
+        """Problems of the files that cannot be used, by name."""
         bad = {name: entry.problem for name, entry in self._inspected.items() if entry.problem}
         present = set(self._names)
         prefixes = tuple(f"{part}/" for part in self._scanned[1]) if (self.root / "train").is_dir() else ("",)
@@ -236,7 +236,7 @@ class ImageFolder(DataSet):
 
     @property
     def _num_known(self) -> int:
-        """Photographs that are there, and those that the manifest alone has."""
+        """Number of photographs that exist or are listed in the manifest."""
         return len(self._inspected.keys() | self._bad.keys())
 
     @property
@@ -245,7 +245,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _used(self) -> dict[str, Files]:
-        """The parts without the files that are left out."""
+        """The splits without the files that are skipped."""
         if self.on_bad_file == "error":
             return self._parts
         return {

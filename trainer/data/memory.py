@@ -1,4 +1,4 @@
-"""How much memory a data set may take, and the folder for what can be made again."""
+"""Memory limits of data sets, and the cache folder."""
 
 import os
 import re
@@ -9,16 +9,16 @@ from pathlib import Path
 from trainer.base.checks import refuse
 from trainer.base.rank import rank_info
 
-_SHARE_OF_FREE = 0.5  # what "auto" takes; the rest is for the model, its gradients, and others
+_SHARE_OF_FREE = 0.5  # what "auto" uses; the rest is for the model, its gradients and other processes
 _ROOT = Path("/")
-# limit and usage of a control group, and what of the usage may be taken away, as it and those below it have it
+# files with a control group's limit and usage, and the field with its reclaimable bytes
 _VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 _VERSION_2 = "memory.max", "memory.current", "inactive_file"
 _UNITS = {"K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
 def cache_folder(given: str | None) -> Path:
-    """`given`, or the user's folder for what can be made again."""
+    """`given`, or the user's cache folder."""
     if given:
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gearshift"
@@ -39,13 +39,13 @@ def parse_limit(memory_limit: int | str) -> int | None:
 
 
 def free_share() -> int:
-    """Half of the memory that is free, for this process among those of the job on this machine."""
+    """Half of the free memory, divided by the number of ranks on this machine."""
     here = rank_info()
     return int(_SHARE_OF_FREE * _free_memory()) // (here.local_size if here is not None else 1)
 
 
 def _free_memory() -> int:
-    """What the system has left, or a control group of this process when that is less."""
+    """Bytes available to the system, or to a control group of this process if that is less."""
     try:
         lines = (_ROOT / "proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -55,9 +55,9 @@ def _free_memory() -> int:
 
 
 def _left_to_groups() -> Iterator[int]:
-    """Bytes that each control group with a limit has left: this process's own and those above it.
+    """Yield the free bytes of each control group with a limit: this process's own and its ancestors.
 
-    What is used counts without the files that the system keeps in memory as long as nobody needs it.
+    Reclaimable page cache does not count as used.
     """
     try:
         lines = (_ROOT / "proc/self/cgroup").read_text().splitlines()
@@ -72,19 +72,19 @@ def _left_to_groups() -> Iterator[int]:
         else:
             continue
         group = top / path.lstrip("/")
-        for folder in (group, *group.parents):  # not all are there: a container may see its own group as the top one
+        for folder in (group, *group.parents):  # some may be missing: a container may see its own group as the root
             yield from _left_to(folder, *files)
 
 
 def _left_to(folder: Path, limit: str, usage: str, inactive: str) -> Iterator[int]:
-    with suppress(OSError, ValueError, KeyError):  # there is no such group, or it has no limit ("max")
+    with suppress(OSError, ValueError, KeyError):  # the group does not exist, or has no limit ("max")
         most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         yield most - max(0, used - int(counts[inactive]))
 
 
 def as_bytes(count: int) -> str:
-    """A number of bytes for people: 152 MB."""
+    """Format a number of bytes: 152 MB."""
     number, unit = float(count), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
         if number < 1000:

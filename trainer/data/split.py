@@ -1,4 +1,4 @@
-"""Cutting a part off a data set, with the same share of every class, the same way on every machine."""
+"""Stratified splits, identical on every machine."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from trainer.base.checks import check_seed, check_that
 
 
 def cut_size(name: str, fraction: float, total: int) -> int:
-    """The number of samples, of `total`, that `fraction` stands for: the nearest, at least one.
+    """Number of samples, of `total`, for `fraction`: rounded to the nearest, at least one.
 
-    Raises ValueError, with `name`, for a fraction outside (0, 1) or one that rounds to none or to all.
+    Raises ValueError, with `name`, for a fraction outside (0, 1) or one that rounds to none or all.
     """
     count = round(total * fraction) if 0 < fraction < 1 else 0
     must = f"between 0 and 1, leaving samples on both sides of {total}"
@@ -18,12 +18,12 @@ def cut_size(name: str, fraction: float, total: int) -> int:
 
 
 def check_split_seed(split_seed: int) -> None:
-    """Raises ValueError for a seed that a generator does not take."""
+    """Raises ValueError for a seed that a generator does not accept."""
     check_seed("split_seed", split_seed)
 
 
 def check_root(root: str) -> None:
-    """Raises ValueError for an empty name, which would be the working directory."""
+    """Raises ValueError for an empty path, which would mean the working directory."""
     if not root:
         raise ValueError(f"root={root!r}: must be the name of a folder")
 
@@ -31,8 +31,8 @@ def check_root(root: str) -> None:
 def stratified_cut(targets_N: Tensor, num_cut: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Indices (kept, cut) of a random cut of exactly `num_cut` samples, both ascending, int64.
 
-    A class of n_c samples of N gives num_cut * n_c / N of them, rounded down or up (largest remainder). Only
-    `torch.randperm` on the CPU and integer arithmetic take part, so that the cut is the same everywhere.
+    Of a class with n_c of N samples, num_cut * n_c / N are cut, rounded down or up (largest remainder). Uses only
+    `torch.randperm` on the CPU and integer arithmetic, so that the cut is the same everywhere.
     """
     order_N = torch.randperm(len(targets_N), generator=generator)
     shuffled_N = targets_N[order_N]
@@ -43,7 +43,7 @@ def stratified_cut(targets_N: Tensor, num_cut: int, generator: torch.Generator) 
 
 
 def _quotas(class_sizes: list[int], num_cut: int) -> list[int]:
-    """`num_cut` in proportion to the class sizes, by largest remainder; a tie goes to the lower class."""
+    """Divide `num_cut` in proportion to class sizes, by largest remainder; ties go to the lower class."""
     total = sum(class_sizes)
     quotas = [num_cut * size // total for size in class_sizes]
     by_remainder = sorted(range(len(class_sizes)), key=lambda c: -(num_cut * class_sizes[c] % total))

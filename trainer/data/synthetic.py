@@ -1,4 +1,4 @@
-"""Drawn shapes: images for which nothing has to be downloaded, of any size, number and difficulty."""
+"""Drawn shapes: images of any size, number and difficulty, without a download."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from trainer.base.randomness import generator_for
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed
 
-# whether a point lies in the shape of radius 1 around 0; u points right, v down, a and b are their sizes
+# whether a point is inside the shape of radius 1 around 0; u points right, v down, a = |u|, b = |v|
 _SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "circle": lambda u, v, a, b: u**2 + v**2 <= 1,
     "square": lambda u, v, a, b: (a <= 0.8) & (b <= 0.8),
@@ -23,21 +23,21 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 }
 NAMES = tuple(_SHAPES)
 _LEAST_SIZE, _MOST_SIZE, _LEAST_CONTRAST = 16, 512, 64
-_SMALLEST, _LARGEST = 0.25, 0.45  # radius, as a share of the image's size
+_SMALLEST, _LARGEST = 0.25, 0.45  # radius, as a fraction of the image size
 _IMAGES_A_CHUNK = 1000
 _MOST_SAMPLES = 10_000_000
 
 
 class Shapes(DataSet):
-    """Images with one shape each, of random place, size and colours, with noise; which shape is it?
+    """Images of one shape each, with random position, size, colours and noise; the class is the shape.
 
-    Images are (channels, size, size), the shapes the first `num_classes` of circle, square, triangle, cross, ring,
-    diamond, bar, saltire, equally many of each (plus or minus one) in every part. The radius is uniform in 0.25 to
-    0.45 of the size, the place uniform within the image. The background is uniform in 0..255 for each channel, the
-    shape 64 to 192 away from it, modulo 256. `noise` is the standard deviation of Gaussian noise on every pixel, in
-    levels of 255. Every part is a function of `split_seed` and of its own number of images alone.
+    Images are (channels, size, size). The shapes are the first `num_classes` of circle, square, triangle, cross, ring,
+    diamond, bar, saltire, equally many of each (plus or minus one) in every split. The radius is uniform in 0.25 to
+    0.45 of the size, the position uniform within the image. The background is uniform in 0..255 for each channel, the
+    shape differs from it by 64 to 192, modulo 256. `noise` is the standard deviation of Gaussian noise on every pixel,
+    in levels of 255. A split depends only on `split_seed` and its own number of images.
 
-    Raises ValueError for a size other than 16 to 512, channels other than 1 to 4, classes other than 2 to 8, parts
+    Raises ValueError for a size other than 16 to 512, channels other than 1 to 4, classes other than 2 to 8, splits
     other than of 1 to 10^7 images, negative noise.
     """
 
@@ -95,7 +95,7 @@ class Shapes(DataSet):
 
 
 def _inside(targets_N: Tensor, u_N1W: Tensor, v_NH1: Tensor) -> Tensor:
-    """bool (N, H, W): which pixels belong to the shape, whose radius is 1; u points right, v down."""
+    """bool (N, H, W): whether a pixel is inside the shape, whose radius is 1; u points right, v down."""
     inside_NHW = torch.empty(len(targets_N), v_NH1.shape[1], u_N1W.shape[2], dtype=torch.bool)
     for label in targets_N.unique().tolist():
         chosen = targets_N == label
@@ -110,6 +110,6 @@ def shuffled_classes(count: int, num_classes: int, generator: torch.Generator) -
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError for a part without samples, or with more than memory is made for."""
+    """Raises ValueError for a split without samples, or with more than the supported number."""
     for name, count in counts.items():
         check_whole(name, count, 1, _MOST_SAMPLES)

@@ -1,4 +1,4 @@
-"""Sets that torchvision knows how to read and to fetch: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
+"""Data sets that torchvision can read and download: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
 
 import contextlib
 import http.client
@@ -23,7 +23,7 @@ from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_root, check_split_seed, cut_size, stratified_cut
 
-DEFAULT_ROOT = "data"  # the only folder that a download may create: any other name may be a typing error
+DEFAULT_ROOT = "data"  # the only folder that a download may create: another name may be misspelt
 
 CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -41,19 +41,19 @@ logger = logging.getLogger(__name__)
 
 
 class TorchvisionSet(DataSet):
-    """A set with a given test part; the validation part is cut from the training part, stratified.
+    """A set with a given test split; the validation split is cut from the training split, stratified.
 
-    `root` is the folder that holds the set's own folder, as torchvision lays it out. What is there is read
-    and never written. An absent set is fetched when `download` is true. `val_fraction` is a share of the
-    given training part, in (0, 1). `memory_limit` bounds what the images may take (bytes, text such as "500MB", or
-    "auto" for half of what is free): beyond it they are read from a nameless file in the user's cache folder.
+    `root` is the folder that contains the set's own folder, in torchvision's layout. Existing files are read and never
+    written. A missing set is downloaded if `download` is true. `val_fraction` is a fraction, in (0, 1), of the given
+    training split. `memory_limit` bounds the memory for images (bytes, text such as "500MB", or "auto" for half of the
+    free memory): beyond it they are read from an unlinked file in the user's cache folder.
     """
 
     name: ClassVar[str]
     torchvision_class: ClassVar[str]
     folder: ClassVar[str]  # within root
-    files: ClassVar[tuple[str, ...]]  # within folder, all that are needed
-    num_images: ClassVar[tuple[int, int]]  # of the given training and test parts
+    files: ClassVar[tuple[str, ...]]  # within folder, all required
+    num_images: ClassVar[tuple[int, int]]  # in the given training and test splits
     input_shape: ClassVar[tuple[int, int, int]]
     class_names: ClassVar[tuple[str, ...]]
 
@@ -88,8 +88,12 @@ class TorchvisionSet(DataSet):
         return all((self.root / self.folder / file).is_file() for file in self.files)
 
     def check(self) -> None:
-        """Raises NotADirectoryError when root is no folder, and FileNotFoundError when it does not exist
-        (only the default may be made) or when the set is absent and must not be downloaded."""
+        """Raises NotADirectoryError if root is not a folder, FileNotFoundError if the set cannot be found or
+        downloaded.
+
+        The latter is raised if root does not exist (only the default root may be created), or if the set is missing
+        and `download` is false.
+        """
         if self.root.exists() and not self.root.is_dir():
             raise NotADirectoryError(f"root={self.root}: must be a folder, but is a file")
         if not self.root.exists() and self.root != Path(DEFAULT_ROOT):
@@ -116,20 +120,20 @@ class TorchvisionSet(DataSet):
 
     @property
     def memory_limit(self) -> int:
-        """Bytes that the images may take."""
+        """Bytes that the images may use."""
         return memory.free_share() if self._limit is None else self._limit
 
     def room(self) -> int:
-        """Bytes of the limit that validation and test part leave to another layout of the training part."""
+        """Bytes of the limit that remain for another layout of the training split."""
         num_others = self.num_val + self.num_images[1]
         return self.memory_limit - num_others * math.prod(self.input_shape)
 
     def storage(self) -> dict[str, str]:
-        """What keeping the images costs, for people."""
+        """Describe what keeping the images costs."""
         return {"images": self._layout}
 
     def memory_taken(self) -> int:
-        """Bytes of memory that the images take; 0 for those in a file."""
+        """Bytes held in memory; 0 for images read from disk."""
         return self._num_bytes if self._num_bytes <= self.memory_limit else 0
 
     @property
@@ -143,12 +147,12 @@ class TorchvisionSet(DataSet):
         return f"{memory.as_bytes(self._num_bytes)} as uint8; data.memory_limit is {limit}: {where}"
 
     def _open(self, root: Path, train: bool, download: bool, kind: Any = None) -> Any:
-        """The torchvision data set, of its own or another `kind`, which holds everything in memory."""
+        """The torchvision data set, of its own class or `kind`, which holds everything in memory."""
         kind = kind or self._kind()
         with warnings.catch_warnings():
-            # NumPy 2.4.0 to 2.4.4 complains of pickles as old as CIFAR's
+            # NumPy 2.4.0 to 2.4.4 warns about pickles as old as CIFAR's
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-            # Python 3.12 and 3.13 of any unpacking that names no filter; torchvision has compared the archive's md5
+            # Python 3.12 and 3.13 warn about extracting without a filter; torchvision has verified the archive's md5
             warnings.filterwarnings(
                 "ignore", message="Python 3.14 will, by default, filter", category=DeprecationWarning
             )
@@ -160,7 +164,7 @@ class TorchvisionSet(DataSet):
         return getattr(torchvision.datasets, self.torchvision_class)
 
     def _pieces(self, train: bool) -> Iterator[Any]:
-        """A given part as torchvision data sets, one after the other."""
+        """Yield a given split as one or more torchvision data sets."""
         yield self._open(self.root, train, download=False)
 
     def _read(self, room: Callable[[int], Tensor], train: bool) -> Part:
@@ -175,7 +179,7 @@ class TorchvisionSet(DataSet):
                 targets += torch.as_tensor(piece.targets).tolist()
             if len(targets) != count:
                 raise ValueError(f"{len(targets):,} images, not {count:,}")
-        except Exception as error:  # torchvision's parsers stumble over damaged bytes in many ways
+        except Exception as error:  # torchvision's parsers raise many kinds of errors for damaged files
             if isinstance(error, OSError) or is_out_of_memory(error):
                 raise
             raise ValueError(
@@ -196,22 +200,24 @@ class TorchvisionSet(DataSet):
             raise ValueError(f"labels from {int(lowest)} to {int(highest)}, of {len(self.class_names)} classes")
 
     def _in_memory(self, count: int) -> Tensor:
-        """Room for so many images."""
+        """Allocate memory for `count` images."""
         return torch.empty(count, *self.input_shape, dtype=torch.uint8)
 
     def _in_file(self, count: int) -> Tensor:
-        """Room in a file without a name, of which the system keeps in memory what fits. Raises OSError."""
+        """Map an unlinked file for `count` images, which the page cache holds as far as it fits. Raises OSError."""
         folder = memory.cache_folder(None)
         folder.mkdir(parents=True, exist_ok=True)
         shape = (count, *self.input_shape)
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # a full disk is found here
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # fails here if the disk is full
             return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=shape))
 
     def _fetch(self) -> None:
-        """Downloads beside the set's folder and moves the files in when all are whole: an interrupted or a
-        parallel download never leaves a half-written file under a name that is read."""
+        """Download to a temporary folder, then move the files into place once all are complete.
+
+        An interrupted or parallel download never leaves a partial file under a final name.
+        """
         logger.info("downloading %s to %s", self.name, self.root)
         try:
             self.root.mkdir(exist_ok=True)
@@ -224,12 +230,12 @@ class TorchvisionSet(DataSet):
                     (Path(scratch) / self.folder / file).replace(target / file)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             failure = OSError(f"{self.name}: the download to {self.root} failed ({_one_line(error)})")
-            failure.errno = getattr(error, "errno", None)  # tells a full or read-only disk from the network
+            failure.errno = getattr(error, "errno", None)  # distinguishes a full or read-only disk from network errors
             raise failure from error
 
 
 def _select(part: Part, indices_K: Tensor, room: Callable[[int], Tensor]) -> Part:
-    """These samples of a part, in a room of their own."""
+    """Copy the samples at these indices into memory allocated by `room`."""
     assert isinstance(part.images_NCHW, Tensor)
     images_KCHW = torch.index_select(part.images_NCHW, 0, indices_K, out=room(len(indices_K)))
     return Part(images_KCHW, part.targets_N[indices_K])
@@ -241,7 +247,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _progress_on_stderr() -> Iterator[None]:
-    """Keeps torchvision's progress off stdout, and off a stderr that nobody watches."""
+    """Redirect torchvision's progress bar to stderr, or discard it if stderr is not a terminal."""
     stream = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield
@@ -285,7 +291,7 @@ class CIFAR10(TorchvisionSet):
     class_names = tuple(CIFAR10_CLASSES.split())
 
     def _pieces(self, train: bool) -> Iterator[Any]:
-        """File by file: together with their pickles they take several times what the images do."""
+        """Open one file at a time: all pickles together take several times the memory of the images."""
         kind = self._kind()
         for file in kind.train_list if train else kind.test_list:  # name and md5
             alone = type(kind.__name__, (kind,), {"train_list": [file], "test_list": [file]})

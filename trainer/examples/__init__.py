@@ -1,1 +1,1 @@
-"""Parts that stand where a user's own would, to be copied."""
+"""Example components to copy."""

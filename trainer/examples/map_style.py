@@ -1,4 +1,4 @@
-"""A map-style torch Dataset as one of a user's own, which `train data=map_style` reads."""
+"""An example of a user's map-style torch Dataset, read by `train data=map_style`."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 
 class Bars(Dataset[tuple[Tensor, int]]):
-    """Noisy grey images, 16x16, with a bright bar: a row or a column? A sample is a function of its number."""
+    """Noisy grey 16x16 images with a bright bar, either a row or a column; sample i depends on i alone."""
 
     classes = ("row", "column")
 

@@ -1,6 +1,6 @@
-"""A data set and a model of one's own, whole: `train experiment=template` trains the one on the other.
+"""A complete data set and model to copy: `train experiment=template` trains one on the other.
 
-To begin with parts of your own, copy this file and the two YAML files that name its classes
+To start with components of your own, copy this file and the two YAML files that name its classes
 (`configs/data/template.yaml`, `configs/model/template.yaml`) and change them.
 """
 
@@ -14,7 +14,7 @@ from trainer.data import DataFacts, Part, Splits
 
 
 class Stripes:
-    """Noisy grey stripes, 16x16: brightness is a sine along one of four directions, k * 45 degrees for class k."""
+    """Noisy grey stripes, 16x16: a sine in one of four directions, k * 45 degrees for class k."""
 
     def __init__(self, num_images: int = 600, noise: float = 0.5, split_seed: int = 0) -> None:
         check_whole("num_images", num_images, 20)
@@ -41,7 +41,7 @@ class Stripes:
 
 
 class StripeNet(nn.Module):
-    """One convolution, the strength of each of its responses over the image, one linear layer."""
+    """One convolution, ReLU, global average pooling, one linear layer."""
 
     def __init__(self, input_shape: tuple[int, int, int], num_outputs: int, width: int = 16) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""AlexNet in two columns, as it was made for two devices."""
+"""AlexNet in two columns, as designed for two devices."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from trainer.models.parts import (
     with_plans,
 )
 
-# the third convolution takes the feature maps of both columns, the others those of their own
+# the third convolution takes the feature maps of both columns, the others only those of their own
 _KERNELS, _COLUMNS = (None, 5, 3, 3, 3), (1, 2, 1, 2, 2)
 _POOLED = (1, 2, 5)
 _LARGE = 64
@@ -30,20 +30,20 @@ def alexnet_two_column(
     norm: str = "none",
     dropout: float = 0.5,
 ) -> nn.Sequential:
-    """AlexNet (Krizhevsky et al. 2012): five convolutions with half of the filters in each
-    of two columns, which meet at the third convolution and at the fully connected layers. With the default
-    widths, images of 224x224 and 1000 classes: 60,965,224 parameters, as in the paper.
+    """AlexNet (Krizhevsky et al. 2012): five convolutions with half of the filters in each of two columns.
 
-    On one device it is an ordinary model whose second, fourth and fifth convolutions have two groups; under
-    `parallelism=two_column` each of two devices has a column.
+    The columns exchange feature maps at the third convolution and at the fully connected layers. With the default
+    widths, images of 224x224 and 1000 classes it has 60,965,224 parameters, as in the paper. On one device it is an
+    ordinary model whose second, fourth and fifth convolutions have two groups; under `parallelism=two_column` each of
+    two devices holds a column.
 
-    Images of at least 64x64: the first convolution is 11x11 with stride 4 and padding 2, and the maximum is taken
-    over 3x3 with stride 2. Smaller ones: 5x5 with stride 1 and padding 2, and 2x2 with stride 2. The poolings
-    stand after the convolutions 1, 2 and 5. Local response normalization is left out.
+    For images of at least 64x64 the first convolution is 11x11 with stride 4 and padding 2, and max pooling is 3x3
+    with stride 2. For smaller ones they are 5x5 with stride 1 and padding 2, and 2x2 with stride 2. Pooling follows
+    convolutions 1, 2 and 5. Local response normalization is omitted.
 
-    `channels`: filters of the five convolutions, even; `hidden`: widths of the fully connected layers; `norm`:
-    none or batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of the
-    fully connected layers. Raises ValueError for other values and for images under 8x8.
+    `channels`: filters of the five convolutions, even; `hidden`: widths of the fully connected layers; `norm`: none or
+    batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of the fully
+    connected layers. Raises ValueError for other values and for images smaller than 8x8.
     """
     if len(channels) != 5 or any(not isinstance(width, int) or width < 2 or width % 2 for width in channels):
         raise ValueError(f"channels={list(channels)}: must be a list of 5 even numbers >= 2, half of each a column")
@@ -68,7 +68,7 @@ def alexnet_two_column(
 def _convolutions(
     channels: Sequence[int], input_shape: tuple[int, int, int], activation: str, norm: str
 ) -> tuple[dict[str, nn.Module], dict[str, str], int]:
-    """The layers before the fully connected ones, how they are split, and the number of features they return."""
+    """The convolutional layers, their tensor plan, and the number of features that they return."""
     num_channels, height, width = input_shape
     is_large = min(height, width) >= _LARGE
     sides = [height, width]
@@ -95,6 +95,6 @@ def _convolutions(
 
 
 def _crossing(dense: dict[str, nn.Module]) -> dict[str, str]:
-    """Every fully connected layer takes what all columns have; each gives to the sums of the last one."""
+    """Tensor plan of the fully connected layers: each takes the features of both columns; the output layer sums."""
     kinds = {nn.Linear: "cross", nn.BatchNorm1d: "split", nn.Dropout: "split"}
     return {name: kinds[type(layer)] for name, layer in dense.items() if type(layer) in kinds} | {"output": "row"}

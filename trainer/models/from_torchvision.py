@@ -1,4 +1,4 @@
-"""Any classification model of torchvision, fitted to the channels, size and classes of the data."""
+"""Any classification model of torchvision, adapted to the data's channels, image size and classes."""
 
 import inspect
 from bisect import bisect_left
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from trainer.base.checks import check_that
 from trainer.base.text import did_you_mean
 
-# constructor arguments that follow from the data, under the names that torchvision uses
+# constructor arguments that the data determine, by torchvision's names
 _FROM_DATA = ("num_classes", "image_size", "input_size")
 # no classification model of torchvision needs more pixels on a side
 _LARGEST_NEED = 512
@@ -27,14 +27,14 @@ def from_torchvision(
     weights: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """The model `name` of `torchvision.models`, with `arguments` for its constructor.
+    """Build the model `name` of `torchvision.models`, with `arguments` for its constructor.
 
-    The number of classes, and the image size where the constructor asks for it (vit, maxvit), come from the
-    data; for other than 3 channels the first convolution is exchanged for a new one. Auxiliary classifiers
-    (googlenet, inception_v3) are left out. `weights` is the path to a state dict saved with torch.save, which
-    must fit the model entry by entry; it is read with weights_only=True.
+    The data give the number of classes and, if the constructor takes it (vit, maxvit), the image size. If the data do
+    not have 3 channels, the first convolution is replaced by a new one. Auxiliary classifiers (googlenet,
+    inception_v3) are omitted. `weights` is the path to a state dict saved with torch.save, which must match the model
+    entry by entry; it is read with weights_only=True.
 
-    Raises ValueError for an unknown name or argument, a file that does not fit, images that are too small.
+    Raises ValueError for an unknown name or argument, weights that do not match, or images that are too small.
     """
     given = dict(arguments or {})
     build = _constructor(name, given, input_shape, num_outputs)
@@ -55,12 +55,12 @@ def from_torchvision(
 def _constructor(
     name: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], num_outputs: int
 ) -> Callable[[], nn.Module]:
-    """The checked call that builds the model."""
+    """Check the name and arguments; return the call that builds the model."""
     from torchvision import models
 
     names = models.list_models(module=models)
     check_that(name in names, "name", name, f"a classification model of torchvision.models{did_you_mean(name, names)}")
-    # the builders end in **kwargs; the class they return has the signature
+    # builders take **kwargs; the class that they return has the full signature
     returned = inspect.signature(models.get_model_builder(name)).return_annotation
     parameters = inspect.signature(returned).parameters
     _check_arguments(name, arguments, [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD])
@@ -85,13 +85,13 @@ def _check_arguments(name: str, arguments: Mapping[str, Any], known: Iterable[st
 def _build(build: Callable[[], nn.Module]) -> nn.Module:
     try:
         return build()
-    except NotImplementedError:  # under the meta device: regnet reads tensors while it is built
+    except NotImplementedError:  # on the meta device: regnet reads tensor values while it is built
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             return build().to("meta")
 
 
 def _take_channels(model: nn.Module, num_channels: int) -> None:
-    """Exchange the first convolution for one of `num_channels`, with torch's own initial weights."""
+    """Replace the first convolution by one of `num_channels`, with torch's default initialization."""
     path, first = next((path, m) for path, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels == num_channels:
         return
@@ -108,7 +108,7 @@ def _take_channels(model: nn.Module, num_channels: int) -> None:
 
 
 def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]) -> None:
-    """Run the model on the meta device, where only shapes are computed; if it fails find the size needed."""
+    """Run the model on the meta device, which computes shapes only; if that fails, find the required image size."""
     tensors: list[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
     state = {key: tensor.to("meta") for key, tensor in tensors}
     channels, height, width = input_shape
@@ -133,13 +133,13 @@ def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]
 
 
 def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
-    """Copy a state dict from a file. Raises ValueError where the file or an entry of it does not fit."""
+    """Copy a state dict from a file. Raises ValueError if the file or one of its entries does not match."""
     is_file = Path(path).expanduser().is_file()
     check_that(is_file, "weights", path, "null or a file of weights; there is no such file")
     device = next(model.parameters()).device
     try:
         state = torch.load(Path(path).expanduser(), map_location=device, weights_only=True)
-    except Exception as error:  # other bytes than a state dict let torch raise almost anything
+    except Exception as error:  # torch raises almost anything for files that are not state dicts
         raise ValueError(f"weights={path}: must be a state dict saved by torch.save, of tensors only") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: must be a state dict, tensors by name, and nothing else")
@@ -149,7 +149,7 @@ def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
 
 
 def _misfit(model: nn.Module, state: Mapping[str, Tensor], num_outputs: int) -> str:
-    """What in a state dict does not fit, or nothing."""
+    """Describe the first mismatch between a state dict and the model; empty if there is none."""
     own = model.state_dict()
     for key, tensor in own.items():
         there = tuple(state[key].shape) if key in state else tuple(tensor.shape)
@@ -158,7 +158,7 @@ def _misfit(model: nn.Module, state: Mapping[str, Tensor], num_outputs: int) -> 
             return f"its classifier {key} has {there[0]} outputs, the data needs {num_outputs}"
         if here != there:
             return f"{key} has the shape {there} in the file, {here} in the model"
-    # files from before batch norm counted its batches have no such entry, and torch does without
+    # files older than num_batches_tracked have no such entry; torch does not require it
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
     if missing:

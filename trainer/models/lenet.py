@@ -15,7 +15,7 @@ from trainer.models.parts import (
     with_plans,
 )
 
-# the last feature map of Caffe's LeNet on 28x28 images; anything smaller calls for padding
+# the last feature map of Caffe's LeNet on 28x28 images; if it would be smaller, convolutions are padded
 _SMALLEST_LAST_MAP = 4
 
 
@@ -29,17 +29,18 @@ def lenet(
     norm: str = "batch",
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """LeNet-style network (LeCun et al. 1998): 5x5 convolution, norm, activation, 2x2 max pooling for each of
-    `channels`, then fully connected layers of the widths in `hidden`, then a linear output.
+    """LeNet-style network (LeCun et al. 1998).
 
-    Padding: the convolutions are unpadded where the last feature map is then at least 4x4, otherwise all are
-    padded to keep the size ("same"). So 28x28 with channels [20, 50], hidden [500] is Caffe's LeNet (431,080
-    parameters for 10 classes), 32x32x1 with [6, 16], [120, 84] is LeNet-5's modern form (61,706), and 8x8
-    images fit.
+    For each of `channels`: a 5x5 convolution, norm, activation, 2x2 max pooling; then fully connected layers of the
+    widths in `hidden`, then a linear output.
 
-    `norm` (none or batch) stands before every activation; `dropout`, a drop probability in [0, 1), after the
-    activations of the fully connected layers. Raises ValueError for other values, and for images that the
-    poolings would shrink to nothing.
+    Convolutions are unpadded if the last feature map is then at least 4x4; otherwise all are padded to keep the size
+    ("same"). 28x28 with channels [20, 50], hidden [500] is Caffe's LeNet (431,080 parameters for 10 classes), 32x32x1
+    with [6, 16], [120, 84] is LeNet-5's modern form (61,706), and 8x8 images fit.
+
+    `norm`: none or batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of
+    the fully connected layers. Raises ValueError for other values, and for images that pooling would reduce to
+    nothing.
     """
     check_widths("channels", channels, minimum=1)
     check_widths("hidden", hidden)
@@ -74,7 +75,7 @@ def lenet(
 
 
 def _last_size(size: int, num_stages: int, padding: int) -> int:
-    """Side of the last feature map; not positive where the images do not fit."""
+    """Side of the last feature map; not positive if the images are too small."""
     for _ in range(num_stages):
         size = (size + 2 * padding - 4) // 2
     return size

@@ -1,4 +1,4 @@
-"""Fully connected networks: softmax (or linear) regression and the multi-layer perceptron."""
+"""Fully connected networks: linear or softmax regression, and the multi-layer perceptron."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,7 +9,7 @@ from trainer.models.parts import check_choice, check_dropout, check_widths, dens
 
 
 def linear(*, input_shape: tuple[int, int, int], num_outputs: int) -> nn.Sequential:
-    """One linear layer on all pixels: softmax regression, or linear regression."""
+    """One linear layer on all inputs: softmax regression, or linear regression."""
     output = nn.Linear(prod(input_shape), num_outputs)
     return with_plans({"flatten": nn.Flatten(), "output": output}, {"output": "gather"})
 
@@ -25,9 +25,9 @@ def mlp(
 ) -> nn.Sequential:
     """Multi-layer perceptron: linear, norm, activation, dropout for each hidden width, then a linear output.
 
-    `hidden` are the widths, each >= 1 (an empty list: `linear`); `norm` is none, batch or layer; `dropout` is
-    the drop probability in [0, 1), the complement of the keep probability p of Srivastava et al. 2014. Raises
-    ValueError otherwise.
+    `hidden`: widths, each >= 1 (an empty list gives `linear`); `norm`: none, batch or layer; `dropout`: the drop
+    probability in [0, 1), the complement of the keep probability p of Srivastava et al. 2014. Raises ValueError
+    otherwise.
     """
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch", "layer"))

@@ -1,4 +1,4 @@
-"""What the models share: activations by name, fully connected layers, checks of arguments."""
+"""Building blocks shared by models: activations by name, fully connected layers, argument checks."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "identity": nn.Identity,
 }
-# over features; over the channels of a feature map it is always nn.BatchNorm2d
+# for vectors of features; feature maps always use nn.BatchNorm2d
 _NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 
 
@@ -44,7 +44,7 @@ def dense_layers(
 ) -> dict[str, nn.Module]:
     """Fully connected layers by name: linear1, norm1, activation1, dropout1 for the first width, ... output.
 
-    Numbers start at `first`. A linear layer has no bias before batch norm, which would cancel it.
+    Numbering starts at `first`. A linear layer before batch norm has no bias, which batch norm would cancel.
     """
     layers: dict[str, nn.Module] = {}
     for i, width in enumerate(hidden, first):
@@ -62,13 +62,13 @@ def dense_layers(
 def with_plans(
     layers: Mapping[str, nn.Module], tensor_plan: Mapping[str, str], stages: Iterable[str] | None = None
 ) -> nn.Sequential:
-    """The layers one after another, and how they may be spread over devices: two attributes, data only.
+    """Chain the layers in a Sequential, with two attributes that say how it may be split over devices.
 
     `pipeline_plan`: names of the children at which a pipeline stage may begin (None: all but the first).
-    `tensor_plan`: how a tensor-parallel group shares a module, by its name; one that is not named is whole.
-    column: input whole, weight split by outputs, output split; row: input split, weight split by inputs, output
-    whole; gather: as column, then the outputs are gathered; cross: input gathered first, then as column; group:
-    a grouped convolution of split channels; split: parameters or draws per channel, of split channels.
+    `tensor_plan`: how a tensor-parallel group splits each module, by name; modules that are not named are replicated.
+    column: input whole, weight split by outputs, output split; row: input split, weight split by inputs, output whole;
+    gather: as column, then the outputs are gathered; cross: input gathered first, then as column; group: a grouped
+    convolution of split channels; split: parameters or random draws per channel, of split channels.
     """
     model: Any = nn.Sequential(OrderedDict(layers))
     model.pipeline_plan = list(layers)[1:] if stages is None else list(stages)
@@ -77,10 +77,10 @@ def with_plans(
 
 
 def paired(layers: Mapping[str, nn.Module]) -> dict[str, str]:
-    """A tensor plan for whole input and output: the layers with weights in pairs, a column and a row.
+    """A tensor plan that pairs the layers with weights, column then row, with whole inputs and outputs.
 
-    What is left over at the end is whole, or gathered where it is a convolution or the only layer. So is a layer
-    before layer norm, which needs all features at once.
+    A last layer without a partner is replicated, or gathered if it is a convolution or the only layer. Layers before
+    layer norm, which needs all features at once, are gathered.
     """
     plan: dict[str, str] = {}
     weighted = [name for name, layer in layers.items() if isinstance(layer, nn.Linear | nn.Conv2d)]
@@ -104,7 +104,7 @@ def paired(layers: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 def check_widths(key: str, widths: Sequence[int], minimum: int = 0) -> None:
-    """Raises ValueError unless `widths` holds at least `minimum` whole numbers, each >= 1."""
+    """Raises ValueError unless `widths` holds at least `minimum` integers, each >= 1."""
     check_wholes(key, widths, 1, least=minimum)
 
 
@@ -114,7 +114,7 @@ def check_dropout(dropout: float) -> None:
 
 
 def check_image_size(model: str, input_shape: tuple[int, int, int], smallest: int) -> None:
-    """Raises ValueError when images are smaller than `smallest` pixels on a side."""
+    """Raises ValueError if images are smaller than `smallest` pixels on a side."""
     _, height, width = input_shape
     if min(height, width) < smallest:
         raise ValueError(f"model {model} needs images of at least {smallest}x{smallest}; data gives {height}x{width}")

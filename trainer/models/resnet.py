@@ -1,4 +1,4 @@
-"""The CIFAR family of residual networks, and the plain networks they are compared with."""
+"""The CIFAR family of residual networks, and the corresponding plain networks."""
 
 from collections import OrderedDict
 
@@ -9,7 +9,7 @@ from trainer.models.parts import activation_layer, check_choice, check_image_siz
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al. 2015: every second pixel of both axes, new channels zero; no parameters."""
+    """Option A of He et al. 2015: subsamples both axes by 2 and pads new channels with zeros; no parameters."""
 
     def __init__(self, num_new_channels: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(conv=projection, norm=_norm(num_filters, norm)))
 
     def forward(self, features_NCHW: Tensor) -> Tensor:
-        # nothing in place: a hook may keep what a layer gave
+        # not in place: a hook may keep a layer's output
         out_NCHW: Tensor = self.activation1(self.norm1(self.conv1(features_NCHW)))
         out_NCHW = self.norm2(self.conv2(out_NCHW))
         if self.shortcut is not None:
@@ -62,13 +62,13 @@ def resnet(
 ) -> nn.Sequential:
     """Residual network for small images (He et al. 2015, section 4.2).
 
-    A 3x3 convolution, three stages of n blocks with `width`, 2 `width`, 4 `width` filters (the second and the
-    third begin with stride 2), global average pooling, a linear output; `depth` = 6n+2 counts the layers with
-    weights on the main path. Blocks are named block<stage>_<number>.
+    A 3x3 convolution, three stages of n blocks with `width`, 2 `width`, 4 `width` filters (the second and the third
+    start with stride 2), global average pooling, a linear output; `depth` = 6n+2 counts the layers with weights on the
+    main path. Blocks are named block<stage>_<number>.
 
-    `shortcut`: identity (option A: zero-padding where the size changes, the paper's choice on CIFAR),
-    projection (option B: a 1x1 convolution with norm there), or none (the plain network). `norm`: batch or
-    none (then the convolutions have biases). Raises ValueError for other values, and for images under 4x4.
+    `shortcut`: identity (option A: zero-padding if the size changes, the paper's choice on CIFAR), projection (option
+    B: a 1x1 convolution with norm if the size changes), or none (the plain network). `norm`: batch or none
+    (convolutions then have biases). Raises ValueError for other values, and for images smaller than 4x4.
     """
     _check_depth(depth)
     check_widths("width", [width])
@@ -96,7 +96,7 @@ def resnet(
     return with_plans(layers, plan, [*blocks, "pool", "output"])
 
 
-# the sum with the shortcut is of whole feature maps
+# the shortcut is added to whole feature maps
 _BLOCK_PLAN = {"conv1": "column", "norm1": "split", "conv2": "row"}
 
 

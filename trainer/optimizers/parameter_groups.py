@@ -1,4 +1,4 @@
-"""Which parameters decay: biases and norm scales do not, unless asked (CUHK ELEG 5491)."""
+"""Parameter groups for weight decay: biases and norm parameters do not decay by default (CUHK ELEG 5491)."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -11,10 +11,10 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequence[str]) -> list[dict[str, Any]]:
-    """Two groups, `decay` and `no_decay`, as torch optimizers take them (an empty one is left out).
+    """Parameter groups `decay` and `no_decay` for a torch optimizer; an empty group is omitted.
 
-    `exclude` holds "bias", "norm" (every parameter of a normalization layer) and patterns over names, such as
-    "*.embedding.*". Parameters shared by two layers count once, under their first name.
+    `exclude` lists "bias", "norm" (every parameter of a normalization layer) and patterns over parameter names, such
+    as "*.embedding.*". Parameters shared by several layers appear once, under their first name.
     """
     norms = {
         f"{prefix}.{name}".lstrip(".")
@@ -30,10 +30,10 @@ def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequ
             return True
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
-    if weight_decay is None:  # the optimizer's own affair
+    if weight_decay is None:  # the optimizer's configuration has no such key
         return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad]}]
     if weight_decay == 0:
-        exclude = ()  # one group: an optimizer's step costs its overhead once a group
+        exclude = ()  # one group: an optimizer's overhead is per group
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"name": "decay", "weight_decay": weight_decay, "params": [p for n, p in named if not excluded(n)]},
@@ -43,7 +43,7 @@ def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequ
 
 
 def unmatched(model: nn.Module, exclude: Sequence[str]) -> list[str]:
-    """The patterns of `exclude` that no parameter has: misspelt, most likely."""
+    """The patterns of `exclude` that match no parameter, most likely misspelt."""
     names = [name for name, _ in model.named_parameters()]
     return [
         pattern

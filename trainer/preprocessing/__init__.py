@@ -1,4 +1,4 @@
-"""Preprocessing: from stored pixels to what the model is fed, with statistics of the training part only."""
+"""Preprocessing: converts stored pixels to model inputs, with statistics of the training split only."""
 
 from trainer.preprocessing.modules import MeanImage, MeanPixel, Preprocessing, Scale, Standardize, ToFloat
 from trainer.preprocessing.whitening import ZCA, PCAWhitening

@@ -10,33 +10,33 @@ from trainer import contracts
 from trainer.base.checks import check_one_of
 from trainer.preprocessing.statistics import Images, moments
 
-_MOST_NUMBERS = 2**16  # 256 KB each
-_MOST_BIAS = 32  # with 24 bits, the rounding of a bias up to this is below 1e-6
+_MOST_NUMBERS = 2**16  # 256 KB for each of weight and bias
+_MOST_BIAS = 32  # float32 rounds a bias up to this by less than 1e-6
 
 
 class Preprocessing(contracts.Preprocessing):
-    """From pixels 0..255 (or features) to what a model is fed, float32 of the same shape.
+    """Base class: maps pixels 0..255 (or features) to model inputs, float32 of the same shape.
 
-    The statistics come from `fit`, once, and travel with `state_dict`; a module that was never fitted takes them
-    from there. What a sample becomes does not depend on the batch that it is in.
+    `fit` estimates the statistics once; they are part of `state_dict`, and a module that was never fitted takes them
+    from there. A sample's result does not depend on its batch.
     """
 
-    def __init__(self) -> None:  # nn.Module's own takes anything, which hides a misspelt argument
+    def __init__(self) -> None:  # nn.Module's accepts any argument, which would hide a misspelt one
         super().__init__()
 
     def fit(self, images: Images) -> None:
-        """Estimates the statistics from the training part; here there are none."""
+        """Estimate the statistics from the training split; by default there are none."""
 
     @abstractmethod
     def transform_(self, images_NCHW: Tensor) -> Tensor:
-        """The result for float32 images, which it may overwrite."""
+        """Transform float32 images, possibly in place."""
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """The result for images of any type, which are left alone."""
+        """Transform images of any dtype, which are not modified."""
         return self.transform_(images_NCHW.to(torch.float32, copy=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # the shape of the statistics is known only from data or, here, from the checkpoint
+        # only the checkpoint knows the shape of the statistics if `fit` was not called
         for name, buffer in self.named_buffers(recurse=False):
             if prefix + name in state_dict:
                 setattr(self, name, buffer.new_empty(state_dict[prefix + name].shape))
@@ -44,7 +44,7 @@ class Preprocessing(contracts.Preprocessing):
 
 
 class ToFloat(Preprocessing):
-    """y = x: the pixel values 0..255 themselves, as float32."""
+    """y = x: the pixel values 0..255 as float32."""
 
     def transform_(self, images_NCHW: Tensor) -> Tensor:
         return images_NCHW
@@ -58,7 +58,7 @@ class Scale(Preprocessing):
 
 
 class Centred(Preprocessing):
-    """y = x - mean, with the training part's mean over the axes `reduced`."""
+    """y = x - mean, with the training split's mean over the axes `reduced`."""
 
     mean: Tensor
     reduced: tuple[int, ...]
@@ -75,8 +75,7 @@ class Centred(Preprocessing):
 
 
 class MeanPixel(Centred):
-    """y = x - mean, one mean for each of the C channels, over all samples and places; not scaled, so that y is
-    within -255..255.
+    """y = x - mean, with one mean per channel, over all samples and pixels; not scaled, so y is within -255..255.
 
     Source: CUHK ELEG 5491, "Normalizing input" (subtracting the mean pixel; there is no need for unit variance).
     """
@@ -85,7 +84,7 @@ class MeanPixel(Centred):
 
 
 class MeanImage(Centred):
-    """y = x - mean, one mean for each of the C*H*W inputs; not scaled, so that y is within -255..255.
+    """y = x - mean, with one mean per input (C*H*W of them); not scaled, so y is within -255..255.
 
     Source: CUHK ELEG 5491, "Normalizing input" (subtracting the mean image).
     """
@@ -94,10 +93,10 @@ class MeanImage(Centred):
 
 
 class Standardize(Preprocessing):
-    """y = (x - mean) / std, with the training part's mean and standard deviation (divisor N).
+    """y = (x - mean) / std, with the training split's mean and standard deviation (divisor N).
 
-    `per` channel: one mean and std for each of the C channels, over all samples and places; `per` feature:
-    one for each of the C*H*W inputs. Where the training part is constant (std 0), y is 0.
+    `per`: "channel" for one mean and std per channel, over all samples and pixels; "feature" for one per input (C*H*W
+    of them). y is 0 for inputs that are constant over the training split (std 0).
 
     Source: CUHK ELEG 5491, "Normalizing input" (per feature), CS7150, "Normalization". Raises ValueError for another
     `per`.
@@ -128,9 +127,12 @@ class Standardize(Preprocessing):
         return torch.addcmul(self._bias, images_NCHW, self._weight, out=images_NCHW)
 
     def _prepare(self, image_1CHW: Tensor) -> None:
-        """y = weight x + bias, both as large as a sample and laid out like it: one pass over the samples in place of
-        two. Where the mean is many standard deviations, that would cost digits. Of a large sample with one weight a
-        channel they are as large as a line, which leaves the cache to the sample."""
+        """Cache weight and bias of y = weight x + bias, which needs one pass over the samples instead of two.
+
+        Both have the shape and memory layout of a sample. For a large sample with one weight per channel they have the
+        size of a row, which leaves the cache to the sample. If the mean is many standard deviations, y = weight x +
+        bias would lose precision and is not used.
+        """
         if image_1CHW.numel() > _MOST_NUMBERS and self.mean.shape[-2:] == (1, 1):
             image_1CHW = torch.empty_like(image_1CHW[:, :, :1])
         made_from = self._made_from

@@ -1,4 +1,4 @@
-"""Moments of the training part: exact for uint8 images, in float64 and two passes for features."""
+"""Moments of the training split: exact for uint8 images, two-pass in float64 for features."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,14 +7,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ELEMENTS_A_CHUNK = 2**19  # 4 MB as float64: stays in the cache
-IMAGES_A_READ = 256  # of what is no tensor and has to be read from files
-# sums of so many products of numbers in -128..127 are below 2^24: exact in float32, in any order
+ELEMENTS_A_CHUNK = 2**19  # 4 MB as float64: fits in cache
+IMAGES_A_READ = 256  # for images read from files
+# sums of this many products of numbers in -128..127 are at most 2^24: exact in float32, in any order
 SAMPLES_A_PRODUCT = 1024
 
 
 class Images(Protocol):
-    """A tensor (N, C, H, W), or what gives one, uint8 or float32, for every slice of itself."""
+    """A tensor (N, C, H, W), or an object whose slices are uint8 or float32 tensors."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,8 @@ class Images(Protocol):
 def moments(images: Images, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (divisor N) over the axes `reduced`, kept with length 1; float64.
 
-    Of uint8 images from exact sums: no chunk and no order of the samples shows, and a constant has exactly 0.
+    For uint8 images the sums are exact: the result does not depend on chunks or sample order, and constants have
+    exactly std 0.
     """
     first = images[0:1]
     count = len(images) * math.prod(first.shape[axis] for axis in reduced if axis)
@@ -42,22 +43,22 @@ def moments(images: Images, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def mean_and_covariance(images: Images) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of the D = C*H*W values of a sample, divisor N, float64.
+    """Mean (D,) and covariance (D, D) of a sample's D = C*H*W values, divisor N, float64.
 
-    Of uint8 images from exact sums of products, as `moments`.
+    For uint8 images the sums of products are exact, as in `moments`.
     """
     if images[0:1].is_floating_point():
         mean = moments(images, (0,))[0].flatten()
         products = _products(images, lambda values: values.double().sub_(mean))
         return mean, products.div_(len(images))
-    sums = _integer_sums(images, (0,))[0].flatten() - 128 * len(images)  # of x - 128, as the products
+    sums = _integer_sums(images, (0,))[0].flatten() - 128 * len(images)  # of x - 128, like the products
     products = _products(images, lambda values: values.float().sub_(128)).to(torch.int64)
     covariance = products.mul_(len(images)).sub_(sums.outer(sums)).double()
     return sums.double() / len(images) + 128, covariance.div_(len(images) ** 2)
 
 
 def _products(images: Images, prepared: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum over the samples of x x^T, float64 (D, D), where x is what `prepared` makes of some samples."""
+    """Sum over the samples of x x^T, float64 (D, D), where `prepared` maps a chunk of samples to rows x."""
     size = images[0:1].numel()
     total = torch.zeros(size, size, dtype=torch.float64)
     for values in _chunks(images, SAMPLES_A_PRODUCT * size):
@@ -74,7 +75,7 @@ def _sum(images: Images, reduced: tuple[int, ...], prepared: Callable[[Tensor], 
 
 
 def _integer_sums(images: Images, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Exact int64 sums of x and of x^2 over the axes `reduced`, which are kept with length 1."""
+    """Exact int64 sums of x and x^2 over the axes `reduced`, kept with length 1."""
     sums = sums_of_squares = torch.zeros((), dtype=torch.int64)
     for chunk in _chunks(images, ELEMENTS_A_CHUNK):
         values = chunk.double()  # integers far below 2^53: exact, and faster to sum than int64
@@ -84,7 +85,7 @@ def _integer_sums(images: Images, reduced: tuple[int, ...]) -> tuple[Tensor, Ten
 
 
 def _chunks(images: Images, num_elements: int) -> Iterator[Tensor]:
-    """All samples, about so many numbers at a time."""
+    """Yield all samples in chunks of about `num_elements` values."""
     samples_a_chunk = max(1, num_elements // images[0:1].numel())
     samples_a_read = len(images) if isinstance(images, Tensor) else max(samples_a_chunk, IMAGES_A_READ)
     for start in range(0, len(images), samples_a_read):

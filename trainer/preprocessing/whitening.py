@@ -1,4 +1,4 @@
-"""Whitening: inputs without correlations and of equal variance."""
+"""Whitening: decorrelates inputs and equalizes their variances."""
 
 import math
 from abc import abstractmethod
@@ -11,28 +11,28 @@ from trainer.base.checks import check_number, check_whole
 from trainer.preprocessing.modules import Preprocessing
 from trainer.preprocessing.statistics import Images, mean_and_covariance
 
-MOST_FEATURES = 12_288  # 64x64x3: a covariance of 1.2 GB, a few minutes; four times the features take 64 times as long
-_BITS = 24  # of an entry of a row of the matrix: a float32 holds them all
+MOST_FEATURES = 12_288  # 64x64x3: a covariance of 1.2 GB and a few minutes; time grows with the cube
+_BITS = 24  # per matrix entry, relative to the row's largest: what a float32 holds
 
 
 class Whitening(Preprocessing):
-    """z_k = u_k^T (x - mean) / sqrt(lambda_k + epsilon), k = 1..K, of the D = C*H*W values of a sample.
+    """z_k = u_k^T (x - mean) / sqrt(lambda_k + epsilon), k = 1..K, of a sample's D = C*H*W values.
 
-    lambda_1 >= lambda_2 >= ... and u_k are eigenvalues and eigenvectors of the training part's covariance
-    (divisor N). The entry of u_k that is largest in size is positive. `components` K, 1 to D (None: D), of the
-    largest eigenvalues are kept; `epsilon` >= 0 is in squared units of the inputs, pixels being 0..255. Where the
-    training part has no variance at all (constant inputs, or fewer samples than inputs) z_k is 0. Raises
+    lambda_1 >= lambda_2 >= ... and u_k are eigenvalues and eigenvectors of the training split's covariance (divisor
+    N); the sign of u_k makes its entry of largest magnitude positive. `components` K, 1 to D (None: D), is the number
+    of largest eigenvalues that are kept; `epsilon` >= 0 is in squared input units, with pixels in 0..255. z_k is 0 for
+    directions in which the training split has no variance (constant inputs, or fewer samples than inputs). Raises
     ValueError for other values.
 
-    Products are added up in float64, for images with a matrix whose rows have 24 bits each: the sums of whole
-    numbers 0..255 are exact, and not a bit of a sample depends on its batch, the device or the library. Sums of
-    features are rounded to float32 from float64: one in some 10^8 values may differ in its last bit. (MPS has no
-    float64: there the last few bits of both may differ.)
+    Products are accumulated in float64. For images, each matrix row is rounded to 24 bits, so that sums with integers
+    0..255 are exact and a sample's bits do not depend on its batch, the device or the library. Sums of features are
+    rounded from float64 to float32: about one value in 10^8 may differ in its last bit. (MPS has no float64: there the
+    last few bits of both may differ.)
     """
 
-    centre: Tensor  # (D,), the mean rounded to whole numbers, so that x - centre is exact
+    centre: Tensor  # (D,), the mean rounded to integers, so that x - centre is exact
     matrix: Tensor  # (K, D) for `PCAWhitening`, (D, D) for `ZCA`
-    offset: Tensor  # what matrix makes of mean - centre
+    offset: Tensor  # matrix @ (mean - centre)
 
     def __init__(self, components: int | None = None, epsilon: float = 1.0) -> None:
         if components is not None:
@@ -42,7 +42,7 @@ class Whitening(Preprocessing):
         self.components, self.epsilon = components, epsilon
         for name in ("centre", "matrix", "offset"):
             self.register_buffer(name, torch.empty(0))
-        self._wide = self.matrix, self.matrix  # the matrix, and the same in float64
+        self._wide = self.matrix, self.matrix  # the matrix, and a float64 copy of it
 
     def check(self, input_shape: tuple[int, int, int]) -> None:
         size = math.prod(input_shape)
@@ -73,7 +73,7 @@ class Whitening(Preprocessing):
 
     @abstractmethod
     def _turned(self, whitening_KD: Tensor, vectors_KD: Tensor) -> Tensor:
-        """The matrix, from the one that whitens and the principal axes."""
+        """The matrix of the transform, given the whitening matrix and the principal axes."""
 
     def transform_(self, images_NCHW: Tensor) -> Tensor:
         if self._wide[0] is not self.matrix:
@@ -87,11 +87,11 @@ class Whitening(Preprocessing):
 
 
 class PCAWhitening(Whitening):
-    """The z_k of `Whitening` themselves: uncorrelated, of variance lambda_k / (lambda_k + epsilon).
+    """PCA whitening: the z_k of `Whitening`, uncorrelated and of variance lambda_k / (lambda_k + epsilon).
 
-    The shape (C, H, W) is kept and filled in its order with z_1, z_2, ...; after the K components stand zeros. So
-    every model takes them, but they make no image: there is nothing in them that a convolution looks for. (ZCA
-    has the same variances and keeps the image.)
+    The output keeps the shape (C, H, W), filled with z_1, z_2, ... in order and with zeros after the K components.
+    Every model accepts it, but it has no spatial structure that a convolution could use. (ZCA gives the same variances
+    and keeps the spatial structure.)
 
     Source: CUHK ELEG 5491, "Normalizing input" (PCA removes linear correlations), Optimization (Part 2), "Better
     Conditioning".
@@ -102,7 +102,7 @@ class PCAWhitening(Whitening):
 
 
 class ZCA(Whitening):
-    """y = sum_k u_k z_k: whitened, then turned back, so that y is the whitened image next to x and looks like it.
+    """ZCA whitening: y = sum_k u_k z_k, the whitened image closest to x.
 
     Source: Optimization (Part 2), "Better Conditioning"; Bell and Sejnowski 1997; Krizhevsky 2009.
     """
@@ -112,7 +112,7 @@ class ZCA(Whitening):
 
 
 def principal_axes(covariance_DD: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, the largest first, and the eigenvectors as rows, each with a positive entry of largest size."""
+    """Eigenvalues in descending order, and eigenvectors as rows whose entry of largest magnitude is positive."""
     values_D, columns_DD = torch.linalg.eigh(covariance_DD)
     rows_DD = columns_DD.T.flip(0)
     peaks_D1 = rows_DD.gather(1, rows_DD.abs().argmax(1, keepdim=True))
@@ -120,7 +120,7 @@ def principal_axes(covariance_DD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _on_a_grid(matrix: Tensor) -> Tensor:
-    """Each row rounded to multiples of a power of two, at most 2^24 of them."""
+    """Round each row to multiples of a power of two, with magnitudes of at most 2^24 units."""
     _, exponents = torch.frexp(matrix.abs().amax(1, keepdim=True))
     unit = torch.ldexp(torch.ones_like(matrix[:, :1]), exponents - _BITS)
     return (matrix / unit).round_().mul_(unit)
