@@ -13,7 +13,7 @@ from trainer.data.split import check_split_seed, cut_size, stratified_cut
 _PLAIN_MODES, _WIDE_MODES = (
     ("L", "RGB"),
     ("I", "I;16", "I;16B", "I;16L", "F"),
-)  # of PIL; other modes are converted to RGB
+)  # of PIL; others become RGB
 _MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000
 
 
