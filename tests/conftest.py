@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests.forks import Zygote, shared
+
 
 @pytest.fixture
 def data_root() -> Path:
@@ -16,3 +18,9 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("DATA_ROOT names no folder of real data")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Zygote:
+    """Forks processes that need not import anything; see `tests.forks`."""
+    return shared()

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from trainer import assemble, compose, fit, launch
+from tests.forks import shared
+from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
 from trainer.configuration.build import locate
 from trainer.configuration.groups import GROUPS
@@ -74,14 +75,15 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     if path.parent.name == "parallelism" and path.stem != "single":
         trains_in_ranks(tiny(path), tmp_path)
         return
-    blueprint = resolve(compose(tiny(path)))
+    config = compose(tiny(path))
+    blueprint = resolve(config)
     run = build_run(blueprint)
     before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
     assert train(run) == "completed"
     assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
     checkpoint.save(tmp_path / "last.pt", capture(run))
-    again = build_run(resolve(compose(tiny(path))), run.splits)
+    again = build_run(resolve(config), run.splits)
     restore(again, checkpoint.load(tmp_path / "last.pt"))
     assert again.step == run.step == 2
     for (name, value), other in zip(run.model.state_dict().items(), again.model.state_dict().values(), strict=True):
@@ -94,10 +96,20 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     assert_same(run.model.state_dict(), again.model.state_dict())
 
 
+def launched(folder: Path, overrides: list[str], changes: dict[str, int], steps: int) -> None:
+    """`launch` in a process whose server of ranks need not import anything."""
+    code = (
+        "from pathlib import Path\nfrom trainer import compose, launch\n"
+        f"assert launch(compose({overrides!r}) | {changes!r}, Path({str(folder)!r})).steps == {steps}"
+    )
+    process = shared().start([], folder, code=code, spare=True)
+    assert process.wait() == 0, process.output()
+
+
 def trains_in_ranks(overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
     """A strategy needs its processes."""
     run_folder.write_configuration(folder, compose(overrides), overrides)
-    assert launch(compose(overrides), folder).steps == 2
+    launched(folder, overrides, {}, steps=2)
     state = checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
     assert all(torch.isfinite(value).all() for value in state.values())
     assert not any(path.stat().st_size for path in (folder / "ranks").glob("*.log")), "the ranks had nothing to say"
@@ -111,7 +123,7 @@ STRATEGIES = [path for path in GROUP_OPTIONS if path.parent.name == "parallelism
 @pytest.mark.parametrize("path", STRATEGIES, ids=names(STRATEGIES))
 def test_every_strategy_goes_on_from_its_checkpoint(path: Path, tmp_path: Path) -> None:
     state = trains_in_ranks(tiny(path), tmp_path)
-    assert launch(compose(tiny(path)) | {"epochs": 2}, tmp_path).steps == 4
+    launched(tmp_path, tiny(path), {"epochs": 2}, steps=4)
     after = checkpoint.load(tmp_path / "checkpoints" / "last.pt")["model"]
     assert any(not torch.equal(value, state[name]) for name, value in after.items())
 

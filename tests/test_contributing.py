@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from tests.forks import shared
 from tests.parallelism.harness import advance, curve, difference, make_from, spawn, state_of
 from trainer import compose
 from trainer.augmentation import Pipeline
@@ -54,6 +55,17 @@ RUNS = {
     ],
     "a strategy": ["parallelism=sum_afterwards", "parallelism.devices=2", "model=linear"],
 }
+
+# `train` of the first `trainer` on the path, not of the one that is imported
+IN_A_CLONE = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
+    del sys.modules[name]
+import trainer.app
+from pathlib import Path
+assert Path(trainer.app.__file__).is_relative_to(Path.cwd().resolve()), trainer.app.__file__
+trainer.app.main()
+"""
 
 
 def test_every_snippet_is_a_file() -> None:
@@ -98,12 +110,14 @@ def insert_lines(folder: Path) -> None:
 @pytest.mark.parametrize("shape", ["contributor", "user"])
 def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
     flags = write(tmp_path, shape)
-    env = os.environ | {"PYTHONPATH": str(ROOT if shape == "user" else tmp_path), "OMP_NUM_THREADS": "1"}
+    clone = {"code": IN_A_CLONE, "environment": {"PYTHONPATH": str(tmp_path)}} if shape == "contributor" else {}
     for number, words in enumerate(RUNS.values()):
         words = [*words, "penalty.weight=0.5"] if shape == "contributor" else words
-        line = [sys.executable, "-m", "trainer", *flags, *words, *SHORT, f"name=run{number}"]
-        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
-        assert done.returncode == 0, done.stdout + done.stderr
+        # the ranks of a clone must not find what the server of forks has imported
+        spare = shape == "user"
+        line = [*flags, *words, *SHORT, f"name=run{number}"]
+        process = shared().start(line, tmp_path, spare=spare, **clone)
+        assert process.wait() == 0, process.output()
         (run,) = tmp_path.glob(f"outputs/*/*-run{number}")
         result = json.loads((run / "result.json").read_text())
         assert result["status"] == "completed"
@@ -138,6 +152,7 @@ def test_the_snippets_are_typed_and_formatted(tmp_path: Path) -> None:
         )
     env = os.environ | {"MYPYPATH": str(ROOT)}
     line = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict", str(package)]
+    line += ["--cache-dir", str(ROOT / ".mypy_cache")]  # torch and trainer are the same for all
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     if importlib.util.find_spec("ruff"):  # of the extra `dev`; mypy is of `test`, too

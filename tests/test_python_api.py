@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.forks import train
 from trainer import assemble, compose
 from trainer.base.errors import ConfigurationError
 
-ROOT = Path(__file__).parents[1]
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]
 SCRIPT = f"""
 import json, sys
@@ -47,9 +47,9 @@ def test_a_run_in_a_script_is_the_run_of_the_command_line(tmp_path: Path) -> Non
     for home in homes:
         home.mkdir()
     script = in_a_process("-c", SCRIPT, cwd=homes[0])
-    command = in_a_process(str(ROOT / "cli.py"), *OVERRIDES, cwd=homes[1])
-    (printed, script_errors), (_, command_errors) = script.communicate(), command.communicate()
-    assert (script.returncode, script_errors, command.returncode, command_errors) == (0, "", 0, "")
+    command = train(homes[1], *OVERRIDES)
+    printed, script_errors = script.communicate()
+    assert (script.returncode, script_errors, command.returncode, command.stderr) == (0, "", 0, "")
 
     light, result = json.loads(printed.splitlines()[-1])
     assert light  # composing waits for no torch

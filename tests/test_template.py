@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.forks import shared, train
 from trainer import app, assemble, compose, fit
 from trainer.base.errors import ConfigurationError
 from trainer.commands.help import print_help
@@ -35,7 +36,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GEARSHIFT_TRUST", raising=False)
     yield tmp_path
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 # --- experiment=template ----------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_the_template_is_learnt_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = fit(assemble(compose(["experiment=template", "seed=1"])))
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     assert result.status == "completed"
     assert result.test is not None and result.test["test/accuracy"] > 0.95
 
@@ -85,22 +86,22 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_the_page_runs_as_it_stands(project: Path) -> None:
-    """Both commands and the script, as processes of their own, side by side."""
+    """Both commands and the script, as processes of their own; the second command's is started, not forked."""
+    plan, command = (line.split()[1:] for line in COMMANDS)
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "GEARSHIFT_TRUST")}
     # like a console script, cli.py does not put the current folder on the path
-    lines = [[sys.executable, str(ROOT / "cli.py"), *command.split()[1:]] for command in COMMANDS]
-    lines.append([sys.executable, "script.py"])
-    pipe = subprocess.PIPE
-    started = [
-        subprocess.Popen(line, env=env | {"OMP_NUM_THREADS": "1"}, stdout=pipe, stderr=pipe, text=True)
-        for line in lines
-    ]
-    outputs = [process.communicate() for process in started]
-    assert [(process.returncode, errors) for process, (_, errors) in zip(started, outputs, strict=True)] == [
-        (0, "")
-    ] * 3
-    planned, _, printed = (output for output, _ in outputs)
-    assert "2,212 parameters" in planned  # 64 inputs, 32 hidden, 4 outputs, with biases
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *command],
+        env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    planned = train(project, *plan)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    code = "import runpy, sys; sys.path.insert(0, ''); runpy.run_path('script.py', run_name='__main__')"
+    script = shared().start([], project, code=code, apart=True)
+    printed, errors = script.communicate()
+    assert (script.returncode, errors) == (0, "")
+    assert "2,212 parameters" in planned.stdout  # 64 inputs, 32 hidden, 4 outputs, with biases
     folders = sorted(project.glob("outputs/*/*"))
     results = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert [result["status"] for result in results] == ["completed", "completed"]

@@ -14,10 +14,12 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.forks import Zygote
 from trainer import app
 from trainer.base.signals import stop_request
 
 PROGRAM = Path(sys.executable).with_name("train")
+INSTALLED = (str(PROGRAM),)
 _VARIABLES = ("GEARSHIFT_DEBUG", "GEARSHIFT_TRUST", "HYDRA_FULL_ERROR", "DATA_ROOT", "GOMP_SPINCOUNT")
 SMALL = ["model=linear", "epochs=2", "batch_size=128", "every.log=3step", "seed=5", "threads=1"]
 
@@ -82,7 +84,7 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     torch.set_num_threads(threads)
     logging.getLogger("trainer").handlers.clear()
     root.setLevel(level)
@@ -90,10 +92,17 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.fixture
-def process(folder: Path) -> Train:
-    """`train(*arguments)`, as a process of its own."""
+def process(folder: Path, zygote: Zygote) -> Train:
+    """`train(*arguments)`, as a process of its own: a fork, or a `program` that is started."""
 
-    def run(*arguments: str, program: tuple[str, ...] = (str(PROGRAM),), **variables: str) -> Done:
+    def fork(*arguments: str, **variables: str) -> Done:
+        started = zygote.start(arguments, folder, environment=variables, apart=True, spare=True)
+        out, err = started.communicate()
+        return Done(started.returncode, out, err)
+
+    def run(*arguments: str, program: tuple[str, ...] | None = None, **variables: str) -> Done:
+        if program is None:
+            return fork(*arguments, **variables)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"} | variables
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line.conftest import Done, Train, listing
+from tests.command_line.conftest import INSTALLED, Done, Train, listing
 
 OPTIONS = {
     "model/broken.yaml": "# Broken\n_target_: [trainer.models.mlp.mlp\nhidden: 3\n",
@@ -596,10 +596,10 @@ WITHOUT_TORCH = ["optimizer=adamx", "optimizr=adamw", "optimizer.lrr=1", "+optim
 WITH_TORCH = ["early_stopping.monitor=val/acuracy", "batch_size=1000000000", "model.channels=[20,50,50,50]"]
 
 
-@pytest.mark.parametrize("typed", [*WITHOUT_TORCH[::2], WITH_TORCH[0]])
+@pytest.mark.parametrize("typed", WITHOUT_TORCH[:2])
 def test_the_installed_program_says_the_same(typed: str, process: Train, train: Train, place: Path) -> None:
     before = listing(place)
-    done = process(*typed.split())
+    done = process(*typed.split(), program=INSTALLED)
     assert (done.code, len(done.problems), done.out) == (2, 1, "")
     assert listing(place) == before
     assert done.err == train(*typed.split()).err
@@ -617,11 +617,13 @@ for typed in sys.argv[1:]:
 """
 
 
-def test_what_is_known_without_torch_is_said_without_torch(process: Train, place: Path) -> None:
+def test_what_is_known_without_torch_is_said_without_torch(process: Train, train: Train, place: Path) -> None:
+    """In a process that has imported nothing, and in the words that one says that has."""
     cases = [*WITHOUT_TORCH, "resume full", "--config-dir options model=broken", "hydra.run.dir=file.txt", "--nosuch"]
     done = process(*cases, WITH_TORCH[0], program=(sys.executable, "-c", ASK))
     assert done.out.splitlines() == ["2 False"] * len(cases) + ["2 True"]
     assert len(done.problems) == len(cases) + 1
+    assert done.err == "".join(train(*typed.split()).err for typed in [*cases, WITH_TORCH[0]])
 
 
 @pytest.mark.slow
@@ -629,7 +631,7 @@ def test_mistakes_are_told_quickly(process: Train, place: Path, seconds_of_torch
     """Within half of what importing torch takes (usually a seventh), or three times that where it has to be asked."""
     for limit, cases in ((0.5, WITHOUT_TORCH), (3.0, WITH_TORCH)):
         for typed in cases:
-            seconds = min(process(*typed.split()).seconds for _ in range(3))
+            seconds = min(process(*typed.split(), program=INSTALLED).seconds for _ in range(3))
             assert seconds < limit * seconds_of_torch, typed
 
 

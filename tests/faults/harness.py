@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,7 @@ import yaml
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util.tensor_util import make_ndarray
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-TIME_LIMIT = 300.0
-# one thread: the last bit must not depend on how busy the machine is
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+from tests.forks import ENVIRONMENT, TIME_LIMIT, Zygote, python_path
 
 
 def but(arguments: Sequence[str], *changes: str) -> list[str]:
@@ -88,7 +84,7 @@ class RealProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trainer", *arguments],
                 cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": _python_path()} | (environment or {}),
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": python_path()} | (environment or {}),
             )  # fmt: skip
         self.pid = self._process.pid
 
@@ -105,87 +101,6 @@ class RealProcess:
 class RealProcesses:
     def start(self, arguments: Sequence[str], folder: Path, sitting: int = 0, **more: Any) -> RealProcess:
         return RealProcess(arguments, folder, **more)
-
-
-class Zygote:
-    """Forks runs, one at a time, from a process in which everything is imported."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count = folder, 0
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | ENVIRONMENT | {"PYTHONPATH": _python_path()},
-        )  # fmt: skip
-        assert self._read() == "ready"
-
-    def start(
-        self,
-        arguments: Sequence[str],
-        folder: Path,
-        sitting: int = 0,
-        *,
-        fault: dict[str, Any] | None = None,
-        environment: dict[str, str] | None = None,
-        terminal: str | None = None,
-    ) -> "Fork":
-        """`fault`: see `faults.install`; `terminal`: the path of one that becomes the run's own."""
-        assert self._process.stdin is not None
-        self._count += 1
-        output = self._folder / f"output-{self._count}"
-        job = {
-            "arguments": list(arguments), "cwd": str(folder), "output": str(output), "sitting": sitting,
-            "fault": fault, "environment": environment or {}, "terminal": terminal,
-        }  # fmt: skip
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return Fork(int(self._read()), output, self._read)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(TIME_LIMIT)
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-
-class Fork:
-    """One run of a Zygote. It must be waited for before the next one starts."""
-
-    def __init__(self, pid: int, output: Path, read: Callable[[], str]) -> None:
-        self.pid, self._output, self._read = pid, output, read
-        self._code: int | None = None
-
-    def wait(self, seconds: float = TIME_LIMIT) -> int | None:
-        if self._code is None:
-            end = time.monotonic() + seconds
-            while _alive(self.pid):
-                if time.monotonic() > end:
-                    return None
-                time.sleep(0.002)
-            self._code = os.waitstatus_to_exitcode(int(self._read()))
-        return self._code
-
-    def output(self) -> str:
-        return self._output.read_text() if self._output.exists() else ""
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        assert self.wait() == -signal.SIGKILL
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def finish(process: Process) -> int:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from faults import EXIT_CODE
-from harness import CONFIGURATIONS, Zygote, but, differences, finish
+from harness import CONFIGURATIONS, but, differences, finish
+
+from tests.forks import Zygote
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}
 SHORT = but(CONFIGURATIONS["adamw"], "steps=24")

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from faults import EXIT_CODE
-from harness import CONFIGURATIONS, Zygote, but, differences, train
+from harness import CONFIGURATIONS, but, differences, train
 
+from tests.forks import Zygote
 from trainer.assembly.run_folder_of import keep_matching_best
 from trainer.base.errors import DataError
 from trainer.storage.checkpoint import load, save

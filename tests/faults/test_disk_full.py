@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import CONFIGURATIONS, RealProcess, Zygote, but, differences, finish, train, undisturbed
+from harness import CONFIGURATIONS, RealProcess, but, differences, finish, train, undisturbed
 
+from tests.forks import Zygote
 from trainer.storage.checkpoint import load
 
 QUICK = {"every_checkpoint": True, "no_drawing": True}

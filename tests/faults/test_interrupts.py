@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import CONFIGURATIONS, TIME_LIMIT, Fork, Zygote, but, differences, finish, train, wait_for_lines
+from harness import CONFIGURATIONS, but, differences, finish, train, wait_for_lines
+
+from tests.forks import TIME_LIMIT, Fork, Zygote
 
 ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from faults import EXIT_CODE
-from harness import CONFIGURATIONS, RealProcesses, Zygote, but, differences, events, storm, train, undisturbed
+from harness import CONFIGURATIONS, RealProcesses, but, differences, events, storm, train, undisturbed
+
+from tests.forks import Zygote
 
 
 def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path: Path) -> None:

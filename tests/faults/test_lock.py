@@ -7,9 +7,6 @@ import pytest
 from harness import (
     CONFIGURATIONS,
     PARTS,
-    ROOT,
-    RealProcess,
-    Zygote,
     but,
     differences,
     finish,
@@ -17,6 +14,7 @@ from harness import (
     wait_for_lines,
 )
 
+from tests.forks import ROOT, Zygote
 from trainer.base.errors import RunInUse
 from trainer.storage.run_folder import Lock
 
@@ -74,7 +72,7 @@ def test_a_run_holds_its_folder_from_the_first_to_the_last_moment(zygote: Zygote
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder(zygote: Zygote, tmp_path: Path) -> None:
-    """Both real; the first one ends as if it had been alone."""
+    """The first one ends as if it had been alone."""
     (tmp_path / "gated_model.py").write_text(GATED)
     (tmp_path / "options/model").mkdir(parents=True)
     (tmp_path / "options/model/gated.yaml").write_text("# gated\n_target_: gated_model.gated\n")
@@ -82,10 +80,10 @@ def test_two_processes_on_one_folder(zygote: Zygote, tmp_path: Path) -> None:
     trusting = {"GEARSHIFT_TRUST": "gated_model", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     assert train(zygote, tmp_path, *arguments, "hydra.run.dir=reference", environment=trusting)[0] == 0
     (tmp_path / "gate").touch()
-    first = RealProcess([*arguments, "hydra.run.dir=run"], tmp_path, trusting)
+    first = zygote.start([*arguments, "hydra.run.dir=run"], tmp_path, environment=trusting)
     while not (tmp_path / "waits").exists():
         assert first.wait(0.01) is None, first.output()
-    others = [RealProcess(["resume", "run"], tmp_path, trusting) for _ in range(2)]
+    others = [zygote.start(["resume", "run"], tmp_path, environment=trusting) for _ in range(2)]
     assert [finish(other) for other in others] == [75, 75]
     assert first.wait(0) is None
     (tmp_path / "gate").unlink()

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 import yaml
 from faults import EXIT_CODE
-from harness import CONFIGURATIONS, Zygote, but, differences, metric_lines, train
+from harness import CONFIGURATIONS, but, differences, metric_lines, train
+
+from tests.forks import Zygote
 
 # 23 steps an epoch, and a schedule that does not know how long the run is
 CONSTANT = but(CONFIGURATIONS["adamw"], "schedule=constant", "steps=null", "epochs=2", "batch_size=64")

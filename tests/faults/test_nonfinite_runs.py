@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import PARTS, Zygote, but, differences, metric_lines, storm, train, undisturbed
+from harness import PARTS, but, differences, metric_lines, storm, train, undisturbed
+
+from tests.forks import Zygote
 
 # a layer that answers with NaN in its k-th forward pass of training; the count is part of a checkpoint
 POISON = """

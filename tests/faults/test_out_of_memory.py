@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from harness import PARTS, Zygote, but, differences, metric_lines, train
+from harness import PARTS, but, differences, metric_lines, train
+
+from tests.forks import Zygote
 
 # runs out of memory with more than 20 samples at a time, for as long as TIGHT is set; dropout draws by part
 TIGHT = """

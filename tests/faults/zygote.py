@@ -1,15 +1,23 @@
-"""A process that has imported everything and forks runs: a start costs tenths of a second, not five.
+"""A process that has imported everything and forks others: a start costs tenths of a second, not five.
 
-Started by `harness.Zygote`. Reads one JSON job a line from stdin, forks `train` with its arguments and answers
-with two lines: the process id at once, the wait status at the end. A job may carry a fault (see `faults.py`).
+Started by `tests.forks.Zygote`. Reads one JSON job a line from stdin, forks a process for it and answers with its
+id. `{"reap": id}` waits for its end and is answered with the wait status. A job is a command line of `train`, which may
+carry a fault (see `faults.py`), Python code, or a function that was pickled.
 """
 
+import fcntl
+import gc
 import json
 import os
+import pickle
+import signal
+import socket
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +26,24 @@ def main() -> None:
     _warm_up()
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    assert threads == 1, f"{threads} threads: a fork has only the one that forks, and locks of the others stay taken"
+    gc.collect()
+    gc.freeze()  # the collector of a fork does not touch what is shared
     print("ready", file=answer)
     for line in sys.stdin:
         job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            _exit_with(_run, job)
-        print(child, file=answer)
-        _, status = os.waitpid(child, 0)
-        print(status, file=answer)
+        if "reap" in job:
+            print(os.waitpid(job["reap"], 0)[1], file=answer)
+        elif child := os.fork():
+            print(child, file=answer)
+        else:
+            _exit_with(_call if "call" in job else _run, job)
 
 
 def _warm_up() -> None:
-    """Import and use once what a run would otherwise import: torch's compiler comes with any optimizer."""
+    """Import and use once what a run would otherwise import. Ranks import torch's compiler; that a run on one device
+    does not is for tests/test_start_up.py to see."""
     import hydra  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
@@ -43,21 +56,49 @@ def _warm_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw_curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}], Path(folder, "curves.png"), "warm")
     draw_confusion_matrix(torch.ones(2, 2), ["a", "b"])
+    _warm_up_a_step()
+
+
+def _warm_up_a_step() -> None:
+    import torch
+
+    import trainer.hydra_entry.hydra
+    import trainer.hydra_entry.jobs
+    import trainer.hydra_entry.preflight
+    import trainer.training.loop  # noqa: F401
+    from trainer import compose
+    from trainer.assembly.assemble import build_run
+    from trainer.configuration.resolve import resolve
+    from trainer.training.step import train_step
+
+    generator = torch.get_rng_state()
+    run = build_run(resolve(compose(["model=lenet", "steps=1", "threads=1", "device=cpu"])))
+    train_step(run, next(iter(run.batches.epoch(0, 0))))
+    torch.set_deterministic_debug_mode("default")
+    torch.set_rng_state(generator)
 
 
 def _run(job: dict[str, Any]) -> int:
-    _redirect(job["output"], job["terminal"])
+    _redirect(job)
     os.chdir(job["cwd"])
-    os.environ.update(job["environment"])
-    sys.path[:0] = filter(None, job["environment"].get("PYTHONPATH", "").split(os.pathsep))
-    _set_clock_forward(2.0 * job["sitting"])
+    _change_environment(job["environment"])
+    if job["spare"]:
+        _keep_a_spare()
+    if job["sitting"]:
+        _set_clock_forward(2.0 * job["sitting"])
     sys.argv = ["train", *job["arguments"]]
     if job["fault"] is not None:
         import faults
 
         faults.install(job["fault"])
+    if job["code"] is not None:
+        return _code_of(lambda: exec(job["code"], {"__name__": "__main__"}))
     from trainer.app import main
 
+    return _code_of(main)
+
+
+def _code_of(main: Callable[[], Any]) -> int:
     try:
         main()
     except SystemExit as leaving:
@@ -65,17 +106,37 @@ def _run(job: dict[str, Any]) -> int:
     return 0
 
 
-def _redirect(path: str, terminal: str | None) -> None:
-    if terminal is not None:
+def _call(job: dict[str, Any]) -> int:
+    _redirect(job | {"terminal": None, "session": False})
+    os.chdir(job["cwd"])
+    _change_environment(job["environment"])
+    sys.path[:] = job["path"]
+    function, arguments = pickle.loads(Path(job["call"]).read_bytes())
+    function(*arguments)
+    return 0
+
+
+def _change_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+
+
+def _redirect(job: dict[str, Any]) -> None:
+    if job["terminal"] is not None:
         os.setsid()  # the first terminal that is opened now is the controlling one: Ctrl-C comes from it
-        descriptors = [os.open(terminal, os.O_RDWR)] * 3
-        os.environ.update(TERM="xterm-256color")
-        os.environ.pop("CI", None)
+        descriptors = [os.open(job["terminal"], os.O_RDWR)] * 3
+        job["environment"].update(TERM="xterm-256color")
+        job["environment"].pop("CI", None)
     else:
-        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        descriptors = [os.open(os.devnull, os.O_RDONLY), output, output]
+        if job["session"]:
+            os.setsid()
+        names = [(os.devnull, os.O_RDONLY), *((job[key], os.O_WRONLY | os.O_APPEND) for key in ("out", "err"))]
+        descriptors = [os.open(name, flags) for name, flags in names]
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
+    for descriptor in {*descriptors} - {0, 1, 2}:
+        os.close(descriptor)
 
 
 def _set_clock_forward(seconds: float) -> None:
@@ -84,15 +145,65 @@ def _set_clock_forward(seconds: float) -> None:
     time.time = lambda: now() + seconds
 
 
-def _exit_with(run: Any, job: dict[str, Any]) -> None:
+# --- servers of multiprocessing ---------------------------------------------------------------------------
+
+
+def _keep_a_spare() -> None:
+    """A fork of this moment, in which nothing has been done yet, in place of the next program that multiprocessing
+    starts to fork from: a child of this process as that would be, with what is imported here."""
+    here, there = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        here.close()
+        _exit_with(_be_started, there)
+    there.close()
+    spawn = util.spawnv_passfds
+
+    def start(path: str, arguments: list[str], descriptors: list[int]) -> int:
+        if "forkserver" not in arguments[-1] or here.fileno() < 0:
+            return spawn(path, arguments, descriptors)
+        ignored = [int(n) for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.SIG_IGN]
+        note = {"code": arguments[-1], "environment": dict(os.environ), "ignored": ignored, "numbers": descriptors}
+        socket.send_fds(here, [json.dumps(note).encode()], descriptors)
+        here.close()
+        return child
+
+    util.spawnv_passfds = start
+
+
+def _be_started(there: socket.socket) -> int:
+    """Wait for what is to be run, with descriptors under the numbers that it knows them by."""
+    text, descriptors, _, _ = socket.recv_fds(there, 1 << 20, 16)
+    there.close()
+    if not text:
+        return 0
+    note = json.loads(text)
+    # beyond all that are in use, then to their numbers, which were free when this process was forked
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 200) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(high, note["numbers"], strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(note["environment"])
+    for number in note["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    return _code_of(lambda: exec(note["code"], {"__name__": "__main__"}))
+
+
+def _exit_with(run: Callable[[Any], int], job: Any) -> None:
     code = 1
     try:
         code = run(job)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                code = 120  # Python's own for what it cannot write at its end
         os._exit(code)
 
 

@@ -1,26 +1,17 @@
 """Hydra's `--multirun`: a folder a trial, found again, gone on with, and seen by TensorBoard."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.forks import shared, train
+
 TINY = ["model=linear", "epochs=1", "threads=1", "limit_batches=5"]
 FILES = {"config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "result.json", "train.log", "curves.png"}
-
-
-def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    program = Path(sys.executable).with_name("train")
-    return subprocess.run(
-        [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +117,12 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
         "--trust", "gated", "--config-dir", "conf", "-m", "model=gated", "model.trial=1,2", "threads=1", "steps=100",
         "early_stopping=null", "every.log=10step", "name=long",
     ]  # fmt: skip
-    program = Path(sys.executable).with_name("train")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    child = shared().start(words, tmp_path, apart=True)
     while not (tmp_path / "waits").exists():
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
-    output, errors = child.communicate(timeout=300)
+    output, errors = child.communicate()
     assert (child.returncode, errors) == (143, "")
     second = next(line for line in output.splitlines() if line.startswith("trial 1_")).split()[1]
     folder = tmp_path / "outputs/sweeps/long"

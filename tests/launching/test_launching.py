@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.forks import Fork, shared
 from trainer import compose, launch
 from trainer.base.errors import ConfigurationError, GearshiftError, RankLost
 from trainer.launching.failures import GRACE
 from trainer.launching.local import _STOPPED
 from trainer.storage import checkpoint, run_folder
 
-PROGRAM = str(Path(sys.executable).with_name("train"))
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 # every part matters
 RUN = [
@@ -88,19 +88,26 @@ loop.train_step = wait_and_step
 """
 
 
-def start(folder: Path, *arguments: str, program: tuple[str, ...] = (PROGRAM,), **more: str) -> subprocess.Popen[str]:
+Process = subprocess.Popen[str] | Fork
+
+
+def start(folder: Path, *arguments: str, program: tuple[str, ...] = (), session: bool = False, **more: str) -> Process:
+    """`train`, forked, and so is the server that forks its ranks; or a program, started."""
+    if not program:
+        return shared().start(arguments, folder, environment=more, apart=True, spare=True, session=session)
     return subprocess.Popen(
         [*program, *arguments], cwd=folder, env=os.environ | ENVIRONMENT | more, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def end(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str, str]:
+def end(process: Process, seconds: float = 240) -> tuple[int, str, str]:
     """The limit is less than what ranks that nobody ends would wait for each other, 300 s."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
         process.kill()
+    assert process.returncode is not None
     return process.returncode, out, err
 
 
@@ -115,8 +122,8 @@ def children(pid: int) -> list[int]:
 
 
 def start_gated(
-    folder: Path, gates: Sequence[int], *changes: str, program: tuple[str, ...] = (PROGRAM,), **more: Any
-) -> subprocess.Popen[str]:
+    folder: Path, gates: Sequence[int], *changes: str, program: tuple[str, ...] = (), session: bool = False
+) -> Process:
     """RUN, but for some changes; it comes to the steps in `gates` and no further before each is opened."""
     (folder / "gates").mkdir()
     for step in gates:
@@ -128,13 +135,10 @@ def start_gated(
     keys = {change.partition("=")[0] for change in ("model", *changes)}
     words = [word for word in RUN if word.partition("=")[0] not in keys]
     trust = ["--trust", "gated", "--config-dir", "conf", "model=gated"]
-    return subprocess.Popen(
-        [*program, *trust, *words, *changes], cwd=folder, env=os.environ | ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
-    )  # fmt: skip
+    return start(folder, *trust, *words, *changes, program=program, session=session)
 
 
-def at_gate(process: subprocess.Popen[str], folder: Path, step: int, others_than: Collection[int] = ()) -> list[int]:
+def at_gate(process: Process, folder: Path, step: int, others_than: Collection[int] = ()) -> list[int]:
     """Wait until both ranks stand before this step; their processes, by rank."""
     notes = [folder / f"gates/{step} on rank {rank}" for rank in range(2)]
     deadline = time.monotonic() + 240
@@ -151,7 +155,7 @@ def open_gate(folder: Path, step: int) -> None:
     (folder / f"gates/{step}").unlink()
 
 
-def resume(folder: Path) -> subprocess.Popen[str]:
+def resume(folder: Path) -> Process:
     for gate in (folder / "gates").iterdir():
         gate.unlink()
     return start(folder, "resume", "run", GEARSHIFT_TRUST="gated")
@@ -232,7 +236,7 @@ def test_it_is_the_run_of_one_device(undisturbed: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_stops_and_saves(undisturbed: Path, tmp_path: Path) -> None:
     """As `timeout`, a terminal and batch systems send it."""
-    process = start_gated(tmp_path, [20], start_new_session=True)
+    process = start_gated(tmp_path, [20], session=True)
     at_gate(process, tmp_path, 20)
     os.killpg(process.pid, signal.SIGTERM)
     code, _, err = end(process)
@@ -430,7 +434,7 @@ def test_resume_under_another_strategy_says_so_and_continues_the_curve(tmp_path:
 # --- torchrun and srun --------------------------------------------------------------------------------------
 
 
-def torchrun(folder: Path, *arguments: str, count: int = 2) -> subprocess.Popen[str]:
+def torchrun(folder: Path, *arguments: str, count: int = 2) -> Process:
     words = (TORCHRUN, f"--nproc-per-node={count}", f"--master-port={free_port()}", "-m", "trainer")
     return start(folder, *arguments, program=words)
 
@@ -444,6 +448,7 @@ def free_port() -> int:
             return port
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_same_run(undisturbed: Path, tmp_path: Path) -> None:
     code, out, err = end(torchrun(tmp_path, *RUN))
     assert code == 0, err

@@ -1,11 +1,10 @@
-"""Ranks for tests: real processes with gloo between them, forked from a server that has torch loaded."""
+"""Ranks for tests: real processes with gloo between them, forked from one that has torch loaded."""
 
-import multiprocessing
-import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.forks import Fork, shared
 from trainer import compose
 from trainer.assembly import assemble
 from trainer.base import rank
@@ -25,49 +25,45 @@ from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
 from trainer.training.step import train_step
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.parallelism.harness"])
-
 
 def spawn(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
     """What `function(*args)` returns on each of `world_size` ranks. Raises AssertionError with a rank's trace."""
+    with started(world_size, function, *args) as ranks:
+        return [answer(process, path, rank, timeout) for rank, (process, path) in enumerate(ranks)]
+
+
+@contextmanager
+def started(world_size: int, function: Callable[..., Any], *args: Any) -> Iterator[list[tuple[Fork, Path]]]:
+    """The ranks, and where each leaves its answer; they are killed at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder, "store"))
-        pipes, processes = [], []
-        for rank in range(world_size):
-            here, there = _context.Pipe()
-            process = _context.Process(target=_rank, args=(there, store, rank, world_size, function, args), daemon=True)
-            process.start()
-            there.close()
-            pipes.append(here)
-            processes.append(process)
+        paths = [Path(folder, f"answer {rank}") for rank in range(world_size)]
+        told = str(Path(folder, "store")), world_size, function, args
+        processes = [shared().call(_rank, path, rank, *told) for rank, path in enumerate(paths)]
         try:
-            return [_answer(pipe, rank, timeout) for rank, pipe in enumerate(pipes)]
+            yield list(zip(processes, paths, strict=True))
         finally:
             for process in processes:
                 process.kill()
-                process.join()
 
 
-def _answer(pipe: Any, rank: int, timeout: float) -> Any:
-    assert pipe.poll(timeout), f"rank {rank} gave no answer in {timeout} s"
-    kind, value = pickle.loads(pipe.recv_bytes())
+def answer(process: Fork, path: Path, rank: int, timeout: float) -> Any:
+    assert process.wait(timeout) is not None, f"rank {rank} gave no answer in {timeout} s"
+    assert path.exists(), f"rank {rank} ended with code {process.returncode}: {process.output()}"
+    kind, value = pickle.loads(path.read_bytes())
     assert kind == "result", f"rank {rank}: {value}"
     return value
 
 
-def _rank(pipe: Any, store: str, rank: int, world_size: int, function: Callable[..., Any], args: Any) -> None:
+def _rank(path: Path, rank: int, store: str, world_size: int, function: Callable[..., Any], args: Any) -> None:
     take(RankInfo(rank, world_size, rank, world_size), lambda: dist.FileStore(store, world_size))
     torch.set_num_threads(1)
     try:
-        answer = ("result", function(*args))
+        found = ("result", function(*args))
         if dist.is_initialized():
             dist.barrier()  # nobody leaves while another one still speaks to it
     except BaseException:
-        answer = ("trace", traceback.format_exc())
-    pipe.send_bytes(pickle.dumps(answer))  # not `send`, by which tensors would be shared with who is leaving
-    pipe.close()
-    os._exit(0)
+        found = ("trace", traceback.format_exc())
+    path.write_bytes(pickle.dumps(found))  # not as multiprocessing does, by which tensors would be shared
 
 
 # --- what a rank does -------------------------------------------------------------------------------------
@@ -90,7 +86,13 @@ class InDouble(Preprocessing):
 
 def make(overrides: list[str], double: bool = False) -> Run:
     """A run without a folder; in float64 where asked."""
-    return make_from(compose(overrides), double)
+    return make_from(composed(tuple(overrides)), double)
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    """Composed once: whoever makes a run leaves its configuration as it is."""
+    return compose(overrides)
 
 
 def make_from(config: Config, double: bool = False) -> Run:
@@ -174,7 +176,7 @@ def reference(overrides: tuple[str, ...], double: bool, steps: int = 50) -> dict
         return curve([*overrides, "parallelism=single"], steps, double)
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(False)
+        torch.set_deterministic_debug_mode("default")
 
 
 def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: int = 50) -> list[dict[str, Any]]:

@@ -240,7 +240,7 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
         return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in section.strip().splitlines()}
 
     yield lines
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_a_plan_of_data_parallelism(shown: object) -> None:

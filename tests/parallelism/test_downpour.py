@@ -4,10 +4,9 @@ import json
 import os
 import signal
 import socket
-import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
@@ -262,21 +261,11 @@ def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
 
 def survivors(world_size: int, function: Any, *args: Any) -> dict[int, Any]:
     """As `spawn`, where ranks are killed: the answers of those that give one."""
-    answers, pipes, processes = {}, [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for rank in range(world_size):
-            here, there = harness._context.Pipe()
-            told = (there, str(Path(folder, "store")), rank, world_size, function, args)
-            process = harness._context.Process(target=harness._rank, args=told, daemon=True)
-            process.start()
-            there.close()
-            pipes.append(here)
-            processes.append(process)
-        for rank, (pipe, process) in enumerate(zip(pipes, processes, strict=True)):
-            with suppress(EOFError):
-                answers[rank] = harness._answer(pipe, rank, 240)
-            process.join(120)
-            assert process.exitcode is not None
+    answers = {}
+    with harness.started(world_size, function, *args) as ranks:
+        for rank, (process, path) in enumerate(ranks):
+            if process.wait(240) != -signal.SIGKILL:
+                answers[rank] = harness.answer(process, path, rank, 0)
     return answers
 
 

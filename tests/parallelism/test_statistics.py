@@ -1,7 +1,5 @@
 """The statistics of the preprocessing: estimated by the main rank alone, the same bits on every rank."""
 
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from functools import partial
@@ -12,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests import forks
 from tests.parallelism.harness import anew, make, spawn
 from trainer import compose
 from trainer.assembly import assemble, run_folder_of
@@ -22,7 +21,6 @@ from trainer.parallelism import downpour
 from trainer.preprocessing import ZCA, MeanImage
 from trainer.training.state import capture
 
-PROGRAM = str(Path(sys.executable).with_name("train"))
 BASE = ["threads=1", "model=mlp", "model.hidden=[8]", "device=cpu", "batch_size=50", "steps=3"]
 
 
@@ -173,13 +171,13 @@ def train(tmp_path: Path) -> Any:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "conf/preprocessing").mkdir(parents=True)
     (tmp_path / "conf/preprocessing/own.yaml").write_text("# Own\n_target_: own.Own\nfails: false\n")
-    return partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    return partial(forks.train, tmp_path)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("downpour", marks=pytest.mark.slow)])
 def test_a_failure_to_fit_ends_all_ranks_with_one_line(strategy: str, train: Any, tmp_path: Path) -> None:
     words = ["--trust", "own", "--config-dir", "conf", "preprocessing=own", "preprocessing.fails=true"]
     more = [f"parallelism={strategy}", "parallelism.devices=2", "hydra.run.dir=run"]
-    done = train([PROGRAM, *words, *BASE, *more])
+    done = train(*words, *BASE, *more)
     assert (done.returncode, done.stderr) == (65, "error: rank 0: data: a.jpg: has changed\n")
     assert (tmp_path / "fits").read_text() == "0 "

@@ -202,7 +202,7 @@ def test_parts_are_parts_and_what_is_said_of_them_is_whole(strategy: str, world_
     threads = torch.get_num_threads()
     wanted = look([*overrides, "parallelism=single"])
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     words = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
     answers = spawn(world_size, look, [*overrides, *words])
     for answer in answers:

@@ -49,7 +49,7 @@ def test_convolutions_are_whole_and_dense_layers_are_shared() -> None:
     threads = torch.get_num_threads()
     wanted = look([*overrides, "parallelism=single"])
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     answers = spawn(2, look, [*overrides, "parallelism=weird_trick"])
     assert [answer["logits"] for answer in answers] == [26, 25]
     for answer in answers:

@@ -2,9 +2,7 @@
 
 import inspect
 import itertools
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.forks import train
 from trainer import app, compose
 from trainer.assembly import assemble
 from trainer.augmentation.bordered import Bordered
@@ -36,7 +35,7 @@ Plan = Callable[..., list[str]]
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture
@@ -318,10 +317,7 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], message: str) -> None
 
 
 def run_in_a_pipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "40", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        [sys.executable, ROOT / "cli.py", "plan", *arguments], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    return train(cwd, "plan", *arguments, COLUMNS="40")
 
 
 def test_on_a_pipe_lines_are_whole_and_plain(tmp_path: Path) -> None:
