@@ -27,10 +27,10 @@ _MOST_SECONDS, _MOST_PIXELS, _MOST_WORKERS = 1_000_000, 4096, 256
 class ImageFolder(DataSet):
     """Photographs in `root/<class>/...`, or in `root/train/<class>/...` with `val`, `test` or both beside `train`.
 
-    A missing split is cut from the training split, stratified: both `test_fraction` and `val_fraction` are fractions
-    of the original training split, and neither affects the other's result. Image files are found by their suffix, also
-    in subfolders of a class; hidden files are ignored. If `root/MANIFEST.tsv` lists `path` and `sha256`, files that do
-    not match it are bad files.
+    A missing split is cut from the training split, stratified: first `test_fraction` of it, then `val_fraction` of it,
+    so that `val_fraction` does not affect the test split. Image files are found by their suffix, also in subfolders of
+    a class; hidden files are ignored. If `root/MANIFEST.tsv` lists `path` and `sha256`, files that do not match it are
+    bad files.
 
     Images are uint8 (3, size, size), framed as they are read: for evaluation the short side is resized to
     `evaluation_scale * size` and the centre is cropped; for training the augmentation decides. `max_side` stores

@@ -1,1 +1,1 @@
-"""Photographs of any size: their files, where they are kept, and the processes that read them."""
+"""Photographs of any size: files, storage, and the processes that read them."""

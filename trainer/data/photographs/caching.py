@@ -1,4 +1,4 @@
-"""Where photographs are kept: in memory as far as a limit allows, in a file of pixels, or nowhere."""
+"""Storage of photographs: in memory up to a limit, in a file of pixels, or not at all."""
 
 import fcntl
 import hashlib
@@ -35,14 +35,14 @@ from trainer.data.photographs.writing import whole_file
 _FORMAT = 1
 _SEAL = hashlib.sha256().digest_size
 _KEY_LENGTH = 16
-_MOST_NAMED = 5  # files in a message
+_MOST_NAMED = 5  # files named in a message
 _MOST_TIMED = 32
 
 logger = logging.getLogger(__name__)
 
 
 class Source:
-    """Files that were found to be good, and how their pixels are to be stored."""
+    """Files that passed inspection, and how their pixels are to be stored."""
 
     def __init__(
         self, root: Path, names: list[str], found: list[Inspected], max_side: int | None, threads: int
@@ -58,7 +58,7 @@ class Source:
         return self.offsets[-1]
 
     def decode_into(self, pixels: NDArray[np.uint8]) -> None:
-        """Writes all photographs one after the other. Raises ValueError."""
+        """Write the pixels of all photographs consecutively. Raises ValueError."""
 
         def decode_one(number: int) -> None:
             photograph = decode(self._content(number), self.max_side)
@@ -67,12 +67,12 @@ class Source:
         self._for_all(decode_one, "decoding photographs")
 
     def copy_into(self, buffer: NDArray[np.uint8]) -> None:
-        """Writes the bytes of all files one after the other. Raises ValueError."""
+        """Write the bytes of all files consecutively. Raises ValueError."""
         where = offsets(self.num_bytes)
 
         def copy_one(number: int) -> None:
             content = self._content(number)
-            decode(content, self.max_side)  # what is broken shall be found now, not in mid-epoch
+            decode(content, self.max_side)  # finds damaged files now instead of during an epoch
             buffer[where[number] : where[number + 1]] = np.frombuffer(content, dtype=np.uint8)
 
         self._for_all(copy_one, "reading photographs")
@@ -94,7 +94,7 @@ class Source:
 
 
 def raise_bad(root: Path, count: int, bad: dict[str, str]) -> None:
-    """ValueError for photographs that cannot be used, if there are any."""
+    """Raise ValueError if any photographs cannot be used."""
     if bad:
         changed = all(reason.startswith(CHANGED) for reason in bad.values())
         advice = "data.on_bad_file=skip leaves such files out"
@@ -110,7 +110,7 @@ def in_files(source: Source) -> Store:
 
 
 def in_memory(source: Source, limit: int) -> Store:
-    """Decoded where that fits into `limit` bytes, else as the files are, else not at all."""
+    """Keep the decoded pixels if they fit into `limit` bytes, else the encoded files if they fit, else nothing."""
     layout = choose_layout(source.decoded_bytes, sum(source.num_bytes), limit)
     if layout == Decoded.IN_MEMORY:
         pixels = np.empty(source.decoded_bytes, dtype=np.uint8)
@@ -131,7 +131,7 @@ def in_memory(source: Source, limit: int) -> Store:
 
 
 def estimate(root: Path, names: list[str], max_side: int | None) -> tuple[int, int]:
-    """Bytes of all photographs decoded and as files, from the sizes of at most 200 of them."""
+    """Total bytes of all photographs, decoded and encoded, estimated from at most 200 of them."""
     decoded = encoded = looked = 0
     for name in names[:: max(1, len(names) // 200)]:
         try:
@@ -144,7 +144,10 @@ def estimate(root: Path, names: list[str], max_side: int | None) -> tuple[int, i
 
 
 def seconds_to_read(root: Path, names: list[str], max_side: int | None, size: int, short_side: int) -> float:
-    """For one photograph, by one process: the mean of at most 32 that took about a second; 0 without a good one."""
+    """Seconds to read one photograph with one process; 0 if there is no readable one.
+
+    The mean of at most 32 photographs, measured for about a second.
+    """
     out = np.empty((3, size, size), dtype=np.uint8)
     seconds: list[float] = []
     for name in names[:: max(1, -(-len(names) // _MOST_TIMED))]:
@@ -158,7 +161,7 @@ def seconds_to_read(root: Path, names: list[str], max_side: int | None, size: in
         seconds.append(time.perf_counter() - start)
         if sum(seconds[1:]) > 1:
             break
-    timed = seconds[1:] or seconds  # the first one loads the decoder
+    timed = seconds[1:] or seconds  # the first measurement includes loading the decoder
     return sum(timed) / max(1, len(timed))
 
 
@@ -169,14 +172,16 @@ def choose_layout(decoded_bytes: int, encoded_bytes: int, limit: int) -> str:
 
 
 def bytes_in_memory(decoded_bytes: int, encoded_bytes: int, limit: int) -> int:
-    """What the layout that is chosen takes."""
+    """Bytes of memory that the chosen layout takes."""
     taken = {Decoded.IN_MEMORY: decoded_bytes, Encoded.layout: encoded_bytes, InFiles.layout: 0}
     return taken[choose_layout(decoded_bytes, encoded_bytes, limit)]
 
 
 def describe_files(root: Path, folder: Path) -> str:
-    """Where the files of pixels of a root lie, and what those take that are there. They stay when the set changes:
-    nobody can tell whether another run or another machine uses one."""
+    """Describe where a root's pixel files are, and the size of those that exist.
+
+    They remain when the data set changes, because another run or machine may be using them.
+    """
     sizes = _sizes(root, folder)
     there = f"{len(sizes)} there, {as_bytes(sum(sizes))}" if sizes else "none there yet"
     return f"{folder / _file_name(root)}-*.pixels ({there})"
@@ -191,16 +196,16 @@ def _sizes(root: Path, folder: Path) -> list[int]:
 
 
 def on_disk(source: Source, folder: Path) -> Store:
-    """Decoded in a file of `folder`, which is made when there is none that is whole; several processes share it."""
+    """Keep decoded pixels in a file in `folder`, created unless a complete one exists; processes share it."""
     path = folder / f"{_file_name(source.root)}-{_key(source)}.pixels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(path.with_suffix(".lock"), flags, 0o666), "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # several look at it at once,
+            fcntl.flock(lock, fcntl.LOCK_SH)  # several processes may verify it at once,
             whole = _is_whole(path, source.decoded_bytes)
             if not whole:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # one makes it while the others wait
+                fcntl.flock(lock, fcntl.LOCK_EX)  # but one creates it while the others wait
             if not (whole or _is_whole(path, source.decoded_bytes)):
                 if path.exists():
                     logger.warning("%s is damaged: it is made anew", path)
@@ -212,7 +217,7 @@ def on_disk(source: Source, folder: Path) -> Store:
                 )  # fmt: skip
                 try:
                     _make(path, source)
-                except ValueError:  # whoever waits finds the same files
+                except ValueError:  # waiting processes will find the same problem
                     path.with_suffix(".lock").unlink(missing_ok=True)
                     raise
     except OSError as error:
@@ -222,11 +227,11 @@ def on_disk(source: Source, folder: Path) -> Store:
 
 
 def _make(path: Path, source: Source) -> None:
-    for orphan in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold the lock
+    for orphan in path.parent.glob(f".{path.name}.*"):  # left by a killed process: this one holds the lock
         orphan.unlink(missing_ok=True)
     with whole_file(path) as (descriptor, temporary):
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, source.decoded_bytes + _SEAL)  # a full disk is found here
+            os.posix_fallocate(descriptor, 0, source.decoded_bytes + _SEAL)  # fails here if the disk is full
         else:
             os.ftruncate(descriptor, source.decoded_bytes + _SEAL)
         whole = np.memmap(temporary, dtype=np.uint8, mode="r+")
@@ -246,12 +251,12 @@ def _is_whole(path: Path, num_bytes: int) -> bool:
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
-    # private: torch takes arrays that could be written, and nothing that is written reaches the file
+    # copy-on-write: torch requires writable arrays, but writes must not reach the file
     return np.memmap(path, dtype=np.uint8, mode="c")
 
 
 def _key(source: Source) -> str:
-    """Of everything that the pixels are a function of."""
+    """Hash of everything that determines the pixels."""
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision", "pillow")]
     digest = hashlib.sha256(f"{_FORMAT} {versions} {source.max_side}\n".encode())
     for name, sha256, size in zip(source.names, source.sha256s, source.sizes, strict=True):
@@ -264,6 +269,6 @@ def _file_name(root: Path) -> str:
 
 
 def inspection_file(root: Path, folder: Path, *settings: object) -> Path:
-    """Where it is remembered what was found out about the files of a root."""
+    """Path of the file with the inspection results for a root."""
     key = hashlib.sha256(f"{_FORMAT} {root.resolve()} {settings}".encode(errors="surrogateescape")).hexdigest()[:16]
     return folder / f"{_file_name(root)}-{key}.json"

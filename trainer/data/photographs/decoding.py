@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels: uint8 RGB, (height, width, 3)."""
+"""Decoding of image files to uint8 RGB pixels, (height, width, 3)."""
 
 import functools
 import io
@@ -16,8 +16,8 @@ Pixels = NDArray[np.uint8]  # (height, width, 3), contiguous
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-_MOST_PIXELS = 89_478_485  # where PIL begins to suspect a decompression bomb: 256 MB of RGB
-_MOST_ELONGATED = 50  # long side over short side; framing one that is longer would take gigabytes
+_MOST_PIXELS = 89_478_485  # PIL's warning threshold for decompression bombs: 256 MB of RGB
+_MOST_ELONGATED = 50  # long side / short side; framing a longer image would take gigabytes
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 _header_lock = threading.Lock()
 
@@ -27,21 +27,21 @@ class BadPhotograph(ValueError):
 
 
 def stored_size(content: bytes, max_side: int | None) -> tuple[int, int]:
-    """(height, width) of what `decode` makes of the file, from its header. Raises BadPhotograph."""
+    """(height, width) of the pixels that `decode` returns, from the file's header. Raises BadPhotograph."""
     _, size = _open(content)
     return _scaled(size, max_side)
 
 
 def decode(content: bytes, max_side: int | None = None) -> Pixels:
-    """The pixels of an image file; with `max_side`, scaled down so that the short side is at most that.
+    """Decode an image file; with `max_side`, scale it down so that the short side is at most that.
 
-    Grey, palette, CMYK and alpha become RGB as PIL's `convert("RGB")` does it: alpha is dropped, whatever is
-    transparent shows its colour. Of 16 bits the high 8 are kept. The first frame counts. The orientation that a
-    camera noted beside the pixels (EXIF) is not applied, as torchvision's ImageFolder does not.
+    Grey, palette, CMYK and alpha images are converted to RGB as by PIL's `convert("RGB")`: alpha is dropped, so
+    transparent pixels show their colour. Of 16-bit values the high 8 bits are kept. Of several frames the first is
+    used. The EXIF orientation is not applied, as in torchvision's ImageFolder.
 
-    A JPEG that is stored at a quarter of its size or less is decoded by halves, quarters or eighths (libjpeg's scaled
-    transform) to at least twice the size that is stored, and resized from there: of a 12-megapixel photograph
-    that is stored at 256 pixels 5 times as fast, and within 2 levels of decoding the whole. Raises BadPhotograph.
+    A JPEG that is stored at a quarter of its size or less is decoded at 1/2, 1/4 or 1/8 scale (libjpeg's scaled
+    transform), to at least twice the stored size, and resized from there: for a 12-megapixel photograph stored at 256
+    pixels this is 5 times as fast, and within 2 levels of decoding at full size. Raises BadPhotograph.
     """
     image, whole = _open(content)
     size = _scaled(whole, max_side)
@@ -52,7 +52,7 @@ def decode(content: bytes, max_side: int | None = None) -> Pixels:
             pixels = _to_rgb(image)
     except BadPhotograph:
         raise
-    except Exception as error:  # decoders meet damaged bytes with errors of every kind
+    except Exception as error:  # decoders raise errors of any kind for damaged files
         words = str(error).rpartition("cpp:")[2].partition(", ")[2] or str(error)
         raise BadPhotograph(f"damaged: {words.splitlines()[0][:80] if words else type(error).__name__}") from error
     return pixels if pixels.shape[:2] == size else resize(pixels, *size)
@@ -70,7 +70,7 @@ def _from_jpeg(content: bytes, image: Any, whole: tuple[int, int], size: tuple[i
 
 
 def load_libraries() -> None:
-    """Load what decoding needs, which otherwise comes with the first photograph."""
+    """Load the libraries for decoding, which are otherwise loaded with the first photograph."""
     from PIL import Image
 
     Image.preinit()
@@ -79,7 +79,10 @@ def load_libraries() -> None:
 
 @functools.cache
 def _torchvision_decoder() -> Any:
-    """None where it is gone (it is deprecated since 0.29): PIL gives the same pixels, a third later."""
+    """`None` if torchvision no longer provides it (deprecated in 0.29).
+
+    PIL decodes to the same pixels but takes a third longer.
+    """
     try:
         import torchvision.io  # noqa: F401
 
@@ -89,13 +92,14 @@ def _torchvision_decoder() -> Any:
 
 
 def _open(content: bytes) -> tuple[Any, tuple[int, int]]:
-    """PIL's image with its header read, and its (height, width). Raises BadPhotograph for what must not be decoded."""
+    """PIL's image with its header read, and its (height, width). Raises BadPhotograph for files that are not safe to
+    decode."""
     from PIL import Image, UnidentifiedImageError
 
     if not content:
         raise BadPhotograph("empty file")
     try:
-        # PIL's own check warns or raises, by size; ours is below, and warnings may be errors
+        # PIL warns about large images, and warnings may be errors; the size is checked below instead
         with _header_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(content), formats=_FORMATS)

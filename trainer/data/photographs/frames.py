@@ -1,8 +1,8 @@
-"""Frames: which part of a photograph is resized to what, and which part of that is looked at.
+"""Frames: which part of a photograph is resized to which size, and which part of that is the output.
 
-A frame is eight whole numbers: the box in the stored photograph (top, left, height, width), the size (height,
-width) that the box is resized to, and the corner (top, left) at which the output is cut out of that. With a negative
-width the output is mirrored: turning it round costs nothing while it is brought into planes.
+A frame is eight integers: the box in the stored photograph (top, left, height, width), the size (height, width) that
+the box is resized to, and the corner (top, left) of the output within the resized box. If the width is negative, the
+output is mirrored, which costs nothing while pixels are copied to channel planes.
 """
 
 import numpy as np
@@ -15,27 +15,27 @@ Pixels = NDArray[np.uint8]
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with this short side and the same shape, rounded as torchvision's Resize does."""
+    """(height, width) with this short side and the same aspect ratio, rounded as in torchvision's Resize."""
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
 
 
 def evaluation_frames(sizes_N2: Tensor, size: int, short_side: int) -> Tensor:
-    """int64 (N, 8): all of a photograph, its short side resized to `short_side`, the middle cut out.
+    """int64 (N, 8): the whole photograph, its short side resized to `short_side`, then a centre crop.
 
-    As torchvision's Resize(short_side) followed by CenterCrop(size).
+    Equal to torchvision's Resize(short_side) followed by CenterCrop(size).
     """
     shorter_N, longer_N = sizes_N2.amin(1), sizes_N2.amax(1)
     long_N = (short_side * longer_N).double().div(shorter_N).long()  # rounded down, as in `short_side_size`
     is_long_N2 = sizes_N2 > shorter_N.unsqueeze(1)
     resized_N2 = torch.where(is_long_N2, long_N.unsqueeze(1), short_side)
-    corner_N2 = (resized_N2 - size).double().div(2).round().long()  # a half to the even number, as Python's round
+    corner_N2 = (resized_N2 - size).double().div(2).round().long()  # rounds half to even, as Python's round
     return torch.cat((torch.zeros_like(sizes_N2), sizes_N2, resized_N2, corner_N2), 1)
 
 
 def check_frames(frames_N8: Tensor, sizes_N2: Tensor, size: int) -> None:
-    """Raises ValueError for a frame that reaches outside its photograph or is smaller than the output."""
+    """Raises ValueError for a frame that extends outside its photograph or is smaller than the output."""
     if frames_N8.shape != (len(sizes_N2), FRAME) or frames_N8.dtype != torch.int64:
         raise ValueError(f"frames of shape {tuple(frames_N8.shape)}, {frames_N8.dtype}: must be int64 (N, {FRAME})")
     box_N22, corner_N2 = frames_N8[:, :4].view(-1, 2, 2), frames_N8[:, 6:]
@@ -48,9 +48,9 @@ def check_frames(frames_N8: Tensor, sizes_N2: Tensor, size: int) -> None:
 
 
 def apply_frame(pixels: Pixels, frame: list[int], out_3SS: Pixels) -> None:
-    """Write what a frame shows of the contiguous (height, width, 3) pixels into `out_3SS`.
+    """Apply a frame to contiguous (height, width, 3) pixels and write the result to `out_3SS`.
 
-    Equal, bit for bit, to torchvision v2's crop, resize (bilinear, antialiased, uint8), crop and horizontal flip.
+    Bit-identical to torchvision v2's crop, resize (bilinear, antialiased, uint8), crop and horizontal flip.
     """
     top, left, height, width, resized_h, resized_w, out_top, out_left = frame
     size = out_3SS.shape[1]
@@ -65,9 +65,9 @@ def apply_frame(pixels: Pixels, frame: list[int], out_3SS: Pixels) -> None:
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Bilinear, antialiased, rounded to uint8: what `interpolate` of torch calls.
+    """Resize bilinearly, antialiased, rounded to uint8, with the kernel behind torch's `interpolate`.
 
-    That gives its result in planes, which takes half as long again.
+    `interpolate` itself returns channel planes, which takes half as long again.
     """
     resized = np.empty((height, width, 3), dtype=np.uint8)
     images = (np.ascontiguousarray(pixels), resized)

@@ -1,4 +1,4 @@
-"""What can be said of each file before its pixels are used: size, checksum, and whether it can be decoded."""
+"""Inspection of files before use: size, checksum, and whether they can be decoded."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inspected:
-    """A file: its bytes, its (height, width) as stored, its sha256, and what is wrong with it, if anything is."""
+    """The result for one file: its bytes, its (height, width) as stored, its sha256, and its problem, if any."""
 
     num_bytes: int = 0
     modified: int = 0  # ns
@@ -31,10 +31,10 @@ class Inspected:
 
 
 class Inspection:
-    """Looks at files once; with `memory`, a file, also in later runs as long as a file's size and time stay.
+    """Inspects each file once; with `memory`, a file of results, not again while its size and time are unchanged.
 
-    With `deep` a file is decoded as a whole, which finds what is broken behind its header. `expected` are the
-    sha256 by name of a manifest.
+    With `deep`, files are decoded completely, which finds damage behind the header. `expected` are a manifest's sha256
+    by name.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Inspection:
         self.root, self.max_side, self.expected, self.deep, self._memory = root, max_side, expected, deep, memory
 
     def look_at(self, names: list[str], threads: int) -> list[Inspected]:
-        """One entry a name. Reads the files that are not remembered."""
+        """Return one entry per name. Reads the files that have no current entry."""
         known = self._remembered()
         found: list[Inspected] = [Inspected()] * len(names)
         new = []
@@ -67,7 +67,7 @@ class Inspection:
         num_bytes = modified = 0
         sha256 = ""
         try:
-            modified = _modified(path)  # before: what changes while it is read shall be looked at again
+            modified = _modified(path)  # before reading, so that a file that changes meanwhile is inspected again
             content = read_file(path)
             num_bytes = len(content)
             sha256 = hashlib.sha256(content).hexdigest()
@@ -98,7 +98,7 @@ class Inspection:
         try:
             return {name: Inspected(*entry) for name, entry in json.loads(self._memory.read_bytes()).items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            return {}  # there is none yet, or it is damaged: the files are looked at again
+            return {}  # missing or damaged: inspect all files again
 
     def _remember(self, found: dict[str, Inspected]) -> None:
         if self._memory is None:
@@ -110,25 +110,25 @@ class Inspection:
 
 
 def some_of(bad: dict[str, str], most: int) -> str:
-    """The first names, with what is wrong with each, and how many more there are."""
+    """List the first names with their problems, and how many more there are."""
     first = ", ".join(f"{shown(name)} ({reason})" for name, reason in list(bad.items())[:most])
     return first if len(bad) <= most else f"{first} and {len(bad) - most:,} more"
 
 
 def shown(name: str) -> str:
-    r"""A file's name that can be written anywhere: bytes that are no UTF-8 as \udc80..."""
+    r"""A file name that can be printed anywhere: bytes that are not UTF-8 as \udc80..."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -> None:
-    """`work(0)` to `work(count - 1)` in threads, with a line on the terminal; the first error ends it."""
+    """Call `work(0)` to `work(count - 1)` in threads, with progress on the terminal; stops at the first error."""
     numbers = itertools.count()
     done = [0]
 
     def go_on() -> None:
         while (number := next(numbers)) < count:
             work(number)
-            done[0] += 1  # roughly: for the eye
+            done[0] += 1  # not atomic: only for display
 
     pool = ThreadPoolExecutor(max(1, threads), "photographs")
     try:
@@ -144,7 +144,7 @@ def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -
         if shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     finally:
-        numbers = itertools.count(count)  # whoever is still at work finds nothing more to do
+        numbers = itertools.count(count)  # running threads find no more work
         pool.shutdown(cancel_futures=True)
 
 
@@ -152,4 +152,4 @@ def _modified(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
     except OSError:
-        return 0  # reading it says what is wrong
+        return 0  # reading it will report the problem

@@ -1,4 +1,4 @@
-"""The files of an image folder: which there are, of which class, and whether they are what they were."""
+"""The files of an image folder, their classes, and the manifest of their checksums."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Files:
-    """Names below `root`, ascending, and the class of each."""
+    """File names relative to `root`, ascending, and the class of each."""
 
     names: tuple[str, ...]
     targets: tuple[int, ...]
@@ -24,7 +24,7 @@ class Files:
 
 
 def scan(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
-    """The class names and the files of each part that there is; without `train` all are of the part "train".
+    """The class names and the files of each existing split; without a `train` folder, all are of the split "train".
 
     Raises FileNotFoundError or NotADirectoryError without a root, ValueError for folders of another layout.
     """
@@ -55,12 +55,14 @@ def scan(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return [name for name in names if name != MANIFEST]  # read_manifest tells of it
+    return [name for name in names if name != MANIFEST]  # reported by read_manifest
 
 
 def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Names of image files in a folder and those below it, ascending; hidden ones do not count, nor do links to a
-    folder above, which would never end."""
+    """Yield the names of image files in a folder and its subfolders, ascending.
+
+    Skips hidden files, and links to a parent folder, which would recurse forever.
+    """
     path = root / folder
     here = os.path.realpath(path)
     if here in above:
@@ -77,9 +79,9 @@ def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterat
 
 
 def read_manifest(root: Path) -> dict[str, str] | None:
-    """sha256 by name from `MANIFEST.tsv`, or None where there is none.
+    """sha256 by name from `MANIFEST.tsv`, or None if there is none.
 
-    Its first line names the columns, separated by tabs; `path` and `sha256` must be among them. Raises ValueError.
+    Its first line names the columns, separated by tabs; they must include `path` and `sha256`. Raises ValueError.
     """
     path = root / MANIFEST
     if not os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Photographs of any size as a part of a data set: framed to one size while they are read."""
+"""Photographs as images of a split: framed to a common size as they are read."""
 
 import hashlib
 import itertools
@@ -21,14 +21,14 @@ from trainer.data.photographs.workers import CHUNK, Chunk, Workers
 
 Request = tuple[Tensor, Tensor | None]
 
-_WORTH_WORKERS = 64  # photographs; starting workers takes as long as reading some tens
+_WORTH_WORKERS = 64  # photographs; starting workers takes as long as reading dozens of them
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Collection:
-    """All photographs of a data set: where they lie, and how they are framed and read."""
+    """All photographs of a data set: where they are stored, and how they are framed and read."""
 
     store: Store
     names: list[str]
@@ -41,7 +41,7 @@ class Collection:
     _threads: ThreadPoolExecutor | None = field(default=None, repr=False)
 
     def read(self, requests: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """uint8 (n, 3, size, size) for each pair of numbers (n,) and frames (n, 8), in order."""
+        """Yield uint8 (n, 3, size, size) for each pair of numbers (n,) and frames (n, 8), in order."""
         if self.workers == 0 or isinstance(self.store, Decoded):
             yield from (self.read_here(numbers, frames) for numbers, frames in requests)
             return
@@ -49,7 +49,7 @@ class Collection:
         if first is None:
             return
         requests = itertools.chain([first], requests)
-        # two batches under way, as a DataLoader has with two workers
+        # two batches in flight, as in a DataLoader with two workers
         ahead = 2 * max(self.workers, -(-len(first[0]) // CHUNK))
         try:
             pool = Workers(self.store.reader, self.size, count=self.workers, ahead=ahead, timeout=self.timeout)
@@ -63,7 +63,7 @@ class Collection:
             pool.close()
 
     def read_here(self, numbers_n: Tensor, frames_n8: Tensor) -> Tensor:
-        """One batch, read in this process by as many threads as torch has."""
+        """Read one batch in this process, with torch's number of threads."""
         images = torch.empty(len(numbers_n), 3, self.size, self.size, dtype=torch.uint8)
         out, numbers, frames = images.numpy(), numbers_n.tolist(), frames_n8.tolist()
 
@@ -85,14 +85,14 @@ class Collection:
         return images
 
     def _gather(self, pool: Workers, requests: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """Batches from the chunks that the workers have done."""
-        sizes: deque[int] = deque()  # of the batches under way
+        """Assemble batches from the workers' chunks."""
+        sizes: deque[int] = deque()  # of the batches in flight
 
         def chunks() -> Iterator[Chunk]:
             for numbers_n, frames_n8 in requests:
                 numbers, frames = numbers_n.tolist(), frames_n8.tolist()
                 sizes.append(len(numbers))
-                for start in range(0, max(1, len(numbers)), CHUNK):  # an empty batch is a chunk, too
+                for start in range(0, max(1, len(numbers)), CHUNK):  # an empty batch is one chunk
                     some = numbers[start : start + CHUNK]
                     yield Chunk(some, [self.store.ticket(n) for n in some], frames[start : start + CHUNK])
 
@@ -118,7 +118,7 @@ class Collection:
 
 
 class Photographs:
-    """Photographs of a part, by index: where a tensor of images (N, 3, size, size) would be, this reads them."""
+    """The photographs of a split, indexed like a tensor of images (N, 3, size, size), but read on access."""
 
     dtype = torch.uint8
 
@@ -137,11 +137,11 @@ class Photographs:
 
     @property
     def device(self) -> torch.device:
-        """Where the images are when they are read."""
+        """The device of the images that are read."""
         return torch.device("cpu")
 
     def __getitem__(self, index: Any) -> Tensor:
-        """The images at a slice or at int64 indices, framed for evaluation, as a new tensor."""
+        """Images at a slice or int64 indices, framed for evaluation, as a new tensor."""
         chosen = torch.arange(len(self))[index]
         request = self._numbers_N[chosen].view(-1), self._frames_N8[chosen].view(-1, 8)
         if len(request[0]) < _WORTH_WORKERS:
@@ -151,13 +151,13 @@ class Photographs:
         return images.view(*chosen.shape, *self.shape[1:])
 
     def read(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """uint8 (n, 3, size, size) for each request, in order; requests are taken some batches ahead.
+        """Yield uint8 (n, 3, size, size) for each request, in order; requests are consumed some batches ahead.
 
-        A request is int64 indices (n,) on the CPU and int64 frames (n, 8), each the box in the stored photograph
-        (top, left, height, width), the size (height, width) that it is resized to, and the corner (top, left) of
-        the output in that, which is mirrored where the width is negative; None are the frames of evaluation. Raises
-        ValueError for a frame that does not fit, DataError for a file that has changed, RankLost when workers are
-        lost again and again.
+        A request is int64 indices (n,) on the CPU and int64 frames (n, 8), or None for evaluation frames. A frame is
+        the box in the stored photograph (top, left, height, width), the size (height, width) that it is resized to,
+        and the corner (top, left) of the output within that; the output is mirrored if the width is negative. Raises
+        ValueError for a frame that does not fit, DataError for a file that has changed, RankLost if workers die
+        repeatedly.
         """
         return self._all.read(self._checked(indices_n, frames_n8) for indices_n, frames_n8 in requests)
 
@@ -169,7 +169,7 @@ class Photographs:
         return self._numbers_N[indices_n], frames_n8
 
     def checksum(self) -> str:
-        """sha256 over name and sha256 of each file, and what is made of them."""
+        """sha256 over the name and sha256 of each file, and the sizes of stored and framed images."""
         digest = hashlib.sha256(f"{tuple(self.shape)} {self._all.short_side};".encode())
         for number, (height, width) in zip(self._numbers_N.tolist(), self.sizes.tolist(), strict=True):
             line = f"{self._all.names[number]}\t{self._all.sha256s[number]}\t{height}x{width}\n"

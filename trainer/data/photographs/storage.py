@@ -1,4 +1,4 @@
-"""Where photographs lie between their files and the batches: decoded, encoded in memory, or in their files."""
+"""Where photographs are kept between file and batch: decoded, encoded in memory, or in their files."""
 
 import hashlib
 import itertools
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from trainer.data.photographs.decoding import BadPhotograph, Pixels, decode
 
 CHANGED = "has changed since its checksum was taken"
-_MOST_BYTES = 10**9  # of a file: no photograph has more
+_MOST_BYTES = 10**9  # per file; no photograph is larger
 
 
 class Reader(Protocol):
-    """Turns a ticket into pixels, in this process or in a worker: it can be sent to one."""
+    """Turns a ticket into pixels. Can be sent to a worker process."""
 
     def __call__(self, ticket: Any) -> Pixels:
         """(height, width, 3) uint8. Raises BadPhotograph."""
 
 
 class Store(Protocol):
-    """Photographs by number. `layout` names where they lie, `nbytes` what that takes of the memory."""
+    """Photographs by number. `layout` names where they are kept, `nbytes` is their size in memory."""
 
     layout: str
     nbytes: int
@@ -36,7 +36,7 @@ class Store(Protocol):
     def reader(self) -> Reader: ...
 
     def ticket(self, number: int) -> Any:
-        """What the reader needs to know of one photograph; small."""
+        """What the reader needs to find one photograph; small."""
 
 
 class Decoded:
@@ -58,7 +58,7 @@ class Decoded:
 
 
 class Encoded:
-    """The bytes of all files in one flat buffer that worker processes see, too."""
+    """The bytes of all files in one flat buffer, shared with worker processes."""
 
     layout = "encoded in memory"
 
@@ -72,7 +72,7 @@ class Encoded:
 
 
 class InFiles:
-    """Nothing is kept: each photograph is read from its file, compared with its checksum and decoded."""
+    """Keeps nothing: each photograph is read from its file, checked against its checksum and decoded."""
 
     layout = "in files"
     nbytes = 0
@@ -97,7 +97,7 @@ class FileReader:
 
 
 class EncodedReader:
-    """Decodes a stretch of a buffer; a ticket is where it starts and stops."""
+    """Decodes a range of a buffer; a ticket is its start and stop."""
 
     def __init__(self, buffer: "SharedBytes", max_side: int | None) -> None:
         self._buffer, self.max_side = buffer, max_side
@@ -107,10 +107,10 @@ class EncodedReader:
 
 
 class SharedBytes:
-    """A buffer without a name that worker processes map, too; it goes when the last process that has it does.
+    """An anonymous buffer shared with worker processes, freed when the last process that maps it exits.
 
-    Raises OSError where there is no room: the space is taken at once, not when it is first written to, which would
-    end the process.
+    Raises OSError if there is not enough space, which is allocated at once: failing on the first write would kill the
+    process.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -135,8 +135,8 @@ class SharedBytes:
 
 
 def _nameless_file(nbytes: int) -> int:
-    """The descriptor of a file in memory; where the system has none, of a temporary file."""
-    if hasattr(os, "memfd_create"):  # not bounded by the size of /dev/shm, which containers keep small
+    """Descriptor of an anonymous in-memory file, or of an unlinked temporary file if the system has none."""
+    if hasattr(os, "memfd_create"):  # not limited by the size of /dev/shm, which is small in containers
         descriptor = os.memfd_create("photographs", os.MFD_CLOEXEC)
     else:
         with tempfile.TemporaryFile() as file:
@@ -156,7 +156,7 @@ def read_file(path: Path) -> bytes:
     """The content of a photograph's file. Raises BadPhotograph."""
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read for ever
+        if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device might never end
             raise BadPhotograph("is no regular file")
         if found.st_size > _MOST_BYTES:
             raise BadPhotograph(f"has {found.st_size:,} bytes, more than {_MOST_BYTES:,}")
@@ -166,7 +166,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_same(path: Path, sha256: str) -> bytes:
-    """The content of a file that could be read before. Raises BadPhotograph, CHANGED, for another one or none."""
+    """The content of a file that was read before. Raises BadPhotograph, CHANGED, if it has changed or is missing."""
     try:
         content = read_file(path)
     except BadPhotograph as error:
@@ -177,5 +177,5 @@ def read_same(path: Path, sha256: str) -> bytes:
 
 
 def offsets(lengths: list[int]) -> list[int]:
-    """Where each begins in a flat buffer, and where the last one ends."""
+    """Start of each item in a flat buffer, and the end of the last one."""
     return [0, *itertools.accumulate(lengths)]

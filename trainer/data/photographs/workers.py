@@ -1,7 +1,7 @@
-"""Worker processes that read and frame photographs ahead of time, and are replaced when one is lost.
+"""Worker processes that read and frame photographs ahead of time, and are replaced if they die.
 
-Each worker has a connection of its own and writes into memory that it shares with this process, so that one that is
-killed or stopped holds no lock, leaves no half of a message, and takes nothing with it but its unfinished chunks.
+Each worker has its own connection and writes to memory that it shares with this process. A worker that is killed or
+stopped therefore holds no lock, leaves no partial message, and loses only its unfinished chunks.
 """
 
 import logging
@@ -29,17 +29,17 @@ from trainer.data.photographs.frames import apply_frame
 from trainer.data.photographs.storage import Reader, SharedBytes
 
 CHUNK = 16  # photographs that a worker reads at a time
-_LOSSES = 3  # of workers at the same chunk
-_PATIENCE = 5.0  # seconds, at least, in which a server starts a worker, and tells of the end of one
-_START = 60.0  # seconds, at least, that a worker has until it gives its first sign of life
-_UNREAD_BYTES = 100_000  # sent to a worker and not answered: less than a socket takes without waiting for the reader
+_LOSSES = 3  # worker deaths at the same chunk
+_PATIENCE = 5.0  # minimum seconds for the server to start a worker, and to report its exit
+_START = 60.0  # minimum seconds until a worker's first message
+_UNREAD_BYTES = 100_000  # sent to a worker and not answered: less than a socket buffers without blocking
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Chunk:
-    """Photographs by number, what the reader asks for each, and their frames."""
+    """Photographs by number, their tickets for the reader, and their frames."""
 
     numbers: list[int]
     tickets: list[Any]
@@ -48,7 +48,7 @@ class Chunk:
     losses: int = 0
     message: bytes = b""
     is_done: bool = False
-    problem: tuple[int, str] | None = None  # the place of the photograph in the chunk, and what is wrong with it
+    problem: tuple[int, str] | None = None  # index of a photograph in the chunk, and its problem
 
 
 @dataclass
@@ -60,16 +60,16 @@ class _Worker:
     unanswered: deque[Chunk] = field(default_factory=deque)
 
     def has_room(self, chunk: Chunk) -> bool:
-        # the system counts more than its bytes for a message: whole pages, and some for itself
+        # the system charges a message with whole pages and some overhead
         taken = sum(2 * len(one.message) + 1024 for one in (*self.unanswered, chunk))
         return taken < _UNREAD_BYTES or not self.unanswered
 
 
 class Workers:
-    """`count` processes; at most `ahead` chunks are under way. A worker that does not answer for `timeout` seconds
-    while it is waited for is taken for lost.
+    """`count` worker processes with at most `ahead` chunks in flight.
 
-    Raises OSError where there is no room for what they write.
+    A worker that this process waits for and that does not answer for `timeout` seconds is considered dead. Raises
+    OSError if there is no space for the output buffers.
     """
 
     def __init__(self, reader: Reader, size: int, *, count: int, ahead: int, timeout: float) -> None:
@@ -81,14 +81,14 @@ class Workers:
         self._backlog: deque[Chunk] = deque()
         start_server()
         self._workers: list[_Worker] = []
-        # before the interpreter ends, and whenever this is forgotten
+        # at interpreter exit, and on garbage collection
         self._finalizer = util.Finalize(self, _kill, (self._workers,), exitpriority=10)
         self._workers += [self._start() for _ in range(count)]
 
     def read(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, NDArray[np.uint8]]]:
-        """Each chunk with its images (n, 3, size, size), in order; they are overwritten when the next is asked for.
+        """Yield each chunk with its images (n, 3, size, size), in order; the next iteration overwrites them.
 
-        Raises RankLost when workers are lost again and again at the same chunk.
+        Raises RankLost if workers die repeatedly at the same chunk.
         """
         under_way: deque[Chunk] = deque()
         while True:
@@ -106,7 +106,7 @@ class Workers:
             self._free.append(chunk.slot)
 
     def close(self) -> None:
-        """End the workers at once; safe to call again."""
+        """Kill the workers; safe to call again."""
         self._finalizer()
 
     def _start(self) -> _Worker:
@@ -135,13 +135,13 @@ class Workers:
 
     def _send(self, worker: _Worker, chunk: Chunk) -> None:
         worker.unanswered.append(chunk)
-        with suppress(OSError):  # it is dead: found when its answer is awaited
+        with suppress(OSError):  # it is dead: detected when waiting for its answer
             worker.pipe.send_bytes(chunk.message)
 
     def _await(self, chunk: Chunk) -> None:
         began = time.monotonic()
         for worker in self._workers:
-            worker.heard = began  # silence counts while somebody listens
+            worker.heard = began  # timeouts count from the start of this wait
         while not chunk.is_done:
             busy = {worker.pipe: worker for worker in self._workers if worker.unanswered}
             patience = min(self._deadline(worker) for worker in busy.values()) - time.monotonic()
@@ -171,7 +171,7 @@ class Workers:
             self._replace(worker, _how_it_ended(worker.process.exitcode))
 
     def _replace(self, worker: _Worker, reason: str) -> None:
-        """A new process in the place of one that is lost; it gets the chunks that are not done."""
+        """Replace a dead worker by a new process, which gets its unfinished chunks."""
         _kill([worker])
         unanswered = list(worker.unanswered)
         worker.unanswered.clear()
@@ -187,7 +187,7 @@ class Workers:
 
 
 def start_server() -> None:
-    """Start what workers are forked from, a process that has loaded torch and has no threads."""
+    """Start the fork server of the workers, which has loaded torch and has no threads."""
     context = _context()
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["trainer.data.photographs.workers", "PIL.JpegImagePlugin", "torchvision.io"])
@@ -196,13 +196,15 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-_answered: int | None = None  # the process id of the last server that has started a worker
+_answered: int | None = None  # process id of the last server that has started a worker
 
 
 @contextmanager
 def _server_lives_only(seconds: float) -> Iterator[None]:
-    """A server that does not start the process that it is asked for meanwhile is killed, which ends the wait for it;
-    one that has started none yet, and may be loading torch, has longer."""
+    """Context manager that kills the fork server if it does not start a process in time, which ends the wait for it.
+
+    A server that has not started any process yet may still be loading torch and has longer.
+    """
     global _answered
     server = _server()
     if server is None:
@@ -219,7 +221,7 @@ def _server_lives_only(seconds: float) -> Iterator[None]:
 
 
 def _server() -> int | None:
-    """Its process id; multiprocessing has no public name for it."""
+    """Process id of the fork server; multiprocessing has no public API for it."""
     from multiprocessing import forkserver
 
     pid: int | None = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
@@ -227,13 +229,15 @@ def _server() -> int | None:
 
 
 def _kill_server() -> None:
-    """Kill it and wait for its end, before which multiprocessing would take it for one that lives; it is left to
-    multiprocessing to take note of that."""
+    """Kill the fork server and wait until it has exited; before that multiprocessing would consider it alive.
+
+    Does not reap it: multiprocessing does that itself.
+    """
     pid = _server()
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        if hasattr(os, "waitid"):  # macOS has it since Python 3.13
+        if hasattr(os, "waitid"):  # on macOS since Python 3.13
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
@@ -244,13 +248,13 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> None:
-    """A worker's life: it ends when the process that it reads for does, or is killed by it."""
+    """Main loop of a worker; ends when the parent process exits or kills it."""
     import torch
 
-    for signum in (signal.SIGINT, signal.SIGTERM):  # those to the whole group are that process's affair
+    for signum in (signal.SIGINT, signal.SIGTERM):  # the parent process handles signals sent to the group
         signal.signal(signum, signal.SIG_IGN)
     torch.set_num_threads(1)
-    load_libraries()  # before the first sign of life: they take long where the server has not loaded them
+    load_libraries()  # before the first message: slow if the server has not loaded them
     slots = _as_slots(memory, size)
     with suppress(EOFError, OSError):
         pipe.send(None)
@@ -277,14 +281,15 @@ def _as_slots(memory: SharedBytes, size: int) -> NDArray[np.uint8]:
 def _kill(workers: list[_Worker]) -> None:
     for worker in workers:
         if worker.process.is_alive():
-            worker.process.kill()  # a stopped process hears nothing else
+            worker.process.kill()  # a stopped process reacts to no other signal
         worker.pipe.close()
     for worker in workers:
         _join(worker.process)
 
 
 def _join(process: Any) -> None:
-    """Wait for the end of a process that has nothing left to do; its server tells of it, unless it has been stopped."""
+    """Wait for a process that is about to exit; if its fork server, which reports the exit, does not respond, kill the
+    server."""
     process.join(_PATIENCE)
     if process.exitcode is None:
         _kill_server()
@@ -299,8 +304,10 @@ def _how_it_ended(code: int | None) -> str:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Processes that are started meanwhile do not run the program's main module again: a worker needs none of it, and
-    a script without `if __name__ == "__main__"` would train in each."""
+    """Context manager that keeps started processes from re-running the main module.
+
+    A worker does not need it, and a script without `if __name__ == "__main__"` would train in every worker.
+    """
     main = sys.modules["__main__"]
     kept: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
     try:

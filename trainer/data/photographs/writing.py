@@ -1,4 +1,4 @@
-"""Files of the cache: written under another name first, so that a name never holds half of one."""
+"""Atomic writing of cache files, so that a partial file never has the final name."""
 
 import os
 import tempfile
@@ -9,7 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[tuple[int, Path]]:
-    """Descriptor and temporary name of a new file that gets its name `path` when all went well. Raises OSError."""
+    """Context manager: descriptor and temporary name of a new file, which is renamed to `path` on success.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -24,6 +27,6 @@ def whole_file(path: Path) -> Iterator[tuple[int, Path]]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write all of a file, or nothing. Raises OSError."""
+    """Write a file atomically. Raises OSError."""
     with whole_file(path) as (descriptor, _), os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
