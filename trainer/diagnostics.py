@@ -26,5 +26,5 @@ class Basic(Diagnostics):
             return values, None
         return values, (
             f"the first loss is {initial_loss:.3g}; an untrained model has {untrained_loss:.3g}: "
-            "look at the initializer, the preprocessing and the learning rate"
+            "check the initializer, the preprocessing and the learning rate"
         )

@@ -32,7 +32,7 @@ class Step(Schedule):
 
     def __init__(self, every: str, factor: float = 0.1, *, steps_per_epoch: int, total_steps: int) -> None:
         self.every = parse_duration(every).steps(steps_per_epoch, total_steps)
-        check_that(self.every >= 1, "every", every, "longer than nothing")
+        check_that(self.every >= 1, "every", every, "at least one step")
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
 
     def factor(self, step: int) -> float:

@@ -149,5 +149,5 @@ def test_bad_arguments(operation: Any, settings: dict[str, float]) -> None:
 
 
 def test_one_operation_mixes() -> None:
-    with pytest.raises(ValueError, match=r"^a, b: one of them can mix"):
+    with pytest.raises(ValueError, match=r"^a, b: only one operation can mix"):
         Pipeline(a=MixUp(), b=CutMix())

@@ -316,7 +316,7 @@ VALUES = [
      "accumulate=100 & at most batch_size=64", "optimizer & Nesterov"),
     ("model.channels=[20.5] schedule.start=2", "model.channels=[20.5] & a whole number", "schedule.start=2 & [0, 1]"),
     ("model=resnet model.depth=21 schedule=step schedule.every=0ep",
-     "model.depth=21 & 20 and 26", "schedule.every=0ep & longer than nothing"),
+     "model.depth=21 & 20 and 26", "schedule.every=0ep & at least one step"),
     ("model.channels=[20,50,50,50] schedule=step schedule.factor=1",
      "model & at least 16x16 & data gives 8x8", "schedule.factor=1 & (0, 1)"),
     ("model=torchvision model.name=alexnet schedule=plateau schedule.monitor=val/los",

@@ -54,7 +54,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "empty.jpg": (b"", "empty file"),
         "header.jpg": (jpeg()[:300], "damaged"),
         "long.png": (encoded(Image.new("RGB", (1, 60)), "PNG"), "1x60 pixels"),
-        "real_numbers.tiff": (encoded(Image.new("F", (9, 9)), "TIFF"), "real numbers of 32 bits"),
+        "real_numbers.tiff": (encoded(Image.new("F", (9, 9)), "TIFF"), "32-bit floats"),
         "smaller_bomb.png": (bomb(9_500), "decompression bomb: 9500x9500"),
         "text.jpg": (b"not found\n" * 50, "not an image"),
         "truncated.jpg": (jpeg(200, 200)[:-2000], "damaged"),

@@ -238,7 +238,7 @@ def test_a_file_that_changes_is_named(tmp_path: Path, workers: int) -> None:
     images = train_part(folder, cache="none", workers=workers)
     name = images._all.names[int(images._numbers_N[4])]
     (folder / name).write_bytes(encoded(Image.fromarray(pixels(48, 64, seed=99))))
-    changed, advice = "has changed since its checksum was taken", "put it back as it was and resume, or start a new run"
+    changed, advice = "has changed since its checksum was taken", "restore it and resume, or start a new run"
     with pytest.raises(DataError, match=rf"^data: {name}: {changed}; {advice}$"):
         list(images.read([(torch.arange(len(images)), None)]))
     (folder / name).unlink()

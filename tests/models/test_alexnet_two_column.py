@@ -88,7 +88,7 @@ def test_its_plans_name_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": [8, 8]}, r"^channels=\[8, 8\]: must be a list of 5 even numbers >= 2, half of each a column$"),
+        ({"channels": [8, 8]}, r"^channels=\[8, 8\]: must be a list of 5 even numbers >= 2, half of each per column$"),
         ({"channels": [8, 8, 7, 8, 8]}, r"channels=\[8, 8, 7, 8, 8\]: must be"),
         ({"hidden": [0]}, r"hidden=\[0\]: must be"),
         ({"norm": "layer"}, "norm=layer: must be one of none, batch"),

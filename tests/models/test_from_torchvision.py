@@ -89,9 +89,9 @@ def test_images_that_do_not_fit_are_refused_in_a_sentence(name: str, shape: tupl
         (
             "resnet18",
             {"num_classes": 3},
-            "^arguments.num_classes=3: must be left out; it is given by the data",
+            "^arguments.num_classes=3: must be omitted; the data determine it",
         ),
-        ("vit_b_16", {"image_size": 64}, "^arguments.image_size=64: must be left out"),
+        ("vit_b_16", {"image_size": 64}, "^arguments.image_size=64: must be omitted"),
         ("resnet18", {"weights": "IMAGENET1K_V1"}, "^arguments.weights=IMAGENET1K_V1: must be one of"),
         ("resnet18", {"layers": [1, 1, 1, 1]}, "resnet18 cannot be built .*'layers': .*multiple values"),
         ("resnet18", {"groups": 2}, "resnet18 cannot be built .*BasicBlock only supports groups=1"),

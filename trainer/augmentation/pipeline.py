@@ -35,7 +35,7 @@ class Pipeline(Augmentation):
         self._pool = BufferPool()
         mixing = [name for name, operation in self.operations.items() if operation.mixes]
         if len(mixing) > 1:
-            raise ValueError(f"{', '.join(mixing)}: one of them can mix samples, not several")
+            raise ValueError(f"{', '.join(mixing)}: only one operation can mix samples")
         self.mixing = mixing[0] if mixing else None
         unmixed = [name for name in self.operations if name != self.mixing]
         self._steps = [list(group) for _, group in groupby(unmixed, key=self._kind)]

@@ -71,7 +71,7 @@ def duration(value: object) -> str | None:
 def period(value: object) -> str | None:
     problem = duration(value)
     if problem is None and parse_duration(value).amount == 0:
-        return "must be longer than nothing"
+        return "must be at least one step"
     return problem
 
 

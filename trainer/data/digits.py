@@ -60,7 +60,7 @@ def _read() -> tuple[Tensor, Tensor]:
     """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise FileNotFoundError("scikit-learn, which carries the digits with it, is not installed")
+        raise FileNotFoundError("scikit-learn, which contains the digits, is not installed")
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     with gzip.open(path, "rt", encoding="ascii") as file:
         rows = torch.tensor([[int(float(word)) for word in line.split(",")] for line in file])

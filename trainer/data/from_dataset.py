@@ -125,8 +125,8 @@ def _as_image(image: Any, where: str) -> Tensor:
         raise ValueError(f"{where} is {_kind(image)}: must be a tensor, an array or a PIL image")
     if found.dtype != torch.uint8:
         raise ValueError(
-            f"{where} has the type {str(found.dtype).removeprefix('torch.')}: must be uint8 (0..255); what makes"
-            " floats of images, as ToTensor does, is to be left out of the dataset's transform"
+            f"{where} has the type {str(found.dtype).removeprefix('torch.')}: must be uint8 (0..255);"
+            " remove conversions to float, such as ToTensor, from the dataset's transform"
         )
     if found.ndim != 3 or not 1 <= found.shape[0] <= _MOST_CHANNELS:
         raise ValueError(f"{where} has the shape {tuple(found.shape)}: must be (1 to 4 channels, height, width)")

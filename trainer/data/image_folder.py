@@ -88,7 +88,7 @@ class ImageFolder(DataSet):
         """Raises FileNotFoundError or NotADirectoryError without a root, ValueError for another layout."""
         parts = self._used
         if len(self._class_names) < 2:
-            raise ValueError(f"root={self.root}: has one class, {self._class_names[0]}; there must be two or more")
+            raise ValueError(f"root={self.root}: has one class, {self._class_names[0]}; at least two are required")
         return DataFacts(
             task="classification",
             input_shape=(3, self.size, self.size),
@@ -231,7 +231,7 @@ class ImageFolder(DataSet):
         prefixes = tuple(f"{part}/" for part in self._scanned[1]) if (self.root / "train").is_dir() else ("",)
         for name in self._manifest or {}:
             if name not in present and name.startswith(prefixes) and name.lower().endswith(SUFFIXES):
-                bad[name] = "is in the manifest, but not there"
+                bad[name] = "is listed in the manifest but missing"
         return bad
 
     @property

@@ -98,11 +98,11 @@ class TorchvisionSet(DataSet):
             raise NotADirectoryError(f"root={self.root}: must be a folder, but is a file")
         if not self.root.exists() and self.root != Path(DEFAULT_ROOT):
             raise FileNotFoundError(
-                f"root={self.root}: must be an existing folder (a download creates none but '{DEFAULT_ROOT}')"
+                f"root={self.root}: must be an existing folder (a download creates only '{DEFAULT_ROOT}')"
             )
         if not self.download and not self.is_present():
             raise FileNotFoundError(
-                f"{self.name} is not complete in {self.root / self.folder}; data.download=true would fetch it"
+                f"{self.name} is not complete in {self.root / self.folder}; data.download=true would download it"
             )
 
     def load(self) -> Splits:

@@ -46,7 +46,7 @@ def alexnet_two_column(
     connected layers. Raises ValueError for other values and for images smaller than 8x8.
     """
     if len(channels) != 5 or any(not isinstance(width, int) or width < 2 or width % 2 for width in channels):
-        raise ValueError(f"channels={list(channels)}: must be a list of 5 even numbers >= 2, half of each a column")
+        raise ValueError(f"channels={list(channels)}: must be a list of 5 even numbers >= 2, half of each per column")
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch"))
     check_dropout(dropout)

@@ -75,7 +75,7 @@ def _constructor(
 def _check_arguments(name: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
     free = [key for key in known if key not in _FROM_DATA]
     for key, value in arguments.items():
-        check_that(key not in _FROM_DATA, f"arguments.{key}", value, "left out; it is given by the data")
+        check_that(key not in _FROM_DATA, f"arguments.{key}", value, "omitted; the data determine it")
         if key not in free:
             hint = did_you_mean(key, free)
             raise ValueError(f"arguments.{key}={value}: must be one of {', '.join(free)} for model {name}{hint}")

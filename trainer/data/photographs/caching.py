@@ -99,7 +99,7 @@ def raise_bad(root: Path, count: int, bad: dict[str, str]) -> None:
         changed = all(reason.startswith(CHANGED) for reason in bad.values())
         advice = "data.on_bad_file=skip leaves such files out"
         if changed:
-            advice = "put them back as they were, or start again"
+            advice = "restore them, or start a new run"
         raise ValueError(
             f"{len(bad):,} of {count:,} photographs in {root} cannot be used: {some_of(bad, _MOST_NAMED)}; {advice}"
         )

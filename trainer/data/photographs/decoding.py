@@ -126,7 +126,7 @@ def _to_rgb(image: Any) -> Pixels:
         grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise BadPhotograph(f"{'whole' if image.mode == 'I' else 'real'} numbers of 32 bits in place of colours")
+        raise BadPhotograph(f"32-bit {'integers' if image.mode == 'I' else 'floats'} instead of colours")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

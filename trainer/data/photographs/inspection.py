@@ -81,7 +81,7 @@ class Inspection:
     def _compared(self, name: str, entry: Inspected) -> Inspected:
         if self.expected is None or self.expected.get(name, entry.sha256) == entry.sha256:
             return entry
-        problem = entry.problem or "is not the file that the manifest describes: its checksum is another"
+        problem = entry.problem or "does not match its checksum in the manifest"
         return Inspected(entry.num_bytes, entry.modified, 0, 0, entry.sha256, problem)
 
     @staticmethod

@@ -87,7 +87,7 @@ def read_manifest(root: Path) -> dict[str, str] | None:
     if not os.path.lexists(path):
         return None
     if not path.is_file():
-        raise ValueError(f"{path} is no regular file: it must list the photographs, or not be there")
+        raise ValueError(f"{path} is not a regular file: it must list the photographs, or not exist")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)

@@ -113,7 +113,7 @@ class Collection:
     def _damaged(self, number: int, reason: str) -> DataError:
         advice = "data.on_bad_file=skip finds such files beforehand"
         if reason.startswith(CHANGED):
-            advice = "put it back as it was and resume, or start a new run"
+            advice = "restore it and resume, or start a new run"
         return DataError(f"data: {shown(self.names[number])}: {reason}; {advice}")
 
 

@@ -157,7 +157,7 @@ def read_file(path: Path) -> bytes:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would block, a device might never end
-            raise BadPhotograph("is no regular file")
+            raise BadPhotograph("is not a regular file")
         if found.st_size > _MOST_BYTES:
             raise BadPhotograph(f"has {found.st_size:,} bytes, more than {_MOST_BYTES:,}")
         return path.read_bytes()
