@@ -14,6 +14,7 @@ from rich.text import Text
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, unknown
 from trainer.configuration import compose
+from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
 from trainer.hydra_entry.preflight import trials
 from trainer.planning.sections import (
@@ -114,7 +115,7 @@ def _defaults(config: Config, config_dir: str | None) -> Config:
     """The same choices of options, and nothing else."""
     chosen = [f"{group}={option}" for group, option in config["choices"].items() if group in GROUPS]
     with compose.loader_of(config_dir) as (loader, search):
-        return compose.plain(compose.load(loader, compose.NAME, [*chosen, *search]))
+        return plain(compose.load(loader, compose.NAME, [*chosen, *search]))
 
 
 # --- a sweep ----------------------------------------------------------------------------------------------

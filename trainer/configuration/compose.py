@@ -1,8 +1,7 @@
 """From YAML files and overrides to one plain, resolved configuration."""
 
-import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,17 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import rules as rules
+from trainer.configuration.as_written import are_as_written, options_as_written, plain
 from trainer.configuration.build import is_class_of_hydra
 from trainer.configuration.groups import GROUPS
-from trainer.configuration.hydra_errors import blamed_by, explain, explained
+from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.rules import PSEUDO_GROUPS, is_trusted
 
 NAME = "train"
 # what Hydra does for us stands on these; another value would only break it
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
-_WRITTEN: dict[Hashable, Config] = {}  # see `_as_written`
-_MOST_WRITTEN = 256
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
@@ -243,8 +241,12 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     typed = typed_keys(typed_words(hydra))
     folders = OmegaConf.select(hydra, "searchpath") or []
     search = [_searchpath(folders)] if folders else []
-    defaults = _as_written(loader, tuple(f"{g}={o}" for g, o in choices.items() if g in GROUPS), tuple(search))
     config = plain(composed)
+    if hydra.job.config_name == NAME and are_as_written(typed_words(hydra), choices):
+        defaults = config
+    else:
+        chosen = tuple(f"{group}={option}" for group, option in choices.items() if group in GROUPS)
+        defaults = options_as_written(loader, NAME, config_folder(), (*chosen, *search))
     config, defaults = _with_operations(config), _without_removed(defaults, typed_words(hydra))
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])
@@ -278,54 +280,6 @@ def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
     removed = {word.partition("=")[0].removeprefix("~augmentation.") for word in words if word.startswith("~")}
     kept = {name: node for name, node in operations.items() if name not in removed or not isinstance(node, dict)}
     return defaults | {"augmentation": kept}
-
-
-def _as_written(loader: ConfigLoader, choices: tuple[str, ...], search: tuple[str, ...]) -> Config:
-    """The same options with nothing overridden. Composing them takes as long as the configuration itself: the trials
-    of a sweep, and whoever composes again and again from Python, share them as long as no file changes."""
-    ours = {f"file://{config_folder()}", "pkg://hydra.conf", "structured://"}
-    found = {
-        entry.path if "://" in entry.path else f"file://{entry.path}" for entry in loader.get_search_path().get_path()
-    }
-    # what lies in a user's folder may change unseen
-    known_by: Hashable = loader if search or found != ours else (*_stamps(config_folder()), os.environ.get("DATA_ROOT"))
-    key = (known_by, choices, search)
-    if key not in _WRITTEN:
-        with explained():
-            written = plain(loader.load_configuration(NAME, [*choices, *search], run_mode=RunMode.RUN))
-        if len(_WRITTEN) == _MOST_WRITTEN:
-            _WRITTEN.pop(next(iter(_WRITTEN)))
-        _WRITTEN[key] = written
-    return _WRITTEN[key]
-
-
-def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, time of the last change and size of every file of options."""
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _stamps(Path(entry.path))
-        elif entry.name.endswith(".yaml"):
-            status = entry.stat()
-            yield entry.path, status.st_mtime_ns, status.st_size
-
-
-def plain(composed: DictConfig) -> Config:
-    """Everything but Hydra's own node, resolved, as dicts and lists. Raises ConfigurationError."""
-    found: Config = {}
-    problems = []
-    for key in composed:
-        if key == "hydra":
-            continue
-        try:
-            value = composed[key]
-            if OmegaConf.is_config(value):
-                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
-            found[str(key)] = value
-        except (OmegaConfBaseException, RecursionError, ValueError) as error:
-            problems.append(explain(error))
-    if problems:
-        raise ConfigurationError(problems)
-    return found
 
 
 def typed_words(hydra: DictConfig, part: str = "task") -> list[str]:

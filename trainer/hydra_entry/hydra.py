@@ -4,8 +4,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +29,8 @@ def run_hydra(arguments: list[str]) -> int:
     try:
         _check_words(flags, overrides)
         _check_hydra(flags, overrides)
-        _enter(entry)
+        with _mode_by_words(flags, overrides):
+            _enter(entry)
     except Exception as error:
         if jobs.count:
             raise
@@ -39,6 +40,27 @@ def run_hydra(arguments: list[str]) -> int:
     if jobs.error is not None:
         raise jobs.error
     return jobs.exit_code
+
+
+@contextmanager
+def _mode_by_words(flags: list[str], overrides: list[str]) -> Iterator[None]:
+    """Hydra composes everything once more for `hydra.mode`, which only words on Hydra's own node, or files of a user,
+    can set: without them there is none."""
+    from hydra._internal.hydra import Hydra
+
+    from trainer.configuration.compose import NAME
+
+    given = _parser().parse_args(flags)
+    by_files = given.config_dir is not None or given.config_name not in (None, NAME)
+    if by_files or any("hydra" in word for word in overrides):
+        yield
+        return
+    get_mode = Hydra.get_mode
+    Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
 def _enter(entry: Callable[[], Any]) -> None:
