@@ -16,7 +16,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load on first use: `train --help` must not wait for torch."""
+    """Import lazily, so that `train --help` does not import torch."""
     import importlib
 
     if name not in _HOMES:

@@ -1,6 +1,6 @@
-"""The entry: a sub-command, or Hydra. Every error becomes one line and an exit code.
+"""Entry point: dispatches to a sub-command or to Hydra, and turns every error into one line and an exit code.
 
-Nothing heavy is imported here: `train --help` and most mistakes are answered without torch.
+Nothing heavy is imported here, so `train --help` and most error messages appear without loading torch.
 """
 
 import os
@@ -16,11 +16,11 @@ from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_
 
 
 def main() -> None:
-    """The console script `train`."""
+    """Entry point of the console script `train`."""
     signals.install()
     ignore_deprecations_inside_torch()
-    # OpenMP threads that spin for milliseconds at each barrier make a run five times slower on a busy machine;
-    # spinning for about ten microseconds costs nothing on a quiet one
+    # by default OpenMP threads spin for milliseconds at each barrier, which makes a run five times slower on a busy
+    # machine; spinning for about ten microseconds costs nothing on an idle one
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with exit_on_error():
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line; returns the exit code. Raises GearshiftError and whatever is a bug."""
+    """Run a command line and return its exit code. Raises GearshiftError; any other exception is a bug."""
     from trainer.commands import COMMANDS
 
     first = arguments[0] if arguments else ""
@@ -76,7 +76,7 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
 
 
 def _own_flags(arguments: list[str]) -> list[str]:
-    """Take `--debug` and `--trust PACKAGE` out of the command line; Hydra does not know them."""
+    """Remove `--debug` and `--trust PACKAGE` from the command line, which Hydra would reject, and apply them."""
     rest, index = [], 0
     while index < len(arguments):
         argument = arguments[index]
@@ -97,8 +97,8 @@ def _own_flags(arguments: list[str]) -> list[str]:
 
 
 def _see_trusted_packages() -> None:
-    """Make trusted packages that lie in the current folder importable: a console script does not look there."""
+    """Make trusted packages in the current folder importable, which a console script does not do by itself."""
     for package in os.environ.get("GEARSHIFT_TRUST", "").split(","):
         top = package.strip().partition(".")[0]
         if top and (Path(top).is_dir() or Path(f"{top}.py").is_file()) and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # first, where `python -m trainer` has it
+            sys.path.insert(0, str(Path.cwd()))  # first, as under `python -m trainer`

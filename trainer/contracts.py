@@ -1,8 +1,8 @@
-"""What the trainer asks of the component of each group: a typed base class, optional capabilities with defaults.
+"""Contracts: one typed base class for each group of components, with defaults for optional capabilities.
 
 `DataSet` is defined in `trainer.data.facts` and `Strategy` in `trainer.parallelism.strategy`, beside the types that
-they use. A component need not subclass its contract: `adapt` accepts everything that has the required members. This
-module alone looks up whether a component has something; all others read attributes that always exist.
+they use. A component need not subclass its contract: `adapt` accepts any object that has the required members. Only
+this module tests whether a component has a member; all others read attributes that always exist.
 """
 
 import inspect
@@ -18,104 +18,106 @@ from trainer.base.chunks import Change
 
 Contract = TypeVar("Contract")
 Metric = str | Callable[[Tensor, Tensor], Tensor]
-Rows = dict[str, Tensor]  # drawn parameters by name, one row a sample; on the CPU
+Rows = dict[str, Tensor]  # augmentation parameters by name, one row per sample, on the CPU
 
 
 class Preprocessing(nn.Module, ABC):
-    """From pixels 0..255 (or features) to what a model is fed, float32.
+    """Maps pixels 0..255 (or features) to the model's float32 input.
 
-    The statistics come from `fit`, once, and are buffers, so that they travel with `state_dict`.
+    `fit` estimates the statistics once. They are buffers, so `state_dict` contains them.
     """
 
     transform_: Callable[[Tensor], Tensor] | None = None
-    """As `forward`, for float32 images, which it may overwrite and whose shape it keeps; None: there is no such way."""
+    """In-place variant of `forward`: takes float32 images, may overwrite them and keeps their shape. `None` if there
+    is none."""
 
     @abstractmethod
     def fit(self, images: Any) -> None:
-        """Estimates the statistics from the training images: a tensor, or what gives one for every slice of itself."""
+        """Estimate the statistics from the training images: a tensor, or an object whose slices are tensors."""
 
     @abstractmethod
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """The result for images of any type, which are left alone."""
+        """Return the preprocessed images; the input may have any dtype and is not modified."""
 
     def check(self, input_shape: tuple[int, int, int]) -> None:
-        """Raises ValueError for samples (C, H, W) that it cannot treat."""
+        """Raise ValueError if samples of shape (C, H, W) are not supported."""
 
     def fit_roughly(self, images: Any) -> None:
-        """Statistics that take as long to apply as those of `fit`, in little time: for an estimate of costs."""
+        """Set approximate statistics quickly, for cost estimates; applying them takes as long as those of `fit`."""
         self.fit(images)
 
 
 class Sampler(ABC):
-    """Which sample of the training split comes when."""
+    """Order of the training samples in an epoch."""
 
     repeats: bool = False
-    """Whether a sample may come more than once in an epoch."""
+    """Whether a sample may occur more than once in an epoch."""
     needs_classes: bool = False
     """Whether targets must be class numbers."""
 
     @abstractmethod
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
-        """The indices of one whole epoch, int64, on the CPU; asked again, it answers the same."""
+        """Return the sample indices of one epoch: int64, on the CPU, the same for every call with equal arguments."""
 
     @property
     def listens(self) -> bool:
-        """Whether it learns from the loss of each sample: it has an `observe` of its own."""
+        """Whether it uses the loss of each sample, that is, overrides `observe`."""
         return type(self).observe is not Sampler.observe
 
     def observe(self, indices_K: Tensor, losses_K: Tensor) -> None:
-        """Take the losses of samples that this rank has seen in this epoch, without waiting for the device."""
+        """Record the losses of samples of this rank, without synchronizing with the device."""
 
     def gather(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Combine what the ranks have observed; all of them call it, before `state_dict` and `end_epoch`."""
+        """Combine the observations of all ranks. A collective call, made before `state_dict` and `end_epoch`."""
 
     def end_epoch(self) -> None:
-        """What was observed counts from the next epoch on."""
+        """Apply the observations; they affect the order from the next epoch on."""
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The same on every rank."""
+        """Restore the state, which is the same on every rank."""
 
 
 class Augmentation(ABC):
-    """Tables of parameters, one row a sample, and what they do to images."""
+    """Draws a table of parameters, one row per sample, and applies it to batches of images."""
 
     mixing: str | None = None
-    """The name of the operation that mixes samples and their labels, if there is one."""
+    """Name of the operation that mixes samples and their labels, if any."""
 
     @abstractmethod
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
-        """The table of an epoch, on the CPU. Raises ValueError for images (C, H, W) that it cannot change."""
+        """Draw the parameters of an epoch, on the CPU. Raises ValueError if images (C, H, W) are not supported."""
 
     @abstractmethod
     def __call__(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> Tensor:
-        """The changed images, whole numbers 0..255; `skip` operations are done already (only after `frames`)."""
+        """Return the augmented images, integers 0..255, leaving out the first `skip` operations (see `frames`)."""
 
     def begin(self, images_NCHW: Tensor, rows: Rows, skip: int = 0) -> tuple[Tensor, list[Change]]:
-        """As a call, but changes that can be done to a few images at a time are returned beside the images."""
+        """Like a call, but return the operations that can run chunk by chunk instead of applying them."""
         return (self(images_NCHW, rows, skip) if skip else self(images_NCHW, rows)), []
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
-        """What to cut out of stored photographs of these sizes, int64_N8; None: they are framed as for evaluation."""
+        """Return the regions to read from stored photographs of these sizes, int64_N8, or None to frame them as for
+        evaluation."""
         return None
 
     @property
     def framed(self) -> int:
-        """How many of the first operations `frames` takes care of."""
+        """Number of leading operations that `frames` replaces."""
         return 0
 
     def border(self, images_NCHW: Tensor, room: float) -> Any:
-        """Another layout of a whole set that is read faster, in at most `room` bytes; None: there is none."""
+        """Return the whole set in a layout that is faster to read, in at most `room` bytes, or None."""
         return None
 
     def border_bytes(self, shape: tuple[int, ...]) -> int | None:
-        """Bytes of that layout for a set of this shape (N, C, H, W); None: there is none."""
+        """Bytes of that layout for a set of shape (N, C, H, W), or None if there is none."""
         return None
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Preprocessed images mixed with others, and the weight of each one's own label, float32_N."""
+        """Mix preprocessed images with their partners; also return the weight of each sample's own label, float32_N."""
         raise AssertionError(f"{type(self).__name__} mixes no samples")
 
 
@@ -123,45 +125,45 @@ class Initializer(Protocol):
     """Initial weights."""
 
     def __call__(self, model: nn.Module) -> None:
-        """Change the freshly built model in place, with torch's default CPU generator."""
+        """Initialize a newly constructed model in place, using torch's default CPU generator."""
         ...
 
 
 class Loss(ABC):
-    """The sum of the loss over samples, which the caller divides by their number over all ranks."""
+    """Sum of the loss over samples, which the caller divides by the number of samples on all ranks."""
 
     tasks: ClassVar[Collection[str]]
-    """The tasks that it serves: classification, regression."""
+    """Supported tasks: classification, regression."""
     metrics: ClassVar[Mapping[str, Sequence[Metric]]]
-    """For each task the metrics beside the loss itself."""
+    """Metrics reported with the loss, for each task."""
     soft_targets: bool = False
-    """Whether the target of a classification may be a probability of each class, (N, K)."""
+    """Whether targets of a classification may be class probabilities, (N, K)."""
 
     @abstractmethod
     def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
-        """The sum over samples, a scalar."""
+        """Return the sum over samples, a scalar."""
 
     @property
     def has_each(self) -> bool:
-        """Whether `each` gives the loss of every sample."""
+        """Whether `each` is implemented."""
         return type(self).each is not Loss.each
 
     def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, (N,), for samplers that learn from it."""
+        """Return the loss of each sample, (N,), for samplers that use it."""
         raise AssertionError(f"{type(self).__name__} has no loss of each sample")
 
     def initial_value(self, num_outputs: int) -> float | None:
-        """The mean loss of an untrained model; None: unknown."""
+        """Expected mean loss of an untrained model, or None if unknown."""
         return None
 
     def of_probabilities(self, log_probabilities_NK: Tensor, targets: Tensor) -> Tensor | None:
-        """The sum over samples, given log probabilities of the classes in place of outputs (an average over views or
-        models has no outputs); None: it is a loss of outputs only."""
+        """Return the sum over samples, computed from log probabilities in place of outputs, or None if the loss is
+        defined on outputs only. Used for probabilities averaged over views or models."""
         return None
 
 
 class Optimizer(Protocol):
-    """torch's own interface. `needs_closure` and `is_elementwise` tell its capabilities."""
+    """Interface of `torch.optim.Optimizer`. `needs_closure` and `is_elementwise` report its capabilities."""
 
     param_groups: list[dict[str, Any]]
 
@@ -171,24 +173,24 @@ class Optimizer(Protocol):
 
 
 class Schedule(ABC):
-    """What each learning rate is multiplied by."""
+    """Factor that multiplies every base learning rate."""
 
     warmup: int = 0
-    """Steps in which the rate rises, for `plan`."""
+    """Number of warm-up steps, shown by `plan`."""
     monitor: str | None = None
-    """The metric that it follows; None: a pure function of the step."""
+    """Metric that it depends on; None for a pure function of the step."""
 
     @abstractmethod
     def factor(self, step: int) -> float:
-        """Of optimizer step 0, 1, ..."""
+        """Return the factor for optimizer step 0, 1, ..."""
 
     @property
     def listens(self) -> bool:
-        """Whether it follows evaluations: it has an `observe` of its own."""
+        """Whether it uses evaluation metrics, that is, overrides `observe`."""
         return type(self).observe is not Schedule.observe
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Called with the metrics of every evaluation."""
+        """Receive the metrics of every evaluation."""
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
@@ -198,26 +200,29 @@ class Schedule(ABC):
 
 
 class Diagnostics(ABC):
-    """Numbers in, numbers out: it watches a run and cannot steer it."""
+    """Computes metrics of a run; it cannot influence training."""
 
     @abstractmethod
     def at_log(self, grad_norm: float | None) -> dict[str, float]:
-        """Metrics of a logged step; `grad_norm` is the last step's global L2 norm before clipping."""
+        """Return metrics of a logged step; `grad_norm` is the last step's global L2 norm before clipping."""
 
     @abstractmethod
     def at_start(self, initial_loss: float, untrained_loss: float | None) -> tuple[dict[str, float], str | None]:
-        """Metrics of the first training loss, and a sentence when it is suspicious."""
+        """Return metrics of the first training loss, and a warning if it is suspicious."""
 
 
-# --- capabilities of what is never wrapped: torch's optimizers, the user's models -----------------------------
+# --- capabilities of components that are never wrapped: optimizers and models ---------------------------------
 
-# each number's update depends on its own gradients only, so a part of a weight can be stepped alone
+# the update of each element depends only on that element's gradients, so a shard of a weight can be stepped alone
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
 
 
 def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether `step` evaluates the objective itself: `needs_closure` where a class has it, otherwise true exactly if
-    the `closure` parameter of `step` has no default, as in torch's L-BFGS."""
+    """Whether `step` requires a closure.
+
+    The class attribute `needs_closure` if there is one; otherwise whether the `closure` parameter of `step` has no
+    default, as in `torch.optim.LBFGS`.
+    """
     declared: bool | None = getattr(optimizer, "needs_closure", None)
     if declared is not None:
         return bool(declared)
@@ -226,20 +231,23 @@ def needs_closure(optimizer: Optimizer) -> bool:
 
 
 def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether a part of a weight can be stepped alone: `elementwise` where a class has it, or one of torch's."""
+    """Whether a shard of a weight can be stepped alone.
+
+    The class attribute `elementwise` if there is one; otherwise whether it is one of torch's `ELEMENTWISE` classes.
+    """
     kind = type(optimizer)
     is_torchs = kind.__module__.startswith("torch.optim.") and kind.__name__ in ELEMENTWISE
     return bool(getattr(optimizer, "elementwise", is_torchs))
 
 
 def tensor_plan(model: nn.Module) -> Mapping[str, str]:
-    """How each module may be split over ranks, by its name (see `parallelism/tensor.py`); empty: it names none."""
+    """Module name -> how to split the module over ranks (see `parallelism/tensor.py`); empty if not declared."""
     plan: Any = getattr(model, "tensor_plan", None)
     return plan or {}
 
 
 def pipeline_plan(model: nn.Module) -> Sequence[str] | None:
-    """The children at which a pipeline stage may begin; None: the model names none."""
+    """Names of the children at which a pipeline stage may begin; None if not declared."""
     plan: Any = getattr(model, "pipeline_plan", None)
     return None if plan is None else tuple(plan)
 
@@ -248,10 +256,10 @@ def pipeline_plan(model: nn.Module) -> Sequence[str] | None:
 
 
 def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
-    """The component with every optional capability of its contract, for what does not subclass it by delegation.
+    """Return the component with all optional members of its contract; wrap it if it does not subclass the contract.
 
-    A contract that is a Protocol has no optional capabilities: its components are returned as they are. Raises
-    ValueError for a component that lacks required members.
+    A contract that is a Protocol has no optional members, so its components are returned unchanged. Raises
+    ValueError if a required member is missing.
     """
     missing = missing_members(contract, component)
     if missing:
@@ -270,12 +278,12 @@ def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
 
 
 def missing_members(contract: type, component: object) -> list[str]:
-    """Names of the required members that a component lacks."""
+    """Names of required members that the component does not have."""
     return [name for name in required_members(contract) if not hasattr(component, name)]
 
 
 def required_members(contract: type) -> list[str]:
-    """Names that a contract asks for: attributes without a value and abstract methods; of a Protocol everything."""
+    """Names of a contract's attributes without a value and abstract methods; for a Protocol, of all its members."""
     own = vars(contract)
     attributes = [name for name in own.get("__annotations__", {}) if name not in own]
     methods = [name for name, item in own.items() if inspect.isfunction(item)]
@@ -289,7 +297,7 @@ def _is_protocol(contract: type) -> bool:
 
 
 def _adapter(contract: type, component: Any) -> type:
-    """A subclass of the contract that reads what the component has from it; the rest are the contract's defaults."""
+    """Create a subclass of the contract that delegates to the component and falls back to the contract's defaults."""
     names = {name for kind in contract.__mro__[:-1] for name in (*vars(kind), *vars(kind).get("__annotations__", {}))}
     public = [name for name in names if not name.startswith("_") and hasattr(component, name)]
     body: dict[str, Any] = {name: _delegate(name) for name in public}
@@ -313,19 +321,19 @@ def _remember(self: Any, component: Any) -> None:
 
 
 def _copy(self: Any) -> Any:
-    """What is set in the copy is not set in the component."""
+    """Copy the component, too, so that assignments to the copy do not reach the original."""
     return type(self)(copy(self.adapted))
 
 
 def _look_up(self: Any, name: str) -> Any:
-    """What is the component's own and no part of the contract."""
-    if name == "adapted":  # a copy that is being made
+    """Look up members of the component that the contract does not have."""
+    if name == "adapted":  # not yet set, while a copy is being made
         raise AttributeError(name)
     return getattr(self.adapted, name)
 
 
 class _ForeignPreprocessing(Preprocessing):
-    """A module that is no `Preprocessing`; its state keeps its names."""
+    """Wraps a module that does not subclass `Preprocessing`; the keys of its state dict do not change."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()

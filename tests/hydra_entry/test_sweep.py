@@ -78,7 +78,7 @@ def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
     done = train(sweep.parents[2], "-m", "optimizer=sgd,adamw", "seed=1,2", *TINY)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(sweep.parent.iterdir()) == [sweep]
-    assert done.stdout.count("completed before") == 3
+    assert done.stdout.count("completed already") == 3
     assert [(path / "metrics.jsonl").read_bytes() for path in trials] == before
     changed = [(path / "curves.png").stat().st_mtime_ns for path in trials]
     assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
@@ -134,7 +134,7 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
     done = train(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("0_") and lines[0].endswith("completed before")
+    assert lines[0].startswith("0_") and lines[0].endswith("completed already")
     assert f"run: outputs/sweeps/long/{second} (resumed at step {stopped['steps']})" in lines
     steps = [json.loads(line)["step"] for line in (folder / second / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 100

@@ -77,7 +77,7 @@ def one_bad_gradient(words: list[str]) -> dict[str, Any]:
     gradients = run.objective.gradients()
     if run.strategy.rank == 1:
         gradients[0].view(-1)[0] = float("inf")
-    run.guard.look(gradients, loss_sum, leave_to_kernel=run.guard.leaves_to_kernel)
+    run.guard.check(gradients, loss_sum, leave_to_kernel=run.guard.leaves_to_kernel)
     run.guard.step()
     after = run.strategy.state_dict(run.model)
     names = [name for name, _ in run.model.named_parameters()]

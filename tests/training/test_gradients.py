@@ -29,7 +29,7 @@ LOSS = torch.tensor(1.0)
 def take(guard: GradientGuard, gradients: list[Tensor], loss: Tensor = LOSS) -> None:
     """A step of a plain optimizer, as the trainer does it."""
     guard.begin()
-    guard.look(gradients, loss, leave_to_kernel=guard.leaves_to_kernel)
+    guard.check(gradients, loss, leave_to_kernel=guard.leaves_to_kernel)
     guard.step()
 
 
@@ -56,7 +56,7 @@ def test_the_clipped_norm_is_exactly_the_limit() -> None:
     params = parameters()
     guard = GradientGuard(torch.optim.SGD(params, lr=1.0), Single(), 0.5, None, None)
     gradients = give_gradients(params, 10.0)
-    guard.look(gradients, LOSS)
+    guard.check(gradients, LOSS)
     assert float(torch.cat([g.flatten() for g in gradients]).norm()) == pytest.approx(0.5, rel=1e-5)
 
 

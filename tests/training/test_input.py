@@ -126,7 +126,7 @@ def test_only_long_waiting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             throughput.waited = waited
             clock.now += elapsed
             throughput.read()
-        return throughput.too_long()
+        return throughput.excessive_wait()
 
     assert told((9.0, 10.0)) is None  # the first reading: workers start
     assert told((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
@@ -145,8 +145,8 @@ def test_in_the_end_all_waiting_counts_but_for_the_first_batch(monkeypatch: pyte
             throughput.await_next(Waited(batches, clock, waited))  # type: ignore[arg-type]
             assert clock.now == before + waited
             clock.now += worked
-        share = throughput.too_long(at_end=True)
-        assert throughput.too_long(at_end=True) is None
+        share = throughput.excessive_wait(at_end=True)
+        assert throughput.excessive_wait(at_end=True) is None
         return share
 
     assert told() is None

@@ -1,4 +1,4 @@
-"""Reading the words after a sub-command, and the configuration of the run that they name."""
+"""Parses the arguments of a sub-command and reads the configuration of the run that they name."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,11 @@ SWEEP = "multirun.yaml"
 
 
 def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
-    """Folders and overrides. Raises ConfigurationError with every flag, and every folder that does not exist."""
-    # a trial's folder has an equals sign in its name, too
+    """Split arguments into folders and overrides.
+
+    Raises ConfigurationError for every flag and every folder that does not exist.
+    """
+    # the name of a trial's folder may contain an equals sign, too
     overrides = [word for word in arguments if "=" in word and "/" not in word.partition("=")[0]]
     overrides = [word for word in overrides if not word.startswith("-") and not os.path.exists(word)]  # noqa: PTH110
     folders = [word for word in arguments if word not in overrides]
@@ -31,7 +34,7 @@ def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def run_and_overrides(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
-    """Exactly one folder, and overrides."""
+    """Return the one folder and the overrides. Raises ConfigurationError for any other number of folders."""
     folders, overrides = split(command, arguments)
     if len(folders) != 1:
         raise ConfigurationError(f"train {command} takes one run folder: train {command} RUN [key=value ...]")
@@ -39,10 +42,10 @@ def run_and_overrides(command: str, arguments: list[str]) -> tuple[Path, list[st
 
 
 def recorded_configuration(folder: Path) -> Config:
-    """The configuration of a run, checked as text.
+    """Read the configuration of a run and check it without building anything.
 
-    Raises DataError where the file is damaged, ConfigurationError where there is none, or where it needs what is
-    not here (a data folder, a package that is not trusted).
+    Raises DataError if the file is damaged; ConfigurationError if there is none, or if it needs a data folder that
+    does not exist or a package that is not trusted.
     """
     if (folder / SWEEP).is_file():
         raise ConfigurationError(f"{folder} is a sweep; name one of the runs in it")

@@ -1,7 +1,7 @@
-"""`train evaluate RUN... [tta=...]`: metrics of the best weights of runs, on validation and test part.
+"""`train evaluate RUN... [tta=...]`: metrics of the best weights of runs on the validation and test split.
 
-With `tta=none|flip|ten_crop|multi_scale` class probabilities are averaged over views of each image, and the images
-a second are told; see `trainer.training.test_time_augmentation`.
+`tta=none|flip|ten_crop|multi_scale` averages class probabilities over views of each image and reports images per
+second; see `trainer.training.test_time_augmentation`.
 """
 
 import json
@@ -26,7 +26,7 @@ from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
 
 
 def main(arguments: list[str]) -> int:
-    """Print a table; on a pipe, one JSON object a run and line."""
+    """Print a table; if the output is not a terminal, one line of JSON per run."""
     folders, words = split("evaluate", arguments)
     if not folders:
         raise ConfigurationError(
@@ -48,11 +48,13 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None = None) -> dict[str, float]:
-    """Validation and test metrics of `best.pt`; with `test_time` of its views, and how many images (not views) were
-    evaluated a second. One line on stderr where the data are not those of the run, though none were asked for.
+    """Return validation and test metrics of `best.pt`.
 
-    Raises DataError when there is no `best.pt` or it is damaged, ConfigurationError where there are no classes to
-    average over.
+    With `test_time`, probabilities are averaged over views, and the result includes images (not views) per second.
+    If the data differ from those of the run although no override asks for it, one line on stderr says so.
+
+    Raises DataError if `best.pt` is missing or damaged; ConfigurationError if `test_time` is used with data other
+    than images of classes.
     """
     recorded = config = recorded_configuration(folder)
     if overrides:
@@ -80,35 +82,35 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         prepared(run, torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
-    if config["data"] == recorded["data"] and _are_others(run.splits, folder):
+    if config["data"] == recorded["data"] and _data_differ(run.splits, folder):
         print(f"{folder}: {other_data(config)}", file=sys.stderr)
-    parts = {"val": run.splits.val, "test": run.splits.test}
-    num_samples = sum(len(part) for part in parts.values())
+    splits = {"val": run.splits.val, "test": run.splits.test}
+    num_samples = sum(len(split) for split in splits.values())
     values: dict[str, float] = {}
     start = time.perf_counter()
     with _progress(str(folder), num_samples) as seen:
-        for prefix, part in parts.items():
+        for prefix, split in splits.items():
             if test_time is None:
-                values |= evaluate(run, part, prefix, seen)
+                values |= evaluate(run, split, prefix, seen)
             else:
-                values |= evaluate_views(run, part, prefix, test_time, seen)
+                values |= evaluate_views(run, split, prefix, test_time, seen)
     if test_time is not None:
         values["throughput/samples_per_second"] = num_samples / (time.perf_counter() - start)
     return values
 
 
-def _are_others(splits: Any, folder: Path) -> bool:
-    """Whether the checksum of the data is another than the one that the run has noted."""
+def _data_differ(splits: Any, folder: Path) -> bool:
+    """Whether the checksum of the data differs from the recorded one."""
     try:
         noted = json.loads((folder / run_folder.ENVIRONMENT).read_bytes())["data_sha256"]
     except (OSError, ValueError, TypeError, KeyError):
-        return False  # there is nothing to compare with
+        return False  # no checksum was recorded
     return bool(noted != splits.checksum())
 
 
 @contextmanager
 def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that is moved on by a call and goes away in the end; nothing where that is no terminal."""
+    """Show a transient progress bar on stderr if that is a terminal; yields a function that advances it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not interactive(console)) as progress:

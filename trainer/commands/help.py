@@ -1,4 +1,4 @@
-"""`train --help`: commands, then every group with its options; reads YAML heads only, no Hydra, no torch."""
+"""`train --help`: commands, then every group with its options. Reads YAML only; imports no Hydra and no torch."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def print_help(arguments: list[str]) -> None:
-    """Everything that can be typed, on one page. Raises BrokenPipeError where nobody reads on."""
+    """Print everything that can be typed, on one page. Raises BrokenPipeError if the reader has closed the pipe."""
     console = Console(highlight=False, soft_wrap=True)
-    with console.capture() as page:  # rich would leave with code 1 at a pipe that was closed
+    with console.capture() as page:  # rich itself would exit with code 1 on a broken pipe
         _show(console, arguments)
     print(page.get(), end="", flush=True)
 
@@ -52,7 +52,7 @@ def _own_folder() -> Path:
 
 
 def _user_folders(arguments: list[str]) -> list[Path]:
-    """The folder after `--config-dir` or `-cd`, if there is one."""
+    """Folders given by `--config-dir` or `-cd`. Raises ConfigurationError if one does not exist."""
     found = []
     for index, word in enumerate(arguments):
         name, _, value = word.partition("=")

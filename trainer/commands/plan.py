@@ -1,7 +1,7 @@
-"""`train plan [overrides]`: a run checked, measured and shown, not trained; with `-m` the trials of a sweep.
+"""`train plan [overrides]`: check, measure and show a run without training it; with `-m`, the trials of a sweep.
 
-With `--show` it reads the data and draws what the augmentation makes of them: `augmentation.png`, or `--show=PATH`.
-Else nothing is written.
+`--show` reads the data and draws the effect of the augmentation to `augmentation.png`, `--show=PATH` to another file.
+Nothing else is written.
 """
 
 import os
@@ -37,7 +37,8 @@ _PICTURE = Path("augmentation.png")
 
 
 def main(arguments: list[str]) -> int:
-    """Raises ConfigurationError with every problem of the run, or of all trials; DataError for data to be shown."""
+    """Print the plan. Raises ConfigurationError with all problems of the run or of all trials; DataError with
+    `--show` if the data cannot be read."""
     overrides, config_dir, is_sweep, picture = _read(arguments)
     if is_sweep:
         _plan_sweep(overrides, config_dir)
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool, Path | None]:
-    """Overrides, the folder of the user's own options, whether a sweep is meant, and the picture to draw."""
+    """Return overrides, the user's configuration folder, whether it is a sweep, and the picture to draw."""
     overrides: list[str] = []
     config_dir, is_sweep, picture = None, False, None
     words = iter(arguments)
@@ -71,7 +72,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool, Path |
 
 
 def _new_picture(name: str) -> Path:
-    """Where a picture can be written without overwriting anything. Raises ConfigurationError."""
+    """Return the path of a picture to be created. Raises ConfigurationError if it exists or cannot be created."""
     path = Path(name)
     if path.suffix != ".png":
         raise ConfigurationError(f"--show={name}: must name a .png file")
@@ -112,7 +113,7 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
 
 
 def _defaults(config: Config, config_dir: str | None) -> Config:
-    """The same choices of options, and nothing else."""
+    """Compose the same options without any further overrides."""
     chosen = [f"{group}={option}" for group, option in config["choices"].items() if group in GROUPS]
     with compose.loader_of(config_dir) as (loader, search):
         return plain(compose.load(loader, compose.NAME, [*chosen, *search]))
@@ -122,7 +123,7 @@ def _defaults(config: Config, config_dir: str | None) -> Config:
 
 
 def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
-    """Every trial, checked; all problems of all trials are raised together."""
+    """Check and list every trial. Raises ConfigurationError with the problems of all trials."""
     with compose.loader_of(config_dir) as (loader, search):
         config = compose.load(loader, compose.NAME, [*overrides, *search], RunMode.MULTIRUN)
         grid, of_hydra = trials(config), list(config.hydra.overrides.hydra)
@@ -146,11 +147,8 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
 
 
 def _trial(config: Config) -> tuple[int, int]:
-    """Steps and parameters."""
+    """Return the number of steps and of parameters."""
     from trainer.configuration.resolve import resolve
 
     blueprint = resolve(config)
     return blueprint.total_steps, sum(parameter.numel() for parameter in _meta_model(blueprint).parameters())
-
-
-# --- on the screen ----------------------------------------------------------------------------------------

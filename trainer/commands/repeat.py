@@ -1,4 +1,4 @@
-"""`train repeat RUN [overrides]`: the configuration of a run again, in a new folder."""
+"""`train repeat RUN [overrides]`: run the configuration of a run again in a new folder."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.storage import run_folder
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; without overrides, on the same machine, the metrics come out the same to the last bit."""
+    """Run it. Without overrides, on the same machine, the metrics are bit-identical."""
     folder, overrides = run_and_overrides("repeat", arguments)
     config = recorded_configuration(folder)
     if overrides:

@@ -20,12 +20,12 @@ from trainer.reporting.console import outlive_readers, say
 from trainer.storage import run_folder
 from trainer.storage.files import write_atomic
 
-# more training, and another way to spread it, are the only changes under which a run is still the same run
+# keys that can change while the run remains the same run: training longer, and another parallelism
 MAY_CHANGE = ("epochs", "steps", "parallelism")
 
 
 def main(arguments: list[str]) -> int:
-    """Continue with the same bits; on the folder of a sweep, run what is left of it."""
+    """Continue a run bit-identically; for the folder of a sweep, run the remaining trials."""
     folder, overrides = run_and_overrides("resume", arguments)
     if (folder / SWEEP).is_file():
         return resume_sweep(folder, overrides)
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
-    """Check, lock, write down what changes, and go on."""
+    """Check the configuration, lock the folder, record the changes and continue training."""
     from trainer.assembly.assemble import assemble
     from trainer.configuration.resolve import resolve
     from trainer.training.loop import fit
@@ -52,13 +52,13 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     if result is not None and result["steps"] > total:
         raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")
     lock = run_folder.Lock(folder)
-    # ranks assemble and train in one go; what fails later than the assembly is the run's own affair
+    # ranks assemble and train in one call; an error after the assembly belongs to the run and must not undo the files
     refused = (BaseException,) if config["parallelism"] == SINGLE else (ConfigurationError, DataError, RunInUse)
     files = (folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES)
-    with put_back(*files, when=refused):
-        # first of all: a complete result beside a configuration that asks for more would end the run here
+    with restoring(*files, when=refused):
+        # first: if this process is killed, a complete result must not stay beside a configuration that asks for more
         (folder / run_folder.RESULT).unlink(missing_ok=True)
-        if changes := list(announced(before, config)):
+        if changes := list(describe_changes(before, config)):
             say("\n".join(changes))
             run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
         run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
@@ -68,8 +68,8 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     return int(fit(run).exit_code)
 
 
-def announced(before: Config, config: Config) -> Iterator[str]:
-    """What changes, a line each."""
+def describe_changes(before: Config, config: Config) -> Iterator[str]:
+    """Describe each change in one line."""
     for key in MAY_CHANGE:
         if config[key] == before[key]:
             continue
@@ -83,8 +83,8 @@ def announced(before: Config, config: Config) -> Iterator[str]:
 
 
 @contextmanager
-def put_back(*files: Path, when: tuple[type[BaseException], ...] = (BaseException,)) -> Iterator[None]:
-    """Leave these files as they were when what follows ends by an exception of `when`: is refused or stopped."""
+def restoring(*files: Path, when: tuple[type[BaseException], ...] = (BaseException,)) -> Iterator[None]:
+    """Context manager that restores these files if the body raises an exception of the types `when`."""
     before = {path: path.read_bytes() if path.is_file() else None for path in files}
     try:
         yield
@@ -96,7 +96,7 @@ def put_back(*files: Path, when: tuple[type[BaseException], ...] = (BaseExceptio
 
 
 def resume_sweep(folder: Path, overrides: list[str]) -> int:
-    """The rest of a sweep: finished trials are passed over."""
+    """Run the unfinished trials of a sweep."""
     from trainer.hydra_entry.hydra import run_hydra
 
     if overrides:
@@ -114,12 +114,12 @@ def resume_sweep(folder: Path, overrides: list[str]) -> int:
 
 
 def quoted(text: str) -> str:
-    """As a value of an override that Hydra reads back unchanged."""
+    """Quote a text so that Hydra's override parser reads it back unchanged."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def changed(before: Config, overrides: list[str]) -> Config:
-    """The configuration with `overrides`, of which only those of MAY_CHANGE are accepted."""
+    """Apply overrides to a configuration. Raises ConfigurationError if keys other than MAY_CHANGE change."""
     config = compose.override(before, overrides) if overrides else before
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     if different:
@@ -141,7 +141,7 @@ def _differences(key: str, before: Any, after: Any) -> Iterator[str]:
 
 
 def recorded_threads(folder: Path) -> int | None:
-    """The number of CPU threads that the run began with: another one would give other last bits."""
+    """Number of CPU threads that the run started with; a different number changes the last bits."""
     path = folder / run_folder.ENVIRONMENT
     try:
         return int(json.loads(path.read_text())["threads"]) if path.is_file() else None
@@ -150,6 +150,6 @@ def recorded_threads(folder: Path) -> int | None:
 
 
 def recorded_overrides(folder: Path) -> list[str]:
-    """What was typed when the run began."""
+    """Overrides given on the command line when the run started."""
     path = folder / run_folder.OVERRIDES
     return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []

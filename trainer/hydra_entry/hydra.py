@@ -1,4 +1,4 @@
-"""Hydra, entered with a command line that was checked, and its errors in our words."""
+"""Runs Hydra on a checked command line and translates its errors."""
 
 import argparse
 import io
@@ -13,16 +13,16 @@ from trainer.base.errors import ConfigurationError, DiskError, SweepFailed, one_
 
 
 def run_hydra(arguments: list[str]) -> int:
-    """A run or a sweep, composed by Hydra in this process."""
+    """Compose and execute a run or a sweep with Hydra, in this process; returns the exit code."""
     import hydra
 
     from trainer.configuration import compose
     from trainer.hydra_entry.jobs import Jobs
 
     flags, overrides = hydra_flags(arguments)
-    # with it Hydra lets errors through instead of printing them and leaving with code 1
+    # makes Hydra raise errors instead of printing them and exiting with code 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [sys.argv[0], *overrides, *flags]  # in this order: --info would take what follows it
+    sys.argv = [sys.argv[0], *overrides, *flags]  # flags last: --info would consume an override that follows it
     compose.register_resolvers()
     jobs = Jobs()
     entry = hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.NAME)(jobs.run)
@@ -64,7 +64,7 @@ def _mode_by_words(flags: list[str], overrides: list[str]) -> Iterator[None]:
 
 
 def _enter(entry: Callable[[], Any]) -> None:
-    """Hydra leaves with code 1 where it cannot show a package, after a line of its own on stderr."""
+    """Call Hydra. If `--package` names nothing, Hydra prints a message and exits with code 1: raise it instead."""
     said = io.StringIO()
     if not {"--package", "-p"} & {word.partition("=")[0] for word in sys.argv}:
         entry()
@@ -79,7 +79,7 @@ def _enter(entry: Callable[[], Any]) -> None:
 
 
 def _check_words(flags: list[str], overrides: list[str]) -> None:
-    """Refuse what Hydra would take, such as a key given twice. Raises ConfigurationError."""
+    """Raise ConfigurationError for overrides that Hydra would accept, such as a key given twice."""
     from trainer.configuration.compose import read_overrides
 
     given = _parser().parse_args(flags)
@@ -88,7 +88,7 @@ def _check_words(flags: list[str], overrides: list[str]) -> None:
 
 
 def _check_hydra(flags: list[str], overrides: list[str]) -> None:
-    """Look at Hydra's own node before Hydra acts on it, where a folder of the user's may have put something there.
+    """Check Hydra's own node before Hydra acts on it, if a configuration folder of the user may have changed it.
 
     Raises ConfigurationError.
     """
@@ -103,7 +103,7 @@ def _check_hydra(flags: list[str], overrides: list[str]) -> None:
 
     with compose.loader_of() as (loader, _):
         path = loader.get_search_path()
-        if given.config_dir is not None:  # as Hydra does it, so that the primary configuration may lie there, too
+        if given.config_dir is not None:  # prepended, as in Hydra: the primary configuration may be in this folder
             path.prepend("command-line", f"file://{Path(given.config_dir).resolve()}", anchor="schema")
         mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
         name = given.config_name or compose.NAME
@@ -117,7 +117,7 @@ def _is_sweep(given: argparse.Namespace, overrides: list[str]) -> bool:
 
 
 def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoReturn:
-    """Say why Hydra did not come as far as a job, with everything else that is wrong with the command line."""
+    """Raise the error for which Hydra started no job, with all other problems of the command line."""
     from hydra.errors import HydraException
     from hydra.types import RunMode
 
@@ -132,14 +132,14 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         raise DiskError(one_line(error)) from error
     with explained():
-        # plug-ins stumble over their settings in many ways
+        # plug-ins fail on invalid settings with exceptions of any type
         if given.shell_completion or any("hydra" in override for override in overrides):
             raise HydraException(one_line(error)) from error
         raise error
 
 
 class _Parser(argparse.ArgumentParser):
-    """Hydra's own flags; mistakes are one line."""
+    """Parser of Hydra's flags that raises ConfigurationError."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{message.removeprefix('argument ')}; see train --help")
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the overrides: argparse wants them apart, users mix them.
+    """Separate Hydra's flags with their values from the overrides; users mix them.
 
     Raises ConfigurationError with every problem of the flags.
     """
@@ -167,12 +167,12 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     what = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
     modes = [flag for flag, value in what.items() if value] + ["--shell-completion"] * given.shell_completion
     if len(modes) > 1:
-        problems.append(f"{', '.join(modes)}: give one of them")
+        problems.append(f"{', '.join(modes)}: give only one of them")
     problems += [
-        f"--{flag}: goes with --cfg job" for flag in ("resolve", "package") if getattr(given, flag) and not given.cfg
+        f"--{flag}: requires --cfg job" for flag in ("resolve", "package") if getattr(given, flag) and not given.cfg
     ]
     if given.multirun and "hydra.mode=RUN" in given.overrides:
-        problems.append("--multirun, hydra.mode=RUN: give one of them")
+        problems.append("--multirun, hydra.mode=RUN: give only one of them")
     if given.experimental_rerun:
         problems.append("--experimental-rerun: is not supported; train repeat RUN runs a configuration again")
     if given.config_path is not None:

@@ -1,4 +1,4 @@
-"""The jobs that Hydra hands over: a run of its own, or the trials of a sweep."""
+"""The jobs that Hydra starts: one run, or the trials of a sweep."""
 
 import json
 from pathlib import Path
@@ -20,9 +20,9 @@ COMPLETE = ("completed", "early_stopped")
 
 
 class Jobs:
-    """What Hydra calls for each job, and how the jobs ended.
+    """The task function for Hydra, and the results of the jobs.
 
-    Errors are kept, not raised through Hydra, which would add lines of its own and end a sweep.
+    Errors are stored instead of raised: Hydra would print lines of its own and end a sweep.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Jobs:
         self.failed: list[str] = []
 
     def run(self, composed: DictConfig) -> float | None:
-        """One job; returns its best monitored value."""
-        launching.see_slurm()  # a launcher of Hydra's may have started several tasks, each of which comes here
+        """Execute one job; returns the best value of its monitored metric."""
+        launching.see_slurm()  # a Hydra launcher may have started several Slurm tasks, and each of them calls this
         if launching.is_follower():
             launching.follow()
             return None
@@ -62,14 +62,14 @@ class Jobs:
 
 
 def run_trial(composed: DictConfig, folder: Path) -> float | None:
-    """A trial in its folder: one that is complete is not run again, one that was interrupted goes on."""
+    """Run a trial in its folder: a complete one is not run again, an interrupted one is resumed."""
     hydra: Any = HydraConfig.get()
     config = compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
     if (folder / run_folder.CONFIG).is_file():
         if run_folder.read_configuration(folder) != config:
-            raise ConfigurationError(f"{folder} holds another configuration; name the sweep anew: name=...")
+            raise ConfigurationError(f"{folder} holds another configuration; give the sweep a new name: name=...")
         if (found := read_result(folder)) and found["status"] in COMPLETE:
-            say(f"{folder.name}: {found['status']} before")
+            say(f"{folder.name}: {found['status']} already")
             best = found["best"]
             return None if best is None else float(best["metrics"][found["monitor"]])
     else:
@@ -83,7 +83,7 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What `result.json` says, None where the run has not ended. Raises DataError where it is damaged."""
+    """Read `result.json`; None if the run has not ended. Raises DataError if the file is damaged."""
     path = folder / run_folder.RESULT
     try:
         found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
@@ -91,6 +91,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             raise ValueError("a key is missing")
     except (ValueError, AttributeError) as error:
         raise DataError(
-            f"{path} is damaged: {one_line(error)}; without it the run is taken for an unfinished one"
+            f"{path} is damaged: {one_line(error)}; if you delete it, the run counts as unfinished"
         ) from error
     return found

@@ -1,4 +1,4 @@
-"""The Hydra callback that checks everything before Hydra makes any folder."""
+"""Hydra callback that checks everything before Hydra creates a folder."""
 
 import hashlib
 import math
@@ -22,15 +22,16 @@ from trainer.reporting.console import exit_on_error
 from trainer.storage import run_folder
 
 _MOST_TRIALS = 10_000
-# settings that no other rule looks at: trials that differ in nothing else need one look
-_ALONE = ("seed", "name", "tags")
+# settings that do not affect other checks: trials that differ only in these are checked once
+_INDEPENDENT = ("seed", "name", "tags")
 
 
 class Preflight(Callback):
-    """Errors end the program here: Hydra turns exceptions of a callback into warnings, but not SystemExit."""
+    """Checks runs and sweeps. Errors exit the program: Hydra turns a callback's exceptions, except SystemExit, into
+    warnings."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the run and make its folder, exclusively, with the configuration in it."""
+        """Check the run, and exclusively create its folder with the configuration in it."""
         with exit_on_error():
             exact = _is_given(config, "hydra.run.dir")
             problems = folder_problems("hydra.run.dir", config.hydra.run.dir) if exact else []
@@ -45,7 +46,7 @@ class Preflight(Callback):
             _set_run_folder(config, folder)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check every trial of a sweep before the first one starts, and name the sweep after what it is."""
+        """Check every trial of a sweep before the first one starts; name the sweep by its hash if it has no name."""
         with exit_on_error():
             if not _is_given(config, "hydra.sweep.dir") and config.get("name") is None:
                 _name_sweep(config, sweep_hash(config))
@@ -53,14 +54,18 @@ class Preflight(Callback):
 
 
 def finalize(composed: DictConfig, hydra: DictConfig) -> Config:
-    """Resolve and check as text what Hydra composed; `hydra` is its own node. Raises ConfigurationError."""
+    """Resolve the composed configuration and check keys and values; `hydra` is Hydra's own node.
+
+    Raises ConfigurationError.
+    """
     return compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
 
 
 def check(composed: DictConfig, known: list[str] | None = None) -> Config:
-    """Both checks, text and parts. Raises ConfigurationError with every problem, `known` ones first.
+    """Check keys and values, then components.
 
-    DataError where the weights that training starts from do not fit.
+    Raises ConfigurationError with every problem, those in `known` first; DataError if the weights of `init_from`
+    do not fit the model.
     """
     problems = list(known or [])
     try:
@@ -74,7 +79,7 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
 
 
 def check_parts(finalized: Config) -> None:
-    """What needs torch: signatures, shapes, devices, and the weights to start from."""
+    """Check what needs torch: signatures, shapes, devices, and the weights of `init_from`."""
     from trainer.configuration.resolve import resolve
 
     blueprint = resolve(finalized)
@@ -101,7 +106,7 @@ def _is_given(config: DictConfig, key: str) -> bool:
 
 
 def folder_problems(key: str, folder: str) -> list[str]:
-    """Why a folder of this name cannot be made, as far as looking tells."""
+    """Reasons why this folder cannot be created, found without trying."""
     line = f"{key}={folder}: "
     if not folder.strip() or Path(folder) == Path():
         return [line + "must name a folder"]
@@ -109,19 +114,19 @@ def folder_problems(key: str, folder: str) -> list[str]:
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     if not nearest.is_dir():
-        return [f"{line}{'is' if nearest == Path(folder).absolute() else f'{nearest} is'} no folder"]
-    return [] if os.access(nearest, os.W_OK | os.X_OK) else [f"{line}{nearest} may not be written to"]
+        return [f"{line}{'is' if nearest == Path(folder).absolute() else f'{nearest} is'} not a folder"]
+    return [] if os.access(nearest, os.W_OK | os.X_OK) else [f"{line}{nearest} is not writable"]
 
 
 def _sweep_folder_problems(folder: Path) -> list[str]:
     if problems := folder_problems("hydra.sweep.dir", str(folder)):
         return problems
     used = folder.is_dir() and any(folder.iterdir()) and not (folder / "multirun.yaml").is_file()
-    return [f"hydra.sweep.dir={folder}: is not empty, and no sweep began in it"] if used else []
+    return [f"hydra.sweep.dir={folder}: is not empty and not the folder of a sweep"] if used else []
 
 
 def _name_sweep(config: DictConfig, name: str) -> None:
-    """Trials are composed anew from the overrides, so the folder must be one of them."""
+    """Set the sweep folder, also as an override, because each trial is composed anew from the overrides."""
     folder = str(Path(config.hydra.sweep.dir).with_name(name))
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = folder
@@ -132,9 +137,9 @@ def _name_sweep(config: DictConfig, name: str) -> None:
 
 
 def trials(config: DictConfig) -> list[list[str]]:
-    """The overrides of each trial of a grid, in the order in which Hydra's own sweeper runs them.
+    """Overrides of each trial of a grid, in the order in which Hydra's basic sweeper runs them.
 
-    Empty for other sweepers, whose trials are not known beforehand. Raises ConfigurationError for what is no grid.
+    Empty for other sweepers, whose trials are not known in advance. Raises ConfigurationError for an invalid grid.
     """
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         return []
@@ -151,17 +156,17 @@ def trials(config: DictConfig) -> list[list[str]]:
 
 
 def _check_grid(overrides: list[Override]) -> None:
-    """Raises ConfigurationError for axes that are endless, empty or in another order each time."""
+    """Raise ConfigurationError for axes that are infinite, empty, shuffled or not a list of values."""
     problems, sizes = [], []
     for override in overrides:
         if not override.is_sweep_override():
             continue
         line, axis = f"{override.input_line}: ", override.value()
         if not override.is_discrete_sweep():
-            problems.append(line + "is no list of values, which the grid needs: a,b,c or range(1,4)")
+            problems.append(line + "must be a list of values: a,b,c or range(1,4)")
             continue
         if getattr(axis, "shuffle", False):
-            problems.append(line + "would run in another order each time; a sweep that is typed again goes on")
+            problems.append(line + "must not be shuffled: a repeated sweep continues in the same order")
         size = _size(axis)
         if not 0 < size < math.inf:
             problems.append(line + ("has no values" if size == 0 else "never ends"))
@@ -179,11 +184,11 @@ def _size(axis: Any) -> float:
     if isinstance(axis, RangeSweep):
         assert axis.start is not None and axis.stop is not None
         return max(0, math.ceil((axis.stop - axis.start) / axis.step)) if axis.step else math.inf
-    return 1  # a pattern over the names of options: a handful
+    return 1  # a glob over the names of options: few values
 
 
 def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
-    """Raises ConfigurationError with the problems of all trials, each with the overrides that cause it."""
+    """Raise ConfigurationError with the problems of all trials, each with the overrides that cause it."""
     loader = GlobalHydra.instance().config_loader()
     problems = list(known or [])
     found: dict[str, str] = {}
@@ -203,20 +208,20 @@ def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
 
 
 def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str], seen: set[str]) -> None:
-    """Parts are looked at once for trials that differ in their seeds alone."""
+    """Check a trial; its components only if no trial in `seen` has the same."""
     hydra = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     composed = compose.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
     if problems := compose.hydra_problems(composed.hydra):
         raise ConfigurationError(problems)
     finalized = finalize(composed, composed.hydra)
-    alike = repr({key: value for key, value in finalized.items() if key not in _ALONE})
+    alike = repr({key: value for key, value in finalized.items() if key not in _INDEPENDENT})
     if alike not in seen:
         check_parts(finalized)
         seen.add(alike)
 
 
 def sweep_hash(config: DictConfig) -> str:
-    """Eight hex digits of what was typed, so that typing it again finds the same folder."""
+    """Eight hex digits of the overrides' hash, so that repeating the command finds the same folder."""
     typed = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     text = "\n".join([*compose.typed_words(config.hydra), *typed])
     return hashlib.sha256(text.encode()).hexdigest()[:8]

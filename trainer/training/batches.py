@@ -1,4 +1,4 @@
-"""Training batches, in an order and with augmentations that are functions of (seed, epoch)."""
+"""Training batches; their order and augmentation are functions of (seed, epoch)."""
 
 import math
 from collections import deque
@@ -15,8 +15,8 @@ from trainer.contracts import Augmentation, Preprocessing, Sampler
 from trainer.parallelism.strategy import Strategy
 from trainer.preprocessing import ToFloat
 
-# several small batches are gathered, augmented and normalised in one go: what that costs whatever their size is
-# shared, and what comes out is not yet pushed out of the caches when it is used
+# several small batches are gathered, augmented and normalized at once: this amortizes the overhead of each call, and
+# the result is still in the cache when it is used
 _BLOCK_BYTES = 8 << 20
 
 
@@ -26,24 +26,24 @@ class Batch(NamedTuple):
     images: Tensor
     targets: Tensor
     num_global: int
-    indices: Tensor  # which samples of the training part they are, on the CPU
+    indices: Tensor  # their positions in the training split, on the CPU
 
 
 class Block(NamedTuple):
-    """What is to be read, augmented and preprocessed in one go: this rank's shard of some batches."""
+    """This rank's shard of consecutive batches, which are read, augmented and preprocessed at once."""
 
     indices: Tensor  # of the samples to read
-    rows: dict[str, Tensor] | None  # their parameters
-    sizes: list[int]  # this rank's samples of each batch
-    counts: list[int]  # all samples of each batch
-    own: Tensor | None  # where samples are mixed: which of those read are this rank's own,
-    partners: Tensor | None  # and with which they are mixed
+    rows: dict[str, Tensor] | None  # their augmentation parameters
+    sizes: list[int]  # number of this rank's samples in each batch
+    counts: list[int]  # number of samples in each batch, over all ranks
+    own: Tensor | None  # if samples are mixed: positions in `indices` of this rank's own samples,
+    partners: Tensor | None  # and of the samples that they are mixed with
 
 
 class TrainingBatches:
-    """Epochs of batches. The place in the data is (epoch, samples seen), so that a batch may grow.
+    """Epochs of batches. The position in the data is (epoch, samples seen), so that the batch size may change.
 
-    `images` are a tensor on the device that trains, or photographs that are read when they are asked for.
+    `images` is a tensor on the training device, or photographs that are read on demand.
     """
 
     def __init__(
@@ -83,24 +83,24 @@ class TrainingBatches:
             self.images = self._padded.images_NCHW
 
     def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `samples_seen` on; the last one may be smaller."""
+        """Yield the batches of an epoch from sample `samples_seen` on; the last one may be smaller."""
         generator = generator_for(self.seed, "order", epoch)
         order: Tensor = self._sampler.order(self._targets_cpu, generator)[: self.num_samples]
         table = self._draw(epoch)
-        # blocks lie where a run that was never interrupted has them: memory alignment can decide a last bit
-        place = samples_seen - samples_seen % self._block_size
+        # blocks begin at the same positions as in an uninterrupted run: memory alignment can affect the last bits
+        position = samples_seen - samples_seen % self._block_size
         blocks = (
             self._block_of(order, table, torch.arange(start, min(start + self._block_size, self.num_samples)))
-            for start in range(place, self.num_samples, self._block_size)
+            for start in range(position, self.num_samples, self._block_size)
         )
         for block, images in self._read(blocks):
             for batch in self._batches(block, images):
-                if place >= samples_seen:
+                if position >= samples_seen:
                     yield batch
-                place += batch.num_global
+                position += batch.num_global
 
     def before_preprocessing(self) -> "TrainingBatches":
-        """The same batches as the preprocessing is given them, 0..255; what is mixed is mixed from these."""
+        """Return the same batches before preprocessing, 0..255; mixing is then applied to these values."""
         found = copy(self)
         found._preprocessing = ToFloat()
         return found
@@ -112,32 +112,32 @@ class TrainingBatches:
         table: dict[str, Tensor] = self._augmentation.draw(len(self._targets_cpu), self._shape, generator)
         return table
 
-    def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, places: Tensor) -> Block:
-        chunks = places.split(self.batch_size)
-        mine = [self._mine(chunk) for chunk in chunks]
-        wanted = torch.cat(mine)
+    def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, positions: Tensor) -> Block:
+        chunks = positions.split(self.batch_size)
+        shards = [self._shard(chunk) for chunk in chunks]
+        wanted = torch.cat(shards)
         own = partners = None
-        if self._mixes:  # each with the one before it in its batch, whichever rank has that one
-            of_own, of_partners = wanted, torch.cat([self._mine(chunk.roll(1)) for chunk in chunks])
+        if self._mixes:  # each sample with its predecessor in the batch, whichever rank has that one
+            of_own, of_partners = wanted, torch.cat([self._shard(chunk.roll(1)) for chunk in chunks])
             wanted = torch.cat([of_own, of_partners]).unique()
             own, partners = torch.searchsorted(wanted, of_own), torch.searchsorted(wanted, of_partners)
         indices = order[wanted]
         rows = None
         if table is not None:
-            # by sample, so that what a sample looks like does not depend on its batch; by place in the epoch
-            # where a sample may come twice
+            # indexed by sample, so that its augmentation does not depend on its batch; by position in the epoch if
+            # the sampler may repeat samples
             by = wanted if self._sampler.repeats else indices
             rows = {name: values.index_select(0, by) for name, values in table.items()}
-        return Block(indices, rows, [len(shard) for shard in mine], [len(chunk) for chunk in chunks], own, partners)
+        return Block(indices, rows, [len(shard) for shard in shards], [len(chunk) for chunk in chunks], own, partners)
 
     def end_epoch(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """What a sampler has learnt of the samples counts from the next epoch on; all ranks call this."""
+        """Let the sampler apply its observations from the next epoch on. A collective call."""
         if self._sampler.listens:
             self._sampler.gather(over_ranks)
             self._sampler.end_epoch()
 
     def state_dict(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Any] | None:
-        """What a sampler has learnt; all ranks call this, and get the same. `over_ranks` sums a tensor over them."""
+        """Return the sampler's state, the same on every rank. A collective call; `over_ranks` sums a tensor."""
         if not self._sampler.listens:
             return None
         self._sampler.gather(over_ranks)
@@ -148,21 +148,21 @@ class TrainingBatches:
             self._sampler.load_state_dict(state)
 
     def advice(self) -> str:
-        """What to change when the loop waits for batches."""
+        """What to change if training waits for batches."""
         if not isinstance(self.images, Tensor):
             return "more data.workers, data.cache=memory or disk, or a smaller data.size would help"
         if self._augmentation is not None:
             return "a cheaper augmentation, more threads or a GPU would help"
         return "a larger batch_size or more threads would help"
 
-    def _mine(self, chunk: Tensor) -> Tensor:
-        """This rank's shard of a step: of each micro-batch, so that batch norm sees the same."""
+    def _shard(self, chunk: Tensor) -> Tensor:
+        """Return this rank's shard of a batch, taken of each micro-batch, so that batch norm sees the same samples."""
         micro_batches = chunk.split(self.micro_batch)
         shards = [indices[self._strategy.shard(len(indices))] for indices in micro_batches]
         return shards[0] if len(shards) == 1 else torch.cat(shards)
 
     def _read(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Tensor]]:
-        """Each block and its images, augmented and preprocessed."""
+        """Yield each block and its images, augmented and preprocessed."""
         if isinstance(self.images, Tensor):
             for block in blocks:
                 yield block, self._preprocessed(*self._augmented(block))
@@ -176,7 +176,7 @@ class TrainingBatches:
     def _requests(
         self, blocks: Iterable[Block], ahead: deque[tuple[Block, int]]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What photographs are asked for, and which part of each."""
+        """Yield the indices of the photographs to read and the region of each; append each block to `ahead`."""
         for block in blocks:
             frames = None
             skip = 0
@@ -194,7 +194,7 @@ class TrainingBatches:
         return self._changed(images, block.rows)
 
     def _changed(self, images: Tensor, rows: dict[str, Tensor] | None, *skip: int) -> tuple[Tensor, list[Change]]:
-        """Augmented images, and what is still to be done to them, a part at a time."""
+        """Return images, and the remaining operations, which are applied chunk by chunk."""
         if self._augmentation is None or rows is None:
             return images, []
         return self._augmentation.begin(images, rows, *skip)
@@ -205,12 +205,12 @@ class TrainingBatches:
         if self._mixes:
             images, targets = self._mixed(block, images, targets)
         images = images.contiguous(memory_format=self._layout)
-        parts = zip(images.split(block.sizes), targets.split(block.sizes), indices.split(block.sizes), strict=True)
-        for (image, target, index), count in zip(parts, block.counts, strict=True):
+        shards = zip(images.split(block.sizes), targets.split(block.sizes), indices.split(block.sizes), strict=True)
+        for (image, target, index), count in zip(shards, block.counts, strict=True):
             yield Batch(image, target, count, index)
 
     def _preprocessed(self, images: Tensor, changes: list[Change]) -> Tensor:
-        """float32; what is left to do before it is done to some images, then the preprocessing."""
+        """Apply the remaining operations and then the preprocessing, chunk by chunk; returns float32 images."""
         in_place = self._preprocessing.transform_
         if in_place is None:
             ready: Tensor = self._preprocessing(by_chunks(images, changes, self._pool) if changes else images)
@@ -221,18 +221,18 @@ class TrainingBatches:
             if done is not some:
                 some.copy_(done)
 
-        layout = torch.contiguous_format if changes else self._layout  # other changes take images plane by plane
+        layout = torch.contiguous_format if changes else self._layout  # operations work on contiguous planes
         return by_chunks(images, [*changes, preprocess], self._pool, layout)
 
     def _mixed(self, block: Block, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed samples, and the probability of each class: (N, number of classes)."""
+        """Return mixed images and class probabilities (N, num_classes)."""
         assert block.own is not None and block.partners is not None and block.rows is not None
         assert self._augmentation is not None
-        own, partners = (places.to(self._device, non_blocking=True) for places in (block.own, block.partners))
+        own, partners = (rows.to(self._device, non_blocking=True) for rows in (block.own, block.partners))
         others = self.targets.index_select(0, block.indices[block.partners].to(self._device, non_blocking=True))
         rows = {name: values[block.own] for name, values in block.rows.items()}
-        images, share_N = self._augmentation.mix(images.index_select(0, own), images.index_select(0, partners), rows)
+        images, lam_N = self._augmentation.mix(images.index_select(0, own), images.index_select(0, partners), rows)
         probabilities = torch.zeros(len(targets), self._num_classes, device=self._device)
-        probabilities.scatter_add_(1, targets.unsqueeze(1), share_N.unsqueeze(1))
-        probabilities.scatter_add_(1, others.unsqueeze(1), (1 - share_N).unsqueeze(1))
+        probabilities.scatter_add_(1, targets.unsqueeze(1), lam_N.unsqueeze(1))
+        probabilities.scatter_add_(1, others.unsqueeze(1), (1 - lam_N).unsqueeze(1))
         return images, probabilities

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: noticed on the device, named afterwards by step and layer."""
+"""Handling of non-finite losses and gradients: flagged on the device, located by step and layer afterwards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +17,11 @@ MAX_ROLLBACKS = 3
 
 
 def check_finite(run: Run) -> tuple[float | None, bool]:
-    """Read what the guard saw since the last time: the last gradient norm, and whether training goes on from here.
+    """Read the guard's flags since the last call. Returns the last gradient norm, and False after a roll-back.
 
-    If a step was not finite, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip`
-    says so and goes on; `rollback` returns to the last checkpoint with half the learning rate, three times at
-    the most. With a loss scale that still has room to fall a step that overflowed is no failure.
+    If a step was not finite, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip` reports
+    it and continues; `rollback` returns to the last checkpoint with half the learning rate, at most three times.
+    An overflow is not an error while the loss scale can still be reduced.
     """
     norm, flags = run.guard.read()
     if not any(flags) or (run.loss_scale is not None and run.loss_scale.scale.item() >= 1):
@@ -56,11 +56,11 @@ def _roll_back(run: Run, bad_step: int) -> None:
 
 
 def locate(run: Run, bad_step: int) -> str:
-    """Replay from the last checkpoint to the step and say in which layer the first non-finite value appears.
+    """Replay from the last checkpoint to the step and name the layer in which the first non-finite value appears.
 
-    The main rank does it, alone and on one device: all synchronous strategies compute the same.
+    Only the main rank replays, on one device: all synchronous strategies compute the same.
     """
-    if not run.strategy.is_main or not run.strategy.is_exact(run.model):  # it could not be replayed on one device
+    if not run.strategy.is_main or not run.strategy.is_exact(run.model):  # one device would compute something else
         return f"diverged at step {bad_step}"
     replay = run.replica()
     state = _last_state(run)
@@ -84,7 +84,7 @@ def _first_nonfinite(replay: Run, images: Tensor) -> str:
     found: list[str] = []
     hooks = [
         module.register_forward_hook(_reporter(name or "the model", found))
-        for name, module in replay.model.named_modules()  # inner ones answer first
+        for name, module in replay.model.named_modules()  # hooks of inner modules run first
     ]
     loss = _evaluate(replay)
     for hook in hooks:
@@ -100,7 +100,7 @@ def _first_nonfinite(replay: Run, images: Tensor) -> str:
 
 
 def _evaluate(replay: Run) -> Tensor:
-    """Compute the gradient of the step, or all that a closure optimizer asks for; returns the first loss."""
+    """Compute the gradient of the step, or run a closure optimizer's step; returns the first loss."""
     if replay.needs_closure:
         update_by_closure(replay)
     else:

@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole split of the data."""
+"""Metrics of a model over a whole split."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +12,15 @@ from trainer.training.evaluation_batches import evaluation_batches, evaluation_s
 from trainer.training.run import Run
 from trainer.training.test_time_augmentation import TestTime
 
-Seen = Callable[[int], object]  # is told how many samples more were looked at by this rank
-Views = Iterable[tuple[Tensor, int]]  # of some images, on the device, each with the number of times that it counts
+Seen = Callable[[int], object]  # called with the number of samples that this rank has just evaluated
+Views = Iterable[tuple[Tensor, int]]  # views of a batch, on the device, each with its weight
 
 
 def evaluate(run: Run, split: Part, prefix: str, seen: Seen = lambda count: None) -> dict[str, float]:
-    """Mean loss and metrics, named `<prefix>/...`, in evaluation mode; the model is left in training mode.
+    """Return mean loss and metrics, named `<prefix>/...`, in evaluation mode; the model is left in training mode.
 
-    Every sample counts once, whichever rank looks at it; all ranks get the main rank's numbers, so that what
-    is decided by them is decided once.
+    Every sample counts once, under any number of ranks. All ranks return the main rank's values, so that they all
+    make the same decisions.
     """
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
@@ -37,10 +37,10 @@ def evaluate(run: Run, split: Part, prefix: str, seen: Seen = lambda count: None
 def evaluate_views(
     run: Run, split: Part, prefix: str, test_time: TestTime, seen: Seen = lambda count: None
 ) -> dict[str, float]:
-    """As `evaluate`, of class probabilities (softmax of the outputs) that are averaged over views of an image.
+    """Like `evaluate`, with class probabilities (softmax of the outputs) averaged over views of each image.
 
-    The loss is that of these probabilities (`Loss.of_probabilities`): for cross-entropy -log p[target], with its base
-    and smoothing. A loss that is defined on outputs only is left out.
+    The loss is computed from these probabilities (`Loss.of_probabilities`): for cross-entropy -log p[target], with its
+    base and smoothing. It is omitted if it is defined on outputs only.
     """
     has_loss = True
     run.model.eval()
@@ -58,9 +58,9 @@ def evaluate_views(
 
 
 def batches_of_views(run: Run, split: Part, test_time: TestTime) -> Iterator[tuple[Views, Tensor]]:
-    """Views of this rank's shard of a split, some images at a time, and their classes.
+    """Yield views of this rank's shard of a split, batch by batch, and the classes of each batch.
 
-    Each view of a photograph is read for itself, ahead of time and in one stream: all views of a batch before the next.
+    Each view of a photograph is read separately, ahead of time, in one stream: all views of a batch before the next.
     """
     images = split.images_NCHW
     if isinstance(images, Tensor):
@@ -77,7 +77,7 @@ def batches_of_views(run: Run, split: Part, test_time: TestTime) -> Iterator[tup
 
 
 def log_probabilities(run: Run, views: Views) -> Tensor:
-    """float32 (N, K): the logarithm of the class probabilities' average over these views of uint8 images."""
+    """Return float32 (N, K): the logarithm of the class probabilities averaged over views of uint8 images."""
     weighted, num_views = [], 0
     for view, count in views:
         outputs = run.objective.forward(prepared(run, view)).float()
@@ -87,7 +87,7 @@ def log_probabilities(run: Run, views: Views) -> Tensor:
 
 
 def confusion_matrix(run: Run, split: Part) -> Tensor:
-    """Counts (K, K) on the CPU: true class in rows, predicted class in columns."""
+    """Return counts (K, K) on the CPU: true class in rows, predicted class in columns."""
     size = run.blueprint.facts.num_outputs
     counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)
     run.model.eval()

@@ -1,4 +1,4 @@
-"""The batches of an evaluation: this rank's shard of a split, preprocessed."""
+"""Batches of an evaluation: this rank's shard of a split, preprocessed."""
 
 import math
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ _EVALUATION_BYTES = 4 << 20
 
 
 def evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's shard of a split, preprocessed, about 4 MB of images at a time (or a batch)."""
+    """Yield this rank's shard of a split, preprocessed, in batches of about 4 MB of images, or of one micro-batch."""
     for images, targets in raw_evaluation_batches(run, split):
         yield prepared(run, images), targets
 
 
 def raw_evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same images as they are stored, on the device."""
+    """Yield the same batches on the device, without preprocessing."""
     shards = evaluation_shards(run, split)
     for shard, image in zip(shards, _read(split.images_NCHW, shards), strict=True):
         yield image.to(run.device), split.targets_N[shard].to(run.device)
 
 
 def evaluation_shards(run: Run, split: Part) -> list[Tensor]:
-    """Which samples those are, batch by batch: int64 indices on the CPU, one after the other; or none."""
+    """Return the indices of each batch: consecutive int64 numbers on the CPU; a batch may be empty."""
     size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(split.images_NCHW.shape[1:]) * 4))
     if run.objective.micro_batch < run.blueprint.batch_size:  # memory is short
         size = run.objective.micro_batch
@@ -36,14 +36,14 @@ def evaluation_shards(run: Run, split: Part) -> list[Tensor]:
 
 
 def prepared(run: Run, images: Tensor) -> Tensor:
-    """Images as the model takes them: preprocessed, in its memory layout."""
+    """Return images preprocessed and in the model's memory layout."""
     layout = torch.channels_last if run.channels_last else torch.contiguous_format
     ready: Tensor = run.preprocessing(images)
     return ready.contiguous(memory_format=layout)
 
 
 def _read(images: Tensor | Photographs, shards: list[Tensor]) -> Iterator[Tensor]:
-    """Those images of a tensor, or of photographs, which are read ahead."""
+    """Yield the images of each shard; photographs are read ahead of time."""
     if isinstance(images, Tensor):
         return (images[shard[0] : shard[-1] + 1] if len(shard) else images[:0] for shard in shards)
     return images.read((shard, None) for shard in shards)

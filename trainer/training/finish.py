@@ -1,4 +1,4 @@
-"""The end of a run, however it came: best weights back, the test read once, results where they are looked for."""
+"""The end of a run, for any reason: restore the best weights, evaluate the test split once, write the results."""
 
 import json
 import logging
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """How a run ended; `result.json` holds the same.
+    """How a run ended; the content of `result.json`.
 
-    `status` is completed, early_stopped, interrupted, diverged or failed; `best` the evaluation of the weights
-    in `best.pt`; `test` their metrics on the test part (None for a trial of a sweep, or an unfinished run).
+    `status` is completed, early_stopped, interrupted, diverged or failed; `best` is the evaluation of the weights
+    in `best.pt`; `test` their metrics on the test split (None for a trial of a sweep or an unfinished run).
     """
 
     status: str
@@ -46,18 +46,18 @@ class Result:
 
     @property
     def value(self) -> float | None:
-        """The monitored metric at its best: what a search optimizes."""
+        """Best value of the monitored metric, which a search optimizes."""
         return None if self.best is None else float(self.best["metrics"][self.monitor])
 
 
 def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
-    """Write checkpoints, test metrics, result and curves, and say how it went."""
+    """Write checkpoints, test metrics, result and curves, and print a summary."""
     status, exit_code = _verdict(status, error)
     test = matrix = None
     if error is None:
         _wait_for_checkpoints(run)
     elif not isinstance(error, Interrupted):
-        with suppress(DiskError):  # what failed first is what the user hears of
+        with suppress(DiskError):  # report the first error only
             _wait_for_checkpoints(run)
     if error is None and status != "interrupted":
         restore_best(run)
@@ -74,7 +74,7 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     if run.folder is not None and run.report is not None:
         if error is not None and not isinstance(error, Interrupted):
             log.error("%s", str(error) or type(error).__name__)
-        # a signal may have come in the middle of anything, an import too: only what says so is written then
+        # a signal may have interrupted anything, even an import, so only the result is written then
         reports = partial(_write_reports, matrix=matrix)
         for write in (_write_result,) if isinstance(error, Interrupted) else (reports, _write_result):
             try:
@@ -87,12 +87,12 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
 
 
 def record_failure(folder: Path, config: dict[str, Any], error: BaseException) -> None:
-    """Result and log of a run that failed before there was a `Run`, or whose main rank could not tell why.
+    """Write result and log of a run that failed before its `Run` existed, or whose main rank could not report why.
 
-    Log records that are held come into the log, too. Raises DiskError.
+    Log records buffered so far are written, too. Raises DiskError.
     """
     known = understood(error)
-    with suppress(OSError):  # the result counts
+    with suppress(OSError):  # the result is more important
         run_log = open_run_log(folder / run_folder.LOG)
         log.error("%s", str(known) or type(known).__name__)
         close(run_log)
@@ -104,8 +104,8 @@ def record_failure(folder: Path, config: dict[str, Any], error: BaseException) -
         "steps": last["step"], "epochs": last["epoch"], "monitor": stopping["monitor"] if stopping else "val/loss",
         "best": None, "test": None, "wall_seconds": 0.0, "folder": str(run_folder.shown(folder)),
     }  # fmt: skip
-    told = {"status": "failed", "exit_code": int(getattr(known, "exit_code", 1)), "error": str(known)}
-    run_folder.write_result(folder, told | before | told)
+    failure = {"status": "failed", "exit_code": int(getattr(known, "exit_code", 1)), "error": str(known)}
+    run_folder.write_result(folder, failure | before | failure)
 
 
 def _verdict(status: str, error: BaseException | None) -> tuple[str, int]:
@@ -123,7 +123,7 @@ def _wait_for_checkpoints(run: Run) -> None:
 
 
 def restore_best(run: Run) -> None:
-    """Put the best weights into the model (where there was an evaluation at all)."""
+    """Load the best weights into the model, if there was an evaluation."""
     if run.progress.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
         restore_weights(run, run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None))
@@ -145,14 +145,14 @@ def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
 
 
 def _write_result(run: Run, result: Result) -> None:
-    """The very last file: with a complete `result.json` there is nothing left to resume."""
+    """Write `result.json`, the very last file: once it is complete, the run cannot be resumed."""
     assert run.folder is not None and run.report is not None
     run_folder.write_result(run.folder, asdict(result))
     run.report.terminal.finish(_summary(run, result))
 
 
 def _summary(run: Run, result: Result) -> list[str]:
-    """Verdict, best, test, and the next commands."""
+    """Lines with status, best and test metrics, and the next commands."""
     lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
     if run.progress.best is not None:
         values = "  ".join(f"{name} {value:.4f}" for name, value in run.progress.best.metrics.items())

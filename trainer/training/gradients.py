@@ -1,4 +1,4 @@
-"""Between the gradient and the optimizer: clipping, the loss scale, and steps that are not finite."""
+"""Processing between gradient and optimizer: clipping, loss scaling, and steps that are not finite."""
 
 from collections.abc import Iterable
 
@@ -12,12 +12,13 @@ from trainer.parallelism.strategy import Strategy
 
 
 class GradientGuard:
-    """Clips gradients, takes off the loss scale and leaves out steps that are not finite.
+    """Clips gradients, divides them by the loss scale and skips steps that are not finite.
 
-    Global norm (Pascanu et al. 2013): g <- g * c / |g| where |g| >= c; by value: each element into [-c, c], before
-    that norm is taken. A step is not finite if the loss or the gradient norm of any of its evaluations is not.
+    By global norm (Pascanu et al. 2013): g <- g * c / |g| if |g| >= c. By value: clamps each element to [-c, c],
+    before the norm is computed. A step is not finite if the loss or the gradient norm of any of its evaluations is
+    not finite.
 
-    Fused optimizers skip such a step on the device (`found_inf`). Of another optimizer the flag is read before the
+    Fused optimizers skip such a step on the device (`found_inf`). For other optimizers the flag is read before the
     step only if `needs_flag`: under `on_nonfinite=skip`, with a loss scale, or if other workers would receive the
     gradient. Otherwise the flags stay on the device until `read`.
     """
@@ -41,13 +42,13 @@ class GradientGuard:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the norms and flags of the steps since the last reading."""
+        """Discard the norm and flags of all steps since the last `read`."""
         self._norm: Tensor | None = None
         self._flags: list[Tensor] = []
         self.begin()
 
     def begin(self) -> None:
-        """Start a step (again): forget what the current one has seen."""
+        """Start or restart a step: discard the flag of its evaluations so far."""
         self._flag: Tensor | None = None
         self._divisor: Tensor | None = None
 
@@ -55,12 +56,12 @@ class GradientGuard:
     def leaves_to_kernel(self) -> bool:
         """Whether the optimizer's kernel divides by the loss scale and the clipping factor in this step.
 
-        Only torch's own fused optimizers without step hooks: hooks see the clipped gradient in `.grad`.
+        True for torch's fused optimizers without step hooks: hooks expect the clipped gradient in `.grad`.
         """
-        # fused SGD leaves its momentum uninitialised if its very first step is skipped inside the kernel
+        # fused SGD leaves its momentum uninitialized if its very first step is skipped inside the kernel
         return self._fused and self._started and is_unobserved(self._optimizer)
 
-    def look(self, gradients: list[Tensor], loss_sum: Tensor, *, leave_to_kernel: bool = False) -> Tensor:
+    def check(self, gradients: list[Tensor], loss_sum: Tensor, *, leave_to_kernel: bool = False) -> Tensor:
         """Check and clip the gradients of one evaluation, in place; returns the sum of the loss over all ranks.
 
         With `leave_to_kernel` the division by loss scale and clipping factor is left to `step`.
@@ -70,7 +71,7 @@ class GradientGuard:
         if divisor is not None:
             norm = norm / divisor
         loss_total = self._strategy.sum(loss_sum)
-        self._see(norm + loss_total)
+        self._add_flag(norm + loss_total)
         self._norm = norm
         if self._clip_value is not None:
             _divide(gradients, divisor)
@@ -87,18 +88,18 @@ class GradientGuard:
             _divide(gradients, divisor)
         return loss_total
 
-    def look_at_loss(self, loss_sum: Tensor) -> Tensor:
-        """As `look`, of an evaluation without a gradient."""
+    def check_loss(self, loss_sum: Tensor) -> Tensor:
+        """Check an evaluation without a gradient; returns the sum of the loss over all ranks."""
         loss_total = self._strategy.sum(loss_sum)
-        self._see(loss_total.detach())
+        self._add_flag(loss_total.detach())
         return loss_total
 
-    def _see(self, total: Tensor) -> None:
-        flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; a float, as fused kernels take it
+    def _add_flag(self, total: Tensor) -> None:
+        flag = total.sub(total).ne_(0.0).float()  # inf - inf and nan - nan are nan; fused kernels take a float
         self._flag = flag if self._flag is None else torch.maximum(self._flag, flag)
 
     def step(self) -> None:
-        """Let a plain optimizer step with the gradients that `look` saw, or leave the step out."""
+        """Step a plain optimizer with the checked gradients, or skip the step."""
         flag = self._flag
         assert flag is not None
         if self._fused and self._started:
@@ -114,17 +115,17 @@ class GradientGuard:
         self.end()
 
     def end(self) -> None:
-        """End a step: its flag is kept until `read`."""
+        """End a step and keep its flag until `read`."""
         if self._flag is not None:
             self._flags.append(self._flag)
 
     def is_nonfinite(self) -> bool:
-        """Whether an evaluation of this step was not finite; waits for the device."""
+        """Whether an evaluation of this step was not finite. Synchronizes with the device."""
         return self._flag is not None and bool(self._flag.item())
 
     def read(self) -> tuple[float | None, list[bool]]:
-        """The last step's gradient norm before clipping, and for each step since the last reading whether it was
-        not finite; waits for the device and starts anew."""
+        """Return the last step's gradient norm before clipping and, for each step since the last `read`, whether it
+        was not finite. Synchronizes with the device, then resets."""
         if not self._flags:
             return None, []
         norm = self._flags[-1] if self._norm is None else self._norm

@@ -1,4 +1,4 @@
-"""The training loop. It reads top to bottom, and knows nothing of devices or ranks."""
+"""The training loop. It reads top to bottom and is independent of devices and ranks."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from trainer.training.throughput import Throughput
 
 
 def fit(run: Run) -> Result:
-    """Train until the run is complete, stops early or is asked to; then evaluate, report and close.
+    """Train until the run is complete, stops early or receives a signal; then evaluate, report and close.
 
-    Raises Diverged, OutOfMemory or DiskError after `result.json` has been written.
+    Raises Diverged, OutOfMemory or DiskError, after `result.json` has been written.
     """
     try:
         stop_request.can_wait = True
         status = train(run)
-        tell_of_waiting(run, run.throughput.too_long(at_end=True))
+        warn_if_input_bound(run, run.throughput.excessive_wait(at_end=True))
         stop_request.can_wait = False
         return finish(run, status)
     except BaseException as error:
@@ -37,10 +37,10 @@ def fit(run: Run) -> Result:
 
 
 def train(run: Run) -> str:
-    """The steps themselves; returns "completed", "early_stopped" or "interrupted"."""
+    """Run all steps; returns "completed", "early_stopped" or "interrupted"."""
     run.model.train()
     if has_stopped_early(run):
-        return "early_stopped"  # and was killed before the result was written
+        return "early_stopped"  # but was killed before it wrote the result
     while run.step < run.blueprint.total_steps:
         position = run.progress.epoch, run.progress.samples_seen
         for batch in timed(run.batches.epoch(*position), run.throughput):
@@ -49,17 +49,17 @@ def train(run: Run) -> str:
             tick(run)
             due = due_now(run)
             if not any(due):
-                continue  # the device is not waited for
-            outcome = look(run, due)
+                continue  # without synchronizing with the device
+            outcome = handle(run, due)
             if outcome == "rolled_back":
-                break  # the data start again at the position of the checkpoint
+                break  # continue at the checkpoint's position in the data
             if outcome is not None:
                 return outcome
     return "completed"
 
 
 class Due(NamedTuple):
-    """What there is to do after a step."""
+    """Actions that are due after a step."""
 
     log: bool
     evaluate: bool
@@ -68,7 +68,7 @@ class Due(NamedTuple):
 
 
 def due_now(run: Run) -> Due:
-    """What there is to do after the step that was just taken; all ranks answer alike."""
+    """Return the actions that are due after the current step, the same on all ranks."""
     plan, step, total = run.blueprint, run.step, run.blueprint.total_steps
     interrupted = run.strategy.agree(stop_request.signum is not None)
     return Due(
@@ -79,8 +79,8 @@ def due_now(run: Run) -> Due:
     )
 
 
-def look(run: Run, due: Due) -> str | None:
-    """Log, evaluate and save what is due. Returns how training ends here, "rolled_back", or None to go on."""
+def handle(run: Run, due: Due) -> str | None:
+    """Log, evaluate and save as due. Returns the status if training ends here, "rolled_back", or None to continue."""
     grad_norm, goes_on = check_finite(run)
     if not goes_on:
         return "rolled_back"
@@ -99,7 +99,7 @@ def look(run: Run, due: Due) -> str | None:
 
 
 def report(run: Run, due: Due, record: dict[str, float], improved: bool) -> None:
-    """Write the metrics of a step where they are looked for."""
+    """Write the metrics of a step to all outputs."""
     if run.report is None or not record:
         return
     histograms = run.strategy.histograms() if due.log else {}
@@ -109,17 +109,18 @@ def report(run: Run, due: Due, record: dict[str, float], improved: bool) -> None
 
 
 def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
-    """Hand a checkpoint to the writer; of the best weights, too, if they are."""
+    """Pass a checkpoint to the writer, and the weights as `best.pt` if they improved."""
     if run.checkpoints is None:
         return
     if interrupted:
-        run.checkpoints.finish()  # a checkpoint to roll back to that still waits is not passed over
-    at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"  # what is rolled back to hangs on no clock
+        run.checkpoints.finish()  # write a pending checkpoint first: a roll-back may need it
+    # which checkpoint a roll-back returns to must not depend on timing
+    at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"
     run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
 
 
 def tick(run: Run) -> None:
-    """Move the progress bar and the profiler."""
+    """Advance the progress bar and the profiler."""
     if run.report is not None:
         run.report.tick(run.step)
     if run.profiler is not None:
@@ -127,7 +128,7 @@ def tick(run: Run) -> None:
 
 
 def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
-    """What is known of the steps since the last logged one."""
+    """Return the training metrics since the last logged step."""
     values = {f"train/{name}": value for name, value in run.meter.read(run.strategy.sum).items()}
     values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
@@ -135,12 +136,12 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
         values |= first_metrics(run, run.diagnostics)
     run.progress.initial_loss = None
     values |= run.throughput.read()
-    tell_of_waiting(run, run.throughput.too_long())
+    warn_if_input_bound(run, run.throughput.excessive_wait())
     return values
 
 
 def first_metrics(run: Run, diagnostics: Diagnostics) -> dict[str, float]:
-    """The first loss beside that of an untrained model, when it is logged."""
+    """Return metrics that compare the first loss with that of an untrained model, once."""
     if run.progress.initial_loss is None:
         return {}
     untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
@@ -150,20 +151,20 @@ def first_metrics(run: Run, diagnostics: Diagnostics) -> dict[str, float]:
     return values
 
 
-def tell_of_waiting(run: Run, share: float | None) -> None:
-    """Say what helps, if this share of the time went into waiting for data."""
-    if share is not None:
-        run.say(f"{share:.0%} of the time went into waiting for data: {run.batches.advice()}")
+def warn_if_input_bound(run: Run, fraction: float | None) -> None:
+    """Warn that this fraction of the time was spent waiting for data, and say what helps."""
+    if fraction is not None:
+        run.say(f"{fraction:.0%} of the time was spent waiting for data: {run.batches.advice()}")
 
 
 def has_stopped_early(run: Run) -> bool:
-    """Whether early stopping has ended this run already."""
+    """Whether early stopping has already ended this run."""
     stopping = run.blueprint.early_stopping
     return stopping is not None and stopping.has_stopped
 
 
 def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
-    """Whether an evaluation is the best so far, and whether to stop early."""
+    """Return whether an evaluation is the best so far, and whether to stop early."""
     plan, value = run.blueprint, metrics[run.blueprint.monitor]
     improved = plan.best.observe(value)
     if improved:
@@ -176,7 +177,7 @@ def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
 
 
 def timed(batches: Iterable[Batch], throughput: Throughput) -> Iterator[Batch]:
-    """The same batches, while the time spent waiting for them is added up."""
+    """Yield the same batches and record the time spent waiting for them."""
     source = iter(batches)
     while (batch := throughput.await_next(source)) is not None:
         yield batch

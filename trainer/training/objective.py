@@ -1,4 +1,4 @@
-"""The objective of a step: its gradient and its value, as often as an optimizer asks for them on the same batch."""
+"""The objective of a step: its gradient and value, which an optimizer may evaluate repeatedly on the same batch."""
 
 import sys
 from collections.abc import Callable
@@ -18,22 +18,22 @@ from trainer.training.gradients import GradientGuard
 
 
 class Penalty(Protocol):
-    """A term of the weights that is added to the mean data loss (L1, L2)."""
+    """A function of the weights that is added to the mean data loss (L1, L2)."""
 
     def value(self) -> Tensor:
-        """The penalty, differentiable."""
+        """Return the penalty, differentiable."""
         ...
 
     def add_gradient(self, scale: Tensor | None) -> None:
-        """Add its gradient, times `scale` where there is one, to `.grad` in place."""
+        """Add its gradient, times `scale` if given, to `.grad` in place."""
         ...
 
 
 class Objective:
-    """The objective of one step, mean data loss plus penalty, and the closure of optimizers that evaluate it.
+    """The objective of a step, mean data loss plus penalty; also the closure passed to optimizers that need one.
 
-    Every evaluation of a step has the same batch and the same randomness. The first one counts for metrics, and it
-    alone moves batch-norm statistics.
+    Every evaluation of a step uses the same batch and the same random numbers. Only the first one counts for metrics
+    and updates batch-norm statistics.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Objective:
     ) -> None:
         self._model, self._compute, self._strategy = model, compute, strategy
         self._loss: Any = loss
-        self._observe = observe  # takes the numbers of a step's samples and the loss of each
+        self._observe = observe  # called with the indices of a step's samples and the loss of each
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
@@ -66,48 +66,48 @@ class Objective:
         self._batch: Batch
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = self._evaluations = 0
-        self.first_loss: Tensor | None = None  # sum over all ranks in the first evaluation of the step, and
-        self.num_seen = 0  # this rank's samples in it
+        self.first_loss: Tensor | None = None  # loss of the step's first evaluation, summed over all ranks
+        self.num_seen = 0  # this rank's number of samples in it
 
     def begin(self, step: int, batch: Batch) -> None:
-        """Turn to the batch of optimizer step `step`."""
+        """Start optimizer step `step` with its batch."""
         self._step, self._batch, self._evaluations = step, batch, 0
         self._seen, self.first_loss = [], None
         self._guard.begin()
 
     def __call__(self) -> Tensor:
-        """As `gradient`: what optimizers of torch and of other libraries call."""
+        """Same as `gradient`; the closure call of torch's optimizers."""
         return self.gradient()
 
     def gradient(self) -> Tensor:
-        """Leave the clipped gradient of the objective in `.grad`; returns the mean data loss over all ranks.
+        """Compute the clipped gradient of the objective into `.grad`; returns the mean data loss over all ranks.
 
-        It may be called under `torch.no_grad`, by which many optimizers decorate their `step`.
+        May be called under `torch.no_grad`, with which many optimizers decorate `step`.
         """
         with torch.enable_grad():
             loss_total = self.compute_gradient()
         return loss_total * self._weight(self._batch.num_global)
 
     def compute_gradient(self, *, leave_to_kernel: bool = False) -> Tensor:
-        """As `gradient`; returns the sum of the data loss over all ranks.
+        """Like `gradient`, but return the sum of the data loss over all ranks.
 
-        With `leave_to_kernel` the gradient is neither clipped nor divided by the loss scale: the optimizer's kernel
+        With `leave_to_kernel`, the gradient is neither clipped nor divided by the loss scale: the optimizer's kernel
         does both.
         """
         is_first = self._evaluations == 0
         loss_sum = self.backward()
         if self._penalty is not None:
             self._penalty.add_gradient(None if self._loss_scale is None else self._loss_scale.scale)
-        loss_total = self._guard.look(self.gradients(), loss_sum, leave_to_kernel=leave_to_kernel)
+        loss_total = self._guard.check(self.gradients(), loss_sum, leave_to_kernel=leave_to_kernel)
         if is_first:
             self.first_loss = loss_total
         return loss_total
 
     def backward(self) -> Tensor:
-        """Leave the gradient of the mean data loss, times the loss scale, in `.grad`.
+        """Compute the gradient of the mean data loss, times the loss scale, into `.grad`.
 
-        Returns the sum of the loss over the samples of this rank. The batch is computed in micro-batches; the loss of
-        each is a sum over its samples divided by the count of the whole step, so that they add up exactly.
+        Returns the sum of the loss over this rank's samples. The loss of each micro-batch is its sum divided by the
+        number of samples of the whole step, so that the gradients of micro-batches add up exactly.
         """
         for parameter in self._parameters:
             parameter.grad = None
@@ -130,13 +130,13 @@ class Objective:
         return loss_sum
 
     def objective(self) -> Tensor:
-        """The mean data loss plus the penalty, without a graph: what a line search compares."""
+        """Return the mean data loss plus the penalty, without a graph, as a line search needs it."""
         return self.loss()
 
     def loss(self, create_graph: bool = False) -> Tensor:
-        """The mean data loss plus the penalty; with `create_graph` it can be differentiated (twice), on one device.
+        """Return the mean data loss plus the penalty; with `create_graph`, (twice) differentiable, on one device.
 
-        Raises ConfigurationError under several ranks.
+        Raises ConfigurationError for `create_graph` with several ranks.
         """
         if create_graph and self._strategy.world_size > 1:
             raise ConfigurationError("optimizer: differentiates the loss itself, which needs parallelism=single")
@@ -148,25 +148,25 @@ class Objective:
             for batch in self._micro_batches():
                 outputs = self.forward(batch.images)
                 value = self._loss(outputs, batch.targets)
-                self._see(value.detach(), outputs.detach(), batch.targets)
+                self._keep(value.detach(), outputs.detach(), batch.targets)
                 loss_sum = loss_sum + value
             penalty = None if self._penalty is None else self._penalty.value()
         if statistics is not None:
             self._restore(statistics)
         self._count_evaluation()
-        loss_total = self._guard.look_at_loss(loss_sum)
+        loss_total = self._guard.check_loss(loss_sum)
         if is_first:
             self.first_loss = loss_total.detach()
         mean = loss_total * self._weight(self._batch.num_global)
         return mean if penalty is None else mean + penalty
 
     def gradients(self) -> list[Tensor]:
-        """The gradients that the last `gradient()` left; of sharded ones this rank's part, in the same memory."""
+        """Return the gradients of the last evaluation; for sharded parameters this rank's shard, sharing memory."""
         gradients: list[Any] = [p.grad for p in self._parameters if p.grad is not None]
         return [gradient.to_local() for gradient in gradients] if self._sharded else gradients
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's outputs in the run's precision."""
+        """Return the model's outputs, computed in the run's precision."""
         outputs: Tensor
         if self._dtype is None:
             outputs = self._compute(images)
@@ -177,21 +177,21 @@ class Objective:
 
     def _backward(self, batch: MicroBatch, weight: Tensor) -> Tensor:
         loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, batch, weight)
-        self._see(loss_sum, outputs, targets)
+        self._keep(loss_sum, outputs, targets)
         return loss_sum
 
-    def _see(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def _keep(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         if self._evaluations == 0:
             self._seen.append((loss_sum, outputs, targets))
 
     def forget(self) -> None:
-        """Let go of outputs and gradients of an evaluation that failed."""
+        """Release outputs and gradients of a failed evaluation."""
         self._seen = []
         for parameter in self._parameters:
             parameter.grad = None
 
     def _count_evaluation(self) -> None:
-        """Hand the first evaluation to the meter, when it is whole: one that ran out of memory left nothing."""
+        """Add the first evaluation to the meter, once it is complete: one that ran out of memory does not count."""
         if self._seen:
             self.num_seen = sum(len(targets) for _, _, targets in self._seen)
             if self._observe is not None:
@@ -203,17 +203,17 @@ class Objective:
         self._evaluations += 1
 
     def _micro_batches(self) -> list[MicroBatch]:
-        """What is computed at once: this rank's shards of `micro_batch` samples each."""
+        """Split the batch into this rank's shards of micro-batches of `micro_batch` samples each."""
         images, targets, num_global, _ = self._batch
         if num_global <= self.micro_batch:
             return [MicroBatch(images, targets, num_global)]
         counts = chunk_sizes(num_global, self.micro_batch)
         shards = [self._strategy.shard(count) for count in counts]
         sizes = [shard.stop - shard.start for shard in shards]
-        return [MicroBatch(*part) for part in zip(images.split(sizes), targets.split(sizes), counts, strict=True)]
+        return [MicroBatch(*item) for item in zip(images.split(sizes), targets.split(sizes), counts, strict=True)]
 
     def _weight(self, count: int) -> Tensor:
-        """1 / count on the device, made once."""
+        """Return 1 / count as a cached tensor on the device."""
         if count not in self._weights:
             dtype = torch.promote_types(self._parameters[0].dtype, torch.float32)
             self._weights[count] = torch.full((), 1 / count, dtype=dtype, device=self._device)
@@ -229,6 +229,6 @@ class Objective:
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    """Whether it is a DTensor; whoever has none has not loaded the module, and need not."""
+    """Whether it is a DTensor. Does not import the module: without it, there are no DTensors."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(parameter, module.DTensor)

@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""Progress of a run."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Best:
 
 @dataclass
 class Progress:
-    """`step` optimizer steps are done; the position in the data is (`epoch`, `samples_seen`)."""
+    """Progress of a run: `step` steps are done; the position in the data is (`epoch`, `samples_seen`)."""
 
     step: int = 0
     epoch: int = 0
@@ -36,7 +36,7 @@ class Progress:
         return self.seconds_before + time.perf_counter() - self.started
 
     def advance(self, count: int, num_samples: int) -> bool:
-        """One step further, over `count` samples; whether that ended an epoch of `num_samples`."""
+        """Count a step over `count` samples; returns whether it ended an epoch of `num_samples`."""
         self.step += 1
         self.samples_seen += count
         if self.samples_seen < num_samples:

@@ -1,4 +1,4 @@
-"""A run: everything that training needs, assembled, and how far it has come."""
+"""A run: everything that training needs, assembled, and its progress."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from trainer.training.throughput import Throughput
 
 @dataclass
 class Run:
-    """What `fit` works with. Everything in `stateful` is part of a checkpoint under its name."""
+    """All objects of a run, as `fit` takes them. Checkpoints contain everything in `stateful` under its name."""
 
     blueprint: Blueprint
     device: torch.device
@@ -57,12 +57,12 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps done."""
         return self.progress.step
 
     @property
     def epochs_done(self) -> float:
-        """Epochs as a fraction, for people and charts."""
+        """Number of epochs done, with the fraction of the current one."""
         return self.progress.epoch + self.progress.samples_seen / self.batches.num_samples
 
     @property
@@ -71,41 +71,41 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the first parameter group in the step before."""
+        """Learning rate of the first parameter group in the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
     def skips_nonfinite(self) -> bool:
-        """Whether a step that is not finite is left out and training goes on."""
+        """Whether steps that are not finite are skipped."""
         return bool(self.blueprint.config["on_nonfinite"] == "skip")
 
     @property
     def keeps_undo(self) -> bool:
-        """Whether a closure optimizer's step may have to be undone: a copy of weights and state is kept for it."""
+        """Whether a closure optimizer's step may have to be undone, which needs a copy of weights and state."""
         return self.skips_nonfinite or bool(self.blueprint.config["micro_batch"] == "auto")
 
     def set_learning_rate(self) -> None:
-        """Set the rate that the schedule gives for this step; halved at each roll-back."""
+        """Set the learning rates of this step according to the schedule, halved for each roll-back."""
         factor = self.blueprint.schedule.factor(self.progress.step) * 0.5**self.progress.rollbacks
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
 
     def advance(self, count: int) -> None:
-        """One step further, over `count` samples."""
+        """Count a step over `count` samples."""
         self.throughput.samples += count
         if self.progress.advance(count, self.batches.num_samples):
             self.batches.end_epoch(self.strategy.sum)
 
     def say(self, text: str) -> None:
-        """Tell the user, on the main rank."""
+        """Print a message to the user, on the main rank."""
         if self.report is not None:
             self.report.message(text)
 
     def close(self) -> None:
-        """Let go of files and folder; safe to call again."""
+        """Release files and the run folder; idempotent."""
         profiler, self.profiler = self.profiler, None
         if profiler is not None and profiler.current_action is not torch.profiler.ProfilerAction.WARMUP:
-            profiler.stop()  # in its warm-up torch 2.11 would crash
+            profiler.stop()  # during warm-up, stop() crashes in torch 2.11
         if self.report is not None:
             self.report.close()
         if self.lock is not None:

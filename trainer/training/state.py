@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how it comes back."""
+"""Capturing the state of a run in a checkpoint, and restoring it."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ FORMAT = 3
 
 
 def capture(run: Run) -> dict[str, Any]:
-    """All that `last.pt` holds: a run that continues from it has the same bits."""
+    """Return the content of `last.pt`, from which a run continues bit-identically."""
     return {
         **weights(run),
         "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
         "ranks": run.strategy.gather(run.strategy.local_state(run.model, run.optimizer)),
-        "stateful": {name: part.state_dict() for name, part in run.stateful.items()},
+        "stateful": {name: item.state_dict() for name, item in run.stateful.items()},
         "meter": _by_shard(run),
         "sampler": run.batches.state_dict(run.strategy.sum),
         "micro_batch": run.objective.micro_batch,
@@ -24,13 +24,13 @@ def capture(run: Run) -> dict[str, Any]:
 
 
 def _by_shard(run: Run) -> list[dict[str, Any]]:
-    """What the meters hold, one for each shard of the samples: ranks that see the same samples hold the same."""
+    """Return the meter states, one for each shard of the samples: ranks with the same samples hold the same state."""
     found = run.strategy.gather((run.strategy.data_rank, run.meter.state_dict()))
     return [state for _, state in sorted(dict(found).items())]
 
 
 def weights(run: Run) -> dict[str, Any]:
-    """What is needed to use the model: weights under whole-model names and the fitted preprocessing; `best.pt`."""
+    """Return the content of `best.pt`: weights under whole-model names, and the fitted preprocessing."""
     return {
         "format": FORMAT,
         "model": run.strategy.state_dict(run.model),
@@ -41,17 +41,17 @@ def weights(run: Run) -> dict[str, Any]:
 
 
 def restore(run: Run, state: dict[str, Any]) -> None:
-    """Bring a freshly assembled run to where `state` was captured."""
+    """Restore a newly assembled run to the captured state."""
     restore_weights(run, state)
     run.strategy.load_optimizer_state(run.model, run.optimizer, state["optimizer"])
     if len(state["ranks"]) == run.strategy.world_size and state["ranks"][run.strategy.rank] is not None:
         run.strategy.load_local_state(run.model, run.optimizer, state["ranks"][run.strategy.rank])
-    for name, part in run.stateful.items():
+    for name, item in run.stateful.items():
         if name in state["stateful"]:
-            part.load_state_dict(state["stateful"][name])
+            item.load_state_dict(state["stateful"][name])
     stopping = run.blueprint.early_stopping
     if stopping is not None and stopping.has_stopped and run.blueprint.total_steps != state["total_steps"]:
-        stopping.waited = 0  # whoever asks for more training after the stop wants it
+        stopping.waited = 0  # the user has asked for more training after the early stop
     run.meter.load_state_dict(state["meter"], run.strategy.data_rank, run.strategy.data_size, run.device)
     run.batches.load_state_dict(state["sampler"])
     if run.blueprint.config["micro_batch"] == "auto":
@@ -60,7 +60,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 
 def is_planned(run: Run, state: dict[str, Any]) -> bool:
-    """Whether a run that was never interrupted writes this checkpoint, too: it rolls back only to such a one."""
+    """Whether an uninterrupted run would write this checkpoint, too. Runs roll back only to such checkpoints."""
     progress = state["stateful"]["progress"]
     step, best = progress["step"], progress["best"]
     due = is_time(step, run.blueprint.every_checkpoint, run.blueprint.total_steps)
@@ -68,6 +68,6 @@ def is_planned(run: Run, state: dict[str, Any]) -> bool:
 
 
 def restore_weights(run: Run, state: dict[str, Any]) -> None:
-    """The model's weights and buffers, and the preprocessing that they were trained with."""
+    """Restore the model's weights and buffers and the preprocessing that they were trained with."""
     run.strategy.load_state_dict(run.model, state["model"])
     run.preprocessing.load_state_dict(state["preprocessing"])

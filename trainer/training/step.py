@@ -12,7 +12,7 @@ from trainer.training.run import Run
 
 
 def train_step(run: Run, batch: Batch) -> None:
-    """One update of the weights from one batch."""
+    """Update the weights once, from one batch; on running out of memory, retry with smaller micro-batches."""
     run.set_learning_rate()
     while True:
         run.objective.begin(run.step, batch)
@@ -21,7 +21,7 @@ def train_step(run: Run, batch: Batch) -> None:
             break
         except torch.OutOfMemoryError as error:
             refuse_or_halve(run, len(batch.targets), error)
-        # only here the error is gone, and with it the frames that hold what the attempt computed
+        # after the except block, the error no longer references the frames that hold the attempt's tensors
         free_memory(run)
     if run.step == 0:
         run.progress.initial_loss = first_mean_loss(run)
@@ -29,7 +29,7 @@ def train_step(run: Run, batch: Batch) -> None:
 
 
 def update(run: Run) -> None:
-    """Compute the gradient and step; an optimizer that needs a closure calls the objective as often as it likes."""
+    """Compute the gradient and step; optimizers that need a closure evaluate the objective themselves."""
     if run.needs_closure:
         update_by_closure(run)
     else:
@@ -38,7 +38,7 @@ def update(run: Run) -> None:
 
 
 def update_by_closure(run: Run) -> None:
-    """Step with the objective as closure; undo the step if it is to be skipped, or ran out of memory midway."""
+    """Step with the objective as closure. Undo the step if it is to be skipped, or if it runs out of memory."""
     undo = snapshot(run) if run.keeps_undo else None
     optimizer: Any = run.optimizer
     try:
@@ -53,7 +53,7 @@ def update_by_closure(run: Run) -> None:
 
 
 def snapshot(run: Run) -> Callable[[], None]:
-    """Keep weights, buffers and the optimizer's `state_dict`; returns what puts them back."""
+    """Copy weights, buffers and the optimizer's `state_dict`; returns a function that restores them."""
     tensors = [*run.model.parameters(), *run.model.buffers()]
     saved = [tensor.detach().clone() for tensor in tensors]
     state = copy.deepcopy(run.optimizer.state_dict())
@@ -68,13 +68,13 @@ def snapshot(run: Run) -> Callable[[], None]:
 
 
 def first_mean_loss(run: Run) -> torch.Tensor | None:
-    """The mean loss of the first evaluation of this step; None if the optimizer evaluated nothing."""
+    """Return the mean loss of the step's first evaluation, or None if the optimizer evaluated nothing."""
     total = run.objective.first_loss
     return None if total is None else total / run.strategy.sum(torch.full_like(total, run.objective.num_seen))
 
 
 def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
-    """`micro_batch=auto`: compute a step in smaller micro-batches from now on. Raises OutOfMemory if it may not."""
+    """Halve the micro-batch size. Raises OutOfMemory if it is 1 or `micro_batch` is not `auto`."""
     size = min(run.objective.micro_batch, batch_size)
     if run.blueprint.config["micro_batch"] != "auto" or size == 1:
         raise OutOfMemory(
@@ -84,7 +84,7 @@ def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) ->
 
 
 def free_memory(run: Run) -> None:
-    """Let go of what a step that ran out of memory had computed."""
+    """Release the tensors of a step that ran out of memory, and tell the user."""
     run.objective.forget()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""Test-time augmentation: which views of an image are looked at, and how often each one counts.
+"""Test-time augmentation: the views of an image, and the weight of each.
 
-Light: `train evaluate` reads its words before torch is loaded.
+Does not import torch at the top, because `train evaluate` parses its arguments with it first.
 """
 
 from collections import Counter
@@ -24,25 +24,28 @@ _PLAIN, _MIRRORED = False, True
 
 @dataclass(frozen=True)
 class TestTime:
-    """Views of images, all of the size H x W that the model takes; their class probabilities are averaged.
+    """Views of images, all of the model's input size H x W, whose class probabilities are averaged.
 
-    none: the image. flip: the image and its mirror image. ten_crop: the image is enlarged to round(H / crop) x
-    round(W / crop), and H x W is cut out at the four corners and in the middle, of it and of its mirror image, as
-    torchvision's ten_crop does; so a crop shows the share `crop` of each side (None: 0.875, the usual 224 of 256).
-    multi_scale: ten crops at each of five scales, the image enlarged by 224/224, 256/224, 384/224, 480/224 and
-    640/224, which are the lecture's short sides for crops of 224; at the first scale all five crops are the whole
-    image. Resizing is bilinear and antialiased on uint8, as torchvision's.
+    - none: the image.
+    - flip: the image and its mirror image.
+    - ten_crop: enlarges the image to round(H / crop) x round(W / crop) and crops H x W at the four corners and the
+      center, of the image and of its mirror image, as torchvision's `ten_crop`. A crop shows the fraction `crop` of
+      each side (None: 0.875, the usual 224 of 256).
+    - multi_scale: ten crops at each of five scales, the image enlarged by 224/224, 256/224, 384/224, 480/224 and
+      640/224, the lecture's short sides for crops of 224; at the first scale all five crops are the whole image.
 
-    Of a photograph each crop is taken from the whole of it as it is stored (with `max_side` scaled down to that),
-    its short side resized to round(size / crop), or as for evaluation where `crop` is None, and to round(size * 224 /
-    224) up to round(size * 640 / 224); a smaller photograph is enlarged. none and flip look at what a plain
-    evaluation sees.
+    Resizing is bilinear and antialiased on uint8, as in torchvision.
 
-    Source: CUHK ELEG 5491, "Data augmentation" (testing). Raises ConfigurationError: an unknown kind, `crop` not in
-    0.1..1.
+    Crops of a photograph are taken from the whole stored photograph (scaled down to `max_side`, if set). Its short
+    side is resized to round(size / crop), or as for evaluation if `crop` is None; for multi_scale to round(size * 224
+    / 224) up to round(size * 640 / 224). A smaller photograph is enlarged. none and flip use the crop of a plain
+    evaluation.
+
+    Source: CUHK ELEG 5491, "Data augmentation" (testing). Raises ConfigurationError for an unknown kind or a `crop`
+    not in 0.1..1.
     """
 
-    __test__ = False  # no test, whatever its name
+    __test__ = False  # not a test, despite its name
 
     kind: str = "none"
     crop: float | None = None
@@ -54,7 +57,7 @@ class TestTime:
             raise ConfigurationError(f"tta.crop={self.crop}: must be a number from {_SMALLEST_CROP} to 1")
 
     def views(self, images_NCHW: "Tensor") -> Iterator[tuple["Tensor", int]]:
-        """Views of the uint8 images, each with the number of times that it counts."""
+        """Yield views of the uint8 images, each with its weight."""
         H, W = images_NCHW.shape[2:]
         for height, width in self._sizes(H, W):
             enlarged = _resize(images_NCHW, height, width)
@@ -63,9 +66,9 @@ class TestTime:
                     yield image[:, :, top : top + H, left : left + W], count
 
     def frames(self, sizes_N2: "Tensor", size: int, short_side: int) -> "Iterator[Tensor]":
-        """int64 (N, 8) each: what to read of photographs of these sizes for size x size views; see `views_of_frames`.
+        """Yield the frames to read from photographs of these sizes for size x size views, int64 (N, 8) each.
 
-        `short_side` is that of an evaluation.
+        `short_side` is that of an evaluation. `views_of_frames` turns the images read into views.
         """
         import torch
 
@@ -81,18 +84,18 @@ class TestTime:
             for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 yield torch.cat((whole_N6, room_N2 * torch.tensor(at)), 1)
             yield middle_N8
-            # the middle of the mirror image lies a pixel further where the room is odd
+            # the center crop of the mirror image is one pixel further if the margin is odd
             top_N1, left_N1 = middle_N2.split(1, 1)
             yield torch.cat((whole_N6, top_N1, room_N2[:, 1:] - left_N1), 1)
 
     def views_of_frames(self, read: "Iterator[Tensor]") -> Iterator[tuple["Tensor", int]]:
-        """Views as `views` gives them, of the photographs that were read by each of `frames`; takes no more of them."""
+        """Yield the same views as `views`, from photographs read with `frames`; consumes no more items than needed."""
         for ways, images_NCHW in zip(self._ways(), read, strict=False):
             for is_mirrored in ways:
                 yield images_NCHW.flip(3) if is_mirrored else images_NCHW, 1
 
     def _ways(self) -> Sequence[tuple[bool, ...]]:
-        """How the photographs are seen that each of `frames` shows."""
+        """Return, for each item of `frames`, whether it is used plain, mirrored or both."""
         if self.kind in ("none", "flip"):
             return [(_PLAIN,) if self.kind == "none" else (_PLAIN, _MIRRORED)]
         crops = [(_PLAIN, _MIRRORED)] * 4 + [(_PLAIN,), (_MIRRORED,)]
@@ -112,7 +115,7 @@ class TestTime:
         return [(H, W)]
 
     def _corners(self, room_H: int, room_W: int) -> Counter[tuple[int, int]]:
-        """Top and left of the crops, with the number of crops that are the same."""
+        """Return top and left of the crops, with the number of equal crops."""
         if self.kind in ("none", "flip"):
             return Counter([(0, 0)])
         corners = [(top, left) for top in (0, room_H) for left in (0, room_W)]
@@ -120,7 +123,7 @@ class TestTime:
 
 
 def read_words(words: Sequence[str]) -> tuple[TestTime | None, list[str]]:
-    """What `tta=...` and `tta.crop=...` among these words ask for (None: nothing), and the other words.
+    """Parse `tta=...` and `tta.crop=...` (None if absent); also return the other words.
 
     Raises ConfigurationError with every problem.
     """
@@ -152,8 +155,8 @@ def _number(text: str) -> float:
 
 
 def _resize(images_NCHW: "Tensor", height: int, width: int) -> "Tensor":
-    """Bilinear, antialiased: on the CPU by torch's kernel for uint8, elsewhere in float32 and rounded, which differs by
-    at most 1 level. As torchvision v2 does, but on every processor alike."""
+    """Resize bilinearly with antialiasing: on the CPU with torch's uint8 kernel, elsewhere in float32 with rounding,
+    which differs by at most 1 level. Same as torchvision v2, but the same on every processor."""
     if images_NCHW.shape[2:] == (height, width):
         return images_NCHW
     import torch

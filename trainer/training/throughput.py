@@ -1,4 +1,4 @@
-"""Samples a second, and the share of the time spent waiting for data."""
+"""Samples per second, and the fraction of time spent waiting for data."""
 
 import time
 from collections.abc import Iterator
@@ -6,24 +6,24 @@ from dataclasses import dataclass, field
 
 from trainer.training.batches import Batch
 
-_MOST_WAITING, _LONG_ENOUGH = 0.2, 2.0  # share of the time, and seconds
+_MAX_WAIT_FRACTION, _MIN_SECONDS = 0.2, 2.0
 
 
 @dataclass
 class Throughput:
-    """Samples a second and the share of time spent waiting for data, since the last reading."""
+    """Samples per second and the fraction of time spent waiting for data, since the last `read`."""
 
     samples: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
-    total_waited: float = 0.0  # seconds since the first reading,
-    total: float | None = None  # and of how many; None before it
-    told: bool = False
-    began: float | None = None  # when the first batch was there, and
-    waited_in_all: float = 0.0  # seconds since
+    total_waited: float = 0.0  # seconds waited since the first reading
+    total: float | None = None  # seconds since the first reading; None before it
+    has_warned: bool = False
+    began: float | None = None  # time at which the first batch arrived
+    waited_in_all: float = 0.0  # seconds waited since then
 
     def await_next(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch; the wait for it counts."""
+        """Return the next batch, or None at the end, and record the wait for it."""
         start = time.perf_counter()
         batch = next(batches, None)
         now = time.perf_counter()
@@ -47,14 +47,16 @@ class Throughput:
         self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
         return values
 
-    def too_long(self, *, at_end: bool = False) -> float | None:
-        """The share of time spent waiting so far, said once: when it is above 20 % of two seconds or more. What
-        came before the first reading does not count: workers start then, and kernels are chosen; `at_end` all
-        counts but the wait for the first batch, as there may have been no other reading."""
+    def excessive_wait(self, *, at_end: bool = False) -> float | None:
+        """Return the fraction of time spent waiting, once, if it exceeds 20 % of at least two seconds; else None.
+
+        The time before the first reading does not count, because workers start and kernels are selected then. With
+        `at_end`, everything counts except the wait for the first batch, as there may have been no other reading.
+        """
         waited, total = self.total_waited, self.total or 0.0
         if at_end:
             waited, total = self.waited_in_all, 0.0 if self.began is None else time.perf_counter() - self.began
-        if self.told or total < _LONG_ENOUGH or waited <= _MOST_WAITING * total:
+        if self.has_warned or total < _MIN_SECONDS or waited <= _MAX_WAIT_FRACTION * total:
             return None
-        self.told = True
+        self.has_warned = True
         return waited / total
