@@ -366,7 +366,7 @@ def test_a_rank_that_fails_is_one_line_with_its_number(what: str, code: int, lin
     [
         (["parallelism.devices=100000"], "parallelism.devices=100000: this machine has"),
         (["parallelism.devices=0"], "parallelism.devices=0: must be auto or at least 1"),
-        (["parallelism.devices=4", "batch_size=3"], "a batch of 3 samples cannot be shared by 4 ranks"),
+        (["parallelism.devices=4", "batch_size=3"], "a batch of 3 samples cannot be divided among 4 ranks"),
         (["micro_batch=auto", "model=linear"], "micro_batch=auto: needs parallelism=single"),
         (["parallelism.max_restarts=-1"], "parallelism.max_restarts=-1: must be at least 0"),
         (["parallelism.timeout=0"], "parallelism.timeout=0: must be > 0 (seconds)"),

@@ -208,7 +208,7 @@ def test_staleness_counts_the_updates_of_others_between_fetch_and_push() -> None
             return answer["weights"][0].item(), answer["step"]
 
         assert value(main, {"kind": "load", "weights": [torch.tensor([10.0])]}) == (10.0, 0)
-        main.tell([{"kind": "place", "step": 7}])
+        main.tell([{"kind": "publish", "step": 7}])
         assert value(other, {"kind": "fetch"}) == (10.0, 7)  # where the main worker is
         assert value(main, push(1.0, 1.0)) == (9.0, 7)  # staleness 0
         assert value(main, push(0.5, 2.0)) == (8.0, 7)  # 0, at the pushing worker's rate
@@ -247,7 +247,7 @@ def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
         assert not other._connections[0].poll(0.3)
         (answer,) = main.ask([{"kind": "fetch"}])
         assert answer["weights"][0].item() == 5.0
-        main.tell([{"kind": "place", "step": 8}])
+        main.tell([{"kind": "publish", "step": 8}])
         answer = other._receive(0)
         assert (answer["weights"][0].item(), answer["step"]) == (5.0, 8)
         main.close()
@@ -375,9 +375,9 @@ def test_a_late_worker_begins_where_the_main_one_is_and_ends_with_it(tmp_path: P
     [
         (["parallelism.devices=0"], "devices=0: must be auto or at least 1"),
         (["parallelism.period=0"], "period=0: must be at least 1"),
-        (["parallelism.servers=12"], "parallelism.servers=12: the model has 11 parameters"),
-        (["parallelism.devices=3", "batch_size=2"], "a batch of 2 samples cannot be shared by 3 workers"),
-        (["on_nonfinite=rollback"], "on_nonfinite=rollback: asynchronous workers do not go back together"),
+        (["parallelism.servers=12"], "parallelism.servers=12: the model has 11 parameter tensors"),
+        (["parallelism.devices=3", "batch_size=2"], "a batch of 2 samples cannot be divided among 3 workers"),
+        (["on_nonfinite=rollback"], "on_nonfinite=rollback: asynchronous workers cannot roll back together"),
         (["schedule=plateau"], "schedule=plateau: follows evaluations"),
         (["micro_batch=auto"], "micro_batch=auto: needs parallelism=single"),
     ],
@@ -389,7 +389,7 @@ def test_refusals(overrides: list[str], sentence: str) -> None:
 
 
 def test_several_machines_are_refused() -> None:
-    with pytest.raises(ValueError, match="share one machine; there are 2"):
+    with pytest.raises(ValueError, match="must be on one machine; there are 2"):
         Downpour().plan(2, 2)
 
 

@@ -117,7 +117,7 @@ def test_it_says_that_it_is_not_one_device() -> None:
     strategy = LocalSGD(devices=3, period=4)
     strategy.plan(None, 1)
     assert strategy.notices(torch.nn.Linear(2, 2)) == [
-        "weights are averaged every 4 steps only: the curve is not that of one device"
+        "weights are averaged only every 4 steps: the curve is not that of one device"
     ]
     strategy.period = 1
     assert strategy.notices(torch.nn.Linear(2, 2)) == []

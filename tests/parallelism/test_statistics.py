@@ -42,7 +42,7 @@ def watch(kind: Any, calls: list[int]) -> None:
 
 def looked_at(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
     """Who fits as far as this rank knows, and what this rank has for statistics."""
-    downpour._MOST_STORED = 1000  # less than the matrix
+    downpour._MAX_STORED = 1000  # less than the matrix
     calls: list[int] = []
     watch(ZCA, calls)
     run = make([*BASE, f"parallelism={strategy}", "preprocessing=zca"])

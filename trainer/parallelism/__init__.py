@@ -1,1 +1,1 @@
-"""How one step is spread over devices: one file a strategy."""
+"""Strategies that distribute a step over devices, one module each."""

@@ -1,14 +1,12 @@
-"""What a strategy costs, worked out before anything runs: bytes sent, memory a rank, the speed-up at best.
+"""Predicted cost of each strategy: bytes sent, memory per rank, and the best possible speed-up.
 
-Sizes come from the model on the meta device, the rest is arithmetic. Over n ranks in a ring each rank sends, of
-a tensor of B bytes,
+Sizes come from the model on the meta device. In a ring of n ranks, for a tensor of B bytes, each rank sends
 
     all-reduce                     2 (n - 1) / n * B   in 2 (n - 1) messages
     all-gather, reduce-scatter       (n - 1) / n * B   in    n - 1  messages
 
-(Patarasuk & Yuan 2009). What is left out everywhere are single numbers: the loss, the gradient norm, the flag
-that a rank wants to stop. Sources: CUHK ELEG 5491, "Data parallelism", "Model parallelism", "Hybrid data and model
-parallelism".
+(Patarasuk & Yuan 2009). Single numbers are not counted: the loss, the gradient norm, the flag that a rank wants to
+stop. Sources: CUHK ELEG 5491, "Data parallelism", "Model parallelism", "Hybrid data and model parallelism".
 """
 
 import itertools
@@ -26,18 +24,18 @@ def single(step: Step) -> Cost:
 
 
 def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
-    """Gradients are summed once a step; synchronised batch norm communicates in every micro-batch (`batch_norm`)."""
+    """Gradients are summed once a step; synchronized batch norm communicates in every micro-batch (`batch_norm`)."""
     sent = {"gradients": all_reduce(step.value_bytes * step.parameters, ranks)}
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks)
-    return Cost(_present(sent), activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks))
+    return Cost(_present(sent), activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks))
 
 
 def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
-    """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3):
-    weights are gathered twice in every micro-batch, forward and backward, gradients reduce-scattered.
+    """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3).
 
-    The largest top-level module is there as a whole while it computes; gradients that wait for further parts are.
+    Weights are gathered twice in every micro-batch, forward and backward; gradients are reduce-scattered. Memory
+    includes the largest top-level module as a whole, and whole gradients if there are several micro-batches.
     """
     size = step.value_bytes * step.parameters
     sent = {"weights": all_gather(size, ranks).times(2 * step.parts), "gradients": all_gather(size, ranks)}
@@ -50,12 +48,12 @@ def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     whole = share + (1 - share) * max(units.values(), default=0) / max(1, step.parameters)
     return Cost(
         _present(sent), weights=whole, gradients=1.0 if step.parts > 1 else whole,
-        optimizer=share, activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks),
+        optimizer=share, activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),
     )  # fmt: skip
 
 
 def tensor_parallel(step: Step, ranks: int) -> Cost:
-    """Every rank has all samples and a share of the layers that the plan names; activations are summed."""
+    """Layers in the plan are split over all ranks, which all have the whole batch; activations are summed."""
     return hybrid(step, 1, ranks)
 
 
@@ -64,25 +62,25 @@ def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost
     held = sum(_held(layer, model) for layer in step.layers)
     share = held / max(1, step.parameters)
     sent = {
-        "activations": _activations_sent(step, step.layers, _largest_share(step, data), model),
+        "activations": _activations_sent(step, step.layers, _largest_fraction(step, data), model),
         "gradients": all_reduce(step.value_bytes * held, data),
     }
     if synchronized:
         sent["batch norm"] = batch_norm(step, data, model)
     return Cost(
         _present(sent), weights=share, gradients=share, optimizer=share,
-        activations=_largest_share(step, data) * _kept_share(step.layers, model),
+        activations=_largest_fraction(step, data) * _kept_fraction(step.layers, model),
         speed_up=_data_speed_up(step, data) * _tensor_speed_up(step.layers, model),
     )  # fmt: skip
 
 
 def weird_trick(step: Step, ranks: int, synchronized: bool = True) -> Cost:
-    """Convolutions share the samples, fully connected layers are split (Krizhevsky 2014; Optimization (Part 2),
-    "Distributed Training").
+    """Convolutions split the batch, fully connected layers are split themselves (Krizhevsky 2014; Optimization
+    (Part 2), "Distributed Training").
 
-    At the border, before the first fully connected layer, the features of all samples are gathered; behind the
-    last one every rank keeps its samples' outputs, whose gradients are gathered on the way back. Gradients of what
-    stands before the border are summed over all ranks, those behind it are complete.
+    At the border, before the first fully connected layer, the features of all samples are gathered. After the last
+    layer every rank keeps its samples' outputs, whose gradients are gathered in the backward pass. Gradients of layers
+    before the border are summed over all ranks; those of layers after it are complete.
     """
     before, behind = _border(step.layers)
     convolutions = sum(layer.parameters for layer in before)
@@ -103,18 +101,18 @@ def weird_trick(step: Step, ranks: int, synchronized: bool = True) -> Cost:
 
 
 def pipeline(step: Step, stages: Sequence[Sequence[str]], micro_batches: int, in_flight: int | None = None) -> Cost:
-    """Each rank has a stage, the names of whose top-level modules `stages` has; activations pass its end, their
-    gradients its beginning; the outputs go from the last rank to all (Huang et al. 2019, GPipe).
+    """Each rank has one stage, given by the names of its top-level modules (Huang et al. 2019, GPipe).
 
-    (s - 1) of (m + s - 1) turns are a bubble in which a rank waits, and every turn is as long as the slowest of
-    the s stages takes: speed-up = work / slowest stage's work * m / (m + s - 1) with m micro-batches, of which a
-    rank keeps the activations of `in_flight` (None: of all) at once.
+    A rank sends activations to the next stage and gradients to the previous one; the last rank broadcasts the outputs.
+    A rank is idle in (s - 1) of (m + s - 1) turns, and every turn takes as long as the slowest of the s stages:
+    speed-up = work / slowest stage's work * m / (m + s - 1) with m micro-batches. A rank stores the activations of
+    `in_flight` micro-batches at once (None: of all).
     """
     split = [[layer for layer in step.layers if layer.name.partition(".")[0] in stage] for stage in stages]
     cuts = [0, *(stage[0].inputs for stage in split[1:]), 0]
     busiest = max(a + b for a, b in itertools.pairwise(cuts))
     per_number = step.activation_bytes * step.batch_size
-    # a broadcast goes through a binary tree
+    # broadcast along a binary tree
     copies = math.ceil(math.log2(len(stages)))
     sent = {
         "activations": Sent(per_number * busiest, 2 * micro_batches * step.parts if busiest else 0),
@@ -135,25 +133,30 @@ def local_sgd(step: Step, ranks: int, period: int) -> Cost:
     """Every `period` steps the weights (and statistics of batch norm) are averaged (Stich 2018)."""
     averaged = step.parameters + sum(2 * layer.channels for layer in step.layers)
     sent = {"weights": all_reduce(step.value_bytes * averaged, ranks).times(1 / period)}
-    return Cost(_present(sent), activations=_largest_share(step, ranks), speed_up=_data_speed_up(step, ranks))
+    return Cost(_present(sent), activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks))
 
 
 def downpour(step: Step, workers: int, period: int) -> Cost:
-    """A worker pushes its gradients to the servers and is sent the weights back every `period` steps (Dean et al.
-    2012); the optimizer's state is on the servers. Nobody waits: the speed-up is in samples a second."""
+    """Every `period` steps a worker pushes its gradients to the servers and fetches the weights (Dean et al. 2012).
+
+    The optimizer state is on the servers. Workers do not wait for one another: the speed-up is in samples per second.
+    """
     exchange = Sent(step.value_bytes * step.parameters, 1).times(1 / period)
     return Cost(
         {"gradients": exchange, "weights that come back": exchange},
         gradients=2.0 if period > 1 else 1.0,
         optimizer=0.0,
-        activations=_largest_share(step, workers),
+        activations=_largest_fraction(step, workers),
         speed_up=_data_speed_up(step, workers),
     )
 
 
 def batch_norm(step: Step, data: int, model: int = 1, layers: Sequence[Layer] | None = None) -> Sent:
-    """Synchronised: sums and count (C + 1), then squares (C) are summed over the ranks, forward and backward,
-    in every micro-batch. The statistics of channels that are split over `model` ranks stay there."""
+    """Communication of synchronized batch norm.
+
+    Sums and count (C + 1 numbers), then squares (C) are summed over the ranks, forward and backward, in every
+    micro-batch. Statistics of channels that are split over `model` ranks are not exchanged between these.
+    """
     total = Sent()
     for layer in step.layers if layers is None else layers:
         if layer.channels:
@@ -170,24 +173,24 @@ def _present(sent: dict[str, Sent]) -> dict[str, Sent]:
     return {name: value for name, value in sent.items() if value.bytes}
 
 
-def _largest_share(step: Step, ranks: int) -> float:
-    """The part of the batch that the rank with most samples has."""
+def _largest_fraction(step: Step, ranks: int) -> float:
+    """Fraction of the batch on the rank with the most samples."""
     return -(-step.batch_size // ranks) / step.batch_size
 
 
 def _data_speed_up(step: Step, ranks: int) -> float:
-    return 1 / _largest_share(step, ranks)
+    return 1 / _largest_fraction(step, ranks)
 
 
 def _held(layer: Layer, ranks: int) -> float:
-    """Parameters of which a rank keeps its shard; only a row's bias is whole."""
+    """Number of a layer's parameters on one rank; only the bias of a row layer is whole."""
     if layer.plan == "row":
         return layer.weights / ranks + layer.others
     return layer.parameters / ranks if layer.plan else layer.parameters
 
 
 def _split_inputs(layers: Sequence[Layer]) -> list[bool]:
-    """Whether each layer finds its input split by channels: so it is from a column to the next row."""
+    """Whether each layer's input is split by channels, as it is from a column layer to the next row layer."""
     found, is_split = [], False
     for layer in layers:
         if layer.plan in ("column", "gather", "cross"):
@@ -201,10 +204,10 @@ def _split_inputs(layers: Sequence[Layer]) -> list[bool]:
 
 
 def _activations_sent(step: Step, layers: Sequence[Layer], samples: float, ranks: int) -> Sent:
-    """What the layers' splits need: sums of a row's output, and of the gradient at a column's input.
+    """Communication of split layers: sums of a row layer's output, and of the gradient at a column layer's input.
 
-    Where columns cross, gathered inputs' gradients are summed: a reduce-scatter, which gloo has not for unequal
-    parts, would send half.
+    For a `cross` layer, the gradients of gathered inputs are summed; a reduce-scatter would send half as much, but
+    gloo does not support it for unequal sizes.
     """
     total = Sent()
     for layer in layers:
@@ -223,27 +226,27 @@ def _activations_sent(step: Step, layers: Sequence[Layer], samples: float, ranks
 
 
 def _inputs(layers: Sequence[Layer]) -> int:
-    """What is kept for the backward pass of a sample: every layer's input."""
+    """Numbers stored for the backward pass of a sample: every layer's input."""
     return sum(layer.inputs for layer in layers)
 
 
-def _kept_share(layers: Sequence[Layer], ranks: int) -> float:
-    """Of the inputs that layers keep, those that a rank keeps."""
+def _kept_fraction(layers: Sequence[Layer], ranks: int) -> float:
+    """Fraction of the layers' inputs that a rank stores."""
     split = _split_inputs(layers)
     kept = sum(layer.inputs / (ranks if is_split else 1) for layer, is_split in zip(layers, split, strict=True))
     return kept / max(1, _inputs(layers))
 
 
 def _tensor_speed_up(layers: Sequence[Layer], ranks: int) -> float:
-    """Layers that are not split are computed by every rank."""
+    """Speed-up by splitting layers; layers that are not split are computed by every rank."""
     work = sum(layer.work for layer in layers)
     mine = sum(layer.work / (ranks if layer.plan else 1) for layer in layers)
     return work / mine if mine else 1.0
 
 
 def _border(layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
-    """Before and from the model's first fully connected layer, which finds its input whole; before it nothing is
-    split."""
+    """Split the layers before the model's first fully connected layer, whose input is whole; none before it is
+    split over ranks."""
     first = next((i for i, layer in enumerate(layers) if layer.is_linear and "." not in layer.name), len(layers))
     before = [replace(layer, plan="") for layer in layers[:first]]
     behind = list(layers[first:])
@@ -253,12 +256,12 @@ def _border(layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
 
 
 def _weird_activations(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
-    kept = _inputs(before) * _largest_share(step, ranks) + _inputs(behind) * _kept_share(behind, ranks)
+    kept = _inputs(before) * _largest_fraction(step, ranks) + _inputs(behind) * _kept_fraction(behind, ranks)
     return kept / max(1, _inputs(step.layers))
 
 
 def _weird_speed_up(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
-    """Amdahl's law over the two halves."""
+    """Speed-up by Amdahl's law over the two groups of layers."""
     first, second = (sum(layer.work for layer in layers) for layers in (before, behind))
-    mine = first * _largest_share(step, ranks) + second / _tensor_speed_up(behind, ranks)
+    mine = first * _largest_fraction(step, ranks) + second / _tensor_speed_up(behind, ranks)
     return step.work / mine if mine else 1.0

@@ -15,7 +15,7 @@ from trainer.parallelism import cost
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
 
-_SYNC_BUFFERS = (  # torch 2.15 gave it another name
+_SYNC_BUFFERS = (  # renamed in torch 2.15
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     else "broadcast_buffers"
@@ -23,14 +23,14 @@ _SYNC_BUFFERS = (  # torch 2.15 gave it another name
 
 
 class DataParallel(Ranks):
-    """The batch is cut into shards, each rank's gradient is of its shard, and their sum is the batch's:
+    """Each rank computes the gradient of its shard of the batch; their sum is the gradient of the batch:
 
-    g = sum over ranks of sum over the shard of dl/dw / N, N the samples of all shards. That is the average of
-    the lectures for equal shards, and right for unequal ones. Source: CUHK ELEG 5491, "Data Parallelism".
+    g = sum over ranks of sum over the shard of dl/dw / N, with N samples in all shards. For equal shards this is the
+    average of the lectures, and it is exact for unequal ones. Source: CUHK ELEG 5491, "Data Parallelism".
 
-    `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each shard, which is
-    faster and another model. `unused_parameters`: look for parameters that a step does not use. Raises
-    ValueError for other values.
+    `batch_norm` synchronized: statistics over all ranks, as on one device; plain: over each shard, which is faster
+    but not the same model. `unused_parameters`: support parameters that a step does not use. Raises ValueError for
+    other values.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class DataParallel(Ranks):
 
     def notices(self, model: nn.Module) -> list[str]:
         if not self.is_exact(model):
-            return ["batch norm is plain: its statistics are those of a shard, the curve is not that of one device"]
+            return ["batch norm is plain: it uses the statistics of each shard; the curve is not that of one device"]
         return []
 
     @property
     def is_synchronized(self) -> bool:
-        """Whether batch norm has the statistics of all ranks."""
+        """Whether batch norm uses statistics over all ranks."""
         return self.batch_norm == "synchronized"
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
@@ -64,7 +64,7 @@ class DataParallel(Ranks):
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.use_global_batch(model, synchronize=self.is_synchronized)
-        buffers: Any = {_SYNC_BUFFERS: False}  # they are the same already, or meant to differ
+        buffers: Any = {_SYNC_BUFFERS: False}  # buffers are equal already, or differ on purpose
         self._wrapped = DistributedDataParallel(
             model,
             process_group=self.data_group,
@@ -84,6 +84,6 @@ class DataParallel(Ranks):
 
 
 def sum_gradients(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """The communication hook: a sum where torch's own takes the mean (torch wants the name `bucket`)."""
+    """Communication hook that sums; torch's own averages. (torch requires the parameter name `bucket`.)"""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

@@ -31,23 +31,23 @@ from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, Unreduced
 
 _STORE_KEY = "downpour"
-_PAUSE = 0.05  # seconds between two looks at the store
-_MOST_STORED = 4 << 20  # bytes under a key: a TCPStore takes 8 MB at most
+_PAUSE = 0.05  # seconds between two polls of the store
+_MAX_STORED = 4 << 20  # bytes per key: a TCPStore accepts at most 8 MB
 
 
 class Downpour(Unreduced):
-    """Workers compute gradients on weights that they fetched and push them to servers, which step at once:
+    """Workers compute gradients on fetched weights and push them to servers, which step immediately:
 
-    w <- step(w, g_i(w_old)), g_i the mean gradient over worker i's shard of the batch and w_old what it fetched
-    last. Nobody waits for another worker, so w_old misses the updates that others made meanwhile: the staleness.
-    Each loop step makes one update a worker. One worker equals a single device.
+    w <- step(w, g_i(w_old)), where g_i is the mean gradient over worker i's shard of the batch and w_old the weights
+    it fetched last. Workers do not wait for one another, so w_old lacks the updates made meanwhile: the staleness.
+    Each step of the loop makes one update per worker. One worker equals a single device.
     Source: Optimization (Part 2), "Distributed Training"; Dean et al. 2012, section 4.1 and appendix (algorithm 1.1).
 
-    `devices` are the workers (`auto`: every CUDA device, two on a CPU), all on one machine; `servers` the
-    processes among which whole parameters are divided; each runs the configured optimizer (the paper has Adagrad).
-    Every `period` steps a worker pushes the sum of its gradients and fetches; in between it goes on by
-    w <- w - lr * g, as the paper has it. Only the main worker (rank 0) logs, evaluates and saves; the loss of any
-    other does not stop it. Raises ValueError for other values.
+    `devices` is the number of workers (`auto`: one per CUDA device, two on a CPU), all on one machine; `servers` the
+    number of processes over which whole parameters are distributed. Each server runs the configured optimizer (the
+    paper uses Adagrad). Every `period` steps a worker pushes the sum of its gradients and fetches; in between it
+    steps with w <- w - lr * g, as in the paper. Only the main worker (rank 0) logs, evaluates and saves; the run
+    survives the loss of any other. Raises ValueError for other values.
     """
 
     default_devices = 2
@@ -73,23 +73,23 @@ class Downpour(Unreduced):
         self._num_made = 0
         self._model: nn.Module
         self._is_evaluating = self._is_accumulating = False
-        self._num_micro_batch = 0  # samples of the micro-batch over all workers, and of the step up to now:
-        self._num_own = self._num_global = 0
+        self._num_micro_batch = 0  # samples of the micro-batch over all workers
+        self._num_own = self._num_global = 0  # samples of the step so far, of this worker and of all
         self._staleness: list[int] = []
 
     # --- before any process is started
 
     def plan(self, available: int | None, machines: int) -> None:
         if machines > 1:
-            raise ValueError(f"parallelism: the workers of downpour share one machine; there are {machines}")
+            raise ValueError(f"parallelism: the workers of downpour must be on one machine; there are {machines}")
         self.devices = self.world_size = resolve_devices(self.devices, self.default_devices, available)
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         parameters = len(list(_trained(model)))
         if self.servers > parameters:
             raise ValueError(
-                f"parallelism.servers={self.servers}: the model has {parameters} parameters, which are not cut; "
-                f"must be at most {parameters}"
+                f"parallelism.servers={self.servers}: the model has {parameters} parameter tensors, which are not "
+                f"split; must be at most {parameters}"
             )
         if self.world_size > 1:
             self._validate_several(config)
@@ -98,20 +98,20 @@ class Downpour(Unreduced):
         batch_size = config["batch_size"]
         if isinstance(batch_size, int) and self.world_size > batch_size:
             raise ValueError(
-                f"parallelism: a batch of {batch_size} samples cannot be shared by {self.world_size} workers; "
+                f"parallelism: a batch of {batch_size} samples cannot be divided among {self.world_size} workers; "
                 f"batch_size must be at least {self.world_size}"
             )
         if config["micro_batch"] == "auto":
             raise ValueError("micro_batch=auto: needs parallelism=single; set accumulate or micro_batch yourself")
         if config["on_nonfinite"] == "rollback":
-            raise ValueError("on_nonfinite=rollback: asynchronous workers do not go back together; use stop or skip")
+            raise ValueError("on_nonfinite=rollback: asynchronous workers cannot roll back together; use stop or skip")
 
     def notices(self, model: nn.Module) -> list[str]:
         if self.world_size == 1:
             return []
         text = (
             f"{self.world_size} asynchronous workers: {self.world_size} updates a step; neither equal to one device "
-            "nor repeatable bit by bit"
+            "nor bit-reproducible"
         )
         has_statistics = any(True for _ in model.buffers())
         return [text + ("; the statistics of batch norm are the main worker's" if has_statistics else "")]
@@ -129,14 +129,14 @@ class Downpour(Unreduced):
     def tolerates(self, rank: int) -> bool:
         return rank != 0
 
-    # --- one's place
+    # --- ranks and servers
 
     def connect(self, device: torch.device) -> None:
         here = rank_info()
         if here is not None:
             self.rank, self.world_size = here.rank, here.world_size
         if self.world_size > 1:
-            self._store = open_store()  # kept: a FileStore is removed when as many as there are ranks were closed
+            self._store = open_store()  # kept open: a FileStore is deleted once every rank has closed its handle
         if self.is_main:
             self._processes = [ServerProcess() for _ in range(self.servers)]
 
@@ -155,11 +155,11 @@ class Downpour(Unreduced):
         if self.is_main:
             self._remote.load_weights()
             self._remote.load_state()
-        optimizer.state.clear()  # theirs now
+        optimizer.state.clear()  # it is on the servers now
         return self._remote
 
     def _start(self, optimizer: Optimizer, held: list[list[Tensor]]) -> Servers:
-        """Tell the servers what they are, and the other workers where they are."""
+        """Set up the servers and publish their addresses to the other workers."""
         key = new_key()
         for process, parameters in zip(self._processes, held, strict=True):
             process.set_up(Setup.of(key, optimizer, parameters))
@@ -169,7 +169,7 @@ class Downpour(Unreduced):
         return Servers(addresses, key, self.rank, self.timeout)
 
     def _find(self) -> Servers | None:
-        """Connections to the servers; None when the main worker has ended already."""
+        """Connect to the servers; returns None if the main worker has already ended."""
         self._store.wait([_STORE_KEY], timedelta(seconds=self.timeout))
         told = json.loads(self._store.get(_STORE_KEY))
         try:
@@ -187,7 +187,7 @@ class Downpour(Unreduced):
         self._remote, self._processes, self._store = None, [], None
 
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """Through the store: the main worker waits for nobody, so that the loss of another does not stop it."""
+        """Exchange through the store, so that the main worker does not wait for workers that may be lost."""
         if self.world_size == 1:
             return make()
         self._num_made += 1
@@ -195,7 +195,7 @@ class Downpour(Unreduced):
         if self.is_main:
             return self._make(key, make)
         self._store.wait([f"{key}/begun"], timedelta(seconds=self.timeout))
-        while not self._store.check([key]):  # as long as it takes; `wait` would not listen to signals
+        while not self._store.check([key]):  # without a timeout; `wait` would block signals
             time.sleep(_PAUSE)
         count = int(self._store.get(key))
         if count == 0:
@@ -203,13 +203,13 @@ class Downpour(Unreduced):
         return decode(b"".join(self._store.get(f"{key}/{number}") for number in range(count)))["value"]
 
     def _make(self, key: str, make: Callable[[], Any]) -> Any:
-        """Put it into the store in pieces; none of them where it fails."""
+        """Call `make` and write the result to the store in pieces; write no pieces if it fails."""
         self._store.set(f"{key}/begun", "yes")
         pieces: list[bytes] = []
         try:
             value = make()
             data = encode({"value": value})
-            pieces = [data[start : start + _MOST_STORED] for start in range(0, len(data), _MOST_STORED)]
+            pieces = [data[start : start + _MAX_STORED] for start in range(0, len(data), _MAX_STORED)]
             for number, piece in enumerate(pieces):
                 self._store.set(f"{key}/{number}", piece)
             return value
@@ -223,8 +223,7 @@ class Downpour(Unreduced):
         return self._remote.fetch()
 
     def shard(self, count: int) -> slice:
-        """Contiguous, the first ones longer by one where it does not divide; everything in an evaluation, which
-        the main worker does alone."""
+        """Return this worker's contiguous shard; in an evaluation, which only the main worker does, everything."""
         if self._is_evaluating:
             return slice(0, count)
         return shard_of(count, self.rank, self.world_size)
@@ -235,7 +234,7 @@ class Downpour(Unreduced):
         self._num_micro_batch = batch.num_global
         self._num_global += batch.num_global
         self._num_own += len(batch.targets)
-        self._model.train(len(batch.targets) > 0)  # batch norm has no statistics of nothing
+        self._model.train(len(batch.targets) > 0)  # batch norm has no statistics of an empty batch
         seen = super().backward(forward, loss, batch, weight)
         self._model.train()
         if not self._is_accumulating:
@@ -243,7 +242,7 @@ class Downpour(Unreduced):
         return seen
 
     def _take_mean(self) -> None:
-        """Divide by this worker's samples of the step instead of all workers'."""
+        """Rescale the gradients from the samples of all workers to those of this worker."""
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         if self._num_own:
             torch._foreach_mul_(gradients, self._num_global / self._num_own)
@@ -300,7 +299,7 @@ class Downpour(Unreduced):
     # --- numbers
 
     def metrics(self) -> dict[str, float]:
-        """How many updates of others came between a worker's fetch and its push, over all workers."""
+        """Return the staleness over all workers: updates by others between a worker's fetch and its push."""
         assert self._remote is not None
         new = self._remote.staleness()
         self._staleness += new
@@ -309,13 +308,13 @@ class Downpour(Unreduced):
         return {"diagnostics/staleness/mean": sum(new) / len(new), "diagnostics/staleness/max": float(max(new))}
 
     def histograms(self) -> dict[str, Tensor]:
-        """One by one what `metrics` has spoken of since the last call of this, so that both tell of the same."""
+        """Return the staleness of each update that `metrics` has reported since the last call."""
         values, self._staleness = self._staleness, []
         return {"diagnostics/staleness": torch.tensor(values, dtype=torch.float32)} if values else {}
 
 
 def partition(sizes: Mapping[str, int], count: int) -> list[list[str]]:
-    """Names in `count` lists of about the same total size: the largest first, each to the lightest."""
+    """Partition names into `count` lists of similar total size: largest first, each to the list with least load."""
     shards: list[list[str]] = [[] for _ in range(count)]
     loads = [0] * count
     for name in sorted(sizes, key=lambda name: -sizes[name]):

@@ -1,7 +1,7 @@
-"""What the ranks of a group exchange inside a forward pass, and its gradient in the backward pass.
+"""Differentiable collectives for the forward pass of a split model.
 
-Where every rank computes the same loss from the same (whole) tensor, its gradient is the same on every rank;
-where each rank computes a part from a whole tensor, the parts of the gradient are added up.
+If every rank computes the same loss from the same (whole) tensor, its gradient is the same on every rank. If each
+rank computes a part of the result from a whole tensor, the gradients of the ranks are summed.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Enter(torch.autograd.Function):
-    """y = x, before a layer of which every rank has a part; dL/dx = sum over ranks of dL/dy."""
+    """y = x, before a layer that is split over ranks; dL/dx = sum over ranks of dL/dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -26,7 +26,7 @@ class Enter(torch.autograd.Function):
 
 
 class Leave(torch.autograd.Function):
-    """y = sum over ranks of x, of which every rank goes on with the whole; dL/dx = dL/dy."""
+    """y = sum over ranks of x, used as a whole on every rank; dL/dx = dL/dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -38,9 +38,9 @@ class Leave(torch.autograd.Function):
 
 
 class Gather(torch.autograd.Function):
-    """y = the ranks' x, `sizes` of axis `dim`, one after another; dL/dx = this rank's part of dL/dy.
+    """y = concatenation of the ranks' x along axis `dim`, with `sizes`; dL/dx = this rank's part of dL/dy.
 
-    With `is_partial` each rank has a part of a sum for dL/dy, as where a split layer follows.
+    With `is_partial`, dL/dy is first summed over ranks, as needed if a split layer follows.
     """
 
     @staticmethod
@@ -50,13 +50,13 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        # gloo has no reduce-scatter for unequal parts: a sum of which each rank keeps its own
+        # gloo has no reduce-scatter for unequal sizes: sum everything and keep this rank's part
         whole = summed(gradient, ctx.group) if ctx.is_partial else gradient
         return own_part(whole, ctx.group, ctx.dim, ctx.sizes), None, None, None, None
 
 
 class Keep(torch.autograd.Function):
-    """y = this rank's part of x, `sizes` of axis `dim`; dL/dx = the ranks' dL/dy, one after another."""
+    """y = this rank's part of x along axis `dim`, with `sizes`; dL/dx = concatenation of the ranks' dL/dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any, dim: int, sizes: Sequence[int]) -> Tensor:
@@ -69,14 +69,14 @@ class Keep(torch.autograd.Function):
 
 
 def summed(x: Tensor, group: Any) -> Tensor:
-    """The sum over the ranks, in a tensor of its own."""
+    """Return the sum over ranks in a new tensor."""
     total = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
 
 
 def gathered(x: Tensor, group: Any, dim: int, sizes: Sequence[int]) -> Tensor:
-    """The ranks' tensors, `sizes` of axis `dim`, one after another; parts may differ and be empty."""
+    """Concatenate the ranks' tensors along axis `dim`; `sizes` may differ and be 0."""
     longest = max(sizes)
     padding = list(x.shape)
     padding[dim] = longest - x.size(dim)
@@ -87,6 +87,6 @@ def gathered(x: Tensor, group: Any, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 def own_part(x: Tensor, group: Any, dim: int, sizes: Sequence[int]) -> Tensor:
-    """This rank's `sizes` of axis `dim`."""
+    """Return a copy of this rank's part of `x` along axis `dim`."""
     rank = dist.get_rank(group)
     return x.narrow(dim, sum(sizes[:rank]), sizes[rank]).clone(memory_format=torch.contiguous_format)

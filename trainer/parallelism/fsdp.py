@@ -1,4 +1,4 @@
-"""Sharded data parallelism: each rank keeps a part of every weight, its gradient and its optimizer state."""
+"""Fully sharded data parallelism: each rank keeps a shard of every weight, its gradient and its optimizer state."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +22,10 @@ from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 class FullySharded(Ranks):
     """Data parallelism in which a rank keeps 1 / ranks of the weights, gradients and optimizer state.
 
-    A layer's weights are gathered just before it is computed and let go of after it; its gradient, g = sum over all
-    samples of dl/dw / N, is summed and scattered, and every rank steps its own part. Batch norm is synchronized.
-    Takes optimizers that treat each number by itself: torch's, and classes that say `elementwise = True`; raises
-    ValueError for others. Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
+    A layer's weights are gathered just before it is computed and freed afterwards. Its gradient, g = sum over all
+    samples of dl/dw / N, is reduce-scattered, and every rank steps its own shard. Batch norm is synchronized.
+    Supports elementwise optimizers: torch's, and classes with `elementwise = True`. Raises ValueError for others.
+    Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
     cuts_weights = True
@@ -42,17 +42,17 @@ class FullySharded(Ranks):
         self.use_global_batch(model)
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()  # rows are cut: weights cannot be laid out channels last
+            parameter.data = parameter.data.contiguous()  # sharded by rows, so weights cannot be channels-last
         for unit in [*_units(model), model]:
             sharded: Any = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-            # a sum, and not torch's mean; without the second line it would come as a scaled sum that gloo lacks
+            # sum instead of torch's mean; without the second line torch uses a scaled sum, which gloo does not have
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
         self._model = model
         return model
 
     def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        """Let it step this rank's parts: fused kernels, and the flag that skips a step, want plain tensors."""
+        """Make it step this rank's shards as plain tensors, which fused kernels and `found_inf` require."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for group in optimizer.param_groups:
             for index, parameter in enumerate(group["params"]):
@@ -77,7 +77,7 @@ class FullySharded(Ranks):
 
     @contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[None]:
-        # the memory that weights are gathered into is kept: made in inference mode, training could not use it
+        # buffers for gathered weights are reused: training cannot use any that were created in inference mode
         with torch.inference_mode(False), torch.no_grad():
             yield
 
@@ -129,17 +129,17 @@ class _Named(nn.Module):
 
 
 def _units(model: nn.Module) -> Iterator[nn.Module]:
-    """What is gathered at once: top-level layers that have parameters, and share none with another layer."""
+    """Units to gather at once: top-level layers with parameters, none of them shared with another layer."""
     owners = Counter(id(p) for child in model.children() for p in set(child.parameters()))
     for child in model.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # never called itself
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):  # containers are never called
             yield from _units(child)
         elif all(owners[id(p)] == 1 for p in child.parameters()) and any(True for _ in child.parameters()):
             yield child
 
 
 def _local(tensor: Any) -> Tensor:
-    """This rank's part, in the same memory."""
+    """Return this rank's shard, sharing memory."""
     with torch.no_grad():
         part: Tensor = tensor.to_local()
     return part

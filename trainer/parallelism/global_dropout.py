@@ -1,4 +1,4 @@
-"""Dropout that does not depend on the world size: drawn for the whole tensor, of which a rank keeps its shard."""
+"""Dropout that does not depend on the world size: masks are drawn for the whole tensor, each rank uses its shard."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 def global_dropout(model: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int = 0) -> None:
-    """Let every dropout (and stochastic depth) module draw as on one device, in place.
+    """Make every dropout and stochastic-depth module of the model draw as on one device, in place.
 
-    A rank has `shard(total(n))` of axis `dim`, of which there are n on this rank. Its activations stand in a
-    tensor of the global shape while the module works on it, so that the same numbers are drawn. Dropout that
-    a foreign model calls as a function is left as it is: its masks depend on the world size.
+    A rank with n elements along axis `dim` has the range `shard(total(n))` of it. While the module runs, the
+    activations are embedded in a tensor of the global shape, so that the same numbers are drawn. Functional dropout
+    (`F.dropout`) is not changed: its masks depend on the world size.
     """
     for module in model.modules():
         if is_random(module):
@@ -21,7 +21,7 @@ def global_dropout(model: nn.Module, shard: Callable[[int], slice], total: Calla
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether the module draws numbers while it trains."""
+    """Whether the module draws random numbers in training mode."""
     return isinstance(module, _DropoutNd) or type(module).__name__ == "StochasticDepth"
 
 
@@ -37,7 +37,7 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
         if mine.stop - mine.start != x.size(dim):
             raise ValueError(
                 f"{type(module).__name__} on a tensor of shape {tuple(x.shape)}: axis {dim} is not the one that is "
-                f"shared by the ranks ({mine.stop - mine.start} on this one)"
+                f"sharded over ranks ({mine.stop - mine.start} on this one)"
             )
         kept: Tensor = draw(_embedded(x, dim, mine, size)).narrow(dim, mine.start, x.size(dim))
         return kept
@@ -46,7 +46,7 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
 
 
 def _embedded(x: Tensor, dim: int, mine: slice, size: int) -> Tensor:
-    """`x` at its place in a tensor of the global shape, zeros around it."""
+    """Return `x` at its position in a tensor of the global shape, zero elsewhere."""
     before, after = list(x.shape), list(x.shape)
     before[dim], after[dim] = mine.start, size - mine.stop
     whole = torch.cat([x.new_zeros(before), x, x.new_zeros(after)], dim)

@@ -1,4 +1,4 @@
-"""Local SGD: every rank steps by itself on its shard of the data; the weights are averaged now and then."""
+"""Local SGD: every rank trains independently on its shard of the data; the weights are averaged periodically."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
 class LocalSGD(Ranks):
-    """Rank r of R steps with the gradient of its shard, and every `period` steps all weights become their mean:
+    """Rank r of R steps with the gradient of its shard; every `period` steps all weights are replaced by their mean:
 
-    g_r = R / N * sum over the shard of dl/dw, N the samples of all shards; after steps period, 2 period, ...:
-    w <- sum over ranks of w_r / R (buffers of batch norm, too; momentum stays each rank's own). With period 1 and an
-    update that is linear in the gradient that is one device's step. What is evaluated and kept in checkpoints is
-    the mean. Between averages two numbers a step are exchanged: the loss, and whether all gradients are finite.
+    g_r = R / N * sum over the shard of dl/dw, with N samples in all shards; after steps period, 2 period, ...:
+    w <- sum over ranks of w_r / R (also buffers of batch norm; momentum is not averaged). With period 1 and an
+    update that is linear in the gradient, this equals a step on one device. Evaluations and checkpoints use the mean.
+    Between averages, ranks exchange two numbers a step: the loss, and whether all gradients are finite.
 
     Raises ValueError for a `period` under 1. Sources: Stich 2018, algorithm 1; Lin et al. 2018.
     """
@@ -46,8 +46,8 @@ class LocalSGD(Ranks):
         if self.is_exact(model):
             return []
         if self.period > 1:
-            return [f"weights are averaged every {self.period} steps only: the curve is not that of one device"]
-        return ["batch norm sees the shard of each rank: the curve is not that of one device"]
+            return [f"weights are averaged only every {self.period} steps: the curve is not that of one device"]
+        return ["batch norm uses the statistics of each shard: the curve is not that of one device"]
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
         return cost.local_sgd(step, self.world_size, self.period)
@@ -63,7 +63,7 @@ class LocalSGD(Ranks):
         if len(batch.targets):
             return super().backward(forward, loss, batch, weight)
         assert self._model is not None
-        self._model.eval()  # gradients of zero, and nothing for the statistics of batch norm
+        self._model.eval()  # zero gradients, and no update of batch-norm statistics
         seen = super().backward(forward, loss, batch, weight)
         self._model.train()
         return seen
@@ -83,16 +83,16 @@ class LocalSGD(Ranks):
                 tensor.copy_(value)
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """This rank's own, by which it clips; not finite on all ranks where it is not on one."""
+        """Return this rank's own norm, used for clipping; not finite on all ranks if it is not finite on one."""
         norm = super().grad_norm(gradients)
         return norm + self.sum(norm - norm)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """The mean over ranks."""
+        """Return the mean over ranks."""
         return {name: self._mean(value) for name, value in model.state_dict().items()}
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        """The mean over ranks."""
+        """Return the mean over ranks."""
         return named_state(model, optimizer, whole=lambda name, value: self._mean(value))
 
     def local_state(self, model: nn.Module, optimizer: Optimizer) -> Any:
@@ -108,7 +108,7 @@ class LocalSGD(Ranks):
 
     @torch.no_grad()
     def _average(self, model: nn.Module) -> None:
-        """One exchange for all tensors of a type."""
+        """Replace weights and buffers by their mean, with one all-reduce per dtype."""
         tensors = _averaged(model)
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             alike = [tensor for tensor in tensors if tensor.dtype == dtype]
@@ -117,7 +117,7 @@ class LocalSGD(Ranks):
                 tensor.copy_(value.view(tensor.shape))
 
     def _mean(self, value: Tensor) -> Tensor:
-        """Over ranks; counters, which are the same on all, stay."""
+        """Return the mean over ranks; integer counters, which are the same on all ranks, are returned unchanged."""
         if not value.is_floating_point():
             return value
         total = value.detach().clone(memory_format=torch.contiguous_format)
@@ -126,5 +126,5 @@ class LocalSGD(Ranks):
 
 
 def _averaged(model: nn.Module) -> list[Tensor]:
-    """What the mean is taken of: weights, and buffers that are no counters."""
+    """Tensors that are averaged: weights, and floating-point buffers."""
     return [tensor.detach() for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]

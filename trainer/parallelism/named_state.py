@@ -1,4 +1,4 @@
-"""An optimizer's state by the names of the parameters, so that it fits any strategy and world size."""
+"""Optimizer state by parameter name, which can be loaded under any strategy and world size."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +10,10 @@ Convert = Callable[[str, Tensor], Tensor]
 
 
 def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[str, Any]:
-    """`state`: by parameter name, what the optimizer keeps; `groups`: by group name, its settings.
+    """Return `state`, the optimizer's state by parameter name, and `groups`, its settings by group name.
 
-    `whole(name, tensor)` makes a tensor that is laid out like the (local) parameter into the full one. An optimizer
-    with a `state_dict` of its own, such as a wrapper around another optimizer, is kept as that returns it.
+    `whole(name, tensor)` turns a tensor that is sharded like the parameter into the full tensor. If the optimizer
+    overrides `state_dict`, as wrappers around another optimizer do, the result of that is returned as `own`.
     """
     if type(optimizer).state_dict is not Optimizer.state_dict:
         return {"own": optimizer.state_dict()}
@@ -35,9 +35,9 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[
 
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], local: Convert) -> None:
-    """The inverse; `local(name, tensor)` takes this rank's shard of a full tensor.
+    """Load the result of `named_state`; `local(name, tensor)` returns this rank's shard of a full tensor.
 
-    Parameters that `state` does not speak of start anew, as one does that never had a gradient.
+    Parameters without an entry in `state` start with empty state.
     """
     if "own" in state:
         optimizer.load_state_dict(state["own"])

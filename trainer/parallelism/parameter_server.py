@@ -1,7 +1,7 @@
-"""Processes that hold some of the parameters each and step for whoever pushes gradients to them.
+"""Parameter servers: each process holds some of the parameters and steps when a worker pushes gradients.
 
-What goes over a connection is JSON and the bytes of tensors, nothing that is executed. A server lives as long
-as the pipe to the process that started it.
+Messages consist of JSON and the bytes of tensors; nothing in them is executed. A server exits when the pipe to the
+process that started it is closed.
 """
 
 import json
@@ -29,19 +29,19 @@ from torch.optim import Optimizer
 from trainer.parallelism.strategy import PeerLost
 
 Address = tuple[str, int]
-_TENSOR = "tensor"  # a mapping with this key alone stands for a tensor: dtype, shape, first byte
+_TENSOR = "tensor"  # a mapping with only this key represents a tensor: dtype, shape, offset in bytes
 _ALIGNMENT = 16
 
 
 class ServerLost(PeerLost):
-    """A parameter server does not answer any more."""
+    """A parameter server does not answer."""
 
 
 # --- messages ---------------------------------------------------------------------------------------------
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """Nested dicts and lists of numbers, words and tensors as bytes: length of the JSON, JSON, tensors."""
+    """Serialize nested dicts and lists of numbers, strings and tensors: length of the JSON, JSON, tensors."""
     blocks: list[Any] = []
     end = 0
 
@@ -65,7 +65,7 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The inverse, but for tuples, which come back as lists."""
+    """Deserialize the result of `encode`; tuples become lists."""
     size = int.from_bytes(data[:_ALIGNMENT], "little")
     body = torch.frombuffer(bytearray(data), dtype=torch.uint8)[_ALIGNMENT + size :]
 
@@ -85,7 +85,7 @@ def decode(data: bytes) -> dict[str, Any]:
 
 
 def settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a parameter group can be told to a server: numbers, switches, pairs of numbers."""
+    """Return the settings of a parameter group that can be sent to a server: numbers, flags, strings, lists of them."""
     return {key: value for key, value in group.items() if key not in ("params", "name") and _is_plain(value)}
 
 
@@ -100,9 +100,9 @@ def _is_plain(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a server is told through its pipe: its parameters, and the optimizer that it rebuilds over them.
+    """Setup that a server receives through its pipe: its parameters, and the optimizer to reconstruct for them.
 
-    `groups` has, for every group of the whole optimizer, its settings and the indices of this server's parameters.
+    `groups` contains, for every parameter group, its settings and the indices of this server's parameters.
     """
 
     key: bytes
@@ -114,7 +114,7 @@ class Setup:
 
     @classmethod
     def of(cls, key: bytes, optimizer: Optimizer, parameters: Sequence[Tensor]) -> "Setup":
-        """For the given ones among the optimizer's parameters."""
+        """Create the setup of a server that holds these parameters of the optimizer."""
         index = {id(parameter): number for number, parameter in enumerate(parameters)}
         attributes = {
             name: value
@@ -133,10 +133,10 @@ class Setup:
 
 
 class ParameterServer:
-    """Parameters, their optimizer, and a thread for each worker that is connected.
+    """Parameters and their optimizer, with one thread per connected worker.
 
-    The main worker (rank 0) is answered always. The others wait until it has done a step after a `load`, and
-    what they push while they should is dropped: it belongs to weights that have been replaced.
+    The main worker (rank 0) is always answered. After a `load`, the others wait until it has taken a step, and
+    gradients that they push meanwhile are dropped, because they belong to weights that have been replaced.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -145,7 +145,7 @@ class ParameterServer:
             for shape, dtype in zip(setup.shapes, setup.dtypes, strict=True)
         ]
         self._groups: list[dict[str, Any]] = [
-            {**told, "params": [self._parameters[index] for index in indices]} for told, indices in setup.groups
+            {**given, "params": [self._parameters[index] for index in indices]} for given, indices in setup.groups
         ]
         optimizer: Any = setup.optimizer.__new__(setup.optimizer)
         optimizer.__setstate__(
@@ -163,7 +163,7 @@ class ParameterServer:
         self._staleness: list[int] = []
 
     def serve(self, connection: Connection) -> None:
-        """Answer one worker until it is gone."""
+        """Answer one worker until it disconnects."""
         with connection:
             try:
                 _without_delay(connection)
@@ -180,9 +180,9 @@ class ParameterServer:
                 pass
 
     def _answer(self, message: dict[str, Any], is_main: bool, seen: int) -> bytes | None:
-        """`seen`: the updates that the worker's weights had."""
+        """Handle a message; `seen` is the number of updates that the worker's weights include."""
         kind = message["kind"]
-        if kind == "place":
+        if kind == "publish":
             self._step, self._is_open = message["step"], True
             self._changed.notify_all()
             return None
@@ -203,7 +203,7 @@ class ParameterServer:
     def _update(self, message: dict[str, Any], seen: int) -> None:
         for parameter, gradient in zip(self._parameters, message["gradients"], strict=True):
             parameter.grad = gradient
-        self._tell(message["groups"])
+        self._set_groups(message["groups"])
         self._optimizer.step()
         self._staleness.append(self._updates - seen)
         self._updates += 1
@@ -215,27 +215,27 @@ class ParameterServer:
                 for parameter, weight in zip(self._parameters, message["weights"], strict=True):
                     parameter.copy_(weight)
             return
-        self._tell(message["groups"])
+        self._set_groups(message["groups"])
         self._optimizer.state.clear()
         for parameter, state in zip(self._parameters, message["state"], strict=True):
             if state:
                 self._optimizer.state[parameter] = state
 
-    def _tell(self, groups: list[dict[str, Any]]) -> None:
-        for group, told in zip(self._groups, groups, strict=True):
-            for name, value in told.items():
+    def _set_groups(self, groups: list[dict[str, Any]]) -> None:
+        for group, given in zip(self._groups, groups, strict=True):
+            for name, value in given.items():
                 group[name] = tuple(value) if isinstance(value, list) else value
 
 
 def main() -> None:
-    """A server process: what it is comes through its input, whose end is its own end; it prints its port."""
+    """Run a server process: read the setup from stdin, print the port, and exit when stdin is closed."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # the main worker decides; it may need the weights for a checkpoint
+        signal.signal(signum, signal.SIG_IGN)  # the main worker, which may need the weights, ends the server
     torch.set_num_threads(1)
     try:
         setup: Setup = pickle.load(sys.stdin.buffer)
     except EOFError:
-        return  # the run came to nothing
+        return  # the run ended before it set the server up
     server = ParameterServer(setup)
     listener = Listener(("127.0.0.1", 0), backlog=64, authkey=setup.key)
     threading.Thread(target=_accept, args=(listener, server), daemon=True).start()
@@ -249,21 +249,21 @@ def _accept(listener: Listener, server: ParameterServer) -> None:
         try:
             connection = listener.accept()
         except (AuthenticationError, EOFError, OSError):
-            continue  # a stranger, or a worker that died on its way
+            continue  # an unauthorized client, or a worker that died while connecting
         threading.Thread(target=server.serve, args=(connection,), daemon=True).start()
 
 
 def _without_delay(connection: Connection) -> None:
-    """Small pieces are sent at once, rather than when the other side has acknowledged the piece before."""
+    """Set TCP_NODELAY: send small packets immediately instead of waiting for an acknowledgment."""
     with socket.socket(fileno=os.dup(connection.fileno())) as again:
         again.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-# --- whoever speaks to servers ----------------------------------------------------------------------------
+# --- clients ----------------------------------------------------------------------------------------------
 
 
 class ServerProcess:
-    """A server, as seen by the main worker, which starts it and whose end it does not outlive."""
+    """Handle of the main worker on a server process, which ends with it."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(entry or "." for entry in sys.path)
@@ -272,7 +272,7 @@ class ServerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the run
+            start_new_session=True,  # so that Ctrl-C does not reach the server
         )
 
     @property
@@ -280,7 +280,7 @@ class ServerProcess:
         return self._process.pid
 
     def set_up(self, setup: Setup) -> None:
-        """Tell it what it is."""
+        """Send the setup. Raises ServerLost."""
         assert self._process.stdin is not None
         try:
             pickle.dump(setup, self._process.stdin)
@@ -289,7 +289,7 @@ class ServerProcess:
             raise ServerLost("a parameter server ended before it was set up") from error
 
     def address(self, timeout: float) -> Address:
-        """Where it listens, once it does. Raises ServerLost."""
+        """Wait until the server listens, and return its address. Raises ServerLost."""
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], timeout)
         line = self._process.stdout.readline() if ready else b""
@@ -298,7 +298,7 @@ class ServerProcess:
         return "127.0.0.1", int(line)
 
     def close(self) -> None:
-        """End it; safe to call again."""
+        """End the process; idempotent."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
@@ -313,7 +313,7 @@ class Servers:
     """The connections of one worker to all servers."""
 
     def __init__(self, addresses: Sequence[Address], key: bytes, rank: int, timeout: float | None) -> None:
-        """`timeout`: seconds to wait for an answer; None: as long as the server lives. Raises ServerLost."""
+        """Connect; `timeout` is in seconds per answer, None: no limit while the server lives. Raises ServerLost."""
         self._timeout = timeout
         self._connections: list[Connection] = []
         for number, address in enumerate(addresses):
@@ -330,12 +330,12 @@ class Servers:
         return len(self._connections)
 
     def ask(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """A message for each server (the first ones), and its answer. Raises ServerLost."""
+        """Send `messages[i]` to server i and return the answers. Raises ServerLost."""
         self.tell(messages)
         return [self._receive(number) for number in range(len(messages))]
 
     def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """The same, for messages that are not answered."""
+        """Send `messages[i]` to server i, without an answer. Raises ServerLost."""
         for number, message in enumerate(messages):
             try:
                 self._connections[number].send_bytes(encode(message))
@@ -361,5 +361,5 @@ class Servers:
 
 
 def new_key() -> bytes:
-    """What the workers of one run know and nobody else."""
+    """Return a random secret shared by the processes of one run."""
     return secrets.token_bytes(32)

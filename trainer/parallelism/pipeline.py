@@ -1,4 +1,4 @@
-"""Pipeline parallelism: each rank has a stretch of the layers, and a batch flows through in micro-batches."""
+"""Pipeline parallelism: each rank has consecutive layers, and a batch passes through them in micro-batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,17 +23,17 @@ from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
 class Pipeline(Ranks):
-    """Rank s computes stage s of the model; activations go to the next rank, their gradients come back.
+    """Rank s computes stage s of the model; activations are sent to the next rank, their gradients back.
 
-    A batch is cut into `micro_batches` of equal size (into fewer where that does not divide it: the largest divisor
-    below), so that all ranks work at once. The loss of each is a sum, so gradients add up to the batch's. With S
-    stages and m micro-batches the share (S-1) / (m+S-1) of the time is idle. All ranks see the whole batch; its
-    outputs come from the last one.
+    A batch is split into `micro_batches` of equal size (if that does not divide it, into the largest divisor below),
+    so that the ranks work concurrently. The loss of each is a sum, so gradients add up to the batch's. With S stages
+    and m micro-batches, ranks are idle for the fraction (S-1) / (m+S-1) of the time. All ranks see the whole batch;
+    its outputs are broadcast from the last rank.
 
-    `schedule` gpipe: all forwards, then all backwards; 1f1b: in turns, which keeps activations of S micro-batches
-    at most. Stages begin at children that the model names in `pipeline_plan`; they are cut so that the squares of
-    their numbers of parameters have the least sum. Raises ValueError for other values, and for models without a
-    plan or with too short a one, or with batch norm and several micro-batches.
+    `schedule` gpipe: all forward passes, then all backward passes; 1f1b: alternating, which stores the activations of
+    at most S micro-batches. Stages begin at children listed in the model's `pipeline_plan` and minimize the sum of
+    squares of their numbers of parameters. Raises ValueError for other values, for models whose plan is missing or
+    too short, and for batch norm with several micro-batches.
 
     Sources: Huang et al. 2019 (GPipe); Narayanan et al. 2019 (PipeDream, 1F1B).
     """
@@ -97,7 +97,7 @@ class Pipeline(Ranks):
         return cost.pipeline(step, stages, micro_batches, in_flight)
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Layers of other stages become identities in place: what is left is this rank's stage, names kept."""
+        """Replace the layers of other stages by identities in place, which keeps this rank's stage and all names."""
         mine = cut(model, self.world_size)[self.rank]
         self._draws = _Draws(model)
         for name in [name for name, _ in model.named_children() if name not in mine]:
@@ -121,7 +121,7 @@ class Pipeline(Ranks):
         return rows[-1, 0], rows[:-1], batch.targets
 
     def _schedule_for(self, images: Tensor) -> tuple[Any, list[list[Any]]]:
-        """Torch's schedule for batches of this shape, with its buffers for what is received; and what is drawn."""
+        """Return torch's schedule, with its buffers, for batches of this shape, and the dropout calls of all ranks."""
         key = tuple(images.shape)
         if key not in self._schedules:
             count = largest_divisor(len(images), self.micro_batches)
@@ -130,7 +130,7 @@ class Pipeline(Ranks):
             stage = PipelineStage(
                 self._call, self.rank, self.world_size, images.device, input_args=(taken,), output_args=(given,)
             )
-            # 1F1B needs as many micro-batches as stages; a ragged batch that cannot be cut into so many does without
+            # 1F1B needs at least as many micro-batches as stages; ragged batches with fewer use GPipe
             kind: Any = Schedule1F1B if self.schedule == "1f1b" and count >= self.world_size else ScheduleGPipe
             schedule = kind(stage, count, loss_fn=self._weighted, scale_grads=False)
             self._schedules[key] = schedule, self.gather(calls)
@@ -165,7 +165,7 @@ class Pipeline(Ranks):
 
 
 class _Call(nn.Module):
-    """What torch's schedule calls: the stage, in the run's precision."""
+    """Module that torch's schedule calls: the stage, in the run's precision."""
 
     function: Forward
 
@@ -174,7 +174,7 @@ class _Call(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A rank's layers. Outside of a step they work in a relay, and every rank gets the last one's outputs."""
+    """A rank's layers. Outside a step, stages run one after the other, and every rank gets the last one's outputs."""
 
     def __init__(self, model: nn.Module, rank: int, num_stages: int, control: Any) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _Stage(nn.Module):
         self.is_first, self.is_last = rank == 0, rank == num_stages - 1
         self._rank, self._last, self._control = rank, num_stages - 1, control
         self._scheduled = False
-        self._shapes: dict[Any, Any] = {}  # of what is received, by that of the images
+        self._shapes: dict[Any, Any] = {}  # shape and dtype of received tensors, by the shape of the images
         self._seen: tuple[Tensor, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,11 +199,11 @@ class _Stage(nn.Module):
 
     def _layers(self, x: Tensor) -> Tensor:
         y: Tensor = self.model(x)
-        return y if self.is_last else y.contiguous()  # to be sent
+        return y if self.is_last else y.contiguous()  # send needs contiguous tensors
 
     @contextmanager
     def in_turns(self) -> Iterator[None]:
-        """Inside, a schedule calls the layers with what it has received."""
+        """Context manager within which torch's schedule calls the layers and does the communication."""
         self._scheduled = True
         try:
             yield
@@ -211,7 +211,7 @@ class _Stage(nn.Module):
             self._scheduled = False
 
     def try_out(self, call: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What this stage takes and gives for such images; nothing is left behind."""
+        """Return the stage's input and output for such images, from a forward pass without side effects."""
         self.model.eval()
         with torch.no_grad():
             call(images)
@@ -220,7 +220,7 @@ class _Stage(nn.Module):
         return taken.detach().requires_grad_(not self.is_first), given.detach().requires_grad_()
 
     def from_last(self, kind: str, images: Tensor, value: Tensor | None) -> Tensor:
-        """The last stage's value, on every rank."""
+        """Broadcast the last stage's value to every rank."""
         key = kind, tuple(images.shape)
         if key not in self._shapes:
             box = [None if value is None else (value.shape, value.dtype)]
@@ -252,8 +252,8 @@ class _Stage(nn.Module):
 
 
 class _Draws:
-    """Dropout as on one device: all ranks draw the masks of the whole batch for all layers, in their order, and
-    use their own stage's, some rows a micro-batch."""
+    """Dropout as on one device: every rank draws the masks of the whole batch for all layers in order, and uses those
+    of its own stage, slice by slice for each micro-batch."""
 
     def __init__(self, model: nn.Module) -> None:
         self._draw: dict[str, Any] = {}
@@ -270,13 +270,13 @@ class _Draws:
             self._notes.append((name, tuple(x.shape[1:]), x.dtype))
         if not module.training:
             return x
-        micro_batch, place = divmod(self._used, len(self._masks))
+        micro_batch, index = divmod(self._used, len(self._masks))
         self._used += 1
-        return x * self._masks[place].narrow(0, micro_batch * len(x), len(x))
+        return x * self._masks[index].narrow(0, micro_batch * len(x), len(x))
 
     @contextmanager
     def noted(self) -> Iterator[list[Any]]:
-        """Inside, calls are noted: the layer, the shape of a sample, its type."""
+        """Context manager that records calls: the layer, the shape of a sample, and its dtype."""
         self._notes = []
         try:
             yield self._notes
@@ -285,7 +285,7 @@ class _Draws:
 
     @torch.no_grad()
     def begin(self, calls: list[list[Any]], rank: int, images: Tensor) -> None:
-        """Draw for a batch what the `calls` of each rank need."""
+        """Draw the masks of a batch for the `calls` of each rank."""
         self._masks, self._used = [], 0
         for owner, noted in enumerate(calls):
             for name, shape, dtype in noted:
@@ -295,9 +295,9 @@ class _Draws:
 
 
 def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
-    """The names of each stage's children; squares of the stages' numbers of parameters have the least sum.
+    """Return the names of each stage's children, minimizing the sum of squares of the stages' numbers of parameters.
 
-    Every stage has parameters. Raises ValueError for a model that names no `pipeline_plan`, or too short a one.
+    Every stage has parameters. Raises ValueError if the model's `pipeline_plan` is missing or too short.
     """
     plan = pipeline_plan(model)
     if plan is None:
@@ -312,7 +312,7 @@ def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
             f"with parameters, so at most {len(pieces)}"
         )
     sums = [0, *accumulate(sum(size for _, size in piece) for piece in pieces)]
-    # best[n]: the least cost of the first n pieces in as many stages as were gone through, and where they end
+    # best[n]: lowest cost of the first n pieces in as many stages as iterations so far, and the ends of these stages
     best: dict[int, tuple[int, list[int]]] = {0: (0, [0])}
     for _ in range(num_stages):
         best = {
@@ -326,7 +326,10 @@ def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
 
 
 def _pieces(model: nn.Module, plan: Sequence[str]) -> list[list[tuple[str, int]]]:
-    """Children that stay together, each with its number of parameters; no piece is without any."""
+    """Return groups of children that must be in the same stage, each child with its number of parameters.
+
+    Every group has parameters.
+    """
     pieces: list[list[tuple[str, int]]] = [[]]
     for name, child in model.named_children():
         if name in plan and any(size for _, size in pieces[-1]):
@@ -339,5 +342,5 @@ def _pieces(model: nn.Module, plan: Sequence[str]) -> list[list[tuple[str, int]]
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
+    """Return the largest divisor of `number` that is at most `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)

@@ -1,4 +1,4 @@
-"""What the strategies over several processes share: a rank's place, and collectives in which everything is a sum."""
+"""Base of the strategies over several processes: process groups, shards, and collectives, all of which are sums."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,48 +16,50 @@ from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 
 
 def check_ranks(devices: int | str, max_restarts: int, timeout: float) -> None:
-    """Raises ValueError for arguments that no strategy of several ranks can take."""
+    """Raise ValueError for invalid arguments of a strategy with several ranks."""
     check_count_or_auto("devices", devices)
     check_whole("max_restarts", max_restarts, 0)
     check_number("timeout", timeout, 0, above=True, must="> 0 (seconds)")
 
 
 def resolve_devices(devices: int | str, default: int, available: int | None) -> int:
-    """How many processes `devices` means where `available` devices, or processes that are started already, are
-    known of. Raises ValueError for more."""
+    """Return the number of processes; `available` is the number of devices or of processes already started, if known.
+
+    Raises ValueError if `devices` exceeds it.
+    """
     count = (default if available is None else available) if devices == "auto" else int(devices)
     if available is not None:
-        must = f"at most {available}, the devices (or processes) that are there"
+        must = f"at most {available}, the number of devices (or processes) available"
         check_that(count <= available, "parallelism.devices", count, must)
     return count
 
 
 def shard_of(count: int, rank: int, size: int) -> slice:
-    """Contiguous; the first shards are longer by one where it does not divide."""
+    """Return a rank's contiguous shard; if `size` does not divide `count`, the first shards are longer by one."""
     length, longer = divmod(count, size)
     start = rank * length + min(rank, longer)
     return slice(start, start + length + (rank < longer))
 
 
-_PATIENCE = timedelta(days=7)  # for what the main rank does alone
+_PATIENCE = timedelta(days=7)  # timeout for work that only the main rank does
 
 
 class Ranks(WholeModel):
-    """Several processes, each with a shard of every batch: the base of all synchronous strategies.
+    """Base of all synchronous strategies: several processes, each with a shard of every batch.
 
-    `devices` are the processes on each machine (`auto`: every CUDA device; on a CPU as many as make sense);
-    `max_restarts` is how often a run whose rank is lost starts again from its last checkpoint; `timeout` how
-    many seconds a rank waits for the others. Raises ValueError for other values.
+    `devices` is the number of processes on each machine (`auto`: one per CUDA device; `default_devices` on a CPU).
+    `max_restarts` is how often a run restarts from its last checkpoint after losing a rank. `timeout` is how many
+    seconds a rank waits for the others. Raises ValueError for other values.
     """
 
-    # processes on a CPU where the user does not say
+    # number of processes on a CPU under `auto`
     default_devices = 2
 
     def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
         check_ranks(devices, max_restarts, timeout)
         self.devices, self.max_restarts, self.timeout = devices, max_restarts, timeout
         self.data_rank, self.data_size = 0, 1
-        self.num_global = 0  # samples over all ranks that are being computed right now
+        self.num_global = 0  # samples of the current micro-batch over all ranks
         self._flag: tuple[Tensor, Any] | None = None
         self._control: Any = None
         self._patient: Any = None
@@ -70,20 +72,20 @@ class Ranks(WholeModel):
         self.data_size = self.data_shards()
 
     def data_shards(self) -> int:
-        """Into how many shards a batch is cut. Raises ValueError for degrees that do not divide."""
+        """Return the number of shards of a batch. Raises ValueError if the degrees of parallelism do not divide."""
         return self.world_size
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
         batch_size = config["batch_size"]
         if isinstance(batch_size, int) and self.data_size > batch_size:
             raise ValueError(
-                f"parallelism: a batch of {batch_size} samples cannot be shared by {self.data_size} ranks; "
+                f"parallelism: a batch of {batch_size} samples cannot be divided among {self.data_size} ranks; "
                 f"batch_size must be at least {self.data_size}"
             )
         if config["micro_batch"] == "auto" and self.world_size > 1:
             raise ValueError("micro_batch=auto: needs parallelism=single; set accumulate or micro_batch yourself")
 
-    # --- one's place
+    # --- ranks and shards
 
     def connect(self, device: torch.device) -> None:
         here, store = rank_info(), open_store()
@@ -100,7 +102,7 @@ class Ranks(WholeModel):
             device_id=device if device.type == "cuda" else None,
         )
         self.rank, self.world_size = here.rank, here.world_size
-        # stops and objects go over the CPU, beside whatever the device is computing
+        # flags and objects are exchanged on the CPU, concurrently with the work of the device
         self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
         self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self.data_rank, self.data_size = self.rank, self.data_shards()
@@ -110,7 +112,7 @@ class Ranks(WholeModel):
 
     @property
     def data_group(self) -> Any:
-        """The ranks among which a batch is shared; None: all."""
+        """Process group over which a batch is sharded; None: all ranks."""
         return None
 
     # --- collectives
@@ -155,7 +157,7 @@ class Ranks(WholeModel):
         return super().backward(forward, loss, batch, weight)
 
     def use_global_batch(self, model: nn.Module, synchronize: bool = True) -> None:
-        """Let batch norm see, and dropout draw for, the whole batch of which each rank has a shard."""
+        """Make batch norm use, and dropout draw for, the whole batch of which each rank has a shard."""
         if self.data_size > 1:
             global_dropout(model, self.shard, total=lambda _: self.num_global)
             if synchronize:
@@ -168,7 +170,7 @@ class Ranks(WholeModel):
 
 
 def on_cpu(value: Any) -> Any:
-    """Nested containers with every tensor on the CPU: what can be sent to another process."""
+    """Copy nested containers with every tensor moved to the CPU, for sending to another process."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The optimizer of an asynchronous worker: its weights and state are on parameter servers."""
+"""Optimizer of an asynchronous worker, whose weights and state are on parameter servers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from trainer.parallelism.parameter_server import (
 
 
 class RemoteOptimizer(Optimizer):
-    """Stands for an optimizer whose weights and state are on servers; its settings are told at each push.
+    """Proxy for an optimizer whose weights and state are on servers; its settings are sent with each push.
 
-    `held` are the parameters of each server. Raises ServerLost where a server does not answer.
+    `held` contains the parameters of each server. Raises ServerLost if a server does not answer.
     """
 
     def __init__(self, optimizer: Optimizer, held: list[list[Tensor]], servers: Servers | None, period: int) -> None:
         super().__init__(optimizer.param_groups, optimizer.defaults)  # the groups are the same objects
         self._original, self._held, self._connected, self._period = optimizer, held, servers, period
-        self._pending: dict[Tensor, Tensor] = {}  # sums of gradients that have not been pushed
+        self._pending: dict[Tensor, Tensor] = {}  # sums of gradients not yet pushed
         self._steps = 0  # since the last push
         self._has_stepped = self._is_fresh = False
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Push and fetch, or in between: w <- w - lr * g."""
+        """Push and fetch every `period` steps; in between, step with w <- w - lr * g."""
         self._has_stepped, self._is_fresh = True, False
         self._steps += 1
         pushes = self._steps == self._period
@@ -58,7 +58,7 @@ class RemoteOptimizer(Optimizer):
         self._take(answers)
 
     def fetch(self) -> int:
-        """Take the servers' weights; returns the step of the main worker. Others wait for its first one."""
+        """Fetch the servers' weights; returns the step of the main worker. Other workers wait for its first step."""
         answers = self._servers.ask([{"kind": "fetch"} for _ in self._held])
         self._take(answers)
         step: int = answers[0]["step"]
@@ -71,7 +71,7 @@ class RemoteOptimizer(Optimizer):
                 parameter.copy_(weight)
 
     def synchronize(self) -> None:
-        """Leave nothing unpushed, and have weights that are not older than the last step."""
+        """Push pending gradients and make sure that the weights are not older than the last step."""
         if self._pending:
             self._push()
         elif not self._is_fresh:
@@ -79,25 +79,25 @@ class RemoteOptimizer(Optimizer):
         self._is_fresh = True
 
     def end_step(self) -> None:
-        """A step that was left out was no occasion to fetch, and what it was computed on may be at fault."""
+        """End a step. If it was skipped, fetch: `step` has not done so, and the weights may be the cause."""
         if not self._has_stepped:
             self._is_fresh = False
             self.synchronize()
         self._has_stepped = False
 
     def publish(self, step: int) -> None:
-        """Say where the main worker is; with this the others may go on."""
-        self._servers.tell([{"kind": "place", "step": step} for _ in self._held])
+        """Publish the main worker's step, which lets the other workers continue."""
+        self._servers.tell([{"kind": "publish", "step": step} for _ in self._held])
 
     # --- weights and state of the servers
 
     def load_weights(self) -> None:
-        """Replace the servers' weights; what others push until the next `publish` is dropped."""
+        """Replace the servers' weights; gradients of other workers are dropped until the next `publish`."""
         self._pending, self._steps, self._is_fresh = {}, 0, True
         self._servers.ask([{"kind": "load", "weights": shard} for shard in self._held])
 
     def load_state(self) -> None:
-        """Replace the servers' optimizer state by the original's, in the same way."""
+        """Replace the servers' optimizer state by that of the original optimizer, in the same way."""
         self.param_groups = self._original.param_groups
         groups = [settings(group) for group in self.param_groups]
         state = self._original.state
@@ -110,7 +110,7 @@ class RemoteOptimizer(Optimizer):
 
     @contextmanager
     def original(self) -> Iterator[Optimizer]:
-        """The optimizer that this one stands for, inside with the servers' state."""
+        """Context manager that returns the original optimizer with the servers' state."""
         answers = self._servers.ask([{"kind": "optimizer"} for _ in self._held])
         for shard, answer in zip(self._held, answers, strict=True):
             for parameter, state in zip(shard, answer["state"], strict=True):
@@ -122,7 +122,7 @@ class RemoteOptimizer(Optimizer):
             self._original.state.clear()
 
     def staleness(self) -> list[int]:
-        """Of each update since the last call: the updates of others between fetch and push."""
+        """Return, for each update since the last call, the number of updates by others between fetch and push."""
         (answer,) = self._servers.ask([{"kind": "staleness"}])
         values: list[int] = answer["staleness"]
         return values
@@ -134,6 +134,6 @@ class RemoteOptimizer(Optimizer):
         return self._connected
 
     def close(self) -> None:
-        """Hang up; safe to call again."""
+        """Close the connections; idempotent."""
         if self._connected is not None:
             self._connected.close()

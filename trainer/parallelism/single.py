@@ -1,4 +1,4 @@
-"""One device: every verb, plainly."""
+"""Training on one device."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from trainer.parallelism.strategy import Unreduced
 
 
 class Single(Unreduced):
-    """One process, one device; what all other strategies are compared with."""
+    """One process on one device; the reference for all other strategies."""
 
     def plan(self, available: int | None, machines: int) -> None:
         pass

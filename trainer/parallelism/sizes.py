@@ -1,4 +1,4 @@
-"""What a step computes and sends, worked out on the meta device: layers, bytes, and a strategy's `Cost`."""
+"""Layers, bytes and messages of a step, computed on the meta device, and a strategy's `Cost`."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from trainer.contracts import tensor_plan
 
 
 class Sent(NamedTuple):
-    """What one rank sends in a step: bytes, and messages that wait for one another."""
+    """What one rank sends in a step: bytes, and the number of sequential messages."""
 
     bytes: float = 0.0
     messages: float = 0.0
@@ -26,27 +26,28 @@ class Sent(NamedTuple):
         return Sent(factor * self.bytes, factor * self.messages)
 
     def seconds(self, bytes_per_second: float, latency: float) -> float:
-        """Time on a link, nothing of it hidden behind computing; `latency` is seconds a message."""
+        """Time on a link without overlap with computation; `latency` is in seconds per message."""
         return self.bytes / bytes_per_second + self.messages * latency
 
 
 def all_reduce(size: float, ranks: int) -> Sent:
-    """A sum of `size` bytes that every rank gets."""
+    """Cost of a ring all-reduce of `size` bytes."""
     return Sent(2 * (ranks - 1) / ranks * size, 2 * (ranks - 1))
 
 
 def all_gather(size: float, ranks: int) -> Sent:
-    """`size` bytes in all, of which every rank has a shard before; backwards it is a reduce-scatter."""
+    """Cost of a ring all-gather of `size` bytes in total; a reduce-scatter costs the same."""
     return Sent((ranks - 1) / ranks * size, ranks - 1)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a module without children. Numbers, not bytes; `inputs`, `outputs` and `work` are a sample's.
+    """One call of a module without children, in numbers of elements, not bytes.
 
-    `weights` are its parameters with two or more axes, `others` the rest; `work` its multiply-adds forward (of
-    convolutions and linear layers); `channels` those of a batch norm; `plan` how a tensor-parallel group shares
-    it ("" : each has it whole). `needs_gradient`: whether anything before it learns.
+    `inputs`, `outputs` and `work` are per sample. `weights` counts parameters with two or more axes, `others` the
+    rest; `work` is the number of multiply-adds of the forward pass (of convolutions and linear layers); `channels`
+    those of a batch norm; `plan` is how a tensor-parallel group splits it ("": not at all). `needs_gradient`:
+    whether a layer before it has parameters.
     """
 
     name: str
@@ -66,11 +67,10 @@ class Layer:
 
 
 def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, str] | None = None) -> tuple[Layer, ...]:
-    """The layers in the order in which they are called, for one image of `input_shape`.
+    """Return the layers in call order, for one image of `input_shape`.
 
-    `plan` takes the place of the model's own `tensor_plan`. Parameters that two layers share are counted once,
-    and so are those that no call of a child shows. Raises RuntimeError for a model that cannot run on the meta
-    device.
+    `plan` replaces the model's own `tensor_plan`. Parameters shared by two layers, and those not owned by any called
+    layer, are counted once. Raises RuntimeError for a model that cannot run on the meta device.
     """
     words = tensor_plan(model) if plan is None else plan
     copied = copy.deepcopy(model).eval()
@@ -123,7 +123,7 @@ def _new_parameters(parameters: Iterable[nn.Parameter], counted: set[int]) -> tu
 
 
 def _work(module: nn.Module, outputs: int) -> int:
-    """Every output of a convolution or linear layer takes as many multiply-adds as it has inputs."""
+    """Multiply-adds of a convolution or linear layer: one per output and input connected to it."""
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return 0
     return outputs * math.prod(module.weight.shape[1:])
@@ -131,9 +131,9 @@ def _work(module: nn.Module, outputs: int) -> int:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step computes: `batch_size` samples over all ranks, `micro_batch` (None: all) at a time.
+    """A step of `batch_size` samples over all ranks, in micro-batches of `micro_batch` (None: all) samples.
 
-    `value_bytes` are those of a weight or gradient, `activation_bytes` those of an activation.
+    `value_bytes` is the size of a weight or gradient element, `activation_bytes` that of an activation element.
     """
 
     layers: tuple[Layer, ...]
@@ -157,8 +157,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the rank that has most of it. `sent` by what it is; the next four are fractions of what a single device
-    keeps; `speed_up` is over a single device with the same batch, links being free and all ranks equally fast.
+    """Cost of a step for the rank with the highest cost.
+
+    `sent` is by kind of data. The next four are fractions of the memory of a single device. `speed_up` is relative
+    to a single device with the same batch, with free communication and equally fast ranks.
     """
 
     sent: dict[str, Sent] = field(default_factory=dict)

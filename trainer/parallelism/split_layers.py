@@ -1,4 +1,4 @@
-"""Layers of which every rank of a group has a part: plain parameters, local arithmetic, explicit exchange."""
+"""Layers split over the ranks of a group: plain parameters, local arithmetic, explicit communication."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer.parallelism.exchange import Enter, Gather, Leave
 from trainer.parallelism.global_dropout import global_dropout, is_random
 
-# axis along which a weight is cut: its outputs, or its inputs
+# axis along which a weight is split: its outputs, or its inputs
 _WEIGHT_AXIS = {"column": 0, "gather": 0, "cross": 0, "group": 0, "row": 1}
 _FIELDS = {"Linear": ("inputs", "outputs"), "Conv2d": ("channels", "filters")}
 
 
 class Member(NamedTuple):
-    """A rank's place in a tensor group."""
+    """A tensor-parallel group, this process's rank in it, and its size."""
 
     group: Any
     rank: int
@@ -25,7 +25,7 @@ class Member(NamedTuple):
 
 
 def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str) -> None:
-    """Raises ValueError where `size` ranks cannot share a layer of the plan evenly; `asked` names the key."""
+    """Raise ValueError if `size` ranks cannot split a layer of the plan evenly; `asked` is the key for the message."""
     for name, kind in plan.items():
         module: Any = model.get_submodule(name)
         if kind == "split":
@@ -38,9 +38,9 @@ def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str
 
 
 def split_layers(model: nn.Module, plan: Mapping[str, str], member: Member) -> dict[str, int]:
-    """Leave this rank's part of every module that the plan names, in place.
+    """Replace every module in the plan by this rank's shard, in place.
 
-    Returns the axis along which each parameter and buffer was cut, by its name; those not in it are whole.
+    Returns the axis along which each parameter and buffer is split, by name; all others are whole.
     """
     axes: dict[str, int] = {}
     for name, kind in plan.items():
@@ -51,7 +51,7 @@ def split_layers(model: nn.Module, plan: Mapping[str, str], member: Member) -> d
 
 
 def part_of(x: Tensor, axis: int, member: Member) -> Tensor:
-    """This rank's equal part along an axis, in memory of its own, laid out as `x`."""
+    """Return a copy of this rank's equal part along an axis, in the memory format of `x`."""
     size = x.size(axis) // member.size
     is_last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if is_last else torch.contiguous_format
@@ -68,7 +68,7 @@ def _cut_layer(module: nn.Module, kind: str, member: Member) -> dict[str, int]:
 
 
 def _cut_channels(module: nn.Module, member: Member) -> dict[str, int]:
-    """Per-channel parameters and statistics stay with their channels; draws are those of the whole width."""
+    """Split per-channel parameters and statistics with their channels; draw random numbers for all channels."""
     if is_random(module):
         global_dropout(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
         return {}
@@ -93,7 +93,7 @@ def _range(size: int, rank: int) -> slice:
 
 
 def _forward(module: Any, kind: str, member: Member) -> Callable[[Tensor], Tensor]:
-    """The module's arithmetic on this rank's part, between what the kind has to exchange."""
+    """Return the module's forward on this rank's shard, with the communication that its kind needs."""
     group = member.group
 
     def gather(x: Tensor, is_partial: bool) -> Tensor:

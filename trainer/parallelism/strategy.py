@@ -1,4 +1,4 @@
-"""The contract of a strategy: the verbs by which the loop speaks to it; it knows nothing else about devices or ranks.
+"""The contract of a strategy: the only interface through which training uses devices and ranks.
 
 Every loss is a local sum divided by a global count and every reduction is a sum, so that all synchronous
 strategies give the same curve as one device.
@@ -23,11 +23,11 @@ Evaluated = tuple[Tensor, Tensor, Tensor]  # the sum of the loss, the outputs, a
 
 
 class PeerLost(RuntimeError):
-    """Another process that this rank depends on is gone."""
+    """A process that this rank depends on has ended."""
 
 
 class MicroBatch(NamedTuple):
-    """This rank's shard of samples that are computed at once; `num_global` is their number over all ranks."""
+    """This rank's shard of a micro-batch; `num_global` is the number of its samples over all ranks."""
 
     images: Tensor
     targets: Tensor
@@ -39,23 +39,23 @@ Part = MicroBatch
 
 
 class Strategy(ABC):
-    """What every form of parallelism answers. Verbs that are not abstract are optional."""
+    """Contract of every form of parallelism. Methods that are not abstract are optional."""
 
     devices: int | str = 1
     max_restarts: int = 0
     timeout: float = 0.0
     rank: int = 0
     world_size: int = 1
-    # which of how many shards of a batch this rank computes; ranks that split a model have the same one
+    # index of this rank's shard of a batch, and number of shards; ranks that split a model have the same shard
     data_rank: int = 0
     data_size: int = 1
     is_synchronous: bool = True
-    """Whether all ranks make the same step together. If not, each knows its own losses only, and only the main rank
-    knows the evaluations."""
+    """Whether all ranks take the same steps together. If not, each rank has only its own losses, and only the main
+    rank has evaluation metrics."""
     takes_closures: bool = True
     """Whether an optimizer may evaluate the objective in its step."""
     cuts_weights: bool = False
-    """Whether a rank steps parts of weights, so that the optimizer must be elementwise."""
+    """Whether a rank steps shards of weights, so that the optimizer must be elementwise."""
 
     @property
     def is_main(self) -> bool:
@@ -64,88 +64,92 @@ class Strategy(ABC):
 
     @property
     def steps_only(self) -> bool:
-        """Whether this rank only makes steps, beside a main rank that does not wait for it and that alone logs,
-        evaluates and saves. It calls `fetch` first, and ends when a verb raises PeerLost."""
+        """Whether this rank only trains, while the main rank, which does not wait for it, logs, evaluates and saves.
+
+        Such a rank calls `fetch` first and ends when a method raises PeerLost.
+        """
         return False
 
     def is_exact(self, model: nn.Module) -> bool:
-        """Whether the curve is that of one device, up to rounding; only such a run can be replayed on one."""
+        """Whether the curve equals that of one device up to rounding, so that the run can be replayed on one."""
         return True
 
     def tolerates(self, rank: int) -> bool:
-        """Whether the others go on when this rank is lost."""
+        """Whether the run continues without this rank if it is lost."""
         return False
 
     # --- before any process is started
 
     @abstractmethod
     def plan(self, available: int | None, machines: int) -> None:
-        """Resolve `devices` (`auto`: the `available` ones) and `world_size`, before any process is started.
+        """Resolve `devices` (`auto`: all `available` ones) and `world_size`, before any process is started.
 
-        `available` is None on a CPU, where any number may be asked for. Raises ValueError for degrees that do
-        not divide.
+        `available` is None on a CPU, where any number is allowed. Raises ValueError if the degrees of parallelism
+        do not divide.
         """
 
     def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
-        """Refuse a configuration that cannot be exact; `model` is on the meta device. Raises ValueError."""
+        """Raise ValueError for a configuration that is not supported; `model` is on the meta device."""
 
     def notices(self, model: nn.Module) -> list[str]:
-        """What the user should be told about a run that is not equal to one on a single device."""
+        """Return messages for the user if a run is not equal to one on a single device."""
         return []
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
-        """What a step sends and a rank keeps, for `plan`; `model` is on the meta device. None: unknown."""
+        """Return what a step sends and a rank stores, for `plan`, or None if unknown; `model` is on the meta device."""
         return None
 
     # --- the ranks
 
     @abstractmethod
     def connect(self, device: torch.device) -> None:
-        """Join the other ranks; the default process group exists from here on."""
+        """Initialize the default process group."""
 
     @abstractmethod
     def shard(self, count: int) -> slice:
-        """This rank's samples out of `count` that are computed at once; shards may be empty."""
+        """Return this rank's shard of a micro-batch of `count` samples; it may be empty."""
 
     @abstractmethod
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the shards of samples, each counted once; on every rank the same."""
+        """Return the sum of `value` over the shards of samples, each counted once; the same on every rank."""
 
     @abstractmethod
     def agree(self, flag: bool) -> bool:
-        """Whether any rank said so at the call before this one, without waiting for the device."""
+        """Return whether any rank passed True at the previous call, without synchronizing with the device."""
 
     @abstractmethod
     def broadcast(self, value: Any) -> Any:
-        """The main rank's value, on every rank; plain containers and tensors."""
+        """Return the main rank's value on every rank; plain containers and tensors."""
 
     @abstractmethod
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives on the main rank, where alone it is called, on every rank; the others wait for it as
-        long as it takes. Plain containers and tensors."""
+        """Call `make` on the main rank only and return its result on every rank; the others wait without a timeout.
+
+        The result consists of plain containers and tensors.
+        """
 
     @abstractmethod
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, on every rank; plain containers and tensors."""
+        """Return the values of all ranks on every rank; plain containers and tensors."""
 
     def close(self) -> None:
-        """Let go of groups and connections."""
+        """Destroy process groups and close connections."""
 
     # --- model and optimizer
 
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
-        """Prepare the model in place, names kept, and return the module to compute with (which may wrap it).
+        """Prepare the model in place, keeping names, and return the module to call (which may wrap it).
 
-        The optimizer is built over the model's parameters after it.
+        The optimizer is constructed afterwards, on the model's parameters.
         """
 
     def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        """The optimizer to step with; only asynchronous strategies put another one in its place."""
+        """Return the optimizer to step with; asynchronous strategies replace it."""
         return optimizer
 
     def fetch(self) -> int:
-        """Take the current weights, and return how many steps the main rank has done; called only if `steps_only`.
+        """Fetch the current weights; returns the number of steps of the main rank. Called only if `steps_only`.
 
         Raises PeerLost if the main rank has ended.
         """
@@ -153,66 +157,67 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
-        """Add the gradient of `weight * loss(forward(images), targets)` to `.grad`, summed over the ranks unless
-        inside `accumulating`.
+        """Add the gradient of `weight * loss(forward(images), targets)` to `.grad`, summed over ranks unless within
+        `accumulating`.
 
         `loss` is a sum over samples; `weight` is 1 / (samples of the step over all ranks), times a loss scale.
-        Returns the sum of the loss, the outputs and the targets to be counted on this rank.
+        Returns the sum of the loss, and the outputs and targets that count on this rank.
         """
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """Wraps all but the last micro-batch of a step: nothing needs to be exchanged yet."""
+        """Context manager around all but the last micro-batch of a step, which need no communication."""
         return nullcontext()
 
     @abstractmethod
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """Global L2 norm of the gradients of the whole model, on every rank the same."""
+        """Return the global L2 norm of the whole model's gradients, the same on every rank."""
 
     def stepped(self, model: nn.Module, step: int) -> None:
-        """After optimizer step `step` (the first is 1)."""
+        """Called after optimizer step `step` (the first is 1)."""
 
     def evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Wraps an evaluation: inside, the model has the weights that a checkpoint would hold."""
+        """Context manager around an evaluation; within it, the model has the weights that a checkpoint would hold."""
         return nullcontext()
 
     # --- state
 
     @abstractmethod
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """Full state under whole-model names, loadable under any other strategy; all ranks call it."""
+        """Return the full state under whole-model names, loadable by any other strategy. A collective call."""
 
     @abstractmethod
     def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """Load the result of `state_dict`."""
 
     @abstractmethod
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        """`state`: full tensors by the parameter's name; `groups`: settings by the group's name."""
+        """Return `state`, full tensors by parameter name, and `groups`, settings by group name. A collective call."""
 
     @abstractmethod
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        """The inverse."""
+        """Load the result of `optimizer_state`."""
 
     def local_state(self, model: nn.Module, optimizer: Optimizer) -> Any:
-        """What else a rank needs to go on with the same bits under the same strategy and world size, or None."""
+        """Return further state that this rank needs to continue bit-identically, under the same strategy and world
+        size, or None."""
         return None
 
     def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: Any) -> None:
-        """The inverse; called after the other two."""
+        """Load the result of `local_state`; called after the other two."""
 
     # --- numbers
 
     def metrics(self) -> dict[str, float]:
-        """Numbers of its own since the last call, for a logged step."""
+        """Return the strategy's own metrics since the last call, for a logged step."""
         return {}
 
     def histograms(self) -> dict[str, Tensor]:
-        """Values of its own since the last call, for TensorBoard."""
+        """Return the strategy's own values since the last call, for TensorBoard histograms."""
         return {}
 
 
 class WholeModel(Strategy):
-    """What strategies share whose ranks hold the model's parameters as plain tensors under their own names."""
+    """Base of strategies whose ranks hold the model's parameters as plain tensors under their own names."""
 
     def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         outputs = forward(batch.images)
@@ -238,7 +243,7 @@ class WholeModel(Strategy):
 
 
 class Unreduced(WholeModel):
-    """What a process shares with another that reduces nothing over ranks: it is alone, or does not wait for others."""
+    """Base of strategies without reductions over ranks: a single process, or asynchronous workers."""
 
     def sum(self, value: Tensor) -> Tensor:
         return value

@@ -1,4 +1,4 @@
-"""Batch norm over the batch of all ranks: statistics are those of one device with the whole batch."""
+"""Batch norm over the batch of all ranks, with the statistics of one device and the whole batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SumOverRanks(torch.autograd.Function):
-    """y = sum over ranks of x; so is the gradient, since every rank's loss depends on every rank's x."""
+    """y = sum over ranks of x; dL/dx = sum over ranks of dL/dy, as every rank's loss depends on every rank's x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -26,24 +26,24 @@ class SumOverRanks(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose mean and variance are those of the samples of all ranks, counted, not averaged:
+    """Batch norm with mean and variance over the samples of all ranks, from sums and counts:
 
-    mean = sum x / N, var = sum (x - mean)^2 / N with N = samples * places over the ranks of `group`; the
-    running variance takes N - 1. Shares may differ in size or be empty. torch's own class refuses the CPU.
-    Source: UVic PHYS 555, "Batch Normalization"; Ioffe & Szegedy 2015, algorithm 1.
+    mean = sum x / N, var = sum (x - mean)^2 / N with N = samples * spatial positions over the ranks of `group`; the
+    running variance divides by N - 1. Shards may differ in size or be empty. `torch.nn.SyncBatchNorm` does not
+    support the CPU. Source: UVic PHYS 555, "Batch Normalization"; Ioffe & Szegedy 2015, algorithm 1.
     """
 
     group: Any = None
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions with channels second: what the replaced module checked, stays out of the way."""
+        """Accept any number of dimensions, with channels second, as this class replaces all kinds of batch norm."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training and self.track_running_stats:
             return super().forward(input)
         reduced = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        # statistics in float32 at least, as torch's kernels keep them
+        # at least float32 statistics, as in torch's kernels
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = x.new_tensor([x.numel() / x.size(1)])
         sums = SumOverRanks.apply(torch.cat([x.sum(reduced), count]), self.group)
@@ -69,7 +69,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norms(model: nn.Module, group: Any) -> None:
-    """Exchange every batch norm in place for one over `group` (None: all ranks); names and parameters stay."""
+    """Replace every batch norm in place by one over `group` (None: all ranks), keeping names and parameters."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm | nn.SyncBatchNorm):

@@ -1,4 +1,4 @@
-"""Model parallelism: the ranks of a group share the layers, and see the same samples."""
+"""Model parallelism: layers are split over the ranks of a group, which all see the same samples."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -24,10 +24,10 @@ WITH_A_PLAN = "mlp, linear, lenet, resnet and alexnet_two_column have one"
 
 
 class SplitModel(DataParallel):
-    """A model of which every rank holds a part, by its `tensor_plan`: base of the strategies that split layers.
+    """Base of the strategies that split layers according to the model's `tensor_plan`.
 
-    Parameters are plain tensors, this rank's part of the whole; states are gathered and cut along the axis that
-    was split, so that they fit any other strategy.
+    Parameters are plain tensors, this rank's shards. State dicts are gathered and split along the same axes, so that
+    they can be loaded by any other strategy.
     """
 
     cuts_weights = True
@@ -46,11 +46,11 @@ class SplitModel(DataParallel):
 
     @property
     def tensor_size(self) -> int:
-        """Ranks that share a layer."""
+        """Number of ranks over which a layer is split."""
         return self.world_size
 
     def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
-        """How each module is shared, by its name. Raises ValueError for models that do not say."""
+        """Return how to split each module, by name. Raises ValueError for models without a plan."""
         plan = contracts.tensor_plan(model)
         if not plan:
             name = config["choices"].get("model", "")
@@ -65,23 +65,23 @@ class SplitModel(DataParallel):
         return cost.hybrid(step, self.data_size, self.tensor_size, self.is_synchronized)
 
     def asked(self) -> str:
-        """The key and its value that say among how many ranks a layer is shared."""
+        """Return `key=value` that determines the number of ranks per layer, for error messages."""
         machines = self.world_size // int(self.devices)
         return f"parallelism.devices={self.devices}" + (f" on {machines} machines" if machines > 1 else "")
 
     def split(self, model: nn.Module, plan: Mapping[str, str]) -> None:
-        """Leave this rank's part of the layers that are in the plan."""
+        """Replace the layers in the plan by this rank's shards."""
         self._axes = split_layers(model, plan, self._member)
         self._parts = [value for name, value in model.named_parameters() if name in self._axes]
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        """Squares of the parts are summed over the group; what is whole on every rank counts once."""
+        """Sum the squares of shards over the group; gradients that are whole on every rank count once."""
         split = {id(parameter.grad) for parameter in self._parts}
         parts: list[Tensor] = []
         wholes: list[Tensor] = []
         for gradient in gradients:
             (parts if id(gradient) in split else wholes).append(gradient)
-        # the same share of what is whole from every rank, so that all have the same number to the last bit
+        # every rank contributes 1/n of the whole gradients, so that all get a bit-identical result
         total = sum(_square(some) / count for some, count in ((parts, 1), (wholes, self._member.size)) if some)
         assert isinstance(total, Tensor)
         dist.all_reduce(total, group=self._member.group)
@@ -115,18 +115,17 @@ class SplitModel(DataParallel):
 
 
 def _square(gradients: list[Tensor]) -> Tensor:
-    """The sum of the squares of all elements."""
+    """Return the sum of the squares of all elements."""
     return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
 
 class HybridParallel(SplitModel):
-    """Groups of `tensor` neighbouring ranks share the layers of one model; the batch is cut into as many shards
-    as there are groups: a 2-D mesh with the axes "data" and "tensor".
+    """Layers are split over groups of `tensor` neighbouring ranks; each group computes one shard of the batch.
 
-    A layer with N filters (outputs) is N/t filters on each of t ranks, which all convolve the whole input; where
-    the next layer takes the parts as they are, its outputs are summed. Gradients are summed over the data axis.
-    Source: CUHK ELEG 5491, "Model parallelism", "Hybrid data and model parallelism" (its figure: `devices` 4, `tensor`
-    2).
+    The ranks form a 2-D mesh with the axes "data" and "tensor". A layer with N filters (outputs) becomes N/t filters
+    on each of t ranks, which all convolve the whole input; if the next layer takes the split result, its outputs are
+    summed. Gradients are summed over the data axis. Source: CUHK ELEG 5491, "Model parallelism", "Hybrid data and
+    model parallelism" (its figure: `devices` 4, `tensor` 2).
 
     `batch_norm` as in DataParallel, over the data axis. Raises ValueError unless `tensor` is at least 1 and
     divides `devices` and the layers of the model.
@@ -162,7 +161,7 @@ class HybridParallel(SplitModel):
     def connect(self, device: torch.device) -> None:
         super().connect(device)
         ranks = torch.arange(self.world_size).view(-1, self.tensor_size)
-        # made one by one: the groups of init_device_mesh wait for half an hour
+        # created individually to set the timeout, which is half an hour for groups of init_device_mesh
         groups: Any = [
             dist.new_subgroups_by_enumeration(lists, timedelta(seconds=self.timeout))[0]
             for lists in (ranks.T.tolist(), ranks.tolist())
@@ -188,7 +187,7 @@ class HybridParallel(SplitModel):
 
 
 class TensorParallel(HybridParallel):
-    """All ranks share the layers of one model, and see all samples (CUHK ELEG 5491, "Model parallelism")."""
+    """Layers are split over all ranks, which all see the whole batch (CUHK ELEG 5491, "Model parallelism")."""
 
     default_devices = 2
 
@@ -204,8 +203,9 @@ class TensorParallel(HybridParallel):
 
 
 class TwoColumn(HybridParallel):
-    """Two ranks a model, each with a column of it; the columns meet where the model lets them (CUHK ELEG 5491, "Model
-    parallelism"; Krizhevsky et al. 2012). More ranks are more data: with 4 the batch is cut in two.
+    """Two ranks per model, each with one column of it; the columns exchange data where the model's plan says so (CUHK
+    ELEG 5491, "Model parallelism"; Krizhevsky et al. 2012). Further ranks add data parallelism: 4 ranks split the
+    batch in two.
 
     Raises ValueError for models without columns.
     """

@@ -1,4 +1,4 @@
-"""One weird trick: convolutions see a shard of the batch each, fully connected layers share their units."""
+"""One weird trick: data parallelism for convolutions, model parallelism for fully connected layers."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,22 +17,24 @@ from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member
 from trainer.parallelism.tensor import SplitModel
 
-# what may stand at the border, where the input is whole; a layer that would gather its input finds it so
+# allowed kinds of the first fully connected layer: its input is whole already, so `cross` need not gather it
 _AT_THE_BORDER = {"column": "column", "cross": "column", "gather": "gather"}
 
 
 class WeirdTrick(SplitModel):
-    """Convolutions have few weights and most of the arithmetic: every rank does all of them on its share of the
-    batch, and their gradients are summed. Fully connected layers have most weights and little arithmetic: every
-    rank has a part of them, through which it passes the whole batch.
+    """Data parallelism for convolutions, tensor parallelism for fully connected layers.
 
-    At the border the shards of the batch are gathered; on the way back the gradients of the features, to which
-    each rank's units contribute, are summed, and each rank keeps its shard. The outputs go back to the rank
-    whose samples they are. Source: Optimization (Part 2), "One weird trick"; Krizhevsky 2014, section 4, scheme (a).
+    Convolutions have few weights and most of the arithmetic: every rank computes all of them on its shard of the
+    batch, and their gradients are summed. Fully connected layers have most weights and little arithmetic: they are
+    split over the ranks, each of which computes the whole batch.
 
-    The border is the model's first fully connected layer. `batch_norm` as in DataParallel, for the convolutional
-    part. Raises ValueError for models whose fully connected layers have no tensor plan, and for numbers of ranks
-    that do not divide them.
+    At the border, the model's first fully connected layer, the shards of the batch are gathered; in the backward
+    pass, the gradients of the features are summed over ranks, and each rank keeps its shard. Each rank also keeps
+    the outputs of its own samples. Source: Optimization (Part 2), "One weird trick"; Krizhevsky 2014, section 4,
+    scheme (a).
+
+    `batch_norm` as in DataParallel, for the convolutional part. Raises ValueError for models whose fully connected
+    layers have no tensor plan, and for numbers of ranks that do not divide them.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class WeirdTrick(SplitModel):
         if not plan:
             raise ValueError(
                 f"parallelism=weird_trick: model={config['choices'].get('model', '')} ({type(model).__name__}) has no "
-                "fully connected layers that can be shared; mlp, linear, lenet and alexnet_two_column have some"
+                "fully connected layers that can be split; mlp, linear, lenet and alexnet_two_column have some"
             )
         return plan
 
@@ -60,7 +62,7 @@ class WeirdTrick(SplitModel):
 
     def connect(self, device: torch.device) -> None:
         super().connect(device)
-        # a group of its own: what passes the border does not queue among the gradients
+        # a separate group, so that features at the border do not queue behind gradients
         group = dist.new_group(timeout=timedelta(seconds=self.timeout))
         self._member = Member(group, self.rank, self.world_size)
 
@@ -69,7 +71,7 @@ class WeirdTrick(SplitModel):
         dense = dense_children(model)
         self._gather_before(model.get_submodule(dense[0]))
         self._keep_after(model.get_submodule(dense[-1]))
-        # their gradients are complete on each rank, which has passed the whole batch through them
+        # DDP ignores fully connected layers: each rank has computed their gradients for the whole batch
         ours = [name for name, _ in model.named_parameters() if name.partition(".")[0] in dense]
         if len(ours) == len(list(model.parameters())):
             return model
@@ -77,7 +79,7 @@ class WeirdTrick(SplitModel):
         return DataParallel.apply(self, model)
 
     def use_global_batch(self, model: nn.Module, synchronize: bool = True) -> None:
-        """Only the convolutional part sees shards; dropout and batch norm after it have the whole batch."""
+        """Prepare only the convolutional part: dropout and batch norm after it see the whole batch anyway."""
         dense = dense_children(model)
         shared = nn.ModuleDict({name: child for name, child in model.named_children() if name not in dense})
         super().use_global_batch(shared, synchronize)
@@ -91,8 +93,8 @@ class WeirdTrick(SplitModel):
         inner: Any = layer.forward
 
         def forward(x: Tensor) -> Tensor:
-            self._sizes = self._share_sizes(x.size(0))
-            # not partial: the layer itself adds up the gradients of its inputs
+            self._sizes = self._shard_sizes(x.size(0))
+            # not partial: the layer itself sums the gradients of its inputs
             outputs: Tensor = inner(Gather.apply(x, self._member.group, 0, self._sizes, False))
             return outputs
 
@@ -107,21 +109,21 @@ class WeirdTrick(SplitModel):
 
         layer.forward = forward
 
-    def _share_sizes(self, size: int) -> list[int]:
-        """How many samples each rank has, also where nothing says how many there are in all."""
+    def _shard_sizes(self, size: int) -> list[int]:
+        """Return the number of samples on each rank, which no other information determines in an evaluation."""
         sizes: list[int] = gathered(torch.tensor([size]), self._control, 0, [1] * self.world_size).tolist()
         return sizes
 
 
 def dense_children(model: nn.Module) -> list[str]:
-    """The names of the model's children from its first fully connected layer on, in order; none without one."""
+    """Return the names of the model's children from its first fully connected layer on; empty if there is none."""
     names = [name for name, _ in model.named_children()]
     first = next((i for i, child in enumerate(model.children()) if isinstance(child, nn.Linear)), len(names))
     return names[first:]
 
 
 def dense_plan(model: nn.Module) -> dict[str, str]:
-    """The tensor plan of the fully connected part, whose input is whole; empty where it cannot be split."""
+    """Return the tensor plan of the fully connected part, whose input is whole; empty if it cannot be split."""
     dense = dense_children(model)
     plan = contracts.tensor_plan(model)
     if not dense or plan.get(dense[0]) not in _AT_THE_BORDER:
