@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer import launching
 from trainer.base import signals
+from trainer.base.collector import pausing_collection
 from trainer.base.errors import ConfigurationError, nearest
 from trainer.base.text import NAME
 from trainer.hydra_entry.hydra import run_hydra
@@ -23,7 +24,7 @@ def main() -> None:
     # machine; spinning for about ten microseconds costs nothing on an idle one
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    with exit_on_error():
+    with pausing_collection(), exit_on_error():
         arguments = _own_flags(sys.argv[1:])
         _see_trusted_packages()
         launching.see_slurm()

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as _torch_optimizer
-from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _COMPILER = "torch._dynamo"
@@ -113,6 +112,8 @@ def set_deterministic(mode: bool, *, warn_only: bool, compiles: bool) -> None:
 
 def spare_flop_counter() -> None:
     """Let torch's counter of FLOPs see operations without importing the compiler, as `keep_compiler_out` does."""
+    from torch.utils import flop_counter  # imports triton
+
     for kind in vars(flop_counter).values():
         if isinstance(kind, type) and issubclass(kind, TorchDispatchMode):
             _fill_slot(vars(kind).get("__torch_dispatch__"))

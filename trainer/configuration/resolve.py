@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trainer import metrics
+from trainer.base.collector import resume_collection
 from trainer.base.config import Config
 from trainer.base.device import choose_device, total_memory
 from trainer.base.duration import parse_duration
@@ -39,6 +40,7 @@ def resolve(config: Config) -> Blueprint:
 
     Raises ConfigurationError with every problem, a line each; nothing was written or allocated.
     """
+    resume_collection()  # torch is loaded
     if not config["compile"]:
         keep_compiler_out()
     found = node_problems(config)
