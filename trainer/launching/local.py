@@ -27,6 +27,10 @@ from trainer.storage.files import disk_errors
 # a rank says every second that it lives; one that the system has stopped is given up after _STOPPED seconds, one
 # that is merely silent after _SILENT
 _STOPPED, _SILENT = 4.0, 60.0
+# what every rank imports; the main one needs TensorBoard, too
+_PRELOAD = (
+    "trainer.assembly.assemble", "trainer.training.loop", "trainer.launching.rank", "torch.utils.tensorboard"
+)  # fmt: skip
 
 
 @dataclass
@@ -107,7 +111,8 @@ class LocalRanks:
         # quiet: that a peer's connection was closed is told in our own words
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.assembly.assemble", "trainer.training.loop", "trainer.launching.rank"])
+        own = [type(self._strategy).__module__, *self._strategy.preload]
+        context.set_forkserver_preload([*_PRELOAD, *own])
         _start_server()
         count = self._strategy.devices
         logs = self._folder / "ranks"

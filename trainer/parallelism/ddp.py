@@ -33,6 +33,8 @@ class DataParallel(Ranks):
     other values.
     """
 
+    preload: tuple[str, ...] = ("torch._dynamo",)  # by DistributedDataParallel
+
     def __init__(
         self,
         devices: int | str = "auto",

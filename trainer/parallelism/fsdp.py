@@ -28,6 +28,7 @@ class FullySharded(Ranks):
     Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
+    preload: tuple[str, ...] = ("torch._dynamo",)  # by fully_shard
     cuts_weights = True
 
     def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:

@@ -56,6 +56,9 @@ class Strategy(ABC):
     """Whether an optimizer may evaluate the objective in its step."""
     cuts_weights: bool = False
     """Whether a rank steps shards of weights, so that the optimizer must be elementwise."""
+    preload: tuple[str, ...] = ()
+    """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
+    imports them once."""
 
     @property
     def is_main(self) -> bool:

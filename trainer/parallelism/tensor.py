@@ -30,6 +30,7 @@ class SplitModel(DataParallel):
     they can be loaded by any other strategy.
     """
 
+    preload: tuple[str, ...] = ()
     cuts_weights = True
 
     def __init__(
@@ -131,6 +132,8 @@ class HybridParallel(SplitModel):
     divides `devices` and the layers of the model.
     """
 
+    preload: tuple[str, ...] = DataParallel.preload
+
     default_devices = 4
 
     def __init__(
@@ -188,6 +191,8 @@ class HybridParallel(SplitModel):
 
 class TensorParallel(HybridParallel):
     """Layers are split over all ranks, which all see the whole batch (CUHK ELEG 5491, "Model parallelism")."""
+
+    preload: tuple[str, ...] = ()
 
     default_devices = 2
 
