@@ -191,6 +191,7 @@ def test_zeros_stand_for_a_small_model_only() -> None:
     }
     assert zeros_for(nn.Linear(2000, 2001, device="meta"), (2000,)) is None
     assert zeros_for(model, (3, 224, 224)) is None
+    assert zeros_for(nn.LazyLinear(2), (3,)) is None
 
 
 @pytest.mark.parametrize(
