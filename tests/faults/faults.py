@@ -4,6 +4,7 @@ import errno
 import importlib
 import io
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -104,13 +105,15 @@ class CrashPoints:
 
     `at`: a change, such as "replace last.pt", and which one of its kind (0, 1, ...); threads make the order of
     different kinds vary. `before`: as SIGKILL would; `torn`: half of a write has been done; `power`: of every
-    file only what an fsync has put on the disk is left. What happens is written to `log`.
+    file only what an fsync has put on the disk is to be left (`cut_power` does that when the process is gone: its
+    other threads would go on writing meanwhile). What happens is written to `log`.
     """
 
     def __init__(self, folder: Path, at: tuple[str, int] | None, how: str, log: str | None) -> None:
         self.folder, self.at, self.how = folder.resolve(), at, how
         self.log = None if log is None else Path(log)
         self.count: Counter[str] = Counter()
+        self.one_at_a_time = threading.Lock()
         self.on_disk = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
     def install(self) -> None:
@@ -167,26 +170,28 @@ class CrashPoints:
         if not path.is_relative_to(self.folder):
             return
         change = f"{operation} {'.' if path == self.folder else re.sub(r'[0-9]+', '#', path.name)}"
-        place = (change, self.count[change])
-        self.count[change] += 1
-        if self.log is not None:
-            with self.log.open("a") as log:
-                print(change, file=log)
-        if place != self.at:
-            return
-        if self.how == "torn" and tear is not None:
-            tear()
-        if self.how == "power":
-            self._cut_power()
-        os._exit(EXIT_CODE)
+        with self.one_at_a_time:  # it is kept at the end: no thread comes to its next change then
+            place = (change, self.count[change])
+            self.count[change] += 1
+            if self.log is not None:
+                with self.log.open("a") as log:
+                    print(change, file=log)
+            if place != self.at:
+                return
+            if self.how == "torn" and tear is not None:
+                tear()
+            if self.how == "power":
+                assert self.log is not None
+                self.log.with_suffix(".disk").write_text(json.dumps(list(self.on_disk.items())))
+            os._exit(EXIT_CODE)
 
-    def _cut_power(self) -> None:
-        for root, _, names in os.walk(self.folder):
-            for name in names:
-                descriptor = os.open(os.path.join(root, name), os.O_RDWR)  # noqa: PTH118
-                status = os.fstat(descriptor)
-                os.ftruncate(descriptor, min(self.on_disk.get(status.st_ino, 0), status.st_size))
-                os.close(descriptor)
+
+def cut_power(folder: Path, log: Path) -> None:
+    """Leave of every file what was on the disk when the process ended, as it wrote beside its log."""
+    on_disk = dict(json.loads(log.with_suffix(".disk").read_text()))
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        status = path.stat()
+        os.truncate(path, min(on_disk.get(status.st_ino, 0), status.st_size))
 
 
 class FullDisk:

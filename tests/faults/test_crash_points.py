@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults import EXIT_CODE
+from faults import EXIT_CODE, cut_power
 from harness import CONFIGURATIONS, but, differences, finish
 
 from tests.forks import Zygote
@@ -40,6 +40,8 @@ def watch(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: o
     log = folder.with_name(f"{folder.name}.log")
     log.unlink(missing_ok=True)
     code = go_on(zygote, folder, sitting, folder=str(folder), log=str(log), **fault)
+    if fault.get("how") == "power" and code == EXIT_CODE:
+        cut_power(folder, log)
     return code, log.read_text().splitlines()
 
 
