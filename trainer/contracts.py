@@ -9,16 +9,39 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from trainer.base.chunks import Change
+from trainer.base.config import Component
+from trainer.base.stateful import State
 
 Contract = TypeVar("Contract")
 Metric = str | Callable[[Tensor, Tensor], Tensor]
+ParameterGroup = dict[str, Any]
+"""A parameter group of an optimizer: its parameters and its settings, by name."""
 Rows = dict[str, Tensor]  # augmentation parameters by name, one row per sample, on the CPU
+
+
+class Images(Protocol):
+    """A tensor (N, C, H, W), or an object whose slices are uint8 or float32 tensors."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Tensor: ...
+
+
+class Layout(Protocol):
+    """A set of images that is stored for an augmentation."""
+
+    images_NCHW: Tensor
+    """The images as they are without augmentation."""
+
+    def begin(self, indices_N: Tensor, rows: Rows) -> tuple[Tensor, list[Change]]:
+        """The samples at these indices; see `Augmentation.begin`."""
+        ...
 
 
 class Preprocessing(nn.Module, ABC):
@@ -32,8 +55,8 @@ class Preprocessing(nn.Module, ABC):
     is none."""
 
     @abstractmethod
-    def fit(self, images: Any) -> None:
-        """Estimate the statistics from the training images: a tensor, or an object whose slices are tensors."""
+    def fit(self, images: Images) -> None:
+        """Estimate the statistics from the training images."""
 
     @abstractmethod
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -42,7 +65,7 @@ class Preprocessing(nn.Module, ABC):
     def check(self, input_shape: tuple[int, int, int]) -> None:
         """Raise ValueError if samples of shape (C, H, W) are not supported."""
 
-    def fit_roughly(self, images: Any) -> None:
+    def fit_roughly(self, images: Images) -> None:
         """Set approximate statistics quickly, for cost estimates; applying them takes as long as those of `fit`."""
         self.fit(images)
 
@@ -73,10 +96,10 @@ class Sampler(ABC):
     def end_epoch(self) -> None:
         """Apply the observations; they affect the order from the next epoch on."""
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore the state, which is the same on every rank."""
 
 
@@ -108,7 +131,7 @@ class Augmentation(ABC):
         """Number of leading operations that `frames` replaces."""
         return 0
 
-    def border(self, images_NCHW: Tensor, room: float) -> Any:
+    def border(self, images_NCHW: Tensor, room: float) -> Layout | None:
         """Return the whole set in a layout that is faster to read, in at most `room` bytes, or None."""
         return None
 
@@ -165,11 +188,11 @@ class Loss(ABC):
 class Optimizer(Protocol):
     """Interface of `torch.optim.Optimizer`. `needs_closure` and `is_elementwise` report its capabilities."""
 
-    param_groups: list[dict[str, Any]]
+    param_groups: list[ParameterGroup]
 
-    def step(self, closure: Any = None) -> Any: ...
+    def step(self, closure: None = None) -> float | None: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> State: ...
 
 
 class Schedule(ABC):
@@ -192,10 +215,10 @@ class Schedule(ABC):
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Receive the metrics of every evaluation."""
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         pass
 
 
@@ -242,20 +265,20 @@ def is_elementwise(optimizer: Optimizer) -> bool:
 
 def tensor_plan(model: nn.Module) -> Mapping[str, str]:
     """Module name -> how to split the module over ranks (see `parallelism/tensor.py`); empty if not declared."""
-    plan: Any = getattr(model, "tensor_plan", None)
+    plan: Mapping[str, str] | None = getattr(model, "tensor_plan", None)
     return plan or {}
 
 
 def pipeline_plan(model: nn.Module) -> Sequence[str] | None:
     """Names of the children at which a pipeline stage may begin; None if not declared."""
-    plan: Any = getattr(model, "pipeline_plan", None)
+    plan: Sequence[str] | None = getattr(model, "pipeline_plan", None)
     return None if plan is None else tuple(plan)
 
 
 # --- components that do not subclass their contract -----------------------------------------------------------
 
 
-def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
+def adapt(group: str, contract: type[Contract], component: Component) -> Contract:
     """Return the component with all optional members of its contract; wrap it if it does not subclass the contract.
 
     A contract that is a Protocol has no optional members, so its components are returned unchanged. Raises
@@ -264,7 +287,7 @@ def adapt(group: str, contract: type[Contract], component: Any) -> Contract:
     missing = missing_members(contract, component)
     if missing:
         raise ValueError(f"is nothing for {group}, it has no {', '.join(missing)}")
-    found: Any = component
+    found = component
     if _is_protocol(contract) or isinstance(component, contract):
         pass
     elif issubclass(contract, Preprocessing):
@@ -296,51 +319,50 @@ def _is_protocol(contract: type) -> bool:
     return bool(getattr(contract, "_is_protocol", False))
 
 
-def _adapter(contract: type, component: Any) -> type:
+class _Adapter:
+    """Looks up in a component what the contract does not have."""
+
+    def __init__(self, component: Component) -> None:
+        self.adapted = component
+
+    def __getattr__(self, name: str) -> Component:
+        if name == "adapted":  # not yet set, while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.adapted, name)
+
+    def __copy__(self) -> Self:
+        """Copy the component, too, so that assignments to the copy do not reach the original."""
+        return type(self)(copy(self.adapted))
+
+
+class _CallableAdapter(_Adapter):
+    def __call__(self, *args: object, **kwargs: object) -> Component:
+        return self.adapted(*args, **kwargs)
+
+
+def _adapter(contract: type[Contract], component: Component) -> Callable[[Component], Contract]:
     """Create a subclass of the contract that delegates to the component and falls back to the contract's defaults."""
     names = {name for kind in contract.__mro__[:-1] for name in (*vars(kind), *vars(kind).get("__annotations__", {}))}
     public = [name for name in names if not name.startswith("_") and hasattr(component, name)]
-    body: dict[str, Any] = {name: _delegate(name) for name in public}
-    if "__call__" in names:
-        body["__call__"] = lambda self, *args, **kwargs: self.adapted(*args, **kwargs)
-    body |= {
-        "__init__": _remember,
-        "__getattr__": _look_up,
-        "__copy__": _copy,
-        "__module__": type(component).__module__,
-    }
-    return type(type(component).__name__, (contract,), body)
+    body = {name: _delegate(name) for name in public}
+    base = _CallableAdapter if "__call__" in names else _Adapter
+    kind = type(component)
+    return type(kind.__name__, (base, contract), {**body, "__module__": kind.__module__})
 
 
 def _delegate(name: str) -> property:
     return property(lambda self: getattr(self.adapted, name), lambda self, value: setattr(self.adapted, name, value))
 
 
-def _remember(self: Any, component: Any) -> None:
-    self.adapted = component
-
-
-def _copy(self: Any) -> Any:
-    """Copy the component, too, so that assignments to the copy do not reach the original."""
-    return type(self)(copy(self.adapted))
-
-
-def _look_up(self: Any, name: str) -> Any:
-    """Look up members of the component that the contract does not have."""
-    if name == "adapted":  # not yet set, while a copy is being made
-        raise AttributeError(name)
-    return getattr(self.adapted, name)
-
-
 class _ForeignPreprocessing(Preprocessing):
     """Wraps a module that does not subclass `Preprocessing`; the keys of its state dict do not change."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Component) -> None:
         super().__init__()
         self.adapted = module
         self.transform_ = getattr(module, "transform_", None)
 
-    def fit(self, images: Any) -> None:
+    def fit(self, images: Images) -> None:
         self.adapted.fit(images)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -350,7 +372,7 @@ class _ForeignPreprocessing(Preprocessing):
     def check(self, input_shape: tuple[int, int, int]) -> None:
         getattr(self.adapted, "check", super().check)(input_shape)
 
-    def fit_roughly(self, images: Any) -> None:
+    def fit_roughly(self, images: Images) -> None:
         getattr(self.adapted, "fit_roughly", self.adapted.fit)(images)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

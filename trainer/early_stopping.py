@@ -1,10 +1,8 @@
 """Early stopping: stop when the monitored metric has not improved for `patience` evaluations."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from trainer.base.checks import check_whole
 from trainer.base.improvement import Improvement
+from trainer.base.stateful import State
 
 
 class EarlyStopping:
@@ -34,8 +32,8 @@ class EarlyStopping:
         """Whether patience is exhausted."""
         return self.waited >= self.patience
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"waited": self.waited, "best": self.improvement.best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.waited, self.improvement.best = state["waited"], state["best"]

@@ -1,12 +1,12 @@
 """Training and evaluation metrics: sums over samples that stay on the device until they are read."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.base.errors import ConfigurationError, unknown
+from trainer.base.stateful import State
 
 Sum = Callable[[Tensor, Tensor], Tensor]
 
@@ -115,7 +115,7 @@ class Meter:
         self.reset()
         return dict(zip(names, values, strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "losses": torch.stack(self._losses) if self._losses else None,
             "outputs": self._outputs,
@@ -124,9 +124,7 @@ class Meter:
             "num_samples": self._num_samples,
         }
 
-    def load_state_dict(
-        self, states: Sequence[Mapping[str, Any]], shard: int, num_shards: int, device: torch.device
-    ) -> None:
+    def load_state_dict(self, states: Sequence[State], shard: int, num_shards: int, device: torch.device) -> None:
         """Resume from `states`, one per shard of the samples.
 
         This rank takes every `num_shards`-th state, so that nothing is lost or counted twice if the number of shards
@@ -136,7 +134,7 @@ class Meter:
         for state in states[shard::num_shards]:
             self._take(state, device)
 
-    def _take(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def _take(self, state: State, device: torch.device) -> None:
         self._losses += [] if state["losses"] is None else list(state["losses"].to(device).unbind())
         self._outputs += [outputs.to(device) for outputs in state["outputs"]]
         self._targets += [targets.to(device) for targets in state["targets"]]

@@ -9,14 +9,14 @@ take it: the number of samples of an optimizer step, over all ranks. A sampler t
 `observe`: see HardExamples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.base.checks import check_number, check_whole
+from trainer.base.stateful import State
 from trainer.contracts import Sampler
 
 SumOverRanks = Callable[[Tensor], Tensor]
@@ -277,7 +277,7 @@ class HardExamples(Sampler):
     def state_dict(self) -> dict[str, Tensor]:
         return {"running": self._running, "seen": self._seen}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore the same state on every rank."""
         self._running, self._seen = state["running"].clone(), state["seen"].clone()
         self._mine = torch.zeros_like(self._seen)

@@ -7,11 +7,11 @@ Durations are given as text; converting them needs `steps_per_epoch` and `total_
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from trainer.base.checks import check_number, check_that, check_whole
 from trainer.base.duration import parse_duration
 from trainer.base.improvement import Improvement
+from trainer.base.stateful import State
 from trainer.contracts import Schedule
 
 _SHARE = "in [0, 1]"
@@ -134,9 +134,9 @@ class Plateau(Schedule):
         if self.stalled > self.patience:
             self.drops, self.stalled = self.drops + 1, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"drops": self.drops, "stalled": self.stalled, "best": self.improvement.best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.drops, self.stalled = state["drops"], state["stalled"]
         self.improvement.best = state["best"]

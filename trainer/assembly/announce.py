@@ -1,11 +1,9 @@
 """The header of a run: on the terminal, in the log and in TensorBoard."""
 
-from typing import Any
-
 import torch
 import yaml
 
-from trainer.base.config import Config
+from trainer.base.config import Config, ConfigValue
 from trainer.reporting.pixels import as_levels
 from trainer.training.run import Run
 
@@ -45,9 +43,9 @@ def announce(run: Run, resumed: bool) -> None:
         board.images("train/first_batch", as_levels(images[:count], run.batches.images), 0)
 
 
-def hyper_parameters(config: Config) -> dict[str, Any]:
+def hyper_parameters(config: Config) -> Config:
     """One flat row: the option of each group, and every number, word and switch that changes the outcome."""
-    row: dict[str, Any] = dict(config["choices"])
+    row: Config = dict(config["choices"])
     aside = ("choices", "every", "name", "profile", "threads")
     for key, value in config.items():
         if key in aside:
@@ -56,7 +54,7 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
     return row
 
 
-def _flattened(key: str, value: Any) -> dict[str, Any]:
+def _flattened(key: str, value: ConfigValue) -> Config:
     if isinstance(value, dict):
         inner = {name: item for name, item in value.items() if name not in ("_target_", "root", "download", "epochs")}
         return {k: v for name, item in inner.items() for k, v in _flattened(f"{key}.{name}", item).items()}

@@ -3,7 +3,6 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,6 +21,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
 from trainer.contracts import needs_closure
+from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import parameter_groups
 from trainer.reporting.logs import held
@@ -86,7 +86,7 @@ def connect(blueprint: Blueprint) -> None:
         raise ConfigurationError(str(error)) from error
 
 
-def build_run(blueprint: Blueprint, splits: Any = None, *, fit: bool = True) -> Run:
+def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool = True) -> Run:
     """Everything a run computes with, and no file: data, model, optimizer, and what lies between them.
 
     Without `fit` the statistics of the preprocessing are still to come, from a checkpoint.

@@ -1,20 +1,24 @@
 """The data of a run: loaded, with fitted preprocessing, as training batches."""
 
 import math
-from typing import Any
 
 import torch
 
 from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
-from trainer.contracts import Preprocessing
+from trainer.contracts import Augmentation, Preprocessing, Sampler
+from trainer.data.facts import Part, Splits
+from trainer.parallelism.strategy import Strategy
 from trainer.training.batches import TrainingBatches
 
 
-def share_statistics(preprocessing: Any, splits: Any, strategy: Any, known: dict[str, Any] | None = None) -> None:
+def share_statistics(
+    preprocessing: Preprocessing, splits: Splits, strategy: Strategy, known: State | None = None
+) -> None:
     """Give all ranks the statistics that are `known` to the main rank, or that it estimates from the training part."""
 
-    def on_main() -> Any:
+    def on_main() -> State:
         if known is not None:
             return known
         preprocessing.fit(splits.train.images_NCHW)
@@ -27,9 +31,9 @@ def share_statistics(preprocessing: Any, splits: Any, strategy: Any, known: dict
 
 def make_batches(
     blueprint: Blueprint,
-    train: Any,
-    sampler: Any,
-    augmentation: Any,
+    train: Part,
+    sampler: Sampler,
+    augmentation: Augmentation | None,
     preprocessing: Preprocessing,
     *,
     channels_last: bool = False,
@@ -48,7 +52,7 @@ def make_batches(
     )  # fmt: skip
 
 
-def load_data(blueprint: Blueprint) -> Any:
+def load_data(blueprint: Blueprint) -> Splits:
     """The splits, on the CPU. Raises ConfigurationError for data that is missing, DataError for damage."""
     try:
         splits = blueprint.data.load()

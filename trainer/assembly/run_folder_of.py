@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,6 +10,7 @@ from trainer.assembly.announce import announce
 from trainer.assembly.data import share_statistics
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.stateful import State
 from trainer.reporting.report import Report
 from trainer.reporting.terminal import Terminal
 from trainer.storage import checkpoint, run_folder
@@ -57,7 +57,7 @@ def join(run: Run, folder: Path, *, resume: bool) -> None:
     run.checkpoints = checkpoint_writer(run, None)
 
 
-def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
+def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> None:
     """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
     if not resume:
         return
@@ -77,7 +77,7 @@ def continue_from(run: Run, state: Any, folder: Path, resume: bool) -> None:
         )
 
 
-def checkpoint_writer(run: Run, state: Any) -> CheckpointWriter:
+def checkpoint_writer(run: Run, state: State | None) -> CheckpointWriter:
     """The writer of the main rank, or what takes another rank's part of each snapshot."""
     assert run.folder is not None
     return CheckpointWriter(

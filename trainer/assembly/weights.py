@@ -1,13 +1,13 @@
 """The model with its first weights: initialized, or read from a file or another run."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.base.errors import DataError
 from trainer.base.randomness import seed_for
+from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.storage import checkpoint, run_folder
@@ -27,7 +27,7 @@ def make_model(blueprint: Blueprint) -> nn.Module:
     return model
 
 
-def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
+def read_weights(start: Path, model: nn.Module) -> State:
     """Weights of a run folder (its best) or of a .pt file, checked against the model. Raises DataError."""
     path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
     try:
@@ -36,7 +36,7 @@ def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
         if start.is_dir():
             raise
         found = _plain_weights(path)
-    state: dict[str, Any] = found.get("model", found)
+    state: State = found.get("model", found)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != given:
@@ -45,7 +45,7 @@ def read_weights(start: Path, model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def _plain_weights(path: Path) -> dict[str, Any]:
+def _plain_weights(path: Path) -> State:
     """A state_dict that was saved elsewhere. Raises DataError for anything else."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,5 +54,5 @@ def _plain_weights(path: Path) -> dict[str, Any]:
     tensors = found.get("model", found) if isinstance(found, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise DataError(f"init_from={path}: must hold a state dict, tensors by name")
-    whole: dict[str, Any] = found
+    whole: State = found
     return whole

@@ -1,10 +1,9 @@
 """What counts as better: one rule for early stopping, best checkpoints and the plateau schedule."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from trainer.base.checks import check_number, check_one_of
+from trainer.base.stateful import State
 
 # metrics where less is better, by the last part of their name
 _FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
@@ -43,8 +42,8 @@ class Improvement:
         self.best = value
         return True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"best": self.best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.best = state["best"]

@@ -1,10 +1,9 @@
 """Number formats of the forward pass, and the loss scale that fp16 needs."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from trainer.base.stateful import State
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -37,9 +36,9 @@ class LossScale:
         self.scale = self.scale * (1 + grow) * (1 - 0.5 * nonfinite)
         self._finite_steps = self._finite_steps * (1 - grow)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"scale": self.scale, "finite_steps": self._finite_steps}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.scale = state["scale"].to(self.scale.device)
         self._finite_steps = state["finite_steps"].to(self.scale.device)

@@ -3,7 +3,10 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store  # torch.distributed.Store, which mypy does not find there
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,10 @@ class RankInfo:
 
 
 _taken: RankInfo | None = None
-_open_store: Callable[[], Any] | None = None
+_open_store: "Callable[[], Store] | None" = None
 
 
-def take(info: RankInfo | None, open_store: Callable[[], Any] | None) -> None:
+def take(info: RankInfo | None, open_store: "Callable[[], Store] | None") -> None:
     """Be this rank from now on; `open_store` opens a torch.distributed store that is the job's own."""
     global _taken, _open_store
     _taken, _open_store = info, open_store
@@ -47,7 +50,7 @@ def given_rank_info() -> RankInfo | None:
     )  # fmt: skip
 
 
-def open_store() -> Any:
+def open_store() -> "Store":
     """The job's store. Raises ValueError in a process that is no rank."""
     if _open_store is None:
         raise ValueError("parallelism: this process is no rank; start the run with `train`, torchrun or trainer.launch")

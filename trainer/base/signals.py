@@ -6,7 +6,6 @@ import sys
 import threading
 from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 from trainer.base.errors import Interrupted
 
@@ -45,7 +44,7 @@ def install() -> None:
     sys.unraisablehook = _send_again
 
 
-def _send_again(ignored: Any) -> None:
+def _send_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Python ignores exceptions in finalizers and weak references; a signal that met one comes again."""
     error = ignored.exc_value
     if not isinstance(error, Interrupted):

@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+StateValue = Any
+"""What a checkpoint can hold: nested containers of numbers, text and tensors."""
+State = Mapping[str, StateValue]
+"""What a checkpoint keeps of something, by name."""
+
 
 @runtime_checkable
 class Stateful(Protocol):
     """An object whose state is part of a checkpoint: plain containers, numbers, text and tensors."""
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> State:
         """The state; what it holds may change afterwards, so that whoever keeps it makes a copy."""
         ...
 
-    def load_state_dict(self, state: Any) -> object:
+    def load_state_dict(self, state: State) -> object:
         """The inverse."""
         ...

@@ -19,9 +19,8 @@ def has_fused_kernel(optimizer: Optimizer) -> bool:
 
     The kernels take both in float32 only.
     """
-    kernel: Any = optimizer
     double = any(p.dtype is torch.float64 for group in optimizer.param_groups for p in group["params"])
-    return _is_torchs(optimizer) and bool(getattr(kernel, "_step_supports_amp_scaling", False)) and not double
+    return _is_torchs(optimizer) and bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not double
 
 
 def is_unobserved(optimizer: Optimizer) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,6 +23,9 @@ from trainer.configuration.rules import SINGLE
 from trainer.reporting.terminal import interactive
 from trainer.storage import run_folder
 from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
+
+if TYPE_CHECKING:
+    from trainer.data.facts import Splits
 
 
 def main(arguments: list[str]) -> int:
@@ -99,7 +102,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     return values
 
 
-def _data_differ(splits: Any, folder: Path) -> bool:
+def _data_differ(splits: "Splits", folder: Path) -> bool:
     """Whether the checksum of the data differs from the recorded one."""
     try:
         noted = json.loads((folder / run_folder.ENVIRONMENT).read_bytes())["data_sha256"]

@@ -5,11 +5,10 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from trainer.base.config import Config
+from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
 from trainer.configuration import compose
@@ -131,7 +130,7 @@ def changed(before: Config, overrides: list[str]) -> Config:
     return config
 
 
-def _differences(key: str, before: Any, after: Any) -> Iterator[str]:
+def _differences(key: str, before: ConfigValue, after: ConfigValue) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
             if before.get(name) != after.get(name):

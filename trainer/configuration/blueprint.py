@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from trainer import metrics
-from trainer.base.config import Config
+from trainer.base.config import Component, Config
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
 from trainer.contracts import Loss, Schedule
@@ -43,7 +43,7 @@ class Blueprint:
     monitor: str
     best: Improvement
     early_stopping: EarlyStopping | None
-    others: Mapping[str, Any]
+    others: Mapping[str, Component]
 
     def build_model(self) -> nn.Module:
         """The model, on torch's current default device."""
@@ -55,7 +55,7 @@ class Blueprint:
         )
         return model
 
-    def build_optimizer(self, params: Any) -> torch.optim.Optimizer:
+    def build_optimizer(self, params: ParamsT) -> torch.optim.Optimizer:
         """The optimizer over parameters or parameter groups."""
         optimizer: torch.optim.Optimizer = build(self.config["optimizer"], "optimizer", params=params)
         return optimizer

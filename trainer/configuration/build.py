@@ -6,20 +6,21 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from trainer.base.config import Component, ConfigValue, Target
 from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 from trainer.base.text import written
 from trainer.configuration.rules import OPEN, is_trusted
 
-Node = Mapping[str, Any]
+Node = Mapping[str, ConfigValue]
 
 
 _OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.hydra_entry.preflight")
 
 
-def locate(target: str, where: str) -> Callable[..., Any]:
+def locate(target: str, where: str) -> Target:
     """The class or function that a dotted name means.
 
     Raises ConfigurationError when it does not exist, is no class or function, or lies outside the trusted
@@ -97,7 +98,7 @@ def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]
     return found
 
 
-def build(node: Node, where: str, **runtime: Any) -> Any:
+def build(node: Node, where: str, **runtime: object) -> Component:
     """Build the object that a node describes, the nodes inside it first; a node without `_target_` is None.
 
     Of `runtime` each target gets what its signature names. Raises ConfigurationError for a bad argument; a
@@ -130,13 +131,13 @@ def _about(node: Node, where: str, message: str) -> str:
     return f"{where}: {message.removeprefix(where + ' ')}"
 
 
-def _value(item: Any, where: str) -> Any:
+def _value(item: ConfigValue, where: str) -> Component:
     if isinstance(item, Mapping) and "_target_" in item:
         return build(item, where)
     return item
 
 
-def _signature_problems(target: Callable[..., Any], node: Node, where: str, runtime: Collection[str]) -> Iterator[str]:
+def _signature_problems(target: Target, node: Node, where: str, runtime: Collection[str]) -> Iterator[str]:
     parameters = inspect.signature(target).parameters
     given = [key for key in node if key != "_target_"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -163,14 +164,14 @@ def _signature_problems(target: Callable[..., Any], node: Node, where: str, runt
             yield f"{where}.{key}={written(value)}: must be {_kind(hints[key])}"
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def _hints(target: Target) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # foreign annotations may name what is not imported, and much else
         return {}
 
 
-def fits(value: Any, annotation: Any) -> bool:
+def fits(value: ConfigValue, annotation: Any) -> bool:
     """Whether a plain value from YAML can stand where `annotation` is asked for; unknown kinds accept all."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -211,7 +212,7 @@ def _kind(annotation: Any) -> str:
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-def _as_annotated(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def _as_annotated(target: Target, arguments: dict[str, Component]) -> dict[str, Component]:
     """YAML has no tuples: lists become tuples where the signature asks for one."""
     hints = _hints(target)
     return {

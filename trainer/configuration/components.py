@@ -1,16 +1,15 @@
 """Components: built from their nodes, and held against the contract of their group."""
 
 from pkgutil import resolve_name
-from typing import Any
 
-from trainer.base.config import Config
+from trainer.base.config import Component, Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.build import build, problems
 from trainer.configuration.groups import GROUPS
 from trainer.contracts import adapt
 
 
-def build_component(config: Config, group: str, **given: Any) -> Any:
+def build_component(config: Config, group: str, **given: object) -> Component:
     """The object of a group with every capability of its contract; None where the group is nothing.
 
     Raises ConfigurationError for one that is not what the group asks for.
@@ -24,7 +23,7 @@ def build_component(config: Config, group: str, **given: Any) -> Any:
         raise ConfigurationError(f"{group}._target_={config[group]['_target_']}: {error}") from error
 
 
-def node_of(config: Config, group: str) -> dict[str, Any]:
+def node_of(config: Config, group: str) -> Config:
     """A group's node as its constructor sees it: `data.epochs` is a suggestion to the runner."""
     node = config[group] or {}
     return {key: value for key, value in node.items() if (group, key) != ("data", "epochs")}

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -11,6 +10,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.base.config import ConfigValue
 from trainer.base.errors import ConfigurationError, GearshiftError, unknown
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.settings import SETTINGS
@@ -87,7 +87,7 @@ def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | 
         return unknown("key", where, known)
     if rest and composed is None:
         return f"key '{name}' does not exist"
-    inside: Any = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
+    inside: ConfigValue = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
     inside = inside.get(where)
     for key in rest:
         if not isinstance(inside, dict):
@@ -100,7 +100,7 @@ def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:
     full = str(cause.full_key or cause.key or "")
-    parent: Any = cause.parent_node
+    parent = cause.parent_node
     message = (cause.msg or str(cause)).splitlines()[0]
     if match := re.match(r"Cannot merge \w+ with (Dict|List)Config", message):
         message = f"must be a {'list' if match[1] == 'List' else 'mapping'}"

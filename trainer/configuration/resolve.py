@@ -6,13 +6,12 @@ memory; a small one on the CPU) and the rules between them. All problems are rai
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 
 from trainer import metrics
 from trainer.base.collector import resume_collection
-from trainer.base.config import Config
+from trainer.base.config import Component, Config
 from trainer.base.device import choose_device, total_memory
 from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError, one_line
@@ -45,7 +44,7 @@ def resolve(config: Config) -> Blueprint:
         keep_compiler_out()
     found = node_problems(config)
     broken = {line.partition(":")[0].partition(".")[0].partition("=")[0] for line in found}
-    built: dict[str, Any] = {}
+    built: dict[str, Component] = {}
     for group in GROUPS:
         if group not in (*_LATER, *broken):
             found += problems_of(lambda group=group: built.update({group: _build(config, group)}))  # type: ignore[misc]
@@ -75,14 +74,16 @@ def resolve(config: Config) -> Blueprint:
     return blueprint
 
 
-def _build(config: Config, group: str) -> Any:
+def _build(config: Config, group: str) -> Component:
     """A component that can be built before the data are known."""
     # a batch size to try things out with, before it is known how many samples `full` is
     size = config["batch_size"] if isinstance(config["batch_size"], int) else 1
     return build_component(config, group, **({"batch_size": size} if group == "sampler" else {}))
 
 
-def _component_problems(config: Config, built: dict[str, Any], facts: DataFacts, strategy: Strategy) -> Iterator[str]:
+def _component_problems(
+    config: Config, built: dict[str, Component], facts: DataFacts, strategy: Strategy
+) -> Iterator[str]:
     """The rules between the data and each of the other components."""
     loss = built["loss"]
     yield from checks.check_data(config, built["data"], facts)
@@ -106,7 +107,7 @@ def _lengths(config: Config, facts: DataFacts) -> tuple[int, int, int]:
 
 def _draft(
     config: Config,
-    built: dict[str, Any],
+    built: dict[str, Component],
     facts: DataFacts,
     strategy: Strategy,
     device: torch.device,

@@ -1,11 +1,13 @@
 """Any map-style torch Dataset, read once into memory."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.base.checks import check_whole
+from trainer.base.config import Component
 from trainer.base.errors import one_line
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_split_seed, cut_size, stratified_cut
@@ -15,6 +17,14 @@ _PLAIN_MODES, _WIDE_MODES = (
     ("I", "I;16", "I;16B", "I;16L", "F"),
 )  # of PIL; others become RGB
 _MOST_CHANNELS, _MOST_CLASSES = 4, 1_000_000
+
+
+class MapStyle(Protocol):
+    """A map-style dataset of pairs (image, class number)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> object: ...
 
 
 class FromDataset(DataSet):
@@ -31,9 +41,9 @@ class FromDataset(DataSet):
 
     def __init__(
         self,
-        train: Any,
-        val: Any = None,
-        test: Any = None,
+        train: MapStyle,
+        val: MapStyle | None = None,
+        test: MapStyle | None = None,
         num_classes: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -42,7 +52,7 @@ class FromDataset(DataSet):
         for name, dataset in (("train", train), ("val", val), ("test", test)):
             if dataset is None and name != "train":
                 continue
-            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            if dataset is None or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
                 raise ValueError(f"{name}={_kind(dataset)}: must be a dataset with a length and an index")
             if len(dataset) < 1:
                 raise ValueError(f"{name}={_kind(dataset)}: has no samples")
@@ -52,7 +62,7 @@ class FromDataset(DataSet):
         self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
         if self._num_kept() < 1:
             raise ValueError(f"val_fraction={val_fraction}: must leave samples to train on")
-        names: Any = getattr(train, "classes", None) or ()
+        names: Sequence[object] = getattr(train, "classes", None) or ()
         if num_classes is None and not names:
             raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
         self.num_classes = len(names) if num_classes is None else num_classes
@@ -110,7 +120,7 @@ class FromDataset(DataSet):
         return _as_image(image, where), found
 
 
-def _as_image(image: Any, where: str) -> Tensor:
+def _as_image(image: Component, where: str) -> Tensor:
     found: Tensor
     if hasattr(image, "getbands"):  # PIL
         from torchvision.transforms.v2.functional import pil_to_tensor
@@ -133,5 +143,5 @@ def _as_image(image: Any, where: str) -> Tensor:
     return found
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__

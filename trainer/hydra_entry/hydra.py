@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from trainer.base.errors import ConfigurationError, DiskError, SweepFailed, one_line, unknown
 
@@ -63,7 +63,7 @@ def _mode_by_words(flags: list[str], overrides: list[str]) -> Iterator[None]:
         Hydra.get_mode = get_mode  # type: ignore[method-assign]
 
 
-def _enter(entry: Callable[[], Any]) -> None:
+def _enter(entry: Callable[[], object]) -> None:
     """Call Hydra. If `--package` names nothing, Hydra prints a message and exits with code 1: raise it instead."""
     said = io.StringIO()
     if not {"--package", "-p"} & {word.partition("=")[0] for word in sys.argv}:

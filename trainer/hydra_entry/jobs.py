@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from trainer import launching
+from trainer.base.config import JsonObject
 from trainer.base.errors import ConfigurationError, DataError, one_line
 from trainer.configuration import compose
 from trainer.launching import folder_of_earlier_attempt, train
@@ -82,11 +83,11 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
     return value
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
+def read_result(folder: Path) -> JsonObject | None:
     """Read `result.json`; None if the run has not ended. Raises DataError if the file is damaged."""
     path = folder / run_folder.RESULT
     try:
-        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        found: JsonObject | None = json.loads(path.read_text()) if path.is_file() else None
         if found is not None and not {"status", "steps", "best", "monitor"} <= found.keys():
             raise ValueError("a key is missing")
     except (ValueError, AttributeError) as error:

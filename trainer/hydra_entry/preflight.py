@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -30,7 +29,7 @@ class Preflight(Callback):
     """Checks runs and sweeps. Errors exit the program: Hydra turns a callback's exceptions, except SystemExit, into
     warnings."""
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Check the run, and exclusively create its folder with the configuration in it."""
         with exit_on_error():
             exact = _is_given(config, "hydra.run.dir")
@@ -45,7 +44,7 @@ class Preflight(Callback):
             folder = run_folder.create(wanted, finalized, compose.typed_words(config.hydra), exact=exact)
             _set_run_folder(config, folder)
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         """Check every trial of a sweep before the first one starts; name the sweep by its hash if it has no name."""
         with exit_on_error():
             if not _is_given(config, "hydra.sweep.dir") and config.get("name") is None:
@@ -178,7 +177,7 @@ def _check_grid(overrides: list[Override]) -> None:
         raise ConfigurationError(problems)
 
 
-def _size(axis: Any) -> float:
+def _size(axis: object) -> float:
     if isinstance(axis, ChoiceSweep):
         return len(axis.list)
     if isinstance(axis, RangeSweep):

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainer.base.errors import GearshiftError, RankLost
 from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.launching.failures import GRACE, OURS, Failure, told
-from trainer.launching.job import Job, distributed, leave, work
+from trainer.launching.job import Job, distributed, leave, work, work_as_main
 from trainer.storage import run_folder
+
+if TYPE_CHECKING:
+    from trainer.training.finish import Result
 
 
 class Bus:
@@ -125,14 +128,14 @@ def followed() -> Iterator[None]:
             time.sleep(1)  # the store is ours: let the others read
 
 
-def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> Any:
+def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> "Result":
     """The first process's part of a job on ranks that are there already."""
     key = bus().next()
     bus().lasting.set(f"folder/{key}", job.folder)
     bus().store.set(key, json.dumps({**asdict(job), "devices": devices}))
     try:
         _take_given(key, devices)
-        return work(job, lock)
+        return work_as_main(job, lock)
     except Exception as error:
         kind, text = told(error, Path(job.folder, "ranks"))
         cause = _first_cause(key, Failure(0, kind, text), error)

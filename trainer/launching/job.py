@@ -3,11 +3,15 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from trainer.base.config import Config
 from trainer.base.rank import take
 from trainer.storage import run_folder
+
+if TYPE_CHECKING:
+    from trainer.training.finish import Result
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Job:
     is_trial: bool
 
 
-def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
+def work(job: Job, lock: run_folder.Lock | None = None) -> "Result | None":
     """One rank's part of a job; returns the Result, or None on a rank that only makes steps."""
     from trainer.assembly.assemble import assemble
     from trainer.training.loop import fit
@@ -28,8 +32,16 @@ def work(job: Job, lock: run_folder.Lock | None = None) -> Any:
 
     run = assemble(job.config, Path(job.folder), resume=job.resume, is_trial=job.is_trial, lock=lock)
     if run.strategy.steps_only:
-        return run_worker(run)
+        run_worker(run)
+        return None
     return fit(run)
+
+
+def work_as_main(job: Job, lock: run_folder.Lock | None = None) -> "Result":
+    """The part of the main rank, or of a run that has no other."""
+    result = work(job, lock)
+    assert result is not None
+    return result
 
 
 def leave() -> None:
@@ -41,7 +53,7 @@ def leave() -> None:
             dist.destroy_process_group()
 
 
-def distributed() -> Any:
+def distributed() -> ModuleType:
     """torch.distributed, whose stores its type hints do not know; loaded when a job needs it."""
     import torch.distributed as dist
 

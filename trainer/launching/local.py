@@ -10,10 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.base import signals
+from trainer.base.config import JsonObject
 from trainer.base.errors import GearshiftError, Interrupted, RankLost
 from trainer.base.rank import RankInfo
 from trainer.base.signals import stop_request
@@ -23,6 +25,10 @@ from trainer.launching.rank import rank_process
 from trainer.reporting.console import say
 from trainer.storage import run_folder
 from trainer.storage.files import disk_errors
+
+if TYPE_CHECKING:
+    from trainer.parallelism.strategy import Strategy
+    from trainer.training.finish import Result
 
 # a rank says every second that it lives; one that the system has stopped is given up after _STOPPED seconds, one
 # that is merely silent after _SILENT
@@ -38,26 +44,31 @@ class Rank:
     """What the launcher knows of a rank: its process, and how it ended."""
 
     number: int
-    process: Any
+    process: BaseProcess
     pipe: Connection
     last_beat: float = field(default_factory=time.monotonic)
     listens: bool = False  # whether it has said something: it handles signals by then
     told: int | None = None  # the signal that was passed on to it
     ended: bool = False
-    result: dict[str, Any] | None = None
+    result: JsonObject | None = None
     failure: "Failure | None" = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None  # it has been started
+        return self.process.pid
 
 
 class LocalRanks:
     """Starts the ranks of a job, watches them, passes signals on, and starts them again when one is lost."""
 
-    def __init__(self, job: Job, strategy: Any) -> None:
+    def __init__(self, job: Job, strategy: "Strategy") -> None:
         self._job, self._strategy = job, strategy
         self._folder = Path(job.folder)
         self._tolerates = strategy.tolerates
         self._ranks: list[Rank] = []
 
-    def run(self) -> Any:
+    def run(self) -> "Result":
         """The Result of the main rank. Raises what a rank raised, or RankLost."""
         attempts = self._strategy.max_restarts + 1
         stop_request.can_wait = True
@@ -114,7 +125,7 @@ class LocalRanks:
         own = [type(self._strategy).__module__, *self._strategy.preload]
         context.set_forkserver_preload([*_PRELOAD, *own])
         _start_server()
-        count = self._strategy.devices
+        count = int(self._strategy.devices)
         logs = self._folder / "ranks"
         with disk_errors(logs):
             logs.mkdir(exist_ok=True)
@@ -136,7 +147,7 @@ class LocalRanks:
         for rank in self._running():
             if rank.listens and stop_request.signum not in (None, rank.told):
                 rank.told = stop_request.signum
-                os.kill(rank.process.pid, stop_request.signum)
+                os.kill(rank.pid, stop_request.signum)
         by_source: dict[Any, Rank] = {}
         for rank in self._running():
             by_source |= {rank.pipe: rank, rank.process.sentinel: rank}
@@ -146,7 +157,7 @@ class LocalRanks:
                 self._hear(rank)
         for rank in self._running():
             silent = time.monotonic() - rank.last_beat
-            if silent > _STOPPED and _is_stopped(rank.process.pid):
+            if silent > _STOPPED and _is_stopped(rank.pid):
                 self._lost(rank, "was stopped")
             elif silent > _SILENT:
                 self._lost(rank, f"gave no sign of life for {_SILENT:.0f} s")

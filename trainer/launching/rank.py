@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from trainer.base import signals
+from trainer.base.config import JsonObject
 from trainer.base.rank import RankInfo, take
 from trainer.launching.failures import told
 from trainer.launching.job import Job, distributed, leave, work
@@ -42,7 +42,11 @@ def rank_process(pipe: Connection, info: RankInfo, store: str, job: Job, environ
     os._exit(0)  # what hangs in a collective with a rank that is gone is not waited for
 
 
-def _live(info: RankInfo, store: str, job: Job, log: Path, beat: threading.Thread) -> tuple[Any, ...]:
+Ending = tuple[str, JsonObject | None] | tuple[str, str, str]
+"""done and the result, or failed with the kind of failure and a line."""
+
+
+def _live(info: RankInfo, store: str, job: Job, log: Path, beat: threading.Thread) -> Ending:
     try:
         beat.start()  # from the first beat on the launcher passes signals on: what they raise is caught here
         take(info, lambda: distributed().FileStore(store, info.world_size))

@@ -1,16 +1,19 @@
 """Training in as many processes as the parallelism wants."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainer.base.config import Config
 from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.configuration.rules import SINGLE
 from trainer.launching.given import with_others
-from trainer.launching.job import Job, distributed, leave, work
+from trainer.launching.job import Job, distributed, leave, work_as_main
 from trainer.launching.local import LocalRanks
 from trainer.reporting.console import outlive_readers
 from trainer.storage import run_folder
+
+if TYPE_CHECKING:
+    from trainer.training.finish import Result
 
 
 def train(
@@ -20,7 +23,7 @@ def train(
     resume: bool = False,
     is_trial: bool = False,
     lock: run_folder.Lock | None = None,
-) -> Any:
+) -> "Result":
     """Assemble and fit, in as many processes as the parallelism wants; returns the Result.
 
     Raises what a rank raised, RankLost (71) when one was lost and `parallelism.max_restarts` are spent.
@@ -28,7 +31,7 @@ def train(
     outlive_readers()
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
-        return work(job, lock)
+        return work_as_main(job, lock)
     from trainer.configuration.resolve import resolve
 
     strategy = resolve(config).strategy
@@ -43,7 +46,7 @@ def train(
         lock.release()
 
 
-def launch(config: Config, folder: Path | None = None) -> Any:
+def launch(config: Config, folder: Path | None = None) -> "Result":
     """From Python: train in a new run folder under `outputs/`, or go on in `folder`; returns the Result.
 
     A script that calls it under several ranks must do so below `if __name__ == "__main__":`, as for every use
@@ -52,11 +55,11 @@ def launch(config: Config, folder: Path | None = None) -> Any:
     return train(config, folder or run_folder.new(config), resume=folder is not None)
 
 
-def _alone(job: Job, lock: run_folder.Lock | None) -> Any:
+def _alone(job: Job, lock: run_folder.Lock | None) -> "Result":
     """A strategy of several ranks, of which there is one: no other process is needed."""
     store = distributed().HashStore()
     take(RankInfo(0, 1, 0, 1), lambda: store)
     try:
-        return work(job, lock)
+        return work_as_main(job, lock)
     finally:
         leave()

@@ -4,13 +4,13 @@ import inspect
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainer.base.checks import check_that
+from trainer.base.config import Config, ConfigValue
 from trainer.base.text import did_you_mean
 
 # constructor arguments that the data determine, by torchvision's names
@@ -25,7 +25,7 @@ def from_torchvision(
     num_outputs: int,
     name: str = "resnet18",
     weights: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, ConfigValue] | None = None,
 ) -> nn.Module:
     """Build the model `name` of `torchvision.models`, with `arguments` for its constructor.
 
@@ -53,7 +53,7 @@ def from_torchvision(
 
 
 def _constructor(
-    name: str, arguments: dict[str, Any], input_shape: tuple[int, int, int], num_outputs: int
+    name: str, arguments: Config, input_shape: tuple[int, int, int], num_outputs: int
 ) -> Callable[[], nn.Module]:
     """Check the name and arguments; return the call that builds the model."""
     from torchvision import models
@@ -72,7 +72,7 @@ def _constructor(
     return lambda: models.get_model(name, weights=None, **chosen)
 
 
-def _check_arguments(name: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+def _check_arguments(name: str, arguments: Mapping[str, ConfigValue], known: Iterable[str]) -> None:
     free = [key for key in known if key not in _FROM_DATA]
     for key, value in arguments.items():
         check_that(key not in _FROM_DATA, f"arguments.{key}", value, "omitted; the data determine it")

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from trainer.contracts import ParameterGroup
+
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequence[str]) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequence[str]) -> list[ParameterGroup]:
     """Parameter groups `decay` and `no_decay` for a torch optimizer; an empty group is omitted.
 
     `exclude` lists "bias", "norm" (every parameter of a normalization layer) and patterns over parameter names, such

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.base.checks import check_one_of
 from trainer.parallelism import cost
+from trainer.parallelism.exchange import Group
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
 
@@ -46,7 +47,7 @@ class DataParallel(Ranks):
         super().__init__(devices, max_restarts, timeout)
         check_one_of("batch_norm", batch_norm, ("synchronized", "plain"))
         self.batch_norm, self.unused_parameters = batch_norm, unused_parameters
-        self._wrapped: Any = None
+        self._wrapped: DistributedDataParallel | None = None
 
     def is_exact(self, model: nn.Module) -> bool:
         return self.batch_norm != "plain" or not any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -66,7 +67,7 @@ class DataParallel(Ranks):
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.use_global_batch(model, synchronize=self.is_synchronized)
-        buffers: Any = {_SYNC_BUFFERS: False}  # buffers are equal already, or differ on purpose
+        buffers: dict[str, Any] = {_SYNC_BUFFERS: False}  # buffers are equal already, or differ on purpose
         self._wrapped = DistributedDataParallel(
             model,
             process_group=self.data_group,
@@ -75,17 +76,18 @@ class DataParallel(Ranks):
             find_unused_parameters=self.unused_parameters,
         )
         self._wrapped.register_comm_hook(self.data_group, sum_gradients)
-        return self._wrapped  # type: ignore[no-any-return]
+        return self._wrapped
 
     def accumulating(self) -> AbstractContextManager[None]:
-        return self._wrapped.no_sync()  # type: ignore[no-any-return]
+        assert self._wrapped is not None
+        return self._wrapped.no_sync()
 
     def close(self) -> None:
         self._wrapped = None
         super().close()
 
 
-def sum_gradients(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def sum_gradients(group: Group, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Communication hook that sums; torch's own averages. (torch requires the parameter name `bucket`.)"""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

@@ -5,14 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.base.checks import check_whole
+from trainer.base.config import Config
 from trainer.base.rank import open_store, rank_info
+from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.global_dropout import global_dropout
 from trainer.parallelism.named_state import load_named_state, named_state
@@ -28,7 +30,10 @@ from trainer.parallelism.parameter_server import (
 from trainer.parallelism.ranks import check_ranks, resolve_devices, shard_of
 from trainer.parallelism.remote_optimizer import RemoteOptimizer
 from trainer.parallelism.sizes import Cost, Step
-from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, Unreduced
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, T, Unreduced
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _STORE_KEY = "downpour"
 _PAUSE = 0.05  # seconds between two polls of the store
@@ -69,7 +74,7 @@ class Downpour(Unreduced):
         self.max_restarts, self.timeout = max_restarts, timeout
         self._processes: list[ServerProcess] = []
         self._remote: RemoteOptimizer | None = None
-        self._store: Any = None
+        self._store: Store | None = None
         self._num_made = 0
         self._model: nn.Module
         self._is_evaluating = self._is_accumulating = False
@@ -84,7 +89,7 @@ class Downpour(Unreduced):
             raise ValueError(f"parallelism: the workers of downpour must be on one machine; there are {machines}")
         self.devices = self.world_size = resolve_devices(self.devices, self.default_devices, available)
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+    def validate(self, config: Config, model: nn.Module) -> None:
         parameters = len(list(_trained(model)))
         if self.servers > parameters:
             raise ValueError(
@@ -94,7 +99,7 @@ class Downpour(Unreduced):
         if self.world_size > 1:
             self._validate_several(config)
 
-    def _validate_several(self, config: Mapping[str, Any]) -> None:
+    def _validate_several(self, config: Config) -> None:
         batch_size = config["batch_size"]
         if isinstance(batch_size, int) and self.world_size > batch_size:
             raise ValueError(
@@ -164,12 +169,13 @@ class Downpour(Unreduced):
         for process, parameters in zip(self._processes, held, strict=True):
             process.set_up(Setup.of(key, optimizer, parameters))
         addresses = [process.address(self.timeout) for process in self._processes]
-        if self.world_size > 1:
+        if self._store is not None:
             self._store.set(_STORE_KEY, json.dumps({"addresses": addresses, "key": key.hex()}))
         return Servers(addresses, key, self.rank, self.timeout)
 
     def _find(self) -> Servers | None:
         """Connect to the servers; returns None if the main worker has already ended."""
+        assert self._store is not None
         self._store.wait([_STORE_KEY], timedelta(seconds=self.timeout))
         told = json.loads(self._store.get(_STORE_KEY))
         try:
@@ -186,35 +192,37 @@ class Downpour(Unreduced):
             process.close()
         self._remote, self._processes, self._store = None, [], None
 
-    def from_main(self, make: Callable[[], Any]) -> Any:
+    def from_main(self, make: Callable[[], T]) -> T:
         """Exchange through the store, so that the main worker does not wait for workers that may be lost."""
         if self.world_size == 1:
             return make()
         self._num_made += 1
-        key = f"made{self._num_made}"
+        key, store = f"made{self._num_made}", self._store
+        assert store is not None
         if self.is_main:
-            return self._make(key, make)
-        self._store.wait([f"{key}/begun"], timedelta(seconds=self.timeout))
-        while not self._store.check([key]):  # without a timeout; `wait` would block signals
+            return self._make(store, key, make)
+        store.wait([f"{key}/begun"], timedelta(seconds=self.timeout))
+        while not store.check([key]):  # without a timeout; `wait` would block signals
             time.sleep(_PAUSE)
-        count = int(self._store.get(key))
+        count = int(store.get(key))
         if count == 0:
             raise ServerLost("the main worker has failed")
-        return decode(b"".join(self._store.get(f"{key}/{number}") for number in range(count)))["value"]
+        value: T = decode(b"".join(store.get(f"{key}/{number}") for number in range(count)))["value"]
+        return value
 
-    def _make(self, key: str, make: Callable[[], Any]) -> Any:
+    def _make(self, store: "Store", key: str, make: Callable[[], T]) -> T:
         """Call `make` and write the result to the store in pieces; write no pieces if it fails."""
-        self._store.set(f"{key}/begun", "yes")
+        store.set(f"{key}/begun", "yes")
         pieces: list[bytes] = []
         try:
             value = make()
             data = encode({"value": value})
             pieces = [data[start : start + _MAX_STORED] for start in range(0, len(data), _MAX_STORED)]
             for number, piece in enumerate(pieces):
-                self._store.set(f"{key}/{number}", piece)
+                store.set(f"{key}/{number}", piece)  # type: ignore[arg-type]  # bytes, too
             return value
         finally:
-            self._store.set(key, str(len(pieces)))
+            store.set(key, str(len(pieces)))
 
     # --- steps
 
@@ -274,23 +282,23 @@ class Downpour(Unreduced):
 
     # --- state
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         assert self._remote is not None
         self._remote.synchronize()
         return model.state_dict()
 
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         assert self._remote is not None
         model.load_state_dict(state)
         self._remote.load_weights()
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         assert self._remote is not None
         self._remote.synchronize()
         with self._remote.original() as original:
             return named_state(model, original, whole=lambda name, value: value)
 
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         assert self._remote is not None
         with self._remote.original() as original:
             load_named_state(model, original, state, local=lambda name, value: value)

@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.ranks import Ranks
@@ -33,7 +33,7 @@ class FullySharded(Ranks):
 
     def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
         super().__init__(devices, max_restarts, timeout)
-        self._model: Any = None
+        self._model: nn.Module | None = None
         self._parts: dict[str, nn.Parameter] = {}  # a rank's part of each parameter, as a plain tensor
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
@@ -45,7 +45,7 @@ class FullySharded(Ranks):
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # sharded by rows, so weights cannot be channels-last
         for unit in [*_units(model), model]:
-            sharded: Any = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+            sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
             # sum instead of torch's mean; without the second line torch uses a scaled sum, which gloo does not have
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
@@ -63,6 +63,7 @@ class FullySharded(Ranks):
 
     def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         seen = super().backward(forward, loss, batch, weight)
+        assert self._model is not None
         for name, parameter in self._model.named_parameters():
             if name in self._parts:
                 self._parts[name].grad = None if parameter.grad is None else _local(parameter.grad)
@@ -70,6 +71,7 @@ class FullySharded(Ranks):
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
+        assert isinstance(self._model, FSDPModule)
         self._model.set_requires_gradient_sync(False)
         try:
             yield
@@ -85,21 +87,22 @@ class FullySharded(Ranks):
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
         return self.sum(super().grad_norm(gradients).square()).sqrt()
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         return {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in model.state_dict().items()
         }
 
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         now = model.state_dict()
         model.load_state_dict({name: _laid_out_as(now.get(name), value) for name, value in state.items()})
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         parameters = dict(model.named_parameters())
 
         def whole(name: str, part: Tensor) -> Tensor:
-            like: Any = parameters[name]
+            like = parameters[name]
+            assert isinstance(like, DTensor)
             full: Tensor = DTensor.from_local(
                 part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
             ).full_tensor()
@@ -107,7 +110,7 @@ class FullySharded(Ranks):
 
         return named_state(_Named(self._parts), optimizer, whole)
 
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         parameters = dict(model.named_parameters())
         load_named_state(
             _Named(self._parts), optimizer, state, lambda name, value: _local(_laid_out_as(parameters[name], value))
@@ -125,7 +128,9 @@ class _Named(nn.Module):
         super().__init__()
         self._parts = parts
 
-    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self._parts.items())
 
 
@@ -139,14 +144,15 @@ def _units(model: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _local(tensor: Any) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """Return this rank's shard, sharing memory."""
+    assert isinstance(tensor, DTensor)
     with torch.no_grad():
         part: Tensor = tensor.to_local()
     return part
 
 
-def _laid_out_as(like: Any, full: Tensor) -> Any:
+def _laid_out_as(like: Tensor | None, full: Tensor) -> Tensor:
     """`full` in parts where `like` is, else as it is; every rank has the whole, nothing is sent."""
     if not isinstance(like, DTensor):
         return full

@@ -1,7 +1,6 @@
 """Dropout that does not depend on the world size: masks are drawn for the whole tensor, each rank uses its shard."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +25,11 @@ def is_random(module: nn.Module) -> bool:
 
 
 def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int) -> None:
-    draw: Any = module.forward
+    draw: Callable[[Tensor], Tensor] = module.forward
 
     def forward(x: Tensor) -> Tensor:
         if not module.training:
-            unchanged: Tensor = draw(x)
-            return unchanged
+            return draw(x)
         size = total(x.size(dim))
         mine = shard(size)
         if mine.stop - mine.start != x.size(dim):
@@ -39,8 +37,7 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
                 f"{type(module).__name__} on a tensor of shape {tuple(x.shape)}: axis {dim} is not the one that is "
                 f"sharded over ranks ({mine.stop - mine.start} on this one)"
             )
-        kept: Tensor = draw(_embedded(x, dim, mine, size)).narrow(dim, mine.start, x.size(dim))
-        return kept
+        return draw(_embedded(x, dim, mine, size)).narrow(dim, mine.start, x.size(dim))
 
     module.forward = forward
 

@@ -1,8 +1,7 @@
 """Local SGD: every rank trains independently on its shard of the data; the weights are averaged periodically."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from trainer.base.checks import check_whole
+from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.global_dropout import global_dropout
 from trainer.parallelism.named_state import named_state
@@ -87,18 +87,18 @@ class LocalSGD(Ranks):
         norm = super().grad_norm(gradients)
         return norm + self.sum(norm - norm)
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         """Return the mean over ranks."""
         return {name: self._mean(value) for name, value in model.state_dict().items()}
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         """Return the mean over ranks."""
         return named_state(model, optimizer, whole=lambda name, value: self._mean(value))
 
-    def local_state(self, model: nn.Module, optimizer: Optimizer) -> Any:
+    def local_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
-    def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
 

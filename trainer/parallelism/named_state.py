@@ -1,15 +1,16 @@
 """Optimizer state by parameter name, which can be loaded under any strategy and world size."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.stateful import State
+
 Convert = Callable[[str, Tensor], Tensor]
 
 
-def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[str, Any]:
+def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> State:
     """Return `state`, the optimizer's state by parameter name, and `groups`, its settings by group name.
 
     `whole(name, tensor)` turns a tensor that is sharded like the parameter into the full tensor. If the optimizer
@@ -18,7 +19,7 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[
     if type(optimizer).state_dict is not Optimizer.state_dict:
         return {"own": optimizer.state_dict()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = {}
+    state: dict[str, State] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             kept = optimizer.state.get(parameter)
@@ -34,7 +35,7 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> dict[
     return {"state": state, "groups": groups}
 
 
-def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], local: Convert) -> None:
+def load_named_state(model: nn.Module, optimizer: Optimizer, state: State, local: Convert) -> None:
     """Load the result of `named_state`; `local(name, tensor)` returns this rank's shard of a full tensor.
 
     Parameters without an entry in `state` start with empty state.
@@ -43,7 +44,7 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         optimizer.load_state_dict(state["own"])
         return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    kept: dict[int, Any] = {}
+    kept: dict[int, State] = {}
     groups, index = [], 0
     for group in optimizer.param_groups:
         numbers = []
@@ -60,5 +61,5 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
     optimizer.load_state_dict({"state": kept, "param_groups": groups})
 
 
-def _is_like(key: str, value: Any, parameter: Tensor) -> bool:
+def _is_like(key: str, value: object, parameter: Tensor) -> bool:
     return key != "step" and isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape

@@ -26,9 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.config import Json
+from trainer.contracts import ParameterGroup
 from trainer.parallelism.strategy import PeerLost
 
 Address = tuple[str, int]
+Attributes = dict[str, Any]  # of an object, by name
 _TENSOR = "tensor"  # a mapping with only this key represents a tensor: dtype, shape, offset in bytes
 _ALIGNMENT = 16
 
@@ -40,17 +43,21 @@ class ServerLost(PeerLost):
 # --- messages ---------------------------------------------------------------------------------------------
 
 
-def encode(message: Mapping[str, Any]) -> bytes:
+Message = dict[str, Any]
+"""What workers and servers tell each other, by name: nested dicts and lists of numbers, text and tensors."""
+
+
+def encode(message: Message) -> bytes:
     """Serialize nested dicts and lists of numbers, strings and tensors: length of the JSON, JSON, tensors."""
-    blocks: list[Any] = []
+    blocks: list[bytes | memoryview] = []
     end = 0
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> Json:
         nonlocal end
         if isinstance(value, Tensor):
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             padding = -len(data) % _ALIGNMENT
-            blocks.extend((data.numpy(), bytes(padding)))
+            blocks.extend((data.numpy().data, bytes(padding)))
             start, end = end, end + len(data) + padding
             return {_TENSOR: [str(value.dtype).removeprefix("torch."), list(value.shape), start]}
         if isinstance(value, Mapping):
@@ -64,12 +71,12 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return b"".join((len(text).to_bytes(_ALIGNMENT, "little"), text, *blocks))
 
 
-def decode(data: bytes) -> dict[str, Any]:
+def decode(data: bytes) -> Message:
     """Deserialize the result of `encode`; tuples become lists."""
     size = int.from_bytes(data[:_ALIGNMENT], "little")
     body = torch.frombuffer(bytearray(data), dtype=torch.uint8)[_ALIGNMENT + size :]
 
-    def rich(value: Any) -> Any:
+    def rich(value: Json) -> object:
         if isinstance(value, list):
             return [rich(item) for item in value]
         if not isinstance(value, dict):
@@ -80,16 +87,17 @@ def decode(data: bytes) -> dict[str, Any]:
         dtype = getattr(torch, name)
         return body[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
-    message: dict[str, Any] = rich(json.loads(data[_ALIGNMENT : _ALIGNMENT + size]))
+    message = rich(json.loads(data[_ALIGNMENT : _ALIGNMENT + size]))
+    assert isinstance(message, dict)
     return message
 
 
-def settings(group: Mapping[str, Any]) -> dict[str, Any]:
+def settings(group: ParameterGroup) -> ParameterGroup:
     """Return the settings of a parameter group that can be sent to a server: numbers, flags, strings, lists of them."""
     return {key: value for key, value in group.items() if key not in ("params", "name") and _is_plain(value)}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
@@ -109,8 +117,8 @@ class Setup:
     shapes: list[tuple[int, ...]]
     dtypes: list[torch.dtype]
     optimizer: type[Optimizer]
-    attributes: dict[str, Any]
-    groups: list[tuple[dict[str, Any], list[int]]]
+    attributes: Attributes
+    groups: list[tuple[ParameterGroup, list[int]]]
 
     @classmethod
     def of(cls, key: bytes, optimizer: Optimizer, parameters: Sequence[Tensor]) -> "Setup":
@@ -144,10 +152,10 @@ class ParameterServer:
             nn.Parameter(torch.zeros(shape, dtype=dtype))
             for shape, dtype in zip(setup.shapes, setup.dtypes, strict=True)
         ]
-        self._groups: list[dict[str, Any]] = [
+        self._groups: list[ParameterGroup] = [
             {**given, "params": [self._parameters[index] for index in indices]} for given, indices in setup.groups
         ]
-        optimizer: Any = setup.optimizer.__new__(setup.optimizer)
+        optimizer = setup.optimizer.__new__(setup.optimizer)
         optimizer.__setstate__(
             {
                 **setup.attributes,
@@ -179,7 +187,7 @@ class ParameterServer:
             except (EOFError, OSError):
                 pass
 
-    def _answer(self, message: dict[str, Any], is_main: bool, seen: int) -> bytes | None:
+    def _answer(self, message: Message, is_main: bool, seen: int) -> bytes | None:
         """Handle a message; `seen` is the number of updates that the worker's weights include."""
         kind = message["kind"]
         if kind == "publish":
@@ -200,7 +208,7 @@ class ParameterServer:
             self._changed.wait_for(lambda: self._is_open)
         return encode({"weights": self._parameters, "step": self._step})
 
-    def _update(self, message: dict[str, Any], seen: int) -> None:
+    def _update(self, message: Message, seen: int) -> None:
         for parameter, gradient in zip(self._parameters, message["gradients"], strict=True):
             parameter.grad = gradient
         self._set_groups(message["groups"])
@@ -208,7 +216,7 @@ class ParameterServer:
         self._staleness.append(self._updates - seen)
         self._updates += 1
 
-    def _load(self, message: dict[str, Any]) -> None:
+    def _load(self, message: Message) -> None:
         self._is_open = False
         if "weights" in message:
             with torch.no_grad():
@@ -221,7 +229,7 @@ class ParameterServer:
             if state:
                 self._optimizer.state[parameter] = state
 
-    def _set_groups(self, groups: list[dict[str, Any]]) -> None:
+    def _set_groups(self, groups: list[ParameterGroup]) -> None:
         for group, given in zip(self._groups, groups, strict=True):
             for name, value in given.items():
                 group[name] = tuple(value) if isinstance(value, list) else value
@@ -329,12 +337,12 @@ class Servers:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def ask(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def ask(self, messages: Sequence[Message]) -> list[Message]:
         """Send `messages[i]` to server i and return the answers. Raises ServerLost."""
         self.tell(messages)
         return [self._receive(number) for number in range(len(messages))]
 
-    def tell(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def tell(self, messages: Sequence[Message]) -> None:
         """Send `messages[i]` to server i, without an answer. Raises ServerLost."""
         for number, message in enumerate(messages):
             try:
@@ -342,7 +350,7 @@ class Servers:
             except OSError as error:
                 raise self._lost(number, "is gone") from error
 
-    def _receive(self, number: int) -> dict[str, Any]:
+    def _receive(self, number: int) -> Message:
         connection = self._connections[number]
         try:
             if not connection.poll(self._timeout):

@@ -1,10 +1,10 @@
 """Pipeline parallelism: each rank has consecutive layers, and a batch passes through them in micro-batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from trainer.base.checks import check_one_of, check_whole
+from trainer.base.config import Config
+from trainer.base.stateful import State
 from trainer.contracts import pipeline_plan
 from trainer.parallelism import cost
+from trainer.parallelism.exchange import Group
 from trainer.parallelism.global_dropout import is_random
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
@@ -50,8 +53,8 @@ class Pipeline(Ranks):
         check_one_of("schedule", schedule, ("gpipe", "1f1b"))
         check_whole("micro_batches", micro_batches, 1)
         self.schedule, self.micro_batches = schedule, micro_batches
-        self._stage: Any = None
-        self._schedules: dict[tuple[int, ...], tuple[Any, list[list[Any]]]] = {}
+        self._held: _Stage | None = None
+        self._schedules: dict[tuple[int, ...], tuple[_PipelineSchedule, list[list[_Draw]]]] = {}
         self._call = _Call()
         self._draws: _Draws
         self._loss: Loss
@@ -73,7 +76,7 @@ class Pipeline(Ranks):
         super().connect(device)
         self.data_rank = 0
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+    def validate(self, config: Config, model: nn.Module) -> None:
         super().validate(config, model)
         cut(model, self.world_size)
         if config["compile"]:
@@ -102,8 +105,13 @@ class Pipeline(Ranks):
         self._draws = _Draws(model)
         for name in [name for name, _ in model.named_children() if name not in mine]:
             setattr(model, name, nn.Identity())
-        self._stage = _Stage(model, self.rank, self.world_size, self._control)
-        return self._stage  # type: ignore[no-any-return]
+        self._held = _Stage(model, self.rank, self.world_size, self._control)
+        return self._held
+
+    @property
+    def _stage(self) -> "_Stage":
+        assert self._held is not None
+        return self._held
 
     def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
         self._call.function, self._loss, self._weight = forward, loss, weight
@@ -120,7 +128,7 @@ class Pipeline(Ranks):
         rows = self._stage.from_last("step", batch.images, rows)
         return rows[-1, 0], rows[:-1], batch.targets
 
-    def _schedule_for(self, images: Tensor) -> tuple[Any, list[list[Any]]]:
+    def _schedule_for(self, images: Tensor) -> "tuple[_PipelineSchedule, list[list[_Draw]]]":
         """Return torch's schedule, with its buffers, for batches of this shape, and the dropout calls of all ranks."""
         key = tuple(images.shape)
         if key not in self._schedules:
@@ -131,7 +139,7 @@ class Pipeline(Ranks):
                 self._call, self.rank, self.world_size, images.device, input_args=(taken,), output_args=(given,)
             )
             # 1F1B needs at least as many micro-batches as stages; ragged batches with fewer use GPipe
-            kind: Any = Schedule1F1B if self.schedule == "1f1b" and count >= self.world_size else ScheduleGPipe
+            kind = Schedule1F1B if self.schedule == "1f1b" and count >= self.world_size else ScheduleGPipe
             schedule = kind(stage, count, loss_fn=self._weighted, scale_grads=False)
             self._schedules[key] = schedule, self.gather(calls)
         return self._schedules[key]
@@ -146,13 +154,13 @@ class Pipeline(Ranks):
         dist.all_reduce(squares)
         return squares.sqrt()
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         return {name: value for state in self.gather(model.state_dict()) for name, value in state.items()}
 
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         model.load_state_dict({name: state[name] for name in model.state_dict()})
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         states = self.gather(super().optimizer_state(model, optimizer))
         return {
             kind: {name: value for state in states for name, value in state[kind].items()}
@@ -160,8 +168,13 @@ class Pipeline(Ranks):
         }
 
     def close(self) -> None:
-        self._stage, self._schedules = None, {}
+        self._held, self._schedules = None, {}
         super().close()
+
+
+_Layout = tuple[torch.Size, torch.dtype]
+_PipelineSchedule = Schedule1F1B | ScheduleGPipe
+_Draw = tuple[str, tuple[int, ...], torch.dtype]  # a layer that is called, the shape of a sample, its type
 
 
 class _Call(nn.Module):
@@ -176,13 +189,14 @@ class _Call(nn.Module):
 class _Stage(nn.Module):
     """A rank's layers. Outside a step, stages run one after the other, and every rank gets the last one's outputs."""
 
-    def __init__(self, model: nn.Module, rank: int, num_stages: int, control: Any) -> None:
+    def __init__(self, model: nn.Module, rank: int, num_stages: int, control: Group) -> None:
         super().__init__()
         self.model = model
         self.is_first, self.is_last = rank == 0, rank == num_stages - 1
         self._rank, self._last, self._control = rank, num_stages - 1, control
         self._scheduled = False
-        self._shapes: dict[Any, Any] = {}  # shape and dtype of received tensors, by the shape of the images
+        # shape and dtype of received tensors, by the shape of the images
+        self._shapes: dict[tuple[str, tuple[int, ...]], _Layout] = {}
         self._seen: tuple[Tensor, Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -225,6 +239,7 @@ class _Stage(nn.Module):
         if key not in self._shapes:
             box = [None if value is None else (value.shape, value.dtype)]
             dist.broadcast_object_list(box, src=self._last, group=self._control)
+            assert box[0] is not None
             self._shapes[key] = box[0]
         if value is None:
             shape, dtype = self._shapes[key]
@@ -236,14 +251,15 @@ class _Stage(nn.Module):
         key = "sent", tuple(images.shape)
         if key not in self._shapes:
             dist.send_object_list([(value.shape, value.dtype)], dst=self._rank + 1, group=self._control)
-            self._shapes[key] = True
+            self._shapes[key] = value.shape, value.dtype
         dist.send(value, dst=self._rank + 1)
 
     def _receive(self, images: Tensor) -> Tensor:
         key = "received", tuple(images.shape)
         if key not in self._shapes:
-            box: list[Any] = [None]
+            box: list[_Layout | None] = [None]
             dist.recv_object_list(box, src=self._rank - 1, group=self._control)
+            assert box[0] is not None
             self._shapes[key] = box[0]
         shape, dtype = self._shapes[key]
         value = torch.empty(shape, dtype=dtype, device=images.device)
@@ -256,9 +272,9 @@ class _Draws:
     of its own stage, slice by slice for each micro-batch."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._draw: dict[str, Any] = {}
+        self._draw: dict[str, Callable[[Tensor], Tensor]] = {}
         self._masks: list[Tensor] = []
-        self._notes: list[Any] | None = None
+        self._notes: list[_Draw] | None = None
         self._used = 0
         for name, module in model.named_modules():
             if is_random(module):
@@ -275,7 +291,7 @@ class _Draws:
         return x * self._masks[index].narrow(0, micro_batch * len(x), len(x))
 
     @contextmanager
-    def noted(self) -> Iterator[list[Any]]:
+    def noted(self) -> Iterator[list[_Draw]]:
         """Context manager that records calls: the layer, the shape of a sample, and its dtype."""
         self._notes = []
         try:
@@ -284,7 +300,7 @@ class _Draws:
             self._notes = None
 
     @torch.no_grad()
-    def begin(self, calls: list[list[Any]], rank: int, images: Tensor) -> None:
+    def begin(self, calls: list[list[_Draw]], rank: int, images: Tensor) -> None:
         """Draw the masks of a batch for the `calls` of each rank."""
         self._masks, self._used = [], 0
         for owner, noted in enumerate(calls):

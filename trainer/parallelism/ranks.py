@@ -9,9 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.base.checks import check_count_or_auto, check_number, check_that, check_whole
+from trainer.base.config import Config
 from trainer.base.rank import open_store, rank_info
+from trainer.parallelism.exchange import Group, own_group
 from trainer.parallelism.global_dropout import global_dropout
-from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, WholeModel
+from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, T, WholeModel
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 
 
@@ -60,9 +62,9 @@ class Ranks(WholeModel):
         self.devices, self.max_restarts, self.timeout = devices, max_restarts, timeout
         self.data_rank, self.data_size = 0, 1
         self.num_global = 0  # samples of the current micro-batch over all ranks
-        self._flag: tuple[Tensor, Any] | None = None
-        self._control: Any = None
-        self._patient: Any = None
+        self._flag: tuple[Tensor, dist.Work] | None = None
+        self._control: Group = None
+        self._patient: Group = None
 
     # --- before any process is started
 
@@ -75,7 +77,7 @@ class Ranks(WholeModel):
         """Return the number of shards of a batch. Raises ValueError if the degrees of parallelism do not divide."""
         return self.world_size
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+    def validate(self, config: Config, model: nn.Module) -> None:
         batch_size = config["batch_size"]
         if isinstance(batch_size, int) and self.data_size > batch_size:
             raise ValueError(
@@ -103,15 +105,15 @@ class Ranks(WholeModel):
         )
         self.rank, self.world_size = here.rank, here.world_size
         # flags and objects are exchanged on the CPU, concurrently with the work of the device
-        self._control = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
-        self._patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._control = own_group(dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout)))
+        self._patient = own_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
         self.data_rank, self.data_size = self.rank, self.data_shards()
 
     def shard(self, count: int) -> slice:
         return shard_of(count, self.data_rank, self.data_size)
 
     @property
-    def data_group(self) -> Any:
+    def data_group(self) -> Group:
         """Process group over which a batch is sharded; None: all ranks."""
         return None
 
@@ -134,19 +136,20 @@ class Ranks(WholeModel):
         handle.wait()
         return bool(said.item())
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         return self._from_main(value, self._control)
 
-    def from_main(self, make: Callable[[], Any]) -> Any:
+    def from_main(self, make: Callable[[], T]) -> T:
         return self._from_main(make() if self.is_main else None, self._patient)
 
-    def _from_main(self, value: Any, group: Any) -> Any:
-        box = [on_cpu(value)]
+    def _from_main(self, value: T | None, group: Group) -> T:
+        box: list[Sendable] = [on_cpu(value)]
         dist.broadcast_object_list(box, src=0, group=group)
-        return box[0]
+        sent: T = box[0]
+        return sent
 
-    def gather(self, value: Any) -> list[Any]:
-        values = [None] * self.world_size
+    def gather(self, value: T) -> list[T]:
+        values: list[Sendable] = [None] * self.world_size
         dist.all_gather_object(values, on_cpu(value), group=self._control)
         return values
 
@@ -169,7 +172,11 @@ class Ranks(WholeModel):
             dist.destroy_process_group()
 
 
-def on_cpu(value: Any) -> Any:
+Sendable = Any
+"""What one process sends to another: nested containers of numbers, text and tensors."""
+
+
+def on_cpu(value: Sendable) -> Sendable:
     """Copy nested containers with every tensor moved to the CPU, for sending to another process."""
     if isinstance(value, Tensor):
         return value.detach().cpu()

@@ -1,14 +1,14 @@
 """Optimizer of an asynchronous worker, whose weights and state are on parameter servers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.parallelism.parameter_server import (
+    Message,
     ServerLost,
     Servers,
     settings,
@@ -29,7 +29,7 @@ class RemoteOptimizer(Optimizer):
         self._has_stepped = self._is_fresh = False
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Push and fetch every `period` steps; in between, step with w <- w - lr * g."""
         self._has_stepped, self._is_fresh = True, False
         self._steps += 1
@@ -65,7 +65,7 @@ class RemoteOptimizer(Optimizer):
         return step
 
     @torch.no_grad()
-    def _take(self, answers: list[dict[str, Any]]) -> None:
+    def _take(self, answers: list[Message]) -> None:
         for shard, answer in zip(self._held, answers, strict=True):
             for parameter, weight in zip(shard, answer["weights"], strict=True):
                 parameter.copy_(weight)

@@ -2,15 +2,18 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.contracts import tensor_plan
+
+ForwardHook = Callable[[nn.Module, tuple[object, ...], object], None]
+"""What torch calls after a module, with its inputs and its output."""
 
 
 class Sent(NamedTuple):
@@ -76,8 +79,8 @@ def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, s
     copied = copy.deepcopy(model).eval()
     calls: list[tuple[str, nn.Module, int, int]] = []
 
-    def remember(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def remember(name: str) -> ForwardHook:
+        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             calls.append((name, module, _numbers(inputs), _numbers((output,))))
 
         return hook
@@ -106,7 +109,7 @@ def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, s
     return tuple(layers)
 
 
-def _numbers(values: Iterable[Any]) -> int:
+def _numbers(values: Iterable[object]) -> int:
     return sum(value.numel() for value in values if isinstance(value, Tensor))
 
 

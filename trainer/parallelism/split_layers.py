@@ -1,14 +1,14 @@
 """Layers split over the ranks of a group: plain parameters, local arithmetic, explicit communication."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer.parallelism.exchange import Enter, Gather, Leave
+from trainer.parallelism.exchange import Enter, Gather, Group, Leave
 from trainer.parallelism.global_dropout import global_dropout, is_random
 
 # axis along which a weight is split: its outputs, or its inputs
@@ -16,10 +16,13 @@ _WEIGHT_AXIS = {"column": 0, "gather": 0, "cross": 0, "group": 0, "row": 1}
 _FIELDS = {"Linear": ("inputs", "outputs"), "Conv2d": ("channels", "filters")}
 
 
+Layer = nn.Linear | nn.Conv2d
+
+
 class Member(NamedTuple):
     """A tensor-parallel group, this process's rank in it, and its size."""
 
-    group: Any
+    group: Group
     rank: int
     size: int
 
@@ -27,14 +30,21 @@ class Member(NamedTuple):
 def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str) -> None:
     """Raise ValueError if `size` ranks cannot split a layer of the plan evenly; `asked` is the key for the message."""
     for name, kind in plan.items():
-        module: Any = model.get_submodule(name)
+        found = model.get_submodule(name)
         if kind == "split":
             continue
+        module = _layer(found)
         count, what = module.weight.size(_WEIGHT_AXIS[kind]), _FIELDS[type(module).__name__][1 - _WEIGHT_AXIS[kind]]
         if kind == "group":
+            assert isinstance(module, nn.Conv2d)
             count, what = module.groups, "groups"
         if count % size:
             raise ValueError(f"{asked}: must divide the {count} {what} of {name}")
+
+
+def _layer(module: nn.Module) -> Layer:
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    return module
 
 
 def split_layers(model: nn.Module, plan: Mapping[str, str], member: Member) -> dict[str, int]:
@@ -63,7 +73,7 @@ def _cut_layer(module: nn.Module, kind: str, member: Member) -> dict[str, int]:
     if kind != "row" and module.bias is not None:
         axes["bias"] = 0
     _cut(module, axes, member)
-    module.forward = _forward(module, kind, member)
+    module.forward = _forward(_layer(module), kind, member)
     return axes
 
 
@@ -92,7 +102,7 @@ def _range(size: int, rank: int) -> slice:
     return slice(rank * size, (rank + 1) * size)
 
 
-def _forward(module: Any, kind: str, member: Member) -> Callable[[Tensor], Tensor]:
+def _forward(module: Layer, kind: str, member: Member) -> Callable[[Tensor], Tensor]:
     """Return the module's forward on this rank's shard, with the communication that its kind needs."""
     group = member.group
 
@@ -120,9 +130,8 @@ def _forward(module: Any, kind: str, member: Member) -> Callable[[Tensor], Tenso
     return forwards[kind]
 
 
-def _apply(module: Any, x: Tensor, bias: Tensor | None, member: Member) -> Tensor:
-    weight: Tensor = module.weight
+def _apply(module: Layer, x: Tensor, bias: Tensor | None, member: Member) -> Tensor:
     if isinstance(module, nn.Linear):
-        return F.linear(x, weight, bias)
+        return F.linear(x, module.weight, bias)
     groups = module.groups // member.size if module.groups > 1 else 1
-    return F.conv2d(x, weight, bias, module.stride, module.padding, module.dilation, groups)
+    return F.conv2d(x, module.weight, bias, module.stride, module.padding, module.dilation, groups)

@@ -5,18 +5,21 @@ strategies give the same curve as one device.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base.config import Config
+from trainer.base.stateful import State
 from trainer.base.without_compiler import backward
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.sizes import Cost, Step
 
+T = TypeVar("T")
 Forward = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Evaluated = tuple[Tensor, Tensor, Tensor]  # the sum of the loss, the outputs, and the targets
@@ -91,7 +94,7 @@ class Strategy(ABC):
         do not divide.
         """
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+    def validate(self, config: Config, model: nn.Module) -> None:
         """Raise ValueError for a configuration that is not supported; `model` is on the meta device."""
 
     def notices(self, model: nn.Module) -> list[str]:
@@ -121,18 +124,18 @@ class Strategy(ABC):
         """Return whether any rank passed True at the previous call, without synchronizing with the device."""
 
     @abstractmethod
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         """Return the main rank's value on every rank; plain containers and tensors."""
 
     @abstractmethod
-    def from_main(self, make: Callable[[], Any]) -> Any:
+    def from_main(self, make: Callable[[], T]) -> T:
         """Call `make` on the main rank only and return its result on every rank; the others wait without a timeout.
 
         The result consists of plain containers and tensors.
         """
 
     @abstractmethod
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """Return the values of all ranks on every rank; plain containers and tensors."""
 
     def close(self) -> None:
@@ -185,27 +188,27 @@ class Strategy(ABC):
     # --- state
 
     @abstractmethod
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         """Return the full state under whole-model names, loadable by any other strategy. A collective call."""
 
     @abstractmethod
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         """Load the result of `state_dict`."""
 
     @abstractmethod
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         """Return `state`, full tensors by parameter name, and `groups`, settings by group name. A collective call."""
 
     @abstractmethod
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         """Load the result of `optimizer_state`."""
 
-    def local_state(self, model: nn.Module, optimizer: Optimizer) -> Any:
+    def local_state(self, model: nn.Module, optimizer: Optimizer) -> State | None:
         """Return further state that this rank needs to continue bit-identically, under the same strategy and world
         size, or None."""
         return None
 
-    def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: Any) -> None:
+    def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         """Load the result of `local_state`; called after the other two."""
 
     # --- numbers
@@ -232,16 +235,16 @@ class WholeModel(Strategy):
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
         return norm
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         return model.state_dict()
 
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         model.load_state_dict(state)
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         return named_state(model, optimizer, whole=lambda name, value: value)
 
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         load_named_state(model, optimizer, state, local=lambda name, value: value)
 
 
@@ -254,11 +257,11 @@ class Unreduced(WholeModel):
     def agree(self, flag: bool) -> bool:
         return flag
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         return value
 
-    def from_main(self, make: Callable[[], Any]) -> Any:
+    def from_main(self, make: Callable[[], T]) -> T:
         return make()
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         return [value]

@@ -1,25 +1,30 @@
 """Batch norm over the batch of all ranks, with the statistics of one device and the whole batch."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.parallelism.exchange import Group
+
+
+class _Context(FunctionCtx):
+    group: Group
 
 
 class SumOverRanks(torch.autograd.Function):
     """y = sum over ranks of x; dL/dx = sum over ranks of dL/dy, as every rank's loss depends on every rank's x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
         total = x.clone()
         dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.contiguous().clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None
@@ -33,7 +38,7 @@ class SyncBatchNorm(_BatchNorm):
     support the CPU. Source: UVic PHYS 555, "Batch Normalization"; Ioffe & Szegedy 2015, algorithm 1.
     """
 
-    group: Any = None
+    group: Group = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of dimensions, with channels second, as this class replaces all kinds of batch norm."""
@@ -68,7 +73,7 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.mul_(1 - momentum).add_(variance, alpha=momentum)
 
 
-def synchronize_batch_norms(model: nn.Module, group: Any) -> None:
+def synchronize_batch_norms(model: nn.Module, group: Group) -> None:
     """Replace every batch norm in place by one over `group` (None: all ranks), keeping names and parameters."""
     for module in model.modules():
         for name, child in module.named_children():
@@ -76,14 +81,15 @@ def synchronize_batch_norms(model: nn.Module, group: Any) -> None:
                 setattr(module, name, _exchanged(child, group))
 
 
-def _exchanged(norm: _BatchNorm, group: Any) -> nn.Module:
+def _exchanged(norm: _BatchNorm, group: Group) -> nn.Module:
     on_cuda = next((t.is_cuda for t in (*norm.parameters(), *norm.buffers())), False)
-    kind: Any = nn.SyncBatchNorm if on_cuda else SyncBatchNorm
+    settings = (norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    made: nn.SyncBatchNorm | SyncBatchNorm
     with torch.device("meta"):
-        made = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        made = nn.SyncBatchNorm(*settings) if on_cuda else SyncBatchNorm(*settings)
     made._parameters, made._buffers = norm._parameters, norm._buffers
-    if on_cuda:
-        made.process_group = group
-    else:
+    if isinstance(made, SyncBatchNorm):
         made.group = group
-    return made.train(norm.training)  # type: ignore[no-any-return]
+    else:
+        made.process_group = group
+    return made.train(norm.training)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,11 @@ from torch.optim import Optimizer
 
 from trainer import contracts
 from trainer.base.checks import check_whole
+from trainer.base.config import Config
+from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
-from trainer.parallelism.exchange import gathered
+from trainer.parallelism.exchange import Group, gathered, own_group
 from trainer.parallelism.named_state import load_named_state, named_state
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
@@ -50,7 +52,7 @@ class SplitModel(DataParallel):
         """Number of ranks over which a layer is split."""
         return self.world_size
 
-    def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
+    def tensor_plan(self, config: Config, model: nn.Module) -> Mapping[str, str]:
         """Return how to split each module, by name. Raises ValueError for models without a plan."""
         plan = contracts.tensor_plan(model)
         if not plan:
@@ -58,7 +60,7 @@ class SplitModel(DataParallel):
             raise ValueError(f"parallelism: model={name} ({type(model).__name__}) has no tensor plan; {WITH_A_PLAN}")
         return plan
 
-    def validate(self, config: Mapping[str, Any], model: nn.Module) -> None:
+    def validate(self, config: Config, model: nn.Module) -> None:
         super().validate(config, model)
         check_split(self.tensor_plan(config, model), model, self.tensor_size, self.asked())
 
@@ -88,16 +90,16 @@ class SplitModel(DataParallel):
         dist.all_reduce(total, group=self._member.group)
         return total.sqrt()
 
-    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+    def state_dict(self, model: nn.Module) -> State:
         return {name: self._whole(name, value) for name, value in model.state_dict().items()}
 
-    def load_state_dict(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, state: State) -> None:
         model.load_state_dict({name: self._local(name, value) for name, value in state.items()})
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         return named_state(model, optimizer, self._whole)
 
-    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         load_named_state(model, optimizer, state, self._local)
 
     def _whole(self, name: str, part: Tensor) -> Tensor:
@@ -165,8 +167,8 @@ class HybridParallel(SplitModel):
         super().connect(device)
         ranks = torch.arange(self.world_size).view(-1, self.tensor_size)
         # created individually to set the timeout, which is half an hour for groups of init_device_mesh
-        groups: Any = [
-            dist.new_subgroups_by_enumeration(lists, timedelta(seconds=self.timeout))[0]
+        groups = [
+            own_group(dist.new_subgroups_by_enumeration(lists, timedelta(seconds=self.timeout))[0])
             for lists in (ranks.T.tolist(), ranks.tolist())
         ]
         self._mesh = DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("data", "tensor"))
@@ -174,7 +176,7 @@ class HybridParallel(SplitModel):
         self._member = Member(self._mesh.get_group("tensor"), self._mesh.get_local_rank("tensor"), self.tensor_size)
 
     @property
-    def data_group(self) -> Any:
+    def data_group(self) -> Group:
         return None if self._mesh is None else self._mesh.get_group("data")
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -229,7 +231,7 @@ class TwoColumn(HybridParallel):
     def asked(self) -> str:
         return "parallelism=two_column (2 ranks a model)"
 
-    def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
+    def tensor_plan(self, config: Config, model: nn.Module) -> Mapping[str, str]:
         plan = contracts.tensor_plan(model)
         if "group" not in plan.values():
             name = config["choices"].get("model", "")

@@ -1,18 +1,19 @@
 """One weird trick: data parallelism for convolutions, model parallelism for fully connected layers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer import contracts
+from trainer.base.config import Config
 from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
-from trainer.parallelism.exchange import Gather, Keep, gathered
+from trainer.parallelism.exchange import Gather, Keep, gathered, own_group
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member
 from trainer.parallelism.tensor import SplitModel
@@ -40,14 +41,14 @@ class WeirdTrick(SplitModel):
     def __init__(
         self,
         devices: int | str = "auto",
-        batch_norm: Any = "synchronized",
+        batch_norm: Literal["synchronized", "plain"] = "synchronized",
         max_restarts: int = 0,
         timeout: float = 300.0,
     ) -> None:
         super().__init__(devices, batch_norm, max_restarts, timeout)
         self._sizes: list[int] = []
 
-    def tensor_plan(self, config: Mapping[str, Any], model: nn.Module) -> Mapping[str, str]:
+    def tensor_plan(self, config: Config, model: nn.Module) -> Mapping[str, str]:
         super().tensor_plan(config, model)
         plan = dense_plan(model)
         if not plan:
@@ -63,7 +64,7 @@ class WeirdTrick(SplitModel):
     def connect(self, device: torch.device) -> None:
         super().connect(device)
         # a separate group, so that features at the border do not queue behind gradients
-        group = dist.new_group(timeout=timedelta(seconds=self.timeout))
+        group = own_group(dist.new_group(timeout=timedelta(seconds=self.timeout)))
         self._member = Member(group, self.rank, self.world_size)
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -90,18 +91,17 @@ class WeirdTrick(SplitModel):
         return nullcontext() if self._wrapped is None else super().accumulating()
 
     def _gather_before(self, layer: nn.Module) -> None:
-        inner: Any = layer.forward
+        inner: Callable[[Tensor], Tensor] = layer.forward
 
         def forward(x: Tensor) -> Tensor:
             self._sizes = self._shard_sizes(x.size(0))
             # not partial: the layer itself sums the gradients of its inputs
-            outputs: Tensor = inner(Gather.apply(x, self._member.group, 0, self._sizes, False))
-            return outputs
+            return inner(Gather.apply(x, self._member.group, 0, self._sizes, False))
 
         layer.forward = forward
 
     def _keep_after(self, layer: nn.Module) -> None:
-        inner: Any = layer.forward
+        inner: Callable[[Tensor], Tensor] = layer.forward
 
         def forward(x: Tensor) -> Tensor:
             outputs: Tensor = Keep.apply(inner(x), self._member.group, 0, self._sizes)

@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.contracts import Images
 from trainer.planning.augmentation_strips import Strip
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.reporting.pixels import as_levels
@@ -41,7 +41,7 @@ class _Block:
         return _TITLE + self.tiles_KHWC.shape[1] + lines * _LINE + _BELOW
 
 
-def draw(strips: Sequence[Strip], heading: str, stored: Any) -> bytes:
+def draw(strips: Sequence[Strip], heading: str, stored: Images) -> bytes:
     """A PNG of all strips, below one another; `stored` are the images of the data set.
 
     Small images are enlarged by a whole factor: each block of equal pixels is one of theirs.
@@ -68,7 +68,7 @@ def draw(strips: Sequence[Strip], heading: str, stored: Any) -> bytes:
     return page.png()
 
 
-def _tiles(images_KCHW: Tensor, stored: Any) -> Tensor:
+def _tiles(images_KCHW: Tensor, stored: Images) -> Tensor:
     """uint8 (K, height, width, 3). Of other than one or three channels the first is shown."""
     levels = as_levels(images_KCHW, stored)
     if levels.shape[1] != 3:
@@ -133,10 +133,13 @@ class _Page:
             for number, line in enumerate(lines, 1):
                 self._write(line, left + place * self._pitch, top + height + number * _LINE, fontsize=7.5, color=_GREY)
 
-    def _write(self, text: str, left: int, baseline: int, **style: Any) -> float:
+    def _write(
+        self, text: str, left: int, baseline: int, fontsize: float, color: str = "black", weight: str = "normal"
+    ) -> float:
         """Where it ends on the right."""
         x, y = left / self._figure.bbox.width, 1 - baseline / self._figure.bbox.height
-        written = self._figure.text(x, y, text, va="baseline", parse_math=False, **style)
+        style = {"fontsize": fontsize, "color": color, "weight": weight}
+        written = self._figure.text(x, y, text, style, va="baseline", parse_math=False)
         with missing_glyphs_allowed():
             end: float = written.get_window_extent(self._renderer).x1
         return end

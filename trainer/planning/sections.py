@@ -3,16 +3,24 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from trainer.base.config import Config
+from trainer.base.config import Config, ConfigValue
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.options import first_comment
 from trainer.reporting.tables import _PLOT_SIZE, _count, _grid, _size, _some, _table, _time, _two_digits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.configuration.blueprint import Blueprint
+    from trainer.parallelism.sizes import Cost
+    from trainer.parallelism.strategy import Strategy
+    from trainer.planning.estimate import Estimate
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
 
@@ -37,7 +45,9 @@ def _place(group: str) -> int:
     return list(GROUPS).index(group) if group in GROUPS else len(GROUPS)
 
 
-def _changes(config: Any, defaults: Any, where: str) -> Iterator[tuple[str, str]]:
+def _changes(
+    config: Mapping[str, ConfigValue], defaults: Mapping[str, ConfigValue], where: str
+) -> Iterator[tuple[str, str]]:
     """Keys whose values are not what their files say, as they would be typed."""
     for key, value in config.items():
         name = f"{where}{key}"
@@ -50,13 +60,13 @@ def _changes(config: Any, defaults: Any, where: str) -> Iterator[tuple[str, str]
             yield f"{name}={_typed(value)}", f"instead of {_typed(default)}"
 
 
-def _typed(value: Any) -> str:
+def _typed(value: ConfigValue) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
 
 
-def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
+def _data_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     from trainer.planning.estimate import as_a_rank
 
     facts, config = blueprint.facts, blueprint.config
@@ -74,7 +84,7 @@ def _data_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
         yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
 
 
-def _border_row(blueprint: Any) -> Iterator[tuple[str, str]]:
+def _border_row(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     """What another layout for the augmentation costs."""
     from trainer.planning.estimate import bordered_bytes
 
@@ -87,20 +97,20 @@ def _border_row(blueprint: Any) -> Iterator[tuple[str, str]]:
     yield "training images", f"{_size(plain)}; with borders {_size(needed)} ({needed / plain:.2f} times): {use}"
 
 
-def _meta_model(blueprint: Any) -> Any:
+def _meta_model(blueprint: "Blueprint") -> "nn.Module":
     import torch
 
     with torch.device("meta"):
         return blueprint.build_model()
 
 
-def _model_table(model: Any, blueprint: Any) -> RenderableType:
+def _model_table(model: "nn.Module", blueprint: "Blueprint") -> RenderableType:
     from trainer.reporting.model_table import render, summarize
 
     return render(summarize(model, tuple(blueprint.facts.input_shape)))
 
 
-def _group_table(model: Any, config: Config) -> RenderableType:
+def _group_table(model: "nn.Module", config: Config) -> RenderableType:
     from trainer.optimizers.parameter_groups import parameter_groups
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -113,7 +123,7 @@ def _group_table(model: Any, config: Config) -> RenderableType:
     return table
 
 
-def _curve(blueprint: Any, console: Console) -> tuple[str, RenderableType]:
+def _curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableType]:
     """The learning rate of the first parameter group in every optimizer step."""
     import torch
 
@@ -131,7 +141,7 @@ def _curve(blueprint: Any, console: Console) -> tuple[str, RenderableType]:
     return title, Text(drawn, no_wrap=True)
 
 
-def _step_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
+def _step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     total, an_epoch, config = blueprint.total_steps, blueprint.steps_per_epoch, blueprint.config
     yield "length", f"{_count(total, 'step')} = {total / an_epoch:.4g} epochs of {_count(an_epoch, 'step')}"
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
@@ -154,7 +164,7 @@ def _step_rows(blueprint: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def _estimate_rows(blueprint: Any, found: Any) -> Iterator[tuple[str, str]]:
+def _estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:
     import torch
 
     precision = "fp32" if blueprint.dtype is None else str(blueprint.dtype).removeprefix("torch.")
@@ -188,7 +198,7 @@ def _undo_copy(size: int) -> dict[str, int]:
     return {"copy to undo a step": size} if size else {}
 
 
-def _parallelism_rows(strategy: Any, found: Any, cost: Any) -> Iterator[tuple[str, str]]:
+def _parallelism_rows(strategy: "Strategy", found: "Estimate", cost: "Cost") -> Iterator[tuple[str, str]]:
     shares = strategy.data_size
     mesh = f" = {_count(shares, 'share')} of the samples x {strategy.world_size // shares} parts of the model"
     yield "ranks", f"{strategy.world_size}{mesh if shares < strategy.world_size else ''}"

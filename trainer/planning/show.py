@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainer.base.errors import ConfigurationError
 from trainer.storage.files import write_atomic
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
+    from trainer.configuration.blueprint import Blueprint
+
+
+def draw_augmentation(blueprint: "Blueprint", path: Path) -> tuple[str, str]:
     """Write what the augmentation makes of the run's first samples; the file's name, and what is in it."""
     from trainer.assembly.data import load_data, make_batches
     from trainer.configuration.components import build_component
@@ -25,7 +30,7 @@ def draw_augmentation(blueprint: Any, path: Path) -> tuple[str, str]:
     alone = replace(blueprint, strategy=Single())
     batches = make_batches(alone, load_data(blueprint).train, sampler, augmentation, ToFloat(), room=0)
 
-    def name_of(target: Any) -> str:
+    def name_of(target: "Tensor") -> str:
         if facts.task != "classification":
             return " ".join(f"{value:.3g}" for value in target.flatten().tolist())
         return facts.class_names[int(target)] if facts.class_names else f"class {int(target)}"

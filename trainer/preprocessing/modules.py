@@ -8,7 +8,8 @@ from torch import Tensor
 
 from trainer import contracts
 from trainer.base.checks import check_one_of
-from trainer.preprocessing.statistics import Images, moments
+from trainer.contracts import Images
+from trainer.preprocessing.statistics import moments
 
 _MOST_NUMBERS = 2**16  # 256 KB for each of weight and bias
 _MOST_BIAS = 32  # float32 rounds a bias up to this by less than 1e-6

@@ -2,23 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from trainer.contracts import Images
 
 ELEMENTS_A_CHUNK = 2**19  # 4 MB as float64: fits in cache
 IMAGES_A_READ = 256  # for images read from files
 # sums of this many products of numbers in -128..127 are at most 2^24: exact in float32, in any order
 SAMPLES_A_PRODUCT = 1024
-
-
-class Images(Protocol):
-    """A tensor (N, C, H, W), or an object whose slices are uint8 or float32 tensors."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice, /) -> Tensor: ...
 
 
 def moments(images: Images, reduced: tuple[int, ...]) -> tuple[Tensor, Tensor]:

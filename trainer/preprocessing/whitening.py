@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.base.checks import check_number, check_whole
+from trainer.contracts import Images
 from trainer.preprocessing.modules import Preprocessing
-from trainer.preprocessing.statistics import Images, mean_and_covariance
+from trainer.preprocessing.statistics import mean_and_covariance
 
 MOST_FEATURES = 12_288  # 64x64x3: a covariance of 1.2 GB and a few minutes; time grows with the cube
 _BITS = 24  # per matrix entry, relative to the row's largest: what a float32 holds

@@ -1,15 +1,19 @@
 """`curves.png`: the learning curves of a run in one picture."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
+from trainer.base.config import JsonObject
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.storage.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -26,7 +30,7 @@ class _Curve:
 
 
 def draw_curves(
-    metrics: Sequence[Mapping[str, Any]],
+    metrics: Sequence[JsonObject],
     path: Path,
     title: str,
     best_step: int | None = None,
@@ -71,7 +75,7 @@ def _one_line(title: str) -> str:
     return title if len(title) <= 110 else f"{title[:107]}..."
 
 
-def _panels(metrics: Sequence[Mapping[str, Any]], monitor: str | None) -> dict[str, list[_Curve]]:
+def _panels(metrics: Sequence[JsonObject], monitor: str | None) -> dict[str, list[_Curve]]:
     names = dict.fromkeys(["loss", "accuracy", *([monitor.rpartition("/")[2]] if monitor else [])])
     wanted = {name: [(f"train/{name}", "training", _BLUE), (f"val/{name}", "validation", _ORANGE)] for name in names}
     wanted["learning rate"] = [("lr", "learning rate", _GREEN)]
@@ -80,14 +84,14 @@ def _panels(metrics: Sequence[Mapping[str, Any]], monitor: str | None) -> dict[s
     return {name: curves for name, curves in panels.items() if curves}
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]], tag: str, label: str, colour: str) -> _Curve:
+def _curve(metrics: Sequence[JsonObject], tag: str, label: str, colour: str) -> _Curve:
     records = [record for record in metrics if tag in record]
     values = [math.nan if record[tag] is None else float(record[tag]) for record in records]
     values = [value if math.isfinite(value) else math.nan for value in values]
     return _Curve(tag, label, colour, [record["step"] for record in records], values)
 
 
-def _draw_panel(axes: Any, name: str, curves: Sequence[_Curve]) -> None:
+def _draw_panel(axes: "Axes", name: str, curves: Sequence[_Curve]) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     for curve in curves:
@@ -121,22 +125,30 @@ def _is_logarithmic(values: Sequence[float]) -> bool:
     return bool(positive) and min(finite) >= 0 and median(positive) < max(positive) / 10
 
 
-def _mark_best(axes: Any, step: int, value: float | None) -> None:
+def _mark_best(axes: "Axes", step: int, value: float | None) -> None:
     axes.axvline(step, color=_GREY, linewidth=1.0, linestyle="--", zorder=1, clip_on=False)
     if value is not None and math.isfinite(value):
         label = f"best: {value:.4g}\nat step {step:,}"
-        ring = {"color": "none", "markeredgecolor": "black", "markersize": 8}
-        axes.plot([step], [value], "o", label=label, zorder=4, clip_on=False, **ring)
+        axes.plot(
+            [step],
+            [value],
+            "o",
+            label=label,
+            zorder=4,
+            clip_on=False,
+            color="none",
+            markeredgecolor="black",
+            markersize=8,
+        )
 
 
-def _add_epochs(axes: Any, metrics: Sequence[Mapping[str, Any]]) -> None:
+def _add_epochs(axes: "Axes", metrics: Sequence[JsonObject]) -> None:
     """A second axis: epochs need not be proportional to steps, a batch may grow."""
     import numpy as np
 
     pairs = {0: 0.0} | {record["step"]: float(record["epoch"]) for record in metrics if "epoch" in record}
     steps, epochs = zip(*sorted(pairs.items()), strict=True)
     if epochs[-1] > epochs[0]:
-        top = axes.secondary_xaxis(
-            "top", functions=(lambda x: np.interp(x, steps, epochs), lambda x: np.interp(x, epochs, steps))
-        )
+        functions = (lambda x: np.interp(x, steps, epochs), lambda x: np.interp(x, epochs, steps))
+        top = axes.secondary_xaxis("top", functions=functions)
         top.set_xlabel("epoch")

@@ -5,9 +5,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from trainer.base.checks import check_whole
+from trainer.base.config import JsonObject
 from trainer.storage.files import disk_error
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -56,7 +56,7 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[JsonObject]:
     """The records of a metrics file, non-finite numbers restored.
 
     A last line without its line end, which a killed run can leave, is passed over. Any other line that is not
@@ -80,7 +80,7 @@ def _spell(value: Value) -> Value:
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _read_line(line: bytes, path: Path, number: int) -> JsonObject:
     try:
         record = json.loads(line)
     except ValueError:

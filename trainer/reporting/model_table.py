@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Group
@@ -155,7 +154,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _recording(model: nn.Module, shapes: dict[str, Shape]) -> Iterator[None]:
     names = {module: name for name, module in model.named_modules()}
 
-    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+    def record(module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, tuple):
             output = output[0]
         if isinstance(output, Tensor):

@@ -1,12 +1,10 @@
 """Training images as a picture can show them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 
-def as_levels(images_NCHW: Tensor, stored: Any) -> Tensor:
+def as_levels(images_NCHW: Tensor, stored: object) -> Tensor:
     """uint8 on the CPU: whole numbers 0..255 as they are, of the data set `stored` of uint8 images.
 
     Where it holds features, nobody knows what is black and what is white: the least and the largest number here.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from trainer.reporting import logs
 from trainer.reporting.metrics_file import MetricsFile
@@ -13,13 +13,23 @@ from trainer.reporting.terminal import Terminal
 from trainer.storage.files import disk_errors
 from trainer.storage.run_folder import LOG, METRICS
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 log = logging.getLogger("trainer")
+
+
+class Offsets(TypedDict):
+    """How far the files of a run have come, in bytes."""
+
+    metrics: int
+    events: dict[str, int]
 
 
 class Report:
     """Opened on a run folder, anew or at the place that a checkpoint counted (`offsets`, at `step`)."""
 
-    def __init__(self, folder: Path, terminal: Terminal, offsets: Mapping[str, Any] | None, step: int) -> None:
+    def __init__(self, folder: Path, terminal: Terminal, offsets: Offsets | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
         self._train: dict[str, float] = {}  # the latest, for rows of steps at which they are not logged
         with disk_errors(folder):
@@ -27,7 +37,7 @@ class Report:
             self._log = logs.open_run_log(folder / LOG)
         self._aloud = logs.tell_warnings_of_data(terminal.message)
 
-    def _open(self, offsets: Mapping[str, Any] | None, step: int) -> None:
+    def _open(self, offsets: Offsets | None, step: int) -> None:
         self._metrics = MetricsFile(self._folder / METRICS, offsets["metrics"] if offsets else 0)
         events, purge_step = (offsets["events"], step + 1) if offsets else (None, None)
         self.tensorboard = TensorBoard(self._folder, events, purge_step)
@@ -39,7 +49,7 @@ class Report:
         for name, value in facts.items():
             log.info("%s: %s", name, value)
 
-    def rewind(self, offsets: Mapping[str, Any], step: int) -> None:
+    def rewind(self, offsets: Offsets, step: int) -> None:
         """Take back what was written after the checkpoint that counted `offsets`."""
         with disk_errors(self._folder):
             self.tensorboard.close()
@@ -51,7 +61,7 @@ class Report:
         self.terminal.tick(step)
 
     def record(
-        self, step: int, epoch: float, values: Mapping[str, float], histograms: Mapping[str, Any] | None = None
+        self, step: int, epoch: float, values: Mapping[str, float], histograms: "Mapping[str, Tensor] | None" = None
     ) -> None:
         """All metrics of a step: one line, one event; distributions beside them."""
         with disk_errors(self._folder):
@@ -74,7 +84,7 @@ class Report:
         self.terminal.message(text)
         log.warning(text)
 
-    def offsets(self) -> dict[str, Any]:
+    def offsets(self) -> Offsets:
         """How far the files have come; a checkpoint keeps it, so that each line is there exactly once."""
         with disk_errors(self._folder):
             return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}

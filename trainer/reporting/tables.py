@@ -1,8 +1,7 @@
 """Tables, counts and sizes as text for a person."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -25,7 +24,7 @@ def _show(console: Console, title: str, body: RenderableType) -> None:
     print()
 
 
-def _grid(rows: Any) -> Table:
+def _grid(rows: Iterable[Sequence[str]]) -> Table:
     """Words side by side; the last column takes the room there is."""
     grid = Table.grid(padding=(0, 2))
     for row in rows:

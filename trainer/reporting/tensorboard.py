@@ -6,14 +6,22 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.base.config import ConfigValue
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.storage.files import sync_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from google.protobuf.struct_pb2 import Value
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 _EVENT_FILES = "events.out.tfevents.*"
 
@@ -55,7 +63,7 @@ class TensorBoard:
         _wait_for_a_later_name(folder)
         _leave_errors_to_the_caller()
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        self._events: Any = self._writer.file_writer
+        self._events: Any = self._writer.file_writer  # torch's hint says None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One event with all values, non-finite ones too (TensorBoard draws a triangle)."""
@@ -86,7 +94,7 @@ class TensorBoard:
         if not self._resumed:
             self._writer.add_custom_scalars(_CHARTS)
 
-    def start_hparams(self, values: Mapping[str, Any]) -> None:
+    def start_hparams(self, values: Mapping[str, ConfigValue]) -> None:
         """The run's row in the HParams tab; once a run, not again on resuming.
 
         Booleans, finite numbers and strings keep their type, anything else is spelled out (None as "null").
@@ -134,7 +142,7 @@ class TensorBoard:
     def close(self) -> None:
         self._writer.close()
 
-    def _add_hparams(self, tag: str, data: Any) -> None:
+    def _add_hparams(self, tag: str, data: "HParamsPluginData") -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.plugins.hparams import metadata
 
@@ -164,7 +172,7 @@ def image_grid(images_NCHW: Tensor) -> Tensor:
     return grid.reshape(channels, rows * height, columns * width)
 
 
-def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> Any:
+def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> "NDArray[np.uint8]":
     """An RGB picture (uint8 array, height x width x 3): rows are true classes, columns predicted ones.
 
     The colour is the share of the row; the counts are written in for up to 20 classes.
@@ -197,13 +205,13 @@ def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> Any:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write_counts(axes: Any, counts_KK: Any, share_KK: Any) -> None:
+def _write_counts(axes: "Axes", counts_KK: "NDArray[np.int64]", share_KK: "NDArray[np.float64]") -> None:
     for row, column in zip(*counts_KK.nonzero(), strict=True):
         colour = "white" if share_KK[row, column] > 0.5 else "black"
         axes.text(column, row, str(counts_KK[row, column]), ha="center", va="center", color=colour, fontsize=7)
 
 
-def _set_hparam(slot: Any, value: Any) -> None:
+def _set_hparam(slot: "Value", value: ConfigValue) -> None:
     if isinstance(value, bool):
         slot.bool_value = value
     elif isinstance(value, int | float) and math.isfinite(value):

@@ -10,15 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainer.base.errors import DataError
+from trainer.base.stateful import State, StateValue
 from trainer.storage.files import disk_errors, seal, unseal, write_atomic
 
 log = logging.getLogger(__name__)
-State = dict[str, Any]
 _LEAST_SECONDS = 1.0  # between two checkpoints
 
 
@@ -27,7 +26,7 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
-def save(path: Path, state: Mapping[str, Any], keep_previous: bool = False) -> None:
+def save(path: Path, state: State, keep_previous: bool = False) -> None:
     """Write a checkpoint; the one that was at `path` becomes the previous one, or goes with `keep_previous`.
 
     Raises DiskError.
@@ -76,7 +75,7 @@ def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, Stat
     return None
 
 
-def snapshot(value: Any) -> Any:
+def snapshot(value: StateValue) -> StateValue:
     """A copy of nested containers in which every tensor has memory of its own, on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from trainer.base.config import Json
 from trainer.base.errors import DataError, DiskError
 
 _TRAILER = b"gearshift-sha256"
@@ -75,7 +75,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write JSON for people: indented, keys in the given order."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 

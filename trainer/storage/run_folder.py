@@ -9,11 +9,10 @@ import subprocess
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from trainer.base.config import Config
+from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
 from trainer.storage.files import disk_error, write_atomic, write_json
 
@@ -137,7 +136,7 @@ class HeldLock(Lock):
         self._descriptor = -1
 
 
-def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> dict[str, Any]:
+def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> JsonObject:
     """Where and with what a run happened: versions, commit, device, threads, data."""
     packages = ("gearshift", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")
     return {
@@ -159,7 +158,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> JsonObject | None:
     """Commit of the code in the current folder, and whether there were changes beside it."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
@@ -176,6 +175,6 @@ def _git() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: JsonObject) -> None:
     """How the run ended. Raises DiskError."""
     write_json(folder / RESULT, result)

@@ -4,14 +4,16 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.base.chunks import BufferPool, Change, by_chunks
 from trainer.base.randomness import generator_for
-from trainer.contracts import Augmentation, Preprocessing, Sampler
+from trainer.base.stateful import State
+from trainer.contracts import Augmentation, Layout, Preprocessing, Sampler
+from trainer.data.photographs.reading import Photographs
 from trainer.parallelism.strategy import Strategy
 from trainer.preprocessing import ToFloat
 
@@ -48,7 +50,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        images: Any,
+        images: Tensor | Photographs,
         targets_N: Tensor,
         *,
         batch_size: int,
@@ -77,8 +79,9 @@ class TrainingBatches:
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
         self._block_size = max(1, _BLOCK_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
         self._pool = BufferPool()
-        can_move = augmentation is not None and isinstance(images, Tensor)
-        self._padded: Any = augmentation.border(images, room) if augmentation is not None and can_move else None
+        self._padded: Layout | None = None
+        if augmentation is not None and isinstance(images, Tensor):
+            self._padded = augmentation.border(images, room)
         if self._padded is not None:
             self.images = self._padded.images_NCHW
 
@@ -136,14 +139,14 @@ class TrainingBatches:
             self._sampler.gather(over_ranks)
             self._sampler.end_epoch()
 
-    def state_dict(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Any] | None:
+    def state_dict(self, over_ranks: Callable[[Tensor], Tensor]) -> State | None:
         """Return the sampler's state, the same on every rank. A collective call; `over_ranks` sums a tensor."""
         if not self._sampler.listens:
             return None
         self._sampler.gather(over_ranks)
         return dict(self._sampler.state_dict())
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: State | None) -> None:
         if state is not None:
             self._sampler.load_state_dict(state)
 
@@ -168,6 +171,7 @@ class TrainingBatches:
                 yield block, self._preprocessed(*self._augmented(block))
             return
         ahead: deque[tuple[Block, int]] = deque()
+        assert not isinstance(self.images, Tensor)
         for images in self.images.read(self._requests(blocks, ahead)):
             block, skip = ahead.popleft()
             images = images.to(self._device, non_blocking=True)
@@ -181,6 +185,7 @@ class TrainingBatches:
             frames = None
             skip = 0
             if self._augmentation is not None and block.rows is not None:
+                assert not isinstance(self.images, Tensor)
                 frames = self._augmentation.frames(block.rows, self.images.sizes[block.indices], self._shape[1:])
                 skip = 0 if frames is None else self._augmentation.framed
             ahead.append((block, skip))
@@ -188,8 +193,9 @@ class TrainingBatches:
 
     def _augmented(self, block: Block) -> tuple[Tensor, list[Change]]:
         if self._padded is not None:
-            found: tuple[Tensor, list[Change]] = self._padded.begin(block.indices, block.rows)
-            return found
+            assert block.rows is not None
+            return self._padded.begin(block.indices, block.rows)
+        assert isinstance(self.images, Tensor)
         images = self.images.index_select(0, block.indices.to(self._device, non_blocking=True))
         return self._changed(images, block.rows)
 

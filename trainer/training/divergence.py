@@ -1,14 +1,14 @@
 """Handling of non-finite losses and gradients: flagged on the device, located by step and layer afterwards."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer.base.errors import Diverged
+from trainer.base.stateful import State
+from trainer.parallelism.sizes import ForwardHook
 from trainer.storage import checkpoint, run_folder
-from trainer.storage.checkpoint import State
 from trainer.training.run import Run
 from trainer.training.state import is_planned, restore
 from trainer.training.step import train_step, update_by_closure
@@ -109,8 +109,8 @@ def _evaluate(replay: Run) -> Tensor:
     return replay.objective.first_loss
 
 
-def _reporter(name: str, found: list[str]) -> Any:
-    def report(module: nn.Module, inputs: Any, output: Any) -> None:
+def _reporter(name: str, found: list[str]) -> ForwardHook:
+    def report(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         if isinstance(output, Tensor) and not torch.isfinite(output).all():
             found.append(name)
 

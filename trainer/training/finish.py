@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from trainer.base.config import Config, JsonObject
 from trainer.base.errors import DiskError, Interrupted, understood
 from trainer.base.signals import stop_request
 from trainer.reporting.curves import draw_curves
@@ -38,7 +38,7 @@ class Result:
     steps: int
     epochs: float
     monitor: str
-    best: dict[str, Any] | None
+    best: JsonObject | None
     test: dict[str, float] | None
     wall_seconds: float
     folder: str
@@ -86,7 +86,7 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     return result
 
 
-def record_failure(folder: Path, config: dict[str, Any], error: BaseException) -> None:
+def record_failure(folder: Path, config: Config, error: BaseException) -> None:
     """Write result and log of a run that failed before its `Run` existed, or whose main rank could not report why.
 
     Log records buffered so far are written, too. Raises DiskError.
@@ -126,7 +126,9 @@ def restore_best(run: Run) -> None:
     """Load the best weights into the model, if there was an evaluation."""
     if run.progress.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
-        restore_weights(run, run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None))
+        state = run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None)
+        assert state is not None  # the main rank's
+        restore_weights(run, state)
 
 
 def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:

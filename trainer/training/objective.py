@@ -11,6 +11,7 @@ from trainer.base.chunks import chunk_sizes
 from trainer.base.errors import ConfigurationError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
+from trainer.contracts import Loss
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import MicroBatch, Strategy
 from trainer.training.batches import Batch
@@ -40,7 +41,7 @@ class Objective:
         self,
         model: nn.Module,
         compute: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         *,
         strategy: Strategy,
         meter: Meter,
@@ -53,7 +54,7 @@ class Objective:
         penalty: Penalty | None = None,
     ) -> None:
         self._model, self._compute, self._strategy = model, compute, strategy
-        self._loss: Any = loss
+        self._loss = loss
         self._observe = observe  # called with the indices of a step's samples and the loss of each
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale

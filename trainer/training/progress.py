@@ -1,11 +1,11 @@
 """Progress of a run."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from torch import Tensor
+
+from trainer.base.stateful import State
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Progress:
         self.epoch, self.samples_seen = self.epoch + 1, 0
         return True
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -55,7 +55,7 @@ class Progress:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.step, self.epoch, self.samples_seen = state["step"], state["epoch"], state["samples_seen"]
         self.rollbacks, self.initial_loss = state["rollbacks"], state["initial_loss"]
         self.best = None if state["best"] is None else Best(**state["best"])

@@ -1,14 +1,13 @@
 """Capturing the state of a run in a checkpoint, and restoring it."""
 
-from typing import Any
-
 from trainer.base.duration import is_time
+from trainer.base.stateful import State
 from trainer.training.run import Run
 
 FORMAT = 3
 
 
-def capture(run: Run) -> dict[str, Any]:
+def capture(run: Run) -> State:
     """Return the content of `last.pt`, from which a run continues bit-identically."""
     return {
         **weights(run),
@@ -23,13 +22,13 @@ def capture(run: Run) -> dict[str, Any]:
     }
 
 
-def _by_shard(run: Run) -> list[dict[str, Any]]:
+def _by_shard(run: Run) -> list[State]:
     """Return the meter states, one for each shard of the samples: ranks with the same samples hold the same state."""
     found = run.strategy.gather((run.strategy.data_rank, run.meter.state_dict()))
     return [state for _, state in sorted(dict(found).items())]
 
 
-def weights(run: Run) -> dict[str, Any]:
+def weights(run: Run) -> State:
     """Return the content of `best.pt`: weights under whole-model names, and the fitted preprocessing."""
     return {
         "format": FORMAT,
@@ -40,7 +39,7 @@ def weights(run: Run) -> dict[str, Any]:
     }
 
 
-def restore(run: Run, state: dict[str, Any]) -> None:
+def restore(run: Run, state: State) -> None:
     """Restore a newly assembled run to the captured state."""
     restore_weights(run, state)
     run.strategy.load_optimizer_state(run.model, run.optimizer, state["optimizer"])
@@ -59,7 +58,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.guard.reset()
 
 
-def is_planned(run: Run, state: dict[str, Any]) -> bool:
+def is_planned(run: Run, state: State) -> bool:
     """Whether an uninterrupted run would write this checkpoint, too. Runs roll back only to such checkpoints."""
     progress = state["stateful"]["progress"]
     step, best = progress["step"], progress["best"]
@@ -67,7 +66,7 @@ def is_planned(run: Run, state: dict[str, Any]) -> bool:
     return due or (best is not None and best["step"] == step)
 
 
-def restore_weights(run: Run, state: dict[str, Any]) -> None:
+def restore_weights(run: Run, state: State) -> None:
     """Restore the model's weights and buffers and the preprocessing that they were trained with."""
     run.strategy.load_state_dict(run.model, state["model"])
     run.preprocessing.load_state_dict(state["preprocessing"])

@@ -4,7 +4,8 @@ import functools
 import io
 import threading
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 
 from trainer.data.photographs.frames import resize, short_side_size
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Decoder = Callable[[torch.Tensor, int, bool], torch.Tensor]  # bytes, mode, whether to turn it as EXIF says
 Pixels = NDArray[np.uint8]  # (height, width, 3), contiguous
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -58,7 +63,7 @@ def decode(content: bytes, max_side: int | None = None) -> Pixels:
     return pixels if pixels.shape[:2] == size else resize(pixels, *size)
 
 
-def _from_jpeg(content: bytes, image: Any, whole: tuple[int, int], size: tuple[int, int]) -> Pixels:
+def _from_jpeg(content: bytes, image: "Image", whole: tuple[int, int], size: tuple[int, int]) -> Pixels:
     if min(whole) >= 4 * min(size):
         image.draft("RGB", (2 * size[1], 2 * size[0]))
         return _to_rgb(image)
@@ -78,7 +83,7 @@ def load_libraries() -> None:
 
 
 @functools.cache
-def _torchvision_decoder() -> Any:
+def _torchvision_decoder() -> Decoder | None:
     """`None` if torchvision no longer provides it (deprecated in 0.29).
 
     PIL decodes to the same pixels but takes a third longer.
@@ -86,12 +91,13 @@ def _torchvision_decoder() -> Any:
     try:
         import torchvision.io  # noqa: F401
 
-        return torch.ops.image.decode_jpeg
+        decoder: Decoder = torch.ops.image.decode_jpeg
+        return decoder
     except (ImportError, AttributeError):
         return None
 
 
-def _open(content: bytes) -> tuple[Any, tuple[int, int]]:
+def _open(content: bytes) -> "tuple[Image, tuple[int, int]]":
     """PIL's image with its header read, and its (height, width). Raises BadPhotograph for files that are not safe to
     decode."""
     from PIL import Image, UnidentifiedImageError
@@ -121,7 +127,7 @@ def _scaled(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     return size if max_side is None or min(size) <= max_side else short_side_size(*size, max_side)
 
 
-def _to_rgb(image: Any) -> Pixels:
+def _to_rgb(image: "Image") -> Pixels:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,7 +139,7 @@ class Photographs:
         """The device of the images that are read."""
         return torch.device("cpu")
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Images at a slice or int64 indices, framed for evaluation, as a new tensor."""
         chosen = torch.arange(len(self))[index]
         request = self._numbers_N[chosen].view(-1), self._frames_N8[chosen].view(-1, 8)

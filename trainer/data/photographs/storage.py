@@ -19,10 +19,14 @@ CHANGED = "has changed since its checksum was taken"
 _MOST_BYTES = 10**9  # per file; no photograph is larger
 
 
+Ticket = Any
+"""What a store tells its own reader of a photograph: small, and can be sent to a worker."""
+
+
 class Reader(Protocol):
     """Turns a ticket into pixels. Can be sent to a worker process."""
 
-    def __call__(self, ticket: Any) -> Pixels:
+    def __call__(self, ticket: Ticket) -> Pixels:
         """(height, width, 3) uint8. Raises BadPhotograph."""
 
 
@@ -35,7 +39,7 @@ class Store(Protocol):
     @property
     def reader(self) -> Reader: ...
 
-    def ticket(self, number: int) -> Any:
+    def ticket(self, number: int) -> Ticket:
         """What the reader needs to find one photograph; small."""
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from trainer.base.errors import RankLost
 from trainer.data.photographs.decoding import BadPhotograph, load_libraries
 from trainer.data.photographs.frames import apply_frame
-from trainer.data.photographs.storage import Reader, SharedBytes
+from trainer.data.photographs.storage import Reader, SharedBytes, Ticket
 
 CHUNK = 16  # photographs that a worker reads at a time
 _LOSSES = 3  # worker deaths at the same chunk
@@ -42,7 +42,7 @@ class Chunk:
     """Photographs by number, their tickets for the reader, and their frames."""
 
     numbers: list[int]
-    tickets: list[Any]
+    tickets: list[Ticket]
     frames: list[list[int]]
     slot: int = 0
     losses: int = 0
@@ -53,7 +53,7 @@ class Chunk:
 
 @dataclass
 class _Worker:
-    process: Any
+    process: BaseProcess
     pipe: Connection
     heard: float
     is_ready: bool = False
@@ -264,7 +264,7 @@ def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> N
 
 
 def _read(
-    reader: Reader, tickets: list[Any], frames: list[list[int]], out_n3SS: NDArray[np.uint8]
+    reader: Reader, tickets: list[Ticket], frames: list[list[int]], out_n3SS: NDArray[np.uint8]
 ) -> tuple[int, str] | None:
     for place, (ticket, frame) in enumerate(zip(tickets, frames, strict=True)):
         try:
@@ -287,7 +287,7 @@ def _kill(workers: list[_Worker]) -> None:
         _join(worker.process)
 
 
-def _join(process: Any) -> None:
+def _join(process: BaseProcess) -> None:
     """Wait for a process that is about to exit; if its fork server, which reports the exit, does not respond, kill the
     server."""
     process.join(_PATIENCE)
@@ -309,7 +309,7 @@ def _no_main_module() -> Iterator[None]:
     A worker does not need it, and a script without `if __name__ == "__main__"` would train in every worker.
     """
     main = sys.modules["__main__"]
-    kept: dict[str, Any] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
+    kept: dict[str, object] = {name: vars(main)[name] for name in ("__file__", "__spec__") if name in vars(main)}
     try:
         vars(main).update(dict.fromkeys(kept))
         yield
