@@ -74,7 +74,7 @@ def test_the_border_is_the_first_dense_layer() -> None:
     [
         (
             ["parallelism=weird_trick", *RESNET],
-            r"parallelism=weird_trick: model=resnet \(Sequential\) has no fully connected layers that can be shared",
+            r"parallelism=weird_trick: model=resnet \(Sequential\) has no fully connected layers that can be split",
         ),
         (["parallelism=weird_trick", "model=template"], r"model=template \(StripeNet\) has no tensor plan"),
         (
