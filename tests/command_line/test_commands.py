@@ -344,7 +344,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train, zy
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate()
     assert (child.returncode, err) == (143, "")
-    assert out.splitlines()[-1] == "to go on: train resume run"
+    assert out.splitlines()[-1] == "to continue: train resume run"
     stopped = result(folder / "run")
     assert (stopped["status"], stopped["exit_code"]) == ("interrupted", 143)
     done = train("resume", "run", f"steps={stopped['steps'] + 7}")

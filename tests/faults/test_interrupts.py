@@ -32,7 +32,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert (result["status"], result["exit_code"]) == ("interrupted", 128 + signum)
     assert torch.load(run / "checkpoints/last.pt", weights_only=True)["stateful"]["progress"]["step"] == result["steps"]
     last_line = process.output().splitlines()[-1]
-    assert last_line.startswith("to go on: train resume ") and last_line.endswith("a run'")
+    assert last_line.startswith("to continue: train resume ") and last_line.endswith("a run'")
     assert "Traceback" not in process.output()
 
 
@@ -137,7 +137,7 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     os.close(master)
     assert (finish(process), presses) == (130, times), screen
     assert screen.rfind(SHOWS) > screen.rfind(HIDES) >= 0, "the cursor is shown again"
-    assert (b"to go on: train resume run" in screen) == (times == 1)
+    assert (b"to continue: train resume run" in screen) == (times == 1)
 
 
 @pytest.mark.parametrize("place", ["trainer.training.finish.evaluate", "trainer.training.finish.confusion_matrix"])
@@ -148,7 +148,7 @@ def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(zygote: Zygote, tmp
     fault = {"signal": int(signal.SIGTERM), "during": place}
     code, output = train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={run}", fault=fault)
     assert code == 143
-    assert output.splitlines()[-1] == "to go on: train resume run"
+    assert output.splitlines()[-1] == "to continue: train resume run"
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["exit_code"], result["test"]) == ("interrupted", 143, None)
     assert not (run / "curves.png").exists()

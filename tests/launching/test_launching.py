@@ -269,7 +269,7 @@ def test_a_signal_stops_and_saves_all_ranks_and_resume_has_the_same_bits(
     process.send_signal(signum)
     code, out, err = end(process)
     assert (code, err) == (128 + signum, "")
-    assert "to go on: train resume run" in out
+    assert "to continue: train resume run" in out
     assert gone(family)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("interrupted", 128 + signum)
@@ -299,7 +299,7 @@ def test_a_killed_rank_without_restarts_is_one_line_and_code_71(tmp_path: Path) 
     os.kill(pids[1], signal.SIGKILL)
     code, _, err = end(process)
     assert code == 71
-    spent = "restarts are spent (parallelism.max_restarts=0); to go on: train resume run"
+    spent = "no restarts left (parallelism.max_restarts=0); to continue: train resume run"
     assert err == f"error: rank 1: was killed by SIGKILL; {spent}\n"
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["exit_code"]) == ("failed", 71)
@@ -346,8 +346,8 @@ def test_what_torch_deprecates_inside_itself_is_not_shown(strategy: str, broken:
 @pytest.mark.parametrize(
     ("what", "code", "line"),
     [
-        ("raise", 71, "rank 1: LookupError: the tenth time (trace: run/ranks/1.log); restarts are spent"),
-        pytest.param("exit", 71, "rank 1: ended with code 9; restarts are spent", marks=pytest.mark.slow),
+        ("raise", 71, "rank 1: LookupError: the tenth time (trace: run/ranks/1.log); no restarts left"),
+        pytest.param("exit", 71, "rank 1: ended with code 9; no restarts left", marks=pytest.mark.slow),
         pytest.param("memory", 73, "rank 1: out of memory", marks=pytest.mark.slow),
     ],
 )
@@ -402,7 +402,7 @@ def test_without_ranks_assemble_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     from trainer import assemble
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigurationError, match="this process is no rank"):
+    with pytest.raises(ConfigurationError, match="this process is not a rank"):
         assemble(compose(["parallelism=ddp", "device=cpu"]))
     assert not list(tmp_path.iterdir())
 

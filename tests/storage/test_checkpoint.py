@@ -122,7 +122,7 @@ def test_a_checkpoint_is_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.save({"model": Payload(trace)}, buffer)
     path.write_bytes(seal(buffer.getvalue()))
     with pytest.raises(
-        DataError, match=r"last\.pt is no checkpoint: it must be an archive of tensors and plain values"
+        DataError, match=r"last\.pt is not a checkpoint: it must be an archive of tensors and plain values"
     ):
         load(path)
     assert not trace.exists()
@@ -135,7 +135,7 @@ def test_a_checkpoint_is_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_is_no_archive_at_all_is_told(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(seal(b"not a zip file"))
     with pytest.raises(
-        DataError, match=r"last\.pt is no checkpoint: it must be an archive of tensors and plain values"
+        DataError, match=r"last\.pt is not a checkpoint: it must be an archive of tensors and plain values"
     ):
         load(tmp_path / "last.pt")
 

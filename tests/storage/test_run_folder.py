@@ -106,7 +106,7 @@ def test_the_name_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_a_wrong_argument(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"is no run folder: there is no config\.yaml in it"):
+    with pytest.raises(ConfigurationError, match=r"is not a run folder: there is no config\.yaml in it"):
         read_configuration(tmp_path)
 
 

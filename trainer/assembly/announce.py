@@ -1,4 +1,4 @@
-"""The header of a run: on the terminal, in the log and in TensorBoard."""
+"""The header of a run, on the terminal, in the log and in TensorBoard."""
 
 import torch
 import yaml
@@ -11,7 +11,7 @@ _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x
 
 
 def announce(run: Run, resumed: bool) -> None:
-    """The header on the terminal, and the same facts for TensorBoard."""
+    """Print the header, and write configuration, hyper-parameters and the first images to TensorBoard."""
     assert run.report is not None
     plan, config = run.blueprint, run.blueprint.config
     choices, facts = config["choices"], plan.facts
@@ -37,14 +37,14 @@ def announce(run: Run, resumed: bool) -> None:
     board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
     board.start_hparams(hyper_parameters(config))
     if facts.kind == "images":
-        # as the preprocessing is given them: in their own colours, where whitened ones would be none
+        # before preprocessing, because whitened images have no meaningful colours
         images = next(run.batches.before_preprocessing().epoch(0)).images
         count = max(1, min(64, _PIXELS_SHOWN // (images.shape[2] * images.shape[3])))
         board.images("train/first_batch", as_levels(images[:count], run.batches.images), 0)
 
 
 def hyper_parameters(config: Config) -> Config:
-    """One flat row: the option of each group, and every number, word and switch that changes the outcome."""
+    """Return one flat row: the option of each group, and every value that affects the outcome."""
     row: Config = dict(config["choices"])
     aside = ("choices", "every", "name", "profile", "threads")
     for key, value in config.items():

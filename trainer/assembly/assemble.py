@@ -1,4 +1,4 @@
-"""From a checked configuration to a run, in one fixed order: the wiring diagram of the program."""
+"""Assembles a run from a configuration, in one fixed order."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +34,7 @@ from trainer.training.progress import Progress
 from trainer.training.run import Run
 
 
-@held()  # what loading the data says comes into the log, too
+@held()  # so that messages from loading the data also appear in the log
 def assemble(
     config: Config,
     folder: Path | None = None,
@@ -44,10 +44,10 @@ def assemble(
     lock: Lock | None = None,
     console: Console | None = None,
 ) -> Run:
-    """Check a configuration, make everything it names and open its run folder.
+    """Check a configuration, build everything it names and open its run folder.
 
-    Without `folder` a new one is made under `outputs/`; `lock` is one that is held on it already. With `resume`
-    the run continues where its last checkpoint was taken. Raises ConfigurationError, DataError, DiskError or RunInUse.
+    Without `folder`, a new one is created under `outputs/`; `lock` is a lock already held on it. With `resume`, the
+    run continues from its last checkpoint. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
     blueprint = resolve(config)
     connect(blueprint)
@@ -70,8 +70,8 @@ def assemble(
     except BaseException as error:
         if run is not None and run.report is not None:
             run.report.close()
-        if isinstance(error, Exception) and not has_begun:  # to go on with one that has is refused, no more
-            with suppress(DiskError):  # what failed first is what the user hears of
+        if isinstance(error, Exception) and not has_begun:  # a failed resume must not overwrite the result
+            with suppress(DiskError):  # report the first error only
                 record_failure(folder, config, error)
         lock.release()
         raise
@@ -79,7 +79,7 @@ def assemble(
 
 
 def connect(blueprint: Blueprint) -> None:
-    """Take one's place among the ranks. Raises ConfigurationError where there are none."""
+    """Connect to the other ranks. Raises ConfigurationError if this process is not a rank."""
     try:
         blueprint.strategy.connect(blueprint.device)
     except ValueError as error:
@@ -87,9 +87,9 @@ def connect(blueprint: Blueprint) -> None:
 
 
 def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool = True) -> Run:
-    """Everything a run computes with, and no file: data, model, optimizer, and what lies between them.
+    """Build everything a run needs except its files: data, model, optimizer, objective.
 
-    Without `fit` the statistics of the preprocessing are still to come, from a checkpoint.
+    Without `fit`, the statistics of the preprocessing must be loaded from a checkpoint afterwards.
     """
     config, device = blueprint.config, blueprint.device
     set_up_torch(config, device)
@@ -121,7 +121,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     )  # fmt: skip
     augmentation = build_component(config, "augmentation")
     batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
-    if device.type == "cpu":  # the same images in the layout that training reads: the first one is let go
+    if device.type == "cpu":  # use the layout that training reads, and free the original
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
         compute.compile()
@@ -143,7 +143,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
 
 
 def stateful_parts(blueprint: Blueprint, progress: Progress, loss_scale: LossScale | None) -> dict[str, Stateful]:
-    """What a checkpoint keeps besides weights, optimizer and data: everything that has a state, by name."""
+    """Return the objects with state, by name, that checkpoints contain besides weights, optimizer and data."""
     parts = {
         "progress": progress,
         "schedule": blueprint.schedule,

@@ -1,4 +1,4 @@
-"""The data of a run: loaded, with fitted preprocessing, as training batches."""
+"""The data of a run: loading, fitted preprocessing, and training batches."""
 
 import math
 
@@ -16,7 +16,7 @@ from trainer.training.batches import TrainingBatches
 def share_statistics(
     preprocessing: Preprocessing, splits: Splits, strategy: Strategy, known: State | None = None
 ) -> None:
-    """Give all ranks the statistics that are `known` to the main rank, or that it estimates from the training part."""
+    """Give all ranks the main rank's statistics: `known` ones, or estimated from the training split."""
 
     def on_main() -> State:
         if known is not None:
@@ -39,7 +39,7 @@ def make_batches(
     channels_last: bool = False,
     room: float | None = None,
 ) -> TrainingBatches:
-    """The training batches of a run, on its device; see `TrainingBatches`. `room` is what the data set leaves."""
+    """Return the training batches of a run, on its device; `room` is the memory that the data set leaves, in bytes."""
     config, device, images = blueprint.config, blueprint.device, train.images_NCHW
     if room is None:
         room = blueprint.data.room() if device.type == "cpu" else None
@@ -53,7 +53,7 @@ def make_batches(
 
 
 def load_data(blueprint: Blueprint) -> Splits:
-    """The splits, on the CPU. Raises ConfigurationError for data that is missing, DataError for damage."""
+    """Load the splits, on the CPU. Raises ConfigurationError if data is missing, DataError if it is damaged."""
     try:
         splits = blueprint.data.load()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The run folder of a run: opened, compared with what it began with, resumed at its last checkpoint."""
+"""Opens the folder of a run, restores its last checkpoint, and compares data and environment with the recorded ones."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     if found is not None:
         keep_matching_best(run, last.with_name("best.pt"))
         if found[0] != last:
-            found[0].replace(last)  # the next one to be kept must not be the damaged one
+            found[0].replace(last)  # so that the damaged one does not become the previous checkpoint
     blueprint, stopping = run.blueprint, run.blueprint.config["early_stopping"]
     terminal = Terminal(
         blueprint.total_steps, blueprint.steps_per_epoch, blueprint.monitor,
@@ -51,17 +51,17 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
 
 
 def join(run: Run, folder: Path, *, resume: bool) -> None:
-    """What a rank that is not the main one has to do with the run folder: its share of what is kept there."""
+    """Restore the run on a rank other than the main one, and make it take part in snapshots."""
     run.folder = folder
     continue_from(run, None, folder, resume)
     run.checkpoints = checkpoint_writer(run, None)
 
 
 def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> None:
-    """With `resume`: bring all ranks to the main rank's `state`, if there is one."""
+    """With `resume`, restore the main rank's `state` on all ranks, if there is one."""
     if not resume:
         return
-    # without a checkpoint, when it was stopped before there was one, they are still to be estimated
+    # a run that stopped before its first checkpoint still has to estimate the statistics
     share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
     run.preprocessing.to(run.device)
     state = run.strategy.broadcast(state)
@@ -78,7 +78,7 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
 
 
 def checkpoint_writer(run: Run, state: State | None) -> CheckpointWriter:
-    """The writer of the main rank, or what takes another rank's part of each snapshot."""
+    """Return the checkpoint writer; on other ranks than the main one, it only takes part in snapshots."""
     assert run.folder is not None
     return CheckpointWriter(
         run.folder / run_folder.CHECKPOINTS,
@@ -90,7 +90,7 @@ def checkpoint_writer(run: Run, state: State | None) -> CheckpointWriter:
 
 
 def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
-    """With `profile=N`: trace N steps, after ten to get warm, into `trace.json`."""
+    """With `profile=N`, trace N steps into `trace.json`, after ten steps of warm-up."""
     steps = run.blueprint.config["profile"]
     if steps is None:
         return None
@@ -98,28 +98,28 @@ def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
         schedule=torch.profiler.schedule(wait=5, warmup=5, active=steps, repeat=1),
         on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / "trace.json")),
         record_shapes=True,
-        acc_events=True,  # there is one cycle only; torch 2.11 warns without it
+        acc_events=True,  # no effect with one cycle, but torch 2.11 warns without it
     )
     profiler.start()
     return profiler
 
 
 def compare_data(run: Run, folder: Path) -> None:
-    """Raises DataError when the data are not those that the run began with."""
+    """Raise DataError if the data differ from those that the run began with."""
     path = folder / run_folder.ENVIRONMENT
     if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
         raise DataError(other_data(run.blueprint.config))
 
 
 def other_data(config: Config) -> str:
-    """What is said of data that have changed since the run began: `data=mnist data.root=data: not the data ...`."""
+    """Return the message about data that have changed since the run began."""
     root = config["data"].get("root")
     chosen = f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
     return f"{chosen}: not the data that the run began with (another checksum)"
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
-    """Write `environment.json`, or say where the present one is another that may change the last bits."""
+    """Write `environment.json`; on resuming, report differences that may change the last bits."""
     now = run_folder.describe_environment(
         str(run.device), torch.get_num_threads(), run.strategy.world_size, run.splits.checksum()
     )
@@ -134,7 +134,7 @@ def record_environment(run: Run, folder: Path, resumed: bool) -> None:
 
 
 def keep_matching_best(run: Run, path: Path) -> None:
-    """Make `best.pt` the one that the restored state speaks of: a kill may have left a later one."""
+    """Make `best.pt` the one that the restored state refers to: a kill may have left a later one."""
     if run.progress.best is None:
         return
     wanted = run.progress.best.step

@@ -13,7 +13,7 @@ from trainer.configuration.blueprint import Blueprint
 
 
 def set_up_torch(config: Config, device: torch.device) -> None:
-    """Threads and determinism; they hold for the whole process."""
+    """Set threads and determinism for the whole process."""
     torchs_own_threads()
     here = rank_info()
     sharing = here.local_size if here is not None and device.type == "cpu" else 1
@@ -22,20 +22,20 @@ def set_up_torch(config: Config, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_deterministic(config["deterministic"], warn_only=device.type != "cpu", compiles=config["compile"])
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # torch.cuda.manual_seed means the current one
+        torch.cuda.set_device(device)  # torch.cuda.manual_seed seeds the current device
     torch.backends.cudnn.benchmark = not config["deterministic"]
-    # new memory need not be filled: nothing here reads what it has not written
+    # filling new memory is unnecessary: nothing here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @cache
 def torchs_own_threads() -> int:
-    """How many threads torch chose for itself: what `threads=null` means, also after a run that had another number."""
+    """Return torch's default number of threads, cached so that an earlier run's setting does not affect it."""
     return torch.get_num_threads()
 
 
 def use_channels_last(wanted: bool | str, model: nn.Module, blueprint: Blueprint) -> bool:
-    """Whether images are laid out NHWC: where it was measured to help, convolutions on CUDA or in bf16."""
+    """Whether to use channels-last memory; `auto`: where it was measured to help, for convolutions on CUDA or bf16."""
     if wanted != "auto":
         return bool(wanted)
     helps = blueprint.device.type == "cuda" or blueprint.dtype is torch.bfloat16

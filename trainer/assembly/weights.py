@@ -1,4 +1,4 @@
-"""The model with its first weights: initialized, or read from a file or another run."""
+"""The model with its initial weights, from an initializer, a file or another run."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from trainer.storage import checkpoint, run_folder
 
 
 def make_model(blueprint: Blueprint) -> nn.Module:
-    """The model with its first weights, a function of the seed alone; built on the CPU for every device."""
+    """Build the model with its initial weights, a function of the seed; on the CPU, whatever the device."""
     config = blueprint.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
@@ -28,7 +28,7 @@ def make_model(blueprint: Blueprint) -> nn.Module:
 
 
 def read_weights(start: Path, model: nn.Module) -> State:
-    """Weights of a run folder (its best) or of a .pt file, checked against the model. Raises DataError."""
+    """Read weights of a run folder (the best ones) or a .pt file. Raises DataError if they do not fit the model."""
     path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
     try:
         found = checkpoint.load(path)
@@ -46,10 +46,10 @@ def read_weights(start: Path, model: nn.Module) -> State:
 
 
 def _plain_weights(path: Path) -> State:
-    """A state_dict that was saved elsewhere. Raises DataError for anything else."""
+    """Read a state dict saved by another program. Raises DataError for anything else."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # other bytes let torch raise almost anything
+    except Exception as error:  # invalid files make torch raise almost anything
         raise DataError(f"init_from={path}: is neither a checkpoint nor a state dict of tensors") from error
     tensors = found.get("model", found) if isinstance(found, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):

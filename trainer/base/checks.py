@@ -1,7 +1,7 @@
 """Checks of constructor arguments. Each returns the argument, or raises ValueError: `name=value: must be ...`.
 
-`must` replaces the part after "must be" where a unit or a meaning has to be told. NaN is refused everywhere;
-a bool is not a number.
+`must` replaces the text after "must be", for example to give a unit or a meaning. NaN is always refused; a bool is
+not a number.
 """
 
 import math
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 
 def refuse(name: str, value: object, must: str) -> NoReturn:
-    """Raises ValueError: `name=value: must be ...`."""
+    """Raise ValueError: `name=value: must be ...`."""
     raise ValueError(f"{name}={written(value)}: must be {must}")
 
 
 def check_that(holds: bool, name: str, value: object, must: str) -> None:
-    """Raises ValueError unless `holds`: for a condition that no other check has."""
+    """Raise ValueError unless `holds`; for conditions without a check of their own."""
     if not holds:
         refuse(name, value, must)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is an int or a float (or of a kind that acts as one), not a bool and not NaN."""
+    """Whether `value` is a real number, not a bool and not NaN."""
     return isinstance(value, Real) and not isinstance(value, bool) and value == value
 
 
@@ -100,7 +100,7 @@ def check_one_of(name: str, value: T, allowed: Iterable[object], *, must: str | 
 
 
 def check_choice(name: str, value: T, allowed: Iterable[str]) -> T:
-    """One of several names; the message lists them and suggests the most alike."""
+    """One of several names; the message lists them and suggests the most similar one."""
     names = list(allowed)
     if value not in names:
         refuse(name, value, f"one of {', '.join(names)}{did_you_mean(value, names)}")
@@ -110,7 +110,7 @@ def check_choice(name: str, value: T, allowed: Iterable[str]) -> T:
 def check_wholes(
     name: str, values: Sequence[int], low: int, *, least: int = 0, must: str | None = None
 ) -> Sequence[int]:
-    """At least `least` whole numbers, each at least `low`; a float is none, be it whole."""
+    """At least `least` ints, each at least `low`; floats are refused, even whole ones."""
     fine = len(values) >= least and all(
         isinstance(value, int) and not isinstance(value, bool) and value >= low for value in values
     )

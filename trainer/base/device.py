@@ -9,8 +9,10 @@ from trainer.base.rank import rank_info
 
 
 def choose_device(text: str, several: bool = False) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here; with `several` ranks each has its own
-    CUDA device, or all share the CPU. Raises ConfigurationError."""
+    """Return the device for `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    With `several` ranks, each has its own CUDA device, or all share the CPU. Raises ConfigurationError.
+    """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if several and (text == "mps" or text.startswith("cuda:")):
         raise ConfigurationError(f"device={text}: is one device; under this parallelism give cuda, cpu or auto")
@@ -30,5 +32,5 @@ def choose_device(text: str, several: bool = False) -> torch.device:
 
 
 def total_memory() -> int:
-    """Bytes of memory that this machine has."""
+    """Total memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""Time as a type: `5ep`, `500step`, `10%`, converted to optimizer steps once, at the border."""
+"""Durations such as `5ep`, `500step`, `10%`, which are converted to optimizer steps once."""
 
 import math
 import re
@@ -15,7 +15,7 @@ class Duration:
     unit: str
 
     def steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """Whole optimizer steps, to the nearest (a half rounds up); at least one unless the amount is zero."""
+        """Return the nearest number of optimizer steps (a half rounds up), at least one unless the amount is zero."""
         if self.amount == 0:
             return 0
         length = {"ep": float(steps_per_epoch), "step": 1.0, "%": total_steps / 100}[self.unit]
@@ -24,9 +24,9 @@ class Duration:
 
 
 def parse_duration(text: object) -> Duration:
-    """Read a duration such as "5ep", "0.5 epochs", "500step", "10%".
+    """Parse a duration such as "5ep", "0.5 epochs", "500step", "10%".
 
-    Raises ValueError when it carries no unit, is not a number, or is a share above 100 %.
+    Raises ValueError if it has no unit or no number, or if it exceeds 100 %.
     """
     match = _PATTERN.fullmatch(str(text))
     if match is None:
@@ -40,5 +40,5 @@ def parse_duration(text: object) -> Duration:
 
 
 def is_time(step: int, every: int, total: int) -> bool:
-    """Whether something due `every` so many steps is due after `step` steps; always so at the very end."""
+    """Whether an action with period `every` is due after `step` steps; always true after the last step."""
     return step == total or (every > 0 and step % every == 0)

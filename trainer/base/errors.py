@@ -1,6 +1,6 @@
-"""Errors that a user can cause or meet, each with its documented exit code.
+"""Expected errors, each with its documented exit code.
 
-An error of ours is printed as one line on stderr, `error: ` first; anything else is a bug (exit code 1).
+They are printed as one line on stderr, starting with `error: `; any other exception is a bug (exit code 1).
 """
 
 import errno
@@ -13,13 +13,13 @@ _NAMES_SHOWN = 50
 
 
 class GearshiftError(Exception):
-    """A failure with a sentence for the user and an exit code."""
+    """Base of all expected errors: a message for the user and an exit code."""
 
     exit_code = 1
 
 
 class ConfigurationError(GearshiftError):
-    """Something in the command line or the configuration; carries every problem found, a line each."""
+    """The command line or configuration is invalid; contains all problems found, one per line."""
 
     exit_code = 2
 
@@ -47,13 +47,13 @@ class Diverged(GearshiftError):
 
 
 class RankLost(GearshiftError):
-    """A rank was killed, stopped or failed in a way that is nobody's fault, and restarts are spent."""
+    """A rank was killed, stopped or failed for an unknown reason, and no restarts are left."""
 
     exit_code = 71
 
 
 class OutOfMemory(GearshiftError):
-    """The device has no memory left."""
+    """The device is out of memory."""
 
     exit_code = 73
 
@@ -71,7 +71,7 @@ class RunInUse(GearshiftError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to end before there was any state to save."""
+    """A signal ended the program before there was any state to save."""
 
     def __init__(self, signum: int) -> None:
         self.exit_code = 128 + signum
@@ -79,7 +79,7 @@ class Interrupted(BaseException):
 
 
 def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
-    """One line about a name that does not exist: the nearest one, and all there are (of many, the first ones)."""
+    """Return a message about an unknown name, with the nearest one and a list of all (if many, the first ones)."""
     names = sorted(str(k) for k in known)
     hint = did_you_mean(word, names, f" Did you mean '{prefix}{{}}'?")
     listing = ", ".join(names[:_NAMES_SHOWN]) if names else "none"
@@ -88,19 +88,19 @@ def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a library says, without the lines of its innards that some add."""
+    """Return a library error's message in one line, without C++ stack frames."""
     lines = [line.strip() for line in str(error).partition("Exception raised from")[0].splitlines() if line.strip()]
     return " ".join(lines[:3]) or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python or torch says that there is no memory left; torch is not imported to know."""
+    """Whether this is an out-of-memory error of Python or torch; does not import torch."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)
 
 
 def understood(error: BaseException) -> BaseException:
-    """The error of ours that an error of the machine means: a full disk, no memory left; else itself."""
+    """Return the GearshiftError for a full disk or a lack of memory; otherwise the error itself."""
     if isinstance(error, GearshiftError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

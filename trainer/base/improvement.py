@@ -1,18 +1,18 @@
-"""What counts as better: one rule for early stopping, best checkpoints and the plateau schedule."""
+"""The rule for improvements, shared by early stopping, best checkpoints and the plateau schedule."""
 
 import math
 
 from trainer.base.checks import check_number, check_one_of
 from trainer.base.stateful import State
 
-# metrics where less is better, by the last part of their name
+# metrics for which less is better, by the last component of their names
 _FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
 
 
 def direction(monitor: str, mode: str) -> str:
-    """ "min" or "max"; `auto` means min for a loss or an error and max for anything else.
+    """Return "min" or "max"; `auto` means min for a loss or an error and max otherwise.
 
-    Raises ValueError for another mode.
+    Raises ValueError for any other mode.
     """
     check_one_of("mode", mode, ("min", "max", "auto"))
     if mode != "auto":
@@ -21,9 +21,9 @@ def direction(monitor: str, mode: str) -> str:
 
 
 class Improvement:
-    """Remembers the best value; a value is better when it passes the best by more than `min_delta` >= 0.
+    """Tracks the best value; a value is an improvement if it exceeds the best by more than `min_delta` >= 0.
 
-    A value that is not a number is never better. Raises ValueError for a negative `min_delta`.
+    NaN is never an improvement. Raises ValueError for a negative `min_delta`.
     """
 
     def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
@@ -33,10 +33,10 @@ class Improvement:
         self.best: float | None = None
 
     def observe(self, value: float) -> bool:
-        """Whether `value` is better than all before it."""
+        """Record `value`; returns whether it is an improvement."""
         if math.isnan(value):
             return False
-        # compared, not subtracted: inf - inf is not a number
+        # no subtraction: inf - inf is nan
         if self.best is not None and not self.sign * value > self.sign * self.best + self.min_delta:
             return False
         self.best = value

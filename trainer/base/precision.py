@@ -1,4 +1,4 @@
-"""Number formats of the forward pass, and the loss scale that fp16 needs."""
+"""Precision of the forward pass, and loss scaling for fp16."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype, None for plain fp32; `auto`: bf16 on CUDA where it is native, else fp16; CPU fp32."""
+    """Return the autocast dtype, None for fp32; `auto`: bf16 on CUDA if native, else fp16; fp32 on the CPU."""
     if precision != "auto":
         return DTYPES[precision]
     if device.type != "cuda":
@@ -18,10 +18,10 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 class LossScale:
-    """Dynamic loss scaling on the device, without waiting for it (Micikevicius et al. 2018).
+    """Dynamic loss scaling on the device, without synchronization (Micikevicius et al. 2018).
 
-    The scale doubles after `growth_interval` finite steps in a row and halves after one that is not; the same
-    rule as torch.amp.GradScaler, from 2^16 on.
+    The scale starts at 2^16, doubles after `growth_interval` consecutive finite steps and halves after a step that
+    is not finite, as in `torch.amp.GradScaler`.
     """
 
     def __init__(self, device: torch.device, initial: float = 65536.0, growth_interval: int = 2000) -> None:
@@ -30,7 +30,7 @@ class LossScale:
         self._growth_interval = growth_interval
 
     def update(self, nonfinite: Tensor) -> None:
-        """Hear whether the step (a 0/1 float on the device) was not finite."""
+        """Update the scale; `nonfinite` is a float on the device, 1 if the step was not finite, else 0."""
         self._finite_steps = (self._finite_steps + 1) * (1 - nonfinite)
         grow = (self._finite_steps == self._growth_interval).float()
         self.scale = self.scale * (1 + grow) * (1 - 0.5 * nonfinite)

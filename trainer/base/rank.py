@@ -1,4 +1,4 @@
-"""Which rank of a job this process is, and the store by which they find each other."""
+"""The rank of this process, and the store through which ranks find each other."""
 
 import os
 from collections.abc import Callable
@@ -28,20 +28,20 @@ _open_store: "Callable[[], Store] | None" = None
 
 
 def take(info: RankInfo | None, open_store: "Callable[[], Store] | None") -> None:
-    """Be this rank from now on; `open_store` opens a torch.distributed store that is the job's own."""
+    """Set this process's rank; `open_store` opens the job's own torch.distributed store."""
     global _taken, _open_store
     _taken, _open_store = info, open_store
 
 
 def rank_info() -> RankInfo | None:
-    """The rank that `take` set, else the one in the environment, else None: a process of its own."""
+    """Return the rank set by `take`, else the one in the environment, else None for a single process."""
     return _taken or given_rank_info()
 
 
 def given_rank_info() -> RankInfo | None:
-    """The rank that torchrun has put into the environment."""
+    """Return the rank that torchrun has set in the environment, if any."""
     env = os.environ
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():  # some clusters set the first alone
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= env.keys():  # some clusters set only RANK
         return None
     world_size = int(env["WORLD_SIZE"])
     return RankInfo(
@@ -51,7 +51,9 @@ def given_rank_info() -> RankInfo | None:
 
 
 def open_store() -> "Store":
-    """The job's store. Raises ValueError in a process that is no rank."""
+    """Open the job's store. Raises ValueError in a process that is not a rank."""
     if _open_store is None:
-        raise ValueError("parallelism: this process is no rank; start the run with `train`, torchrun or trainer.launch")
+        raise ValueError(
+            "parallelism: this process is not a rank; start the run with `train`, torchrun or trainer.launch"
+        )
     return _open_store()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first one lets the step finish and saves; a second one leaves at once."""
+"""SIGINT and SIGTERM: the first signal finishes the step and saves; a second one exits immediately."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.can_wait = False  # true while a loop looks at `signum` after each step
+        self.can_wait = False  # true while a loop checks `signum` after each step
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """The signal handler."""
@@ -28,7 +28,7 @@ class StopRequest:
 
 
 def show_cursor() -> None:
-    """A live display has hidden it."""
+    """Show the terminal's cursor, which a live display hides."""
     with suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\n\x1b[?25h")
@@ -38,14 +38,14 @@ stop_request = StopRequest()
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM from now on; called first thing, before torch is imported."""
+    """Install the handlers of SIGINT and SIGTERM; called first, before torch is imported."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop_request.receive)
     sys.unraisablehook = _send_again
 
 
 def _send_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Python ignores exceptions in finalizers and weak references; a signal that met one comes again."""
+    """Send a signal again if its exception was raised in a finalizer or weak reference, where Python ignores it."""
     error = ignored.exc_value
     if not isinstance(error, Interrupted):
         sys.__unraisablehook__(ignored)

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of an object."""
+"""The protocol of objects with state in a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -14,9 +14,9 @@ class Stateful(Protocol):
     """An object whose state is part of a checkpoint: plain containers, numbers, text and tensors."""
 
     def state_dict(self) -> State:
-        """The state; what it holds may change afterwards, so that whoever keeps it makes a copy."""
+        """Return the state, which may share memory with the object: copy it to keep it."""
         ...
 
     def load_state_dict(self, state: State) -> object:
-        """The inverse."""
+        """Load the result of `state_dict`."""
         ...

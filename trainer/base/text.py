@@ -1,4 +1,4 @@
-"""How a value is written in a message, and the known name most like a misspelt one."""
+"""Formatting of values in messages, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -9,9 +9,9 @@ SENTENCE = ". Did you mean {}?"
 
 
 def written(value: object) -> str:
-    """`value` as it would be typed in YAML: null, true, [1, 2.5], {key: text}.
+    """Return `value` as it would be typed in YAML: null, true, [1, 2.5], {key: text}.
 
-    Numbers stay as they were given, 5 and 5.0; large round floats are shortened, 10000000000.0 to 1e+10.
+    Numbers are not changed, 5 and 5.0; large round floats are shortened, 10000000000.0 to 1e+10.
     """
     if value is None:
         return "null"
@@ -27,18 +27,18 @@ def written(value: object) -> str:
 
 
 def alternatives(values: Iterable[object]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Join values: `a`, `a or b`, `a, b or c`."""
     *first, last = map(written, values)
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def nearest(word: str, known: Iterable[object]) -> str | None:
-    """The known name most like `word`, or None if none is alike."""
+    """Return the known name most similar to `word`, or None if none is similar."""
     matches = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def did_you_mean(word: object, known: Iterable[object], form: str = VALUE) -> str:
-    """`form` filled with the known name most like `word`, or nothing if none is alike."""
+    """Return `form` with the known name most similar to `word`, or an empty string if none is similar."""
     suggestion = nearest(str(word), known)
     return form.format(suggestion) if suggestion else ""

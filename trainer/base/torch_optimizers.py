@@ -1,7 +1,7 @@
-"""What the trainer uses of torch's optimizers beyond their documented `step`.
+"""Use of torch's optimizers beyond their documented `step`.
 
-What depends on how torch writes its optimizers stands here and in `without_compiler`; a test compares the bits with the
-public way.
+All code that depends on the implementation of torch's optimizers is here and in `without_compiler`; a test verifies
+that the results are bit-identical to those of the public interface.
 """
 
 from typing import Any
@@ -15,17 +15,14 @@ from trainer.base.without_compiler import step_arithmetic
 
 
 def has_fused_kernel(optimizer: Optimizer) -> bool:
-    """Whether this is one of torch's own optimizers whose kernel takes `grad_scale` and `found_inf`.
-
-    The kernels take both in float32 only.
-    """
+    """Whether this is a torch optimizer whose kernel supports `grad_scale` and `found_inf` (float32 only)."""
     double = any(p.dtype is torch.float64 for group in optimizer.param_groups for p in group["params"])
     return _is_torchs(optimizer) and bool(getattr(optimizer, "_step_supports_amp_scaling", False)) and not double
 
 
 def is_unobserved(optimizer: Optimizer) -> bool:
-    """Whether nobody would notice that torch's wrapper of `step` is passed by: no step hook on the instance or on
-    all optimizers, no `step` of the instance's own, no profiler."""
+    """Whether bypassing torch's wrapper of `step` has no visible effect: there are no step hooks on the instance or
+    on all optimizers, no `step` attribute on the instance, and no profiler."""
     kept = vars(optimizer)
     return not (
         kept["_optimizer_step_pre_hooks"]
@@ -38,16 +35,16 @@ def is_unobserved(optimizer: Optimizer) -> bool:
 
 
 def kernel_step(optimizer: Any, divisor: Tensor | None, found_inf: Tensor) -> None:
-    """Step through the fused kernel, which divides the gradients and skips where `found_inf` is 1.
+    """Step with the fused kernel, which divides the gradients and skips the step if `found_inf` is 1.
 
-    torch's wrapper of `step` costs 13 microseconds a step for hooks and a profiler label; it is passed by.
+    Bypasses torch's wrapper of `step`, which costs 13 microseconds for hooks and a profiler label.
     """
     optimizer.grad_scale, optimizer.found_inf = divisor, found_inf
     _step_unobserved(optimizer)
 
 
 def plain_step(optimizer: Any, found_inf: Tensor | None) -> None:
-    """Step with the gradients as they are; a fused kernel skips where `found_inf` is 1."""
+    """Step with the gradients as they are; a fused kernel skips the step if `found_inf` is 1."""
     is_torchs = _is_torchs(optimizer)
     if is_torchs:
         optimizer.grad_scale, optimizer.found_inf = None, found_inf
@@ -58,7 +55,7 @@ def plain_step(optimizer: Any, found_inf: Tensor | None) -> None:
 
 
 def _step_unobserved(optimizer: Optimizer) -> None:
-    """`optimizer.step()` of one of torch's own that is unobserved."""
+    """Equivalent to `optimizer.step()` of an unobserved torch optimizer."""
     arithmetic = step_arithmetic(type(optimizer))
     if arithmetic is None:
         optimizer.step()

@@ -1,7 +1,7 @@
 """The processes of a job: this one, ranks started here, or ranks that torchrun or srun started.
 
-Hydra lives in exactly one process and no command line is run twice: what a rank is to do comes as a
-configuration. Torch is imported by those who train only.
+Hydra runs in exactly one process, which reads the command line and sends the configuration to the ranks. Only
+processes that train import torch.
 """
 
 from trainer.launching.given import folder_of_earlier_attempt, follow, followed, is_follower, see_slurm

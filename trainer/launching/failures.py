@@ -1,4 +1,4 @@
-"""How a rank failed, as the others and the user hear of it."""
+"""Failures of ranks, as they are sent to other processes and reported to the user."""
 
 import signal
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from trainer.base.errors import (
 )
 from trainer.storage import run_folder
 
-# how long, after the first failure, the others have to tell theirs, and the main rank to put its files in order
+# seconds after the first failure for other ranks to report theirs, and for the main rank to complete its files
 GRACE = 5.0
 OURS: dict[str, type[GearshiftError]] = {
     kind.__name__: kind
@@ -29,7 +29,7 @@ OURS: dict[str, type[GearshiftError]] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rank ended: `kind` is the name of an error of ours, "lost", "raised" or "peer" (another one failed)."""
+    """Why a rank ended. `kind` is the name of a GearshiftError, "lost", "raised" or "peer" (another rank failed)."""
 
     rank: int
     kind: str
@@ -40,8 +40,8 @@ class Failure:
         return f"rank {self.rank}: {self.text}" if self.kind != "Diverged" else self.text
 
 
-def told(error: BaseException, log: Path) -> tuple[str, str]:
-    """A failure as it is sent: its kind and one line."""
+def describe(error: BaseException, log: Path) -> tuple[str, str]:
+    """Return the kind of a failure and one line of text, for sending."""
     known = understood(error)
     if type(known).__name__ in OURS:
         return type(known).__name__, str(known)

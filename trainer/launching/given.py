@@ -1,4 +1,4 @@
-"""Ranks that torchrun or srun started: the first one tells the others what comes next."""
+"""Ranks started by torchrun or srun: the first one sends jobs to the others."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from trainer.base.errors import GearshiftError, RankLost
 from trainer.base.rank import RankInfo, given_rank_info, take
-from trainer.launching.failures import GRACE, OURS, Failure, told
+from trainer.launching.failures import GRACE, OURS, Failure, describe
 from trainer.launching.job import Job, distributed, leave, work, work_as_main
 from trainer.storage import run_folder
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Bus:
-    """How the first process tells the others what comes next: keys in a store that all of them see."""
+    """Channel from the first process to the others: keys in a store that all of them can access."""
 
     def __init__(self) -> None:
         dist = distributed()
@@ -38,7 +38,7 @@ class Bus:
             is_master=here.rank == 0 and not agents,
             timeout=timedelta(seconds=300),
         )
-        # a restart must not read what was meant for the attempt before
+        # a restart must not read messages of the previous attempt
         self.store = dist.PrefixStore(f"gearshift{self.attempt}", self.lasting)
         self.number = 0
 
@@ -52,14 +52,14 @@ _is_followed = False
 
 
 def bus() -> Bus:
-    """The one bus of this process."""
+    """Return the bus of this process, created on first use."""
     global _bus
     _bus = _bus or Bus()
     return _bus
 
 
 def see_slurm() -> None:
-    """In a step of srun with several tasks: translate its variables into torchrun's."""
+    """Translate Slurm's environment variables into torchrun's, in an srun step with several tasks."""
     env = os.environ
     if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
@@ -73,7 +73,7 @@ def see_slurm() -> None:
 
 
 def _first_host(nodes: str) -> str:
-    """The first of `node[01-04,07]`."""
+    """Return the first host of a list such as `node[01-04,07]`."""
     if "[" not in nodes and "," not in nodes:
         return nodes
     shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
@@ -81,13 +81,13 @@ def _first_host(nodes: str) -> str:
 
 
 def is_follower() -> bool:
-    """Whether this process was started as another rank than the first: Hydra is none of its business."""
+    """Whether torchrun or srun started this process as a rank other than 0, which does not run Hydra."""
     here = given_rank_info()
     return here is not None and here.rank != 0
 
 
 def follow() -> int:
-    """Do what the first process says until it says that there is nothing left."""
+    """Execute the jobs that the first process sends until it sends the end; returns the exit code."""
     here = given_rank_info()
     assert here is not None
     while True:
@@ -103,7 +103,7 @@ def follow() -> int:
             _take_given(key, devices)
             work(Job(**message))
         except Exception as error:
-            kind, text = told(error, Path(message["folder"], "ranks"))
+            kind, text = describe(error, Path(message["folder"], "ranks"))
             bus().store.set(f"{key}/failed/{here.rank}", json.dumps([kind, text]))
             traceback.print_exception(error)
         finally:
@@ -112,7 +112,7 @@ def follow() -> int:
 
 @contextmanager
 def followed() -> Iterator[None]:
-    """Wraps the first process's work: at its end, however it comes, the others may go."""
+    """Context manager for the first process; releases the other ranks when it exits."""
     global _is_followed
     here = given_rank_info()
     if here is None or here.world_size == 1 or _is_followed:
@@ -125,11 +125,11 @@ def followed() -> Iterator[None]:
         _is_followed = False
         bus().store.set(bus().next(), json.dumps(None))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            time.sleep(1)  # the store is ours: let the others read
+            time.sleep(1)  # this process hosts the store: give the others time to read
 
 
 def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> "Result":
-    """The first process's part of a job on ranks that are there already."""
+    """Execute a job on the ranks that torchrun or srun has started; called in the first process."""
     key = bus().next()
     bus().lasting.set(f"folder/{key}", job.folder)
     bus().store.set(key, json.dumps({**asdict(job), "devices": devices}))
@@ -137,9 +137,9 @@ def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> "Result
         _take_given(key, devices)
         return work_as_main(job, lock)
     except Exception as error:
-        kind, text = told(error, Path(job.folder, "ranks"))
+        kind, text = describe(error, Path(job.folder, "ranks"))
         cause = _first_cause(key, Failure(0, kind, text), error)
-        if isinstance(cause, GearshiftError) and cause is not error:  # this rank knew only that it lost a connection
+        if isinstance(cause, GearshiftError) and cause is not error:  # this rank has only lost a connection
             from trainer.training.finish import record_failure
 
             record_failure(Path(job.folder), job.config, cause)
@@ -157,7 +157,7 @@ def _take_given(key: str, devices: int) -> None:
 
 
 def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
-    """The failure of another rank where it explains this one's."""
+    """Return the failure of another rank if it explains this one's, else `error`."""
     here = given_rank_info()
     assert here is not None
     if own.kind != "peer":
@@ -175,7 +175,7 @@ def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
 
 
 def folder_of_earlier_attempt() -> Path | None:
-    """Where torchrun's restart finds the run that the attempt before had begun."""
+    """Return the folder of the run that the attempt before torchrun's restart has started, if any."""
     here = given_rank_info()
     if here is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None

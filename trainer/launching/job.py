@@ -1,4 +1,4 @@
-"""What the ranks of a job are told, and do."""
+"""A job, and its execution on one rank."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What a rank needs to know; plain values."""
+    """A job as it is sent to ranks; plain values."""
 
     config: Config
     folder: str
@@ -25,7 +25,7 @@ class Job:
 
 
 def work(job: Job, lock: run_folder.Lock | None = None) -> "Result | None":
-    """One rank's part of a job; returns the Result, or None on a rank that only makes steps."""
+    """Execute a job on this rank; returns the Result, or None on a rank that only trains."""
     from trainer.assembly.assemble import assemble
     from trainer.training.loop import fit
     from trainer.training.worker_loop import run_worker
@@ -45,11 +45,11 @@ def work_as_main(job: Job, lock: run_folder.Lock | None = None) -> "Result":
 
 
 def leave() -> None:
-    """Be no rank any more; others that still wait for this one hear of it at once."""
+    """Leave the process group; ranks that still wait for this one fail immediately."""
     take(None, None)
     dist = distributed()
     if dist.is_initialized():
-        with suppress(Exception):  # a group that broke need not be taken down in order
+        with suppress(Exception):  # destroying a broken group may fail
             dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Ranks on this machine: started, watched, told to stop, and started again when one is lost."""
+"""Ranks on this machine: starting, monitoring, signals, and restarts after a loss."""
 
 import multiprocessing
 import os
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from trainer.parallelism.strategy import Strategy
     from trainer.training.finish import Result
 
-# a rank says every second that it lives; one that the system has stopped is given up after _STOPPED seconds, one
-# that is merely silent after _SILENT
+# a rank sends a heartbeat every second; without one, a stopped process counts as lost after _STOPPED seconds, and any
+# other after _SILENT
 _STOPPED, _SILENT = 4.0, 60.0
 # what every rank imports; the main one needs TensorBoard, too
 _PRELOAD = (
@@ -41,7 +41,7 @@ _PRELOAD = (
 
 @dataclass
 class Rank:
-    """What the launcher knows of a rank: its process, and how it ended."""
+    """A rank as seen by the launcher: its process, and how it ended."""
 
     number: int
     process: BaseProcess
@@ -60,7 +60,7 @@ class Rank:
 
 
 class LocalRanks:
-    """Starts the ranks of a job, watches them, passes signals on, and starts them again when one is lost."""
+    """Starts the ranks of a job, monitors them, forwards signals, and restarts them if one is lost."""
 
     def __init__(self, job: Job, strategy: "Strategy") -> None:
         self._job, self._strategy = job, strategy
@@ -69,7 +69,7 @@ class LocalRanks:
         self._ranks: list[Rank] = []
 
     def run(self) -> "Result":
-        """The Result of the main rank. Raises what a rank raised, or RankLost."""
+        """Run the job; returns the Result of the main rank. Raises the error of a rank, or RankLost."""
         attempts = self._strategy.max_restarts + 1
         stop_request.can_wait = True
         scratch = Path(tempfile.mkdtemp(prefix="gearshift-"))
@@ -84,7 +84,7 @@ class LocalRanks:
                 signals.show_cursor()
                 if failure.kind in OURS:
                     error = OURS[failure.kind](failure.line)
-                    if failure.rank != 0:  # the main rank knows only that it lost a connection
+                    if failure.rank != 0:  # the main rank has only lost a connection
                         self._record(error)
                     raise error
                 if stop_request.signum is not None:
@@ -93,8 +93,8 @@ class LocalRanks:
                     say(f"{failure.line}; restart {attempt + 1} of {attempts - 1} from the last checkpoint")
                     (self._folder / run_folder.RESULT).unlink(missing_ok=True)
             assert failure is not None
-            spent = f"restarts are spent (parallelism.max_restarts={attempts - 1})"
-            lost = RankLost(f"{failure.line}; {spent}; to go on: train resume {run_folder.shown(self._folder)}")
+            spent = f"no restarts left (parallelism.max_restarts={attempts - 1})"
+            lost = RankLost(f"{failure.line}; {spent}; to continue: train resume {run_folder.shown(self._folder)}")
             self._record(lost)
             raise lost
         finally:
@@ -103,13 +103,13 @@ class LocalRanks:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _attempt(self, store: Path, restarted: bool) -> Failure | None:
-        """Run all ranks to their end; the failure that matters, if there was one."""
+        """Run all ranks to their end; returns the failure that caused the others, if any."""
         self._start(store, restarted)
         try:
             while not all(rank.ended for rank in self._ranks):
                 self._listen()
                 if self._ranks[0].result is not None:
-                    self._let_end(None)  # workers that nobody waits for
+                    self._let_end(None)  # the others need not finish
                     return None
                 failure = self._failure()
                 if failure is not None:
@@ -143,7 +143,7 @@ class LocalRanks:
             self._ranks.append(Rank(number, process, here))
 
     def _listen(self) -> None:
-        """Take what the ranks say for up to a tenth of a second, and look who is silent."""
+        """Receive messages of the ranks for up to 0.1 s, forward signals, and detect silent ranks."""
         for rank in self._running():
             if rank.listens and stop_request.signum not in (None, rank.told):
                 rank.told = stop_request.signum
@@ -185,18 +185,18 @@ class LocalRanks:
     def _failed(self, rank: Rank, failure: Failure) -> None:
         rank.ended = True
         if self._tolerates(rank.number) and failure.kind not in OURS:
-            say(f"{failure.line}; the others go on")
+            say(f"{failure.line}; the others continue")
         else:
             rank.failure = failure
 
     def _failure(self) -> Failure | None:
-        """The failure that explains the others."""
+        """Return the failure that caused the others."""
         found = [rank.failure for rank in self._ranks if rank.failure is not None]
         order = {"lost": 0, "raised": 2, "peer": 3}
         return min(found, key=lambda f: (order.get(f.kind, 1), f.rank), default=None)
 
     def _let_end(self, failure: Failure | None) -> Failure | None:
-        """Give the ranks a little time to end by themselves; the main one as long as it names a layer."""
+        """Wait a few seconds for the ranks to end by themselves; longer while the main rank locates a divergence."""
         deadline = time.monotonic() + GRACE
         main = self._ranks[0]
         while self._running() and (time.monotonic() < deadline or _names_a_layer(failure, main)):
@@ -217,7 +217,7 @@ class LocalRanks:
         self._ranks = [rank for rank in self._ranks if rank.result is not None or rank.failure is not None]
 
     def _record(self, error: GearshiftError) -> None:
-        """`result.json` of a run whose main rank could not write it, or did not know the whole story."""
+        """Write `result.json` for a main rank that could not write it or did not know the cause."""
         from trainer.training.finish import record_failure
 
         record_failure(self._folder, self._job.config, error)
@@ -238,7 +238,7 @@ def _names_a_layer(failure: Failure | None, main: Rank) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether the system has stopped a process (SIGSTOP, a debugger); False where it does not tell."""
+    """Whether a process is stopped (SIGSTOP or a debugger); False if the platform does not report it."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False

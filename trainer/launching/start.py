@@ -1,4 +1,4 @@
-"""Training in as many processes as the parallelism wants."""
+"""Training in as many processes as the strategy needs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,9 @@ def train(
     is_trial: bool = False,
     lock: run_folder.Lock | None = None,
 ) -> "Result":
-    """Assemble and fit, in as many processes as the parallelism wants; returns the Result.
+    """Assemble and fit, in as many processes as the strategy needs; returns the Result.
 
-    Raises what a rank raised, RankLost (71) when one was lost and `parallelism.max_restarts` are spent.
+    Raises the error of a rank, or RankLost (71) if a rank was lost and no restarts are left.
     """
     outlive_readers()
     job = Job(config, str(folder.absolute()), resume, is_trial)
@@ -47,16 +47,15 @@ def train(
 
 
 def launch(config: Config, folder: Path | None = None) -> "Result":
-    """From Python: train in a new run folder under `outputs/`, or go on in `folder`; returns the Result.
+    """Train in a new run folder under `outputs/`, or resume the run in `folder`; returns the Result.
 
-    A script that calls it under several ranks must do so below `if __name__ == "__main__":`, as for every use
-    of multiprocessing.
+    With several ranks, scripts must call it below `if __name__ == "__main__":`, as for every use of multiprocessing.
     """
     return train(config, folder or run_folder.new(config), resume=folder is not None)
 
 
 def _alone(job: Job, lock: run_folder.Lock | None) -> "Result":
-    """A strategy of several ranks, of which there is one: no other process is needed."""
+    """Execute a job whose strategy has only one rank, in this process."""
     store = distributed().HashStore()
     take(RankInfo(0, 1, 0, 1), lambda: store)
     try:

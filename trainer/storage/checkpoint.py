@@ -1,6 +1,6 @@
-"""Checkpoints: `last.pt` to continue from, `best.pt` to use; each is kept until the next one is safe.
+"""Checkpoints: `last.pt` to resume from, `best.pt` with the weights to use; each is kept until the next one is safe.
 
-A checkpoint is data: plain containers and tensors, read with `weights_only=True`, sealed with a SHA-256.
+A checkpoint is data: plain containers and tensors, read with `weights_only=True`, followed by their SHA-256.
 """
 
 import io
@@ -22,12 +22,12 @@ _LEAST_SECONDS = 1.0  # between two checkpoints
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept."""
+    """Return the path of the checkpoint before the one at `path`."""
     return path.with_suffix(".previous.pt")
 
 
 def save(path: Path, state: State, keep_previous: bool = False) -> None:
-    """Write a checkpoint; the one that was at `path` becomes the previous one, or goes with `keep_previous`.
+    """Write a checkpoint. The file at `path` becomes the previous one; with `keep_previous`, it is replaced instead.
 
     Raises DiskError.
     """
@@ -37,27 +37,27 @@ def save(path: Path, state: State, keep_previous: bool = False) -> None:
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint onto the CPU. Raises DataError when it is missing, damaged or holds more than data."""
+    """Read a checkpoint onto the CPU. Raises DataError if it is missing, damaged or contains more than data."""
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
         state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
-        raise DataError(f"{path} is no checkpoint: it must be an archive of tensors and plain values") from error
+        raise DataError(f"{path} is not a checkpoint: it must be an archive of tensors and plain values") from error
     return state
 
 
 def load_newest(path: Path) -> State | None:
-    """The checkpoint at `path`, or the previous one where that is missing or damaged.
+    """Read the checkpoint at `path`, or the previous one if it is missing or damaged; None if there is neither.
 
-    None when neither was ever written. Raises DataError when there are some but all are damaged.
+    Raises DataError if all that exist are damaged.
     """
     found = find_newest(path, lambda state: True)
     return None if found is None else found[1]
 
 
 def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, State] | None:
-    """As `load_newest`, of checkpoints that `accept` approves of, and where it was found."""
+    """Like `load_newest`, but consider only states that `accept` approves, and return the path, too."""
     damaged: list[str] = []
     for candidate in (path, previous(path)):
         if not candidate.is_file():
@@ -76,7 +76,7 @@ def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, Stat
 
 
 def snapshot(value: StateValue) -> StateValue:
-    """A copy of nested containers in which every tensor has memory of its own, on the CPU."""
+    """Copy nested containers; every tensor is copied to new memory on the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -87,14 +87,14 @@ def snapshot(value: StateValue) -> StateValue:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, from snapshots, while training goes on.
+    """Writes checkpoints in a thread, from snapshots, while training continues.
 
-    Where they are asked for more often than once a second only some are written: a
-    kill then costs a second of training, and no bit. `best.pt` is always written before the
-    `last.pt` that speaks of it. `sync` is called before each write: logs must be safe before a checkpoint
-    counts them. `keep_previous`: the `last.pt` that is there was taken on a signal and takes no one's place.
+    Writes at most one per second and drops the others; after a kill, at most a second of training has to be repeated,
+    with the same result. `best.pt` is written before the `last.pt` that refers to it. `sync` is called before each
+    write, because logs must be on disk before a checkpoint counts them. `keep_previous`: the existing `last.pt` was
+    saved on a signal and must not become the previous checkpoint.
 
-    All ranks take part in a snapshot, so `decide` makes the main rank's clock that of all; it alone writes.
+    Snapshots are collective, so `decide` broadcasts the main rank's decision when to take one; only that rank writes.
     """
 
     def __init__(
@@ -121,9 +121,10 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
 
     def put(self, last: Callable[[], State], best: Callable[[], State] | None, at_once: bool) -> None:
-        """Take snapshots of what `last` and, after an improvement, `best` return, and write them soon.
+        """Take snapshots of the results of `last` and, after an improvement, `best`, and queue them for writing.
 
-        `at_once`: also when the one before was written just now. Raises what an earlier write raised (DiskError).
+        `at_once`: even if less than a second has passed since the last one. Raises the error of an earlier write
+        (DiskError).
         """
         if best is not None:
             self._new_best = snapshot(best())
@@ -147,9 +148,9 @@ class CheckpointWriter:
             self._thread.start()
 
     def finish(self) -> None:
-        """Wait until everything is on the disk. Raises DiskError when it could not be written."""
+        """Wait until everything is on disk. Raises DiskError if writing fails."""
         with self._changed:
-            if self._is_main and self._new_best is not None:  # of a run that failed before its turn came
+            if self._is_main and self._new_best is not None:  # of a run that failed before it was queued
                 self._waiting[self.best], self._new_best = self._new_best, None
                 self._start()
         thread = self._thread

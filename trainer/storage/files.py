@@ -1,4 +1,4 @@
-"""Files that are never half written: a temporary name, fsync, rename, fsync of the folder."""
+"""Atomic writes (temporary name, fsync, rename, fsync of the folder), and files sealed with a checksum."""
 
 import errno
 import hashlib
@@ -15,10 +15,10 @@ _TRAILER = b"gearshift-sha256"
 
 
 def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write so that `path` holds either what it held before or all of `content`, also after a crash.
+    """Write a file atomically: even after a crash, `path` has either its old content or all of `content`.
 
-    With `keep` the file that was there stays under that name. Raises DiskError when the disk is full or the
-    file cannot be written; nothing is left behind then.
+    With `keep`, the old file stays under that name. Raises DiskError if the disk is full or the file cannot be
+    written, and leaves no temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
 
 
 def _keep_as(path: Path, keep: Path) -> None:
-    """Give a file a second name, so that it never has none; where there are no hard links, another name."""
+    """Hard-link a file to a second name, so that the first one always exists; without hard links, rename it."""
     second = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
     second.unlink(missing_ok=True)
     try:
@@ -48,18 +48,18 @@ def _keep_as(path: Path, keep: Path) -> None:
         path.replace(keep)
         return
     second.replace(keep)
-    second.unlink(missing_ok=True)  # a rename does nothing where both are names of one file, as after a kill here
+    second.unlink(missing_ok=True)  # rename does nothing if both names are the same file, as after a kill here
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
-    """The one line for a file that cannot be written."""
+    """Return the DiskError for a file that cannot be written."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
     return DiskError(f"cannot write {path}: {reason}")
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says against writing `path` into a DiskError."""
+    """Convert an OSError from writing `path` into a DiskError."""
     try:
         yield
     except OSError as error:
@@ -76,17 +76,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write JSON for people: indented, keys in the given order."""
+    """Write indented JSON, with keys in the given order."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def seal(content: bytes) -> bytes:
-    """`content` followed by its SHA-256, so that one file carries its own proof (zip readers ignore a tail)."""
+    """Return `content` followed by its SHA-256; zip readers, such as `torch.load`, ignore the trailer."""
     return content + _TRAILER + hashlib.sha256(content).digest()
 
 
 def unseal(path: Path) -> bytes:
-    """Read a sealed file back. Raises DataError when a single bit differs or a byte is missing."""
+    """Read a sealed file. Raises DataError if its checksum does not match."""
     content = path.read_bytes()
     tail = len(_TRAILER) + hashlib.sha256().digest_size
     body, trailer = content[:-tail], content[-tail:]

@@ -1,4 +1,4 @@
-"""One folder a run: made whole or not at all, used by one process at a time."""
+"""The folder of a run: created atomically, and used by one process at a time."""
 
 import fcntl
 import os
@@ -21,16 +21,16 @@ METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", 
 
 
 def default_name(config: Config) -> str:
-    """The name that a run gets when the user gave none: <data>-<model>-<optimizer>."""
+    """Return the run's name: `name` if given, else <data>-<model>-<optimizer>."""
     choices = config["choices"]
     return config["name"] or "-".join(str(choices.get(g, g)) for g in ("data", "model", "optimizer"))
 
 
 def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = False) -> Path:
-    """Make the folder of a new run, with its configuration in it; two runs never get the same one.
+    """Create the folder of a new run, exclusively, with its configuration in it.
 
-    Where `wanted` exists a number is appended; with `exact` (the user named the folder) it must be new or
-    empty. Raises DiskError where it cannot be made, and leaves nothing behind.
+    If `wanted` exists, a number is appended; with `exact` (the user named the folder), it must be new or empty.
+    Raises DiskError if it cannot be created, and leaves nothing behind.
     """
     parent = wanted.parent
     made = [p for p in (parent, *parent.parents) if not p.exists()]
@@ -49,14 +49,14 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
 
 
 def new(config: Config) -> Path:
-    """The folder of a run that was started from Python, under `outputs/` as from the command line."""
+    """Create the folder of a run started from Python, under `outputs/` as from the command line."""
     now = datetime.now()
     wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{default_name(config)}")
     return create(wanted, config, [])
 
 
 def _move_into_place(temporary: Path, wanted: Path, exact: bool) -> Path:
-    """Rename into place: onto a new name or an empty folder, the only ones that rename accepts."""
+    """Rename the folder to its final name, which must be new or an empty folder: rename accepts no others."""
     for number in range(1, 10_000):
         target = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
         try:
@@ -66,7 +66,7 @@ def _move_into_place(temporary: Path, wanted: Path, exact: bool) -> Path:
                 raise
             if exact:
                 raise ConfigurationError(
-                    f"hydra.run.dir={wanted}: is not empty; to go on with the run in it: train resume {wanted}"
+                    f"hydra.run.dir={wanted}: is not empty; to continue the run in it: train resume {wanted}"
                 ) from None
             continue
         return target
@@ -81,23 +81,23 @@ def _remove(temporary: Path, made: list[Path]) -> None:
 
 
 def shown(folder: Path) -> Path:
-    """A folder as a person would type it: relative to the current one where it lies below it."""
+    """Return a folder as a user would type it: relative to the current folder if it is inside it."""
     absolute, here = folder.resolve(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else folder
 
 
 def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:
-    """What is run and what was typed. Raises DiskError."""
+    """Write the resolved configuration and the overrides. Raises DiskError."""
     header = "# The resolved configuration of this run; `train repeat` runs it again\n"
     write_atomic(folder / CONFIG, (header + yaml.safe_dump(config, sort_keys=False)).encode())
     write_atomic(folder / OVERRIDES, yaml.safe_dump(overrides).encode())
 
 
 def read_configuration(folder: Path) -> Config:
-    """The configuration of a run. Raises ConfigurationError where there is no run, DataError for a damaged one."""
+    """Read the configuration of a run. Raises ConfigurationError if there is none, DataError if it is damaged."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ConfigurationError(f"{folder} is no run folder: there is no {CONFIG} in it")
+        raise ConfigurationError(f"{folder} is not a run folder: there is no {CONFIG} in it")
     try:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,9 +108,9 @@ def read_configuration(folder: Path) -> Config:
 
 
 class Lock:
-    """Holds a run folder for this process, until `release` or the end of the process.
+    """Exclusive lock on a run folder, held until `release` or the end of the process.
 
-    Temporary files that a killed process left in it are removed. Raises RunInUse.
+    Removes temporary files left by a killed process. Raises RunInUse if another process holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -130,14 +130,14 @@ class Lock:
 
 
 class HeldLock(Lock):
-    """Stands for a lock that another process of the same job holds."""
+    """Placeholder for a lock that another process of the same job holds."""
 
     def __init__(self) -> None:
         self._descriptor = -1
 
 
 def describe_environment(device: str, threads: int, world_size: int, data_checksum: str) -> JsonObject:
-    """Where and with what a run happened: versions, commit, device, threads, data."""
+    """Return the environment of a run: versions, commit, device, threads, data."""
     packages = ("gearshift", "torch", "torchvision", "hydra-core", "omegaconf", "numpy")
     return {
         "python": platform.python_version(),
@@ -159,7 +159,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> JsonObject | None:
-    """Commit of the code in the current folder, and whether there were changes beside it."""
+    """Return the commit of the current folder and whether there are uncommitted changes."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
         changed = subprocess.run(
@@ -176,5 +176,5 @@ def _git() -> JsonObject | None:
 
 
 def write_result(folder: Path, result: JsonObject) -> None:
-    """How the run ended. Raises DiskError."""
+    """Write `result.json`. Raises DiskError."""
     write_json(folder / RESULT, result)
