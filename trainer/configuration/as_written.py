@@ -1,4 +1,4 @@
-"""The chosen options as their files give them: what a configuration's keys and kinds of values are compared with."""
+"""The chosen options without overrides, with which a configuration's keys and types of values are compared."""
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ _MOST_COMPOSED = 256
 
 
 def are_as_written(words: Iterable[str], choices: Mapping[str, str]) -> bool:
-    """Whether a configuration that these words gave has every option as its file gives it."""
+    """Whether a configuration composed with these overrides leaves every option as it is in its file."""
     return not any(group in choices for group in PSEUDO_GROUPS) and all(_changes_no_option(w, choices) for w in words)
 
 
@@ -33,10 +33,10 @@ def _changes_no_option(word: str, choices: Mapping[str, str]) -> bool:
 
 
 def options_as_written(loader: ConfigLoader, name: str, ours: Path, words: tuple[str, ...]) -> Config:
-    """The options that `words` choose, with nothing overridden.
+    """Compose the options chosen by `words`, without any overrides.
 
-    Composing them takes as long as composing the configuration: the trials of a sweep, and whoever composes again and
-    again from Python, share them as long as no file in our folder changes. A user's files may change unseen.
+    Composing takes as long as for the configuration itself, so the result is cached while no file in our folder
+    changes. Options that involve a user's folder are cached for the loader's lifetime only.
     """
     paths = [entry.path for entry in loader.get_search_path().get_path()]
     only_ours = {path if "://" in path else f"file://{path}" for path in paths} == {
@@ -55,7 +55,7 @@ def options_as_written(loader: ConfigLoader, name: str, ours: Path, words: tuple
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, time of the last change and size of every file of options."""
+    """Name, modification time and size of every file of options."""
     for entry in os.scandir(folder):
         if entry.is_dir():
             yield from _stamps(Path(entry.path))
@@ -65,7 +65,7 @@ def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def plain(composed: DictConfig) -> Config:
-    """Everything but Hydra's own node, resolved, as dicts and lists. Raises ConfigurationError."""
+    """Convert to resolved dicts and lists, without Hydra's own node. Raises ConfigurationError."""
     found: Config = {}
     problems = []
     for key in composed:

@@ -1,4 +1,4 @@
-"""Everything about a run that can be known before anything heavy happens."""
+"""The blueprint of a run: a checked configuration with everything that can be derived before data are loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from trainer.parallelism.strategy import Strategy
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A checked configuration and what follows from it. Durations are in optimizer steps.
+    """A checked configuration with its components. Durations are in optimizer steps.
 
-    `others` are the components of groups for which the assembly has no place of its own, by the group's name.
+    `others` contains the components of groups that the assembly does not know, by the group's name.
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Blueprint:
     others: Mapping[str, Component]
 
     def build_model(self) -> nn.Module:
-        """The model, on torch's current default device."""
+        """Build the model on torch's current default device."""
         model: nn.Module = build(
             self.config["model"],
             "model",
@@ -56,13 +56,13 @@ class Blueprint:
         return model
 
     def build_optimizer(self, params: ParamsT) -> torch.optim.Optimizer:
-        """The optimizer over parameters or parameter groups."""
+        """Build the optimizer for parameters or parameter groups."""
         optimizer: torch.optim.Optimizer = build(self.config["optimizer"], "optimizer", params=params)
         return optimizer
 
 
 def micro_batch_size(config: Config, batch_size: int) -> int:
-    """Samples computed at a time."""
+    """Return the number of samples of a micro-batch."""
     micro_batch = config["micro_batch"]
     if isinstance(micro_batch, int):
         return min(batch_size, micro_batch)

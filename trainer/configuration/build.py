@@ -1,4 +1,4 @@
-"""The only place that turns a `_target_` into an object: allow list, signature, kinds, suggestions."""
+"""Builds objects from `_target_` nodes, after checking the allow list, the signature and types. No other code does."""
 
 import importlib
 import importlib.util
@@ -21,10 +21,10 @@ _OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.hydra_entry.preflight
 
 
 def locate(target: str, where: str) -> Target:
-    """The class or function that a dotted name means.
+    """Return the class or function of a dotted name.
 
-    Raises ConfigurationError when it does not exist, is no class or function, or lies outside the trusted
-    packages - also when it was only imported into one of them from elsewhere.
+    Raises ConfigurationError if it does not exist, is not a class or function, or is not defined in a trusted
+    package, even if a trusted one imports it.
     """
     line = f"{where}._target_={target}: "
     module_name, _, name = target.rpartition(".")
@@ -46,8 +46,10 @@ def locate(target: str, where: str) -> Target:
 
 
 def is_class_of_hydra(target: str) -> bool:
-    """Whether Hydra's own node may name it: a class of Hydra, its plug-ins, `logging` or our preflight, by the
-    name of its own module, since through a module's attributes any function could be reached."""
+    """Whether Hydra's own node may name it: a class of Hydra, its plug-ins, `logging` or our preflight.
+
+    It must be named by its own module, since any function can be reached through a module's attributes.
+    """
     module, _, name = target.rpartition(".")
     if not _lies_in(module, _OF_HYDRA):
         return False
@@ -70,7 +72,7 @@ def _is_module(name: str) -> bool:
 
 
 def _offers(module: types.ModuleType) -> list[str]:
-    """The classes and functions that are the module's own, or that it says it offers."""
+    """Names of classes and functions that the module defines or exports."""
     package = module.__name__
     return [
         name
@@ -81,7 +83,7 @@ def _offers(module: types.ModuleType) -> list[str]:
 
 
 def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]:
-    """What is wrong with a node and the nodes inside it, found without building anything."""
+    """Return the problems of a node and the nodes inside it, without building anything."""
     if not node.get("_target_"):
         return []
     try:
@@ -99,10 +101,10 @@ def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]
 
 
 def build(node: Node, where: str, **runtime: object) -> Component:
-    """Build the object that a node describes, the nodes inside it first; a node without `_target_` is None.
+    """Build the object that a node describes, nested nodes first; returns None for a node without `_target_`.
 
-    Of `runtime` each target gets what its signature names. Raises ConfigurationError for a bad argument; a
-    ValueError of the constructor becomes one, too.
+    The target receives those arguments of `runtime` that its signature names. Raises ConfigurationError for an
+    invalid argument, also if the constructor raises ValueError.
     """
     if not node.get("_target_"):
         return None
@@ -116,7 +118,7 @@ def build(node: Node, where: str, **runtime: object) -> Component:
         return target(**_as_annotated(target, arguments))
     except ConfigurationError:
         raise
-    # RuntimeError and ArithmeticError: torch's own words for a size that cannot be
+    # torch raises RuntimeError or ArithmeticError for impossible sizes
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
         if is_out_of_memory(error):
             raise
@@ -124,7 +126,7 @@ def build(node: Node, where: str, **runtime: object) -> Component:
 
 
 def _about(node: Node, where: str, message: str) -> str:
-    """A constructor's "name=value: ..." with the whole key in front."""
+    """Prefix a constructor's message "name=value: ..." with the full key."""
     match = re.match(r"(\w+)[.=\[]", message)
     if match and match[1] in node:
         return f"{where}.{message}"
@@ -167,12 +169,12 @@ def _signature_problems(target: Target, node: Node, where: str, runtime: Collect
 def _hints(target: Target) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # foreign annotations may name what is not imported, and much else
+    except Exception:  # foreign annotations may refer to names that are not imported, or fail in other ways
         return {}
 
 
 def fits(value: ConfigValue, annotation: Any) -> bool:
-    """Whether a plain value from YAML can stand where `annotation` is asked for; unknown kinds accept all."""
+    """Whether a plain value from YAML matches a type annotation; unknown annotations match everything."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in inner)
@@ -213,7 +215,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _as_annotated(target: Target, arguments: dict[str, Component]) -> dict[str, Component]:
-    """YAML has no tuples: lists become tuples where the signature asks for one."""
+    """Convert lists to tuples if the signature asks for tuples, which YAML does not have."""
     hints = _hints(target)
     return {
         key: tuple(value) if isinstance(value, list) and _wants_tuple(hints.get(key)) else value

@@ -1,5 +1,7 @@
-"""The second check: the rules between components, and those of the model and the optimizer: shapes, memory,
-capabilities. Each check lists problems, or raises ConfigurationError for the first; none changes anything."""
+"""Checks of components: rules between them, and shapes, memory and capabilities of model and optimizer.
+
+Each check yields problems, or raises ConfigurationError for the first one; none has side effects.
+"""
 
 import re
 from collections.abc import Iterator
@@ -39,7 +41,7 @@ def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]
     batch_size, samples = config["batch_size"], facts.num_train
     for part, count in (("training", samples), ("validation", facts.num_val), ("test", facts.num_test)):
         if count < 1:
-            yield f"data: the {part} part is empty; it needs at least one sample"
+            yield f"data: the {part} split is empty; it needs at least one sample"
     if batch_size != "full" and batch_size > samples:
         yield f"batch_size={batch_size}: must be at most {samples}, the training samples (or `full`)"
     elif batch_size != "full" and config["accumulate"] > batch_size:
@@ -57,28 +59,28 @@ def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]
 
 
 def line_of(group: str, error: Exception) -> str:
-    """A component's message, with the key that it names, or that of the group."""
+    """Return a component's message, prefixed with its full key or the group."""
     joint = "." if re.match(r"[\w.]+=", str(error)) else ": "
     return f"{group}{joint}{one_line(error)}"
 
 
 def check_contradictions(config: Config, total_steps: int) -> Iterator[str]:
-    """Settings of which one would make the other do nothing."""
+    """Settings that have no effect because of another setting."""
     weights = config["init_from"] or (config["model"] or {}).get("weights")
     if weights is not None and (config["initializer"] or {}).get("_target_"):
         option = config["choices"].get("initializer", "initializer")
         yield f"initializer={option}: the weights come from {weights}; leave initializer=default"
     if config["profile"] is not None and config["profile"] + 10 > total_steps:
-        yield f"profile={config['profile']}: ten steps to get warm and these are more than the run's {total_steps}"
+        yield f"profile={config['profile']}: with ten steps of warm-up, this exceeds the run's {total_steps} steps"
 
 
 def metric_names(loss: Loss, facts: DataFacts) -> list[str]:
-    """The names that a validation yields."""
+    """Return the names of the validation metrics."""
     return [f"val/{name}" for name in ("loss", *metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs))]
 
 
 def check_loss(config: Config, loss: Loss, facts: DataFacts) -> Iterator[str]:
-    """The loss must be for the task of the data, and yield the metric that early stopping follows."""
+    """The loss must support the task of the data and provide the metric that early stopping monitors."""
     if facts.task not in loss.tasks:
         option, data = config["choices"].get("loss", "loss"), config["choices"].get("data", "data")
         yield f"loss={option}: is for {', '.join(sorted(loss.tasks))}; data={data} is {facts.task}"
@@ -95,7 +97,7 @@ def _check_monitor(where: str, monitor: str, names: list[str]) -> Iterator[str]:
 def check_augmentation(
     config: Config, augmentation: Augmentation | None, loss: Loss, facts: DataFacts
 ) -> Iterator[str]:
-    """It must suit the images; what mixes labels needs classes, and a loss that takes probabilities."""
+    """The augmentation must support the images; mixing labels needs classes and a loss with soft targets."""
     if augmentation is None:
         return
     if facts.kind != "images":
@@ -105,7 +107,7 @@ def check_augmentation(
     problem = None
     try:
         augmentation.draw(2, facts.input_shape, torch.Generator())
-    except ValueError as error:  # an operation that asks more of the images than there is
+    except ValueError as error:  # an operation does not support such images
         problem = line_of("augmentation", error)
     if problem is not None:
         yield problem
@@ -122,7 +124,7 @@ def check_augmentation(
 def check_sampler(
     config: Config, sampler: Sampler | None, loss: Loss, facts: DataFacts, strategy: Strategy
 ) -> Iterator[str]:
-    """A sampler that learns from the losses has to be told them, by all ranks; some ask for classes."""
+    """A sampler that uses losses needs the loss of each sample from all ranks; some samplers need classes."""
     if sampler is None:
         return
     option = config["choices"].get("sampler", "sampler")
@@ -138,7 +140,7 @@ def check_sampler(
 
 
 def check_preprocessing(preprocessing: Preprocessing, facts: DataFacts) -> Iterator[str]:
-    """It must be able to treat samples of this shape."""
+    """The preprocessing must support samples of this shape."""
     problem = None
     try:
         preprocessing.check(facts.input_shape)
@@ -151,7 +153,7 @@ def check_preprocessing(preprocessing: Preprocessing, facts: DataFacts) -> Itera
 def check_schedule(
     config: Config, schedule: Schedule, loss: Loss, facts: DataFacts, strategy: Strategy
 ) -> Iterator[str]:
-    """A schedule that follows evaluations needs a metric that exists, on every rank."""
+    """A schedule that uses evaluation metrics needs an existing one, on every rank."""
     if schedule.monitor is not None:
         yield from _check_monitor("schedule.monitor", schedule.monitor, metric_names(loss, facts))
     if schedule.listens and not strategy.is_synchronous and strategy.world_size > 1:
@@ -160,8 +162,8 @@ def check_schedule(
 
 
 def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
-    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use
-    loss scaling; some strategies take only those that step each number by itself."""
+    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use loss scaling; some strategies
+    support only elementwise optimizers."""
     config, strategy = blueprint.config, blueprint.strategy
     optimizer: Optimizer = build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
     option, parallelism = config["choices"].get("optimizer"), config["choices"].get("parallelism")
@@ -172,12 +174,12 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
     if strategy.cuts_weights and not is_elementwise(optimizer):
         yield (
             f"optimizer._target_={config['optimizer']['_target_']}: under parallelism={parallelism} it would see "
-            f"parts of weights; it must be elementwise, as {', '.join(sorted(ELEMENTWISE))} are"
+            f"shards of weights; it must be elementwise, as {', '.join(sorted(ELEMENTWISE))} are"
         )
 
 
 def check_model(blueprint: Blueprint) -> None:
-    """The model must run; if it cannot take features, those that can are named."""
+    """The model must run; if it does not support features, name models that do."""
     try:
         _check_model(blueprint)
     except ConfigurationError as error:
@@ -189,7 +191,7 @@ def check_model(blueprint: Blueprint) -> None:
 
 
 def _check_model(blueprint: Blueprint) -> None:
-    """Build the model on the meta device, where nothing is allocated, and run it there, or a small one on the CPU."""
+    """Build the model on the meta device, which allocates nothing, and run it there; run a small one on the CPU."""
     with torch.device("meta"):
         model = blueprint.build_model()
         if not isinstance(model, nn.Module):
@@ -217,13 +219,13 @@ def _check_model(blueprint: Blueprint) -> None:
 
 
 def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
-    """Batch norm of a vector has no variance over one sample: what is computed at once must not be that."""
+    """A micro-batch must not have a single sample if the model has batch norm of vectors, which needs a variance."""
     batch_size = blueprint.batch_size
     if not _leaves_one_alone(blueprint, batch_size) or _fits(model, 1, blueprint):
         return
     try:
         model(torch.empty(1, *blueprint.facts.input_shape, device="meta"))
-    except Exception as error:  # two at once were well: whatever else it is, the run will tell
+    except Exception as error:  # a batch of two works; the run will report any other error
         if "more than 1 value per channel" not in str(error):
             return
         others = (size for near in range(1, batch_size + 2) for size in (batch_size - near, batch_size + near))
@@ -247,7 +249,7 @@ def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
 
 
 def _check_memory(model: nn.Module) -> None:
-    """Weights and gradients alone must fit into the machine: a model is built on the CPU for every device."""
+    """Weights and gradients must fit into main memory, because models are built on the CPU for every device."""
     needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
     there = total_memory()
     if needed > there:
@@ -258,8 +260,10 @@ def _check_memory(model: nn.Module) -> None:
 
 
 def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
-    """Whether a small model turns `count` samples into outputs of the right shape, on the CPU and with zeros for its
-    weights. If not, the meta device decides, where there are no values on which that could depend."""
+    """Whether a small model with zero weights maps `count` samples to outputs of the right shape, on the CPU.
+
+    If not, the meta device decides, because there the result cannot depend on values.
+    """
     shape = tuple(blueprint.facts.input_shape)
     zeros = zeros_for(model, shape)
     if zeros is not None:
@@ -273,10 +277,10 @@ def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:
     images = torch.empty(2, *blueprint.facts.input_shape)
     try:
         outputs = model(images)
-    except NotImplementedError:  # an operation that has no meta kernel says nothing about the shapes
+    except NotImplementedError:  # an operation without a meta kernel: the shapes remain unknown
         return None
-    except Exception as error:  # whatever a foreign model raises, the user's question is the same
-        if "meta" in str(error):  # it reads a value, or mixes in a tensor made elsewhere: no word about shapes
+    except Exception as error:  # foreign models may raise anything
+        if "meta" in str(error):  # it reads values or uses tensors of other devices: the shapes remain unknown
             return None
         shape = tuple(blueprint.facts.input_shape)
         raise ConfigurationError(f"model: cannot take images of shape {shape}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Components: built from their nodes, and held against the contract of their group."""
+"""Builds components from their nodes and checks them against the contracts of their groups."""
 
 from pkgutil import resolve_name
 
@@ -10,9 +10,9 @@ from trainer.contracts import adapt
 
 
 def build_component(config: Config, group: str, **given: object) -> Component:
-    """The object of a group with every capability of its contract; None where the group is nothing.
+    """Build the component of a group, with all members of its contract; returns None for an empty group.
 
-    Raises ConfigurationError for one that is not what the group asks for.
+    Raises ConfigurationError if it does not fulfil the contract.
     """
     component = build(node_of(config, group), group, **given)
     if component is None:
@@ -24,11 +24,11 @@ def build_component(config: Config, group: str, **given: object) -> Component:
 
 
 def node_of(config: Config, group: str) -> Config:
-    """A group's node as its constructor sees it: `data.epochs` is a suggestion to the runner."""
+    """Return a group's node without `data.epochs`, which is for the runner and not for the constructor."""
     node = config[group] or {}
     return {key: value for key, value in node.items() if (group, key) != ("data", "epochs")}
 
 
 def node_problems(config: Config) -> list[str]:
-    """What is wrong with the nodes of all groups, found without building anything."""
+    """Return the problems of the nodes of all groups, without building anything."""
     return [line for group, row in GROUPS.items() for line in problems(node_of(config, group), group, row.given)]

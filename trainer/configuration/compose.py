@@ -1,4 +1,4 @@
-"""From YAML files and overrides to one plain, resolved configuration."""
+"""Composes YAML files and overrides to one plain, resolved configuration."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,26 +25,26 @@ from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.rules import PSEUDO_GROUPS, is_trusted
 
 NAME = "train"
-# what Hydra does for us stands on these; another value would only break it
+# Gearshift relies on these settings of Hydra; they must not be changed
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
 def config_folder() -> Path:
-    """The clone's `configs/` when there is one, else the copy inside the package."""
+    """Return `configs/` of the clone if there is one, else the copy inside the package."""
     package = Path(__file__).resolve().parents[1]
     clone = package.parent / "configs"
     return clone if (clone / f"{NAME}.yaml").is_file() else package / "configs"
 
 
 def slug(text: str) -> str:
-    """Override text as a folder name: no slashes or odd characters, at most 80 characters."""
+    """Convert override text to a folder name, without slashes or special characters and at most 80 characters long."""
     return re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", str(text))[:80].strip("-.") or "default"
 
 
 def register_resolvers() -> None:
-    """`${slug:text}` for sweep folders; safe to call again."""
+    """Register `${slug:text}` for sweep folders; idempotent."""
     OmegaConf.register_new_resolver("slug", slug, replace=True)
 
 
@@ -52,10 +52,10 @@ def register_resolvers() -> None:
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> Config:
-    """Compose and check a configuration from Python, as the command line does: `compose(["optimizer=adamw"])`.
+    """Compose and check a configuration, as the command line does: `compose(["optimizer=adamw"])`.
 
-    `config_dir` holds a user's own options, as `--config-dir` does. Raises ConfigurationError with every
-    problem that can be seen without torch.
+    `config_dir` is a folder of a user's own options, as for `--config-dir`. Raises ConfigurationError with every
+    problem that can be found without torch.
     """
     with loader_of(config_dir) as (loader, search):
         composed = load(loader, NAME, [*overrides, *search])
@@ -64,7 +64,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 @contextmanager
 def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoader, list[str]]]:
-    """Hydra's loader of our options, and the override that makes it look into a folder of the user's, too."""
+    """Context manager that returns Hydra's loader and the override that adds the user's folder to its search path."""
     register_resolvers()
     search = search_path(config_dir)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -72,10 +72,10 @@ def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoad
 
 
 def search_path(config_dir: str | Path | None) -> list[str]:
-    """The override that makes Hydra look for options in a folder, too; none for None.
+    """Return the override that adds a folder to Hydra's search path; empty for None.
 
-    Raises ConfigurationError where there is no such folder, or where an option in it has the name of one of
-    ours: Hydra would pass over both.
+    Raises ConfigurationError if the folder does not exist, or if an option in it has the name of one of ours: Hydra
+    would silently ignore both.
     """
     if config_dir is None:
         return []
@@ -85,7 +85,7 @@ def search_path(config_dir: str | Path | None) -> list[str]:
 
 
 def folder_problems(config_dir: Path) -> list[str]:
-    """What is wrong with a folder of options of the user's own."""
+    """Return the problems of a user's configuration folder."""
     if not config_dir.is_dir():
         return [f"config_dir={config_dir}: there is no such folder"]
     ours = config_folder()
@@ -97,7 +97,7 @@ def folder_problems(config_dir: Path) -> list[str]:
             problems.append(f"{path}: has the name of an option of Gearshift, which would be taken instead; rename it")
         try:
             path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError) as error:  # Hydra would not say which file it is
+        except (UnicodeDecodeError, OSError) as error:  # Hydra's message does not name the file
             problems.append(f"{path}: cannot be read as UTF-8: {getattr(error, 'reason', error)}")
     return problems
 
@@ -108,7 +108,7 @@ def _searchpath(entries: Iterable[str]) -> str:
 
 
 def hydra_problems(hydra: DictConfig) -> list[str]:
-    """What in Hydra's own node would run code that is not trusted."""
+    """Return the entries of Hydra's own node that would execute code that is not trusted."""
     node = OmegaConf.to_container(hydra, resolve=False)
     return list(_foreign(node, "hydra"))
 
@@ -132,9 +132,9 @@ def _foreign(node: object, where: str) -> Iterator[str]:
 
 
 def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
-    """Let Hydra compose. Raises ConfigurationError with every problem.
+    """Compose with Hydra. Raises ConfigurationError with every problem.
 
-    Hydra stops at the first one: the override to blame is set aside, and the rest composed and checked.
+    Hydra stops at the first problem: the override that causes it is removed, and the rest is composed and checked.
     """
     problems, rest = read_overrides(overrides, is_sweep=mode is RunMode.MULTIRUN)
     failures: list[tuple[Exception, list[str]]] = []
@@ -142,7 +142,7 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
     while composed is None:
         try:
             composed = loader.load_configuration(name, rest, run_mode=mode)
-        except Exception as error:  # whatever Hydra meets while it composes is in what it was given
+        except Exception as error:  # any error while composing is caused by the input
             blamed = blamed_by(error, rest)
             failures.append((error, blamed))
             if not blamed:
@@ -162,7 +162,7 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
 
 
 def read_overrides(overrides: Sequence[str], *, is_sweep: bool = False) -> tuple[list[str], list[str]]:
-    """Problems that can be seen in the words alone, and the overrides that have none."""
+    """Return the problems of the overrides' syntax, and the overrides without problems."""
     problems, fine, seen = [], [], dict[str, str]()
     for text in overrides:
         try:
@@ -224,7 +224,7 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
 
 
 def _search_problem(text: str, value: object) -> str | None:
-    """Hydra passes over a folder that is not there."""
+    """Return the problem of a search path, if any: Hydra silently ignores folders that do not exist."""
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         return f"{text}: must be a list of folders, [file://FOLDER] or [pkg://PACKAGE]"
     missing = [e for e in value if e.startswith("file://") and not Path(e.removeprefix("file://")).is_dir()]
@@ -232,10 +232,10 @@ def _search_problem(text: str, value: object) -> str | None:
 
 
 def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> Config:
-    """Resolve what Hydra composed into plain containers and check it as far as text goes.
+    """Resolve a composed configuration to plain containers and check keys and values.
 
-    `hydra` is Hydra's own node. The choice made in each group is kept under `choices`. Raises
-    ConfigurationError with every problem.
+    `hydra` is Hydra's own node. The option chosen in each group is stored under `choices`. Raises ConfigurationError
+    with every problem.
     """
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
     typed = typed_keys(typed_words(hydra))
@@ -251,7 +251,7 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])
     if config.get("epochs") is not None and config.get("steps") is not None:
-        # an option or the default gave one of them, the user the other; both typed is an error
+        # the user's value replaces that of an option or default; if the user gave both, it is an error
         if "steps" not in typed and "epochs" in typed:
             config["steps"] = None
         elif "epochs" not in typed:
@@ -265,7 +265,7 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
 
 
 def _with_operations(config: Config) -> Config:
-    """Operations that were added to no augmentation are put into a pipeline."""
+    """Put operations that were added to an empty augmentation into a pipeline."""
     operations = config.get("augmentation")
     if not isinstance(operations, dict) or not operations or "_target_" in operations:
         return config
@@ -273,7 +273,7 @@ def _with_operations(config: Config) -> Config:
 
 
 def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
-    """The options without the operations that were removed: one that is then added by that name is the user's own."""
+    """Remove the operations that the user deleted: one added under the same name is the user's own."""
     operations = defaults.get("augmentation")
     if not isinstance(operations, dict):
         return defaults
@@ -283,14 +283,14 @@ def _without_removed(defaults: Config, words: Iterable[str]) -> Config:
 
 
 def typed_words(hydra: DictConfig, part: str = "task") -> list[str]:
-    """The overrides as they were typed (`part`: task, or hydra for those of Hydra's own settings)."""
+    """Return the overrides as they were typed; `part` is task, or hydra for those of Hydra's own settings."""
     words = OmegaConf.to_container(hydra.overrides[part], resolve=False)
     assert isinstance(words, list)
     return [str(word) for word in words]
 
 
 def typed_keys(overrides: Iterable[str]) -> list[str]:
-    """The keys that overrides speak of."""
+    """Return the keys of overrides."""
     return [override.partition("=")[0].lstrip("+~") for override in overrides]
 
 
@@ -298,7 +298,7 @@ def typed_keys(overrides: Iterable[str]) -> list[str]:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """A finished configuration with keys changed and options of groups exchanged, checked as text.
+    """Apply overrides of keys and of groups' options to a finished configuration and check it.
 
     Raises ConfigurationError with every problem.
     """

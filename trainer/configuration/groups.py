@@ -1,6 +1,7 @@
-"""The groups of the configuration, in the order of `train.yaml`: the one table that whoever must know them reads.
+"""The table of the configuration's groups, in the order of `train.yaml`.
 
-A new group is a row here, a contract, and a folder of YAML. Light: contracts are named, not imported.
+A new group needs a row here, a contract, and a folder of YAML files. Contracts are named, not imported, so that reading
+the table does not import torch.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 class Group:
     """A group of options, of which a run has one.
 
-    `contract` is the dotted name of what is asked of its objects, `package` where ours are defined. `given` names
-    what the trainer passes to a constructor that asks for it, and what YAML may therefore not set. `is_wired`:
-    the assembly has a place of its own for the object; others are found in `Blueprint.others`.
+    `contract` is the dotted name of the base class or protocol of its objects, `package` where ours are defined.
+    `given` names constructor arguments that the trainer passes and that YAML must not set. `is_wired`: the assembly
+    uses the object; all others are in `Blueprint.others`.
     """
 
     name: str

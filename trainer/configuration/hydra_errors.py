@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf, in one line each."""
+"""Translates errors of Hydra and OmegaConf into one line each."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from trainer.configuration.settings import SETTINGS
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into a ConfigurationError of one line."""
+    """Convert errors of Hydra and OmegaConf into a ConfigurationError of one line."""
     try:
         yield
     except GearshiftError:
@@ -28,7 +28,7 @@ def explained() -> Iterator[None]:
 
 
 def blamed_by(error: Exception, overrides: Sequence[str]) -> list[str]:
-    """The overrides that an error of Hydra's speaks of."""
+    """Return the overrides that an error of Hydra refers to."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
@@ -43,7 +43,7 @@ def explain(
     loader: ConfigLoader | None = None,
     composed: DictConfig | None = None,
 ) -> str:
-    """One line; what is said of one override begins with it. `composed` is what there is without the blamed ones."""
+    """Return one line, which starts with the override if there is only one; `composed` is without blamed overrides."""
     line = _translated(error, loader, composed)
     if len(blamed) != 1 or blamed[0] in line:
         return line

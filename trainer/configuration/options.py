@@ -1,10 +1,10 @@
-"""The options of a group as their YAML files describe them."""
+"""Descriptions of options in their YAML files."""
 
 from pathlib import Path
 
 
 def first_comment(path: Path) -> str:
-    """What the first line of an option's file says of it."""
+    """Return the description in the first line of an option's file."""
     with path.open() as file:
         for line in file:
             if line.startswith("# @package"):

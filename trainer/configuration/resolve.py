@@ -1,7 +1,7 @@
-"""From a composed configuration to a blueprint: the second check, and the last before anything heavy happens.
+"""Resolves a composed configuration to a blueprint: the second check, and the last one before any expensive work.
 
-Signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which has no
-memory; a small one on the CPU) and the rules between them. All problems are raised together.
+Checks signatures, ranges inside components, data facts, shapes (the model runs once on torch's meta device, which
+allocates nothing; a small one on the CPU) and the rules between them. All problems are raised together.
 """
 
 import os
@@ -30,14 +30,14 @@ from trainer.parallelism.single import Single
 from trainer.parallelism.strategy import Strategy
 from trainer.schedules import Constant
 
-# of these the rest of the run decides what is given to them, or on which device they are built
+# built later, because their arguments or their device depend on other components
 _LATER = ("model", "optimizer", "schedule")
 
 
 def resolve(config: Config) -> Blueprint:
-    """Check a composed configuration and work out what it means.
+    """Check a composed configuration and build its blueprint, without writing files or loading data.
 
-    Raises ConfigurationError with every problem, a line each; nothing was written or allocated.
+    Raises ConfigurationError with every problem, one per line.
     """
     resume_collection()  # torch is loaded
     if not config["compile"]:
@@ -52,7 +52,7 @@ def resolve(config: Config) -> Blueprint:
         raise ConfigurationError(found)
     try:
         facts = built["data"].facts()
-    except (ValueError, OSError) as error:  # a folder has to be looked at
+    except (ValueError, OSError) as error:  # from scanning a folder
         raise ConfigurationError([*found, checks.line_of("data", error)]) from error
     strategy: Strategy = built.get("parallelism", Single())
     found += _component_problems(config, built, facts, strategy)
@@ -75,8 +75,8 @@ def resolve(config: Config) -> Blueprint:
 
 
 def _build(config: Config, group: str) -> Component:
-    """A component that can be built before the data are known."""
-    # a batch size to try things out with, before it is known how many samples `full` is
+    """Build a component that does not depend on the data."""
+    # a provisional batch size, as the number of samples that `full` means is not yet known
     size = config["batch_size"] if isinstance(config["batch_size"], int) else 1
     return build_component(config, group, **({"batch_size": size} if group == "sampler" else {}))
 
@@ -84,7 +84,7 @@ def _build(config: Config, group: str) -> Component:
 def _component_problems(
     config: Config, built: dict[str, Component], facts: DataFacts, strategy: Strategy
 ) -> Iterator[str]:
-    """The rules between the data and each of the other components."""
+    """Check the rules between the data and each of the other components."""
     loss = built["loss"]
     yield from checks.check_data(config, built["data"], facts)
     yield from checks.check_loss(config, loss, facts)
@@ -96,7 +96,7 @@ def _component_problems(
 
 
 def _lengths(config: Config, facts: DataFacts) -> tuple[int, int, int]:
-    """Samples a step, steps an epoch, steps in all."""
+    """Return samples per step, steps per epoch and total steps."""
     samples = facts.num_train
     batch_size = samples if config["batch_size"] == "full" else config["batch_size"]
     if config["limit_batches"] is not None:
@@ -113,8 +113,8 @@ def _draft(
     device: torch.device,
     has_schedule: bool,
 ) -> tuple[Blueprint, list[str]]:
-    """The blueprint, and what is wrong with its schedule; a constant one stands in for one that cannot be built, so
-    that the checks after it can be made."""
+    """Return the blueprint and the problems of its schedule, which is replaced by a constant one if it cannot be
+    built, so that further checks can run."""
     batch_size, steps_per_epoch, total_steps = _lengths(config, facts)
     data: DataSet = built["data"]
     loss, stopping = built["loss"], config["early_stopping"]
@@ -149,7 +149,7 @@ def _draft(
 
 
 def problems_of(check: Callable[[], Iterable[str] | None]) -> list[str]:
-    """What a check lists, and what it raises."""
+    """Return the problems that a check yields or raises."""
     found: list[str] = []
     try:
         for line in check() or ():
@@ -161,12 +161,12 @@ def problems_of(check: Callable[[], Iterable[str] | None]) -> list[str]:
     return found
 
 
-_RANKS_PER_CORE = 4  # more would only wait for one another
-_BYTES_PER_RANK = 300e6  # of a process with torch in it, before it has any data
+_RANKS_PER_CORE = 4  # more would only slow one another down
+_BYTES_PER_RANK = 300e6  # of a process that has imported torch, without data
 
 
 def plan_ranks(strategy: Strategy, device: torch.device) -> None:
-    """How many processes there will be. Raises ValueError for more than there can be."""
+    """Determine the number of processes. Raises ValueError if the machine cannot run that many."""
     here = rank_info()
     if here is not None:
         strategy.plan(here.local_size, here.machines)

@@ -1,8 +1,8 @@
-"""What a configuration may say, checked as text and numbers, without torch.
+"""The first check of a configuration, of keys and values, without torch.
 
-Three questions are answered here: are the runner's own settings in range, does every key exist in the YAML of
-its option, and has every value the kind that the YAML's own default has. What needs torch (signatures, shapes,
-ranges inside a component) is `trainer.configuration.blueprint`'s.
+It verifies that the runner's own settings are in range, that every key exists in the YAML file of its option, and that
+every value has the type of the YAML file's default. `trainer.configuration.resolve` checks what needs torch:
+signatures, shapes, ranges inside a component.
 """
 
 import math
@@ -27,11 +27,11 @@ from trainer.configuration.settings import (
 
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
-SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device, whatever the run was made with
-PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # what operations are put into where there was nothing
-# keys whose mapping is open: handed on as it is and checked against a signature later
+SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device
+PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # for operations that are added to an empty augmentation
+# keys whose mapping may have any keys; it is checked against a signature later
 OPEN = ("arguments",)
-# the packages beside those of the groups whose classes a configuration may name; `--trust` and GEARSHIFT_TRUST add more
+# trusted packages besides those of the groups; `--trust` and GEARSHIFT_TRUST add more
 TRUSTED = (
     "trainer.examples",
     "torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms", "torchvision.ops",
@@ -40,7 +40,7 @@ TRUSTED = (
 
 
 def trusted_packages() -> tuple[str, ...]:
-    """The allow list, with what GEARSHIFT_TRUST adds (package names, separated by commas)."""
+    """Return the allow list, including packages in GEARSHIFT_TRUST (names separated by commas)."""
     ours = tuple(group.package for group in GROUPS.values())
     return ours + TRUSTED + tuple(name.strip() for name in os.environ.get("GEARSHIFT_TRUST", "").split(",") if name)
 
@@ -54,15 +54,15 @@ def is_trusted(module: str) -> bool:
 
 
 def check(config: Config, defaults: Config, typed: Iterable[str] = ()) -> list[str]:
-    """Every problem that can be seen without torch, a line each.
+    """Return every problem that can be found without torch, one line each.
 
-    `defaults` is the same choice of options with nothing overridden; `typed` are the keys that the user gave.
+    `defaults` are the same options without overrides; `typed` are the keys that the user gave.
     """
     return [*check_text(config, defaults, typed), *check_surroundings(config)]
 
 
 def check_text(config: Config, defaults: Config, typed: Iterable[str] = ()) -> list[str]:
-    """What is wrong wherever the configuration is read."""
+    """Return the problems that do not depend on the machine."""
     problems = [*_check_settings(config), *_check_cross_rules(config, set(typed))]
     for group in GROUPS:
         problems += _compare(config.get(group), defaults.get(group), group)
@@ -73,7 +73,7 @@ def check_text(config: Config, defaults: Config, typed: Iterable[str] = ()) -> l
 
 
 def check_surroundings(config: Config) -> list[str]:
-    """What the configuration needs and is not here: packages that are trusted, a folder of data."""
+    """Return the problems that depend on the machine: packages that are not trusted, a missing data folder."""
     groups = {group: config.get(group) for group in GROUPS}
     return [*_check_targets(groups, ""), *_check_root(config.get("data"))]
 
@@ -88,7 +88,7 @@ def _check_top(config: Config) -> Iterator[str]:
 
 
 def _check_settings(config: Config) -> Iterator[str]:
-    # an `epochs` that comes from data.epochs is complained of there
+    # `epochs` taken from data.epochs is checked there
     rules = {key: rule for key, rule in SETTINGS.items() if key != "epochs" or not _from_data(config)}
     yield from _check_rules(config, rules, "")
     if "early_stopping" not in config:
@@ -127,9 +127,9 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
 
 
 def _compare(value: object, default: object, where: str) -> Iterator[str]:
-    """Keys that the option's YAML does not list, or that are gone, and values of another kind than its default.
+    """Yield unknown and missing keys, and values whose type differs from that of the option's default.
 
-    Where another class is named its own signature decides, later.
+    If the user names another class, its signature is checked later instead.
     """
     if isinstance(default, dict) and isinstance(value, dict):
         if where == "augmentation" and value and not default:
@@ -152,7 +152,7 @@ def _compare(value: object, default: object, where: str) -> Iterator[str]:
                     "{_target_: trainer.augmentation.HorizontalFlip}"
                     + (f". Did you mean {where}.{suggestion}?" if suggestion else "")
                 )
-        # a part of a pipeline may be taken out; the other keys are what the run is compared by
+        # operations of a pipeline may be deleted, other keys may not
         gone = [key for key, item in default.items() if key not in value and not isinstance(item, dict)]
         yield from (f"{where}.{key}: is missing; it cannot be deleted" for key in gone)
     elif isinstance(default, dict):
@@ -164,7 +164,8 @@ def _compare(value: object, default: object, where: str) -> Iterator[str]:
 
 
 def _mismatch(value: object, default: object) -> str | None:
-    """What kind was wanted, or None when `value` has it. Kinds that a default may stand for are not narrowed."""
+    """Return the expected type if `value` does not have it, else None; types that a default may represent are
+    accepted."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if is_int(default):
@@ -209,7 +210,7 @@ def _check_targets(node: object, where: str) -> Iterator[str]:
 
 
 def _check_named(config: Config, known: list[str]) -> Iterator[str]:
-    """A group may be nothing where that is an option; the others must name a class. All have been chosen."""
+    """Every group must have an option and name a class; some may be empty instead."""
     for group in GROUPS:
         node = config.get(group)
         named = isinstance(node, dict) and node.get("_target_")
@@ -237,7 +238,7 @@ def _check_epochs(data: object, known: list[str]) -> Iterator[str]:
 
 
 def _check_root(data: object) -> Iterator[str]:
-    """A folder of data that was named must exist; only the default `data` is ever made by a download."""
+    """A data folder that the user names must exist; downloads create only the default `data`."""
     root = data.get("root") if isinstance(data, dict) else None
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
         return
@@ -252,7 +253,7 @@ def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object) -> 
 
 
 def _show(value: object) -> str:
-    """As it would be typed."""
+    """Return the value as it would be typed."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The runner's own settings and the range of each, as text and numbers, without torch."""
+"""The runner's own settings and their allowed values, without torch."""
 
 import math
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def not_negative(value: object) -> str | None:
 
 
 def one_of(*words: object) -> Rule:
-    """One of these words."""
+    """One of these values."""
     shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
 
     def rule(value: object) -> str | None:
@@ -65,7 +65,7 @@ def duration(value: object) -> str | None:
         fine = math.isfinite(parse_duration(value).amount * 2**63)
     except ValueError as error:
         return str(error)
-    return None if fine else "is longer than anything"
+    return None if fine else "is too long"
 
 
 def period(value: object) -> str | None:
@@ -163,7 +163,7 @@ def _within(low: float, high: float, open_low: bool = False, open_high: bool = F
     return rule
 
 
-# names that mean the same in every optimizer of torch and of its relatives; torch lets a momentum of 1.5 pass
+# arguments with the same meaning in all optimizers; torch itself accepts a momentum of 1.5
 OPTIMIZER: dict[str, Rule] = {
     "lr": _within(0, math.inf, open_low=True, open_high=True),
     "momentum": _within(0, 1, open_high=True),
