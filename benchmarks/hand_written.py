@@ -1,6 +1,6 @@
-"""What one writes by hand to train LeNet with batch norm on scikit-learn's digits for an epoch; see start_up.py.
+"""Hand-written training of LeNet with batch norm on scikit-learn's digits for one epoch; the reference of start_up.py.
 
-It evaluates nothing and saves nothing. `benchmarks/start_up.py` runs it as a process of its own.
+It evaluates nothing and saves nothing. `benchmarks/start_up.py` runs it in a separate process.
 """
 
 import torch

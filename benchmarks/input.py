@@ -1,6 +1,6 @@
-"""Images a second of our loader and of the usual ones: `python benchmarks/input.py [recipes...] [--rounds 9]`.
+"""Images per second of our input and of common alternatives: `python benchmarks/input.py [recipes...] [--rounds 9]`.
 
-Recipes on 32x32x3, batches of 256 (CIFAR-10 where `--data` or DATA_ROOT has it, else random pixels):
+Recipes on 32x32x3, batches of 256 (CIFAR-10 if `--data` or DATA_ROOT has it, else random pixels):
 
 - standard: crop after padding 4, horizontal flip
 - rich: rotation by up to 15 degrees and shifts by up to 1/8 in one resampling; brightness, contrast and saturation by
@@ -8,21 +8,21 @@ Recipes on 32x32x3, batches of 256 (CIFAR-10 where `--data` or DATA_ROOT has it,
 - trivial, rand: crop, flip, then TrivialAugmentWide, or RandAugment(2, 9)
 
 and `photographs` (the folder `flowers`, batches of 64): decode, random resized crop to 224, horizontal flip. All end
-with normalisation to float32. Ours are epochs of `TrainingBatches`, as a run has them: order and table drawn,
-gathered, augmented, normalised; no training step. Against it, in a DataLoader:
+with normalization to float32. Ours are epochs of `TrainingBatches`, as in a run: draw order and parameters, gather,
+augment, normalize; no training step. The alternatives, in a DataLoader:
 
 - PIL: torchvision's v1 transforms on PIL images, without workers and with 2
-- v2: torchvision's v2 transforms on uint8 tensors, a sample at a time
-- kornia, where it is installed: on batches; its trivial and rand apply one operation to a whole batch and are left out
+- v2: torchvision's v2 transforms on uint8 tensors, one sample at a time
+- kornia, if installed: on batches; its trivial and rand apply one operation to a whole batch and are omitted
 
-Before anything is timed, our images are compared with torchvision's v2 functions (and with PIL where it says so) on
-single images with the same parameters; a difference above the recipe's tolerance ends the benchmark.
+Before timing, our images are compared with torchvision's v2 functions (and with PIL where noted) on single images with
+the same parameters; a difference above the recipe's tolerance aborts the benchmark.
 
-One thread a process. All contestants take turns within a round; what happens before the queues of workers are as full
-as they stay is not timed. Ratios are taken round by round: median (least..most).
+Each process has one thread. All contestants take turns within a round; the time until the queues of workers are full is
+not counted. Ratios are computed per round and reported as median (minimum..maximum).
 
-`--device cuda`: our images a second there, what that is of a training step of ResNet-18 (bf16, channels_last), and an
-epoch of CIFAR-10 with ours and with a DataLoader.
+`--device cuda`: our images per second there, relative to a training step of ResNet-18 (bf16, channels_last), and an
+epoch of CIFAR-10 with our input and with a DataLoader.
 """
 
 import argparse

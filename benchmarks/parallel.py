@@ -1,16 +1,16 @@
-"""What several processes gain, here and elsewhere: `python benchmarks/parallel.py [--rounds 5] [--steps 20]`.
+"""Speed-up by several processes, measured and simulated: `python benchmarks/parallel.py [--rounds 5] [--steps 20]`.
 
-Without a flag: one process against two on this machine, a thread each, at equal global batch. All contestants
-take turns within a round; a ratio is taken round by round, and the median over the rounds is printed with its
-quartiles. Efficiency = (time of one process) / (processes * time of a strategy).
+Without a flag: one process against two on this machine, with one thread each and the same global batch. All
+contestants take turns within a round; ratios are computed per round, and their median and quartiles are printed.
+Efficiency = (time of one process) / (processes * time of a strategy).
 
 `--simulate`: AlexNet at batch 256 (the model and the batch of CUHK ELEG 5491's figure "Hybrid data and model
-parallelism") on up to 64 ranks with links of stated speeds. The time of a sample is measured here or given
-(`--per-sample`), the bytes are those of `trainer.parallelism.cost`, nothing is hidden behind computing:
+parallelism") on up to 64 ranks with links of stated speeds. The time per sample is measured here or given
+(`--per-sample`), the bytes come from `trainer.parallelism.cost`, and communication does not overlap with computation:
 
     step(n) = work / speed-up * (1 + sd * E[largest of n normal numbers]) + bytes / speed + messages * latency
 
-Claims that it is held against (tests/parallelism/test_cost.py):
+Claims that it is compared with (tests/parallelism/test_cost.py):
 
 - CUHK ELEG 5491, "Drawbacks of data parallelism": "Require considerable communication between GPUs, since must
   communicate both gradients and parameter values on every update step".
@@ -22,7 +22,7 @@ Claims that it is held against (tests/parallelism/test_cost.py):
   machines"; less than ideal by "variance in processing times across the different machines, leading to many machines
   waiting for the single slowest machine". Backup workers against that: Chen et al. 2016.
 
-`--curves FILE`: the loss against the number of updates under every strategy, and how far each is from one device.
+`--curves FILE`: plots the loss against the number of updates for every strategy, and the difference to one device.
 """
 
 import argparse

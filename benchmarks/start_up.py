@@ -1,12 +1,12 @@
-"""How long it takes until a small run is done: `train epochs=1` and `train plan` against a script written by hand.
+"""Time of a small run: `train epochs=1` and `train plan` against a hand-written script.
 
     python benchmarks/start_up.py [--runs 9] [--threads 2] [--json FILE]
 
-Every run is a process of its own, started in an empty folder with the same number of threads; the programs take
-turns, so that what else the machine does meets them alike, and change their order from round to round. The first
-round, which reads files that are not in memory yet, does not count. Reported are the medians of the seconds that
-pass and of those that the processors work (user and system, with all child processes), the spread (25th to 75th
-percentile), and the median over rounds of the ratio to the script's time in the same round.
+Every run is a separate process, started in an empty folder with the same number of threads. The programs take turns, so
+that other load on the machine affects them equally, and their order changes from round to round. The first round, in
+which files are not yet in the page cache, does not count. Reports the medians of wall time and CPU time (user and
+system, with all child processes), the spread (25th to 75th percentile), and the median over rounds of the ratio to the
+script's time in the same round.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What our whole `fit` costs beside hand-written loops: `python benchmarks/step_overhead.py [--rounds 15]`.
+"""Overhead of `fit` compared with hand-written loops: `python benchmarks/step_overhead.py [--rounds 15]`.
 
-Ours runs with everything on: TensorBoard, metrics file, live display, early stopping, clipping, the schedule,
-evaluation and a checkpoint each epoch; one parameter group, as the hand-written loops have. Two hand-written
-loops over the same model, data and AdamW are timed in turn with it, in one process with fixed threads:
+`fit` runs with everything enabled: TensorBoard, metrics file, live display, early stopping, clipping, a schedule,
+evaluation and a checkpoint each epoch; with one parameter group, like the hand-written loops. Two hand-written loops
+over the same model, data and AdamW take turns with it, in one process with a fixed number of threads:
 
-- bare: preloaded float tensors, fused AdamW; neither clips, nor logs, nor evaluates, nor saves
-- same work: also clips (foreach), sets the rate by a cosine, evaluates and saves each epoch
+- bare: preloaded float tensors, fused AdamW; does not clip, log, evaluate or save
+- same work: also clips (foreach), follows a cosine schedule, evaluates and saves each epoch
 
-A step's time is from one forward pass to the next. `median` leaves out what happens once an epoch, `mean` has
-it all. Ratios are taken round by round.
+The time of a step is from one forward pass to the next. `median` excludes what happens once per epoch, `mean` includes
+everything. Ratios are computed per round.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from trainer.configuration import compose
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
-from trainer.reporting.console import outlive_readers, say
+from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import run_folder
 from trainer.storage.files import write_atomic
 
@@ -63,7 +63,7 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
         run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
         if run is None:
             return int(train(config, folder, resume=True, lock=lock).exit_code)
-    outlive_readers()
+    ignore_broken_pipe()
     return int(fit(run).exit_code)
 
 

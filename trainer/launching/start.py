@@ -9,7 +9,7 @@ from trainer.configuration.rules import SINGLE
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work_as_main
 from trainer.launching.local import LocalRanks
-from trainer.reporting.console import outlive_readers
+from trainer.reporting.console import ignore_broken_pipe
 from trainer.storage import run_folder
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def train(
 
     Raises the error of a rank, or RankLost (71) if a rank was lost and no restarts are left.
     """
-    outlive_readers()
+    ignore_broken_pipe()
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work_as_main(job, lock)

@@ -1,4 +1,4 @@
-"""`augmentation.png`: what augmentation makes of training images, pixel for pixel."""
+"""Draws `augmentation.png`: training images before and after augmentation, pixel for pixel."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trainer.planning.augmentation_strips import Strip
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.reporting.pixels import as_levels
 
-# all lengths are pixels; letters are about so wide on average, and what is said is cut to the room there is
+# all lengths are in pixels; letters have their average width, and text is cut to the available width
 _DPI = 150
 _MARGIN, _HEADING, _TITLE, _LINE = 36, 60, 38, 20
 _GAP, _BELOW = 14, 28  # between images, between strips
@@ -28,7 +28,7 @@ _GREY, _FRAME = "#666666", 200
 
 @dataclass(frozen=True)
 class _Block:
-    """A strip as it is drawn: uint8 tiles (K, height, width, 3), and lines of text below each."""
+    """A strip to be drawn: uint8 tiles (K, height, width, 3), and lines of text below each."""
 
     title: str
     note: str
@@ -42,9 +42,9 @@ class _Block:
 
 
 def draw(strips: Sequence[Strip], heading: str, stored: Images) -> bytes:
-    """A PNG of all strips, below one another; `stored` are the images of the data set.
+    """Return a PNG of all strips, one below the other; `stored` are the images of the data set.
 
-    Small images are enlarged by a whole factor: each block of equal pixels is one of theirs.
+    Small images are enlarged by an integer factor, without interpolation.
     """
     tiles = [_tiles(strip.images_KCHW, stored) for strip in strips]
     pitch = _GAP + max(_TILE, *(images.shape[2] for images in tiles))
@@ -69,7 +69,7 @@ def draw(strips: Sequence[Strip], heading: str, stored: Images) -> bytes:
 
 
 def _tiles(images_KCHW: Tensor, stored: Images) -> Tensor:
-    """uint8 (K, height, width, 3). Of other than one or three channels the first is shown."""
+    """Return tiles, uint8 (K, height, width, 3); images without one or three channels show the first one."""
     levels = as_levels(images_KCHW, stored)
     if levels.shape[1] != 3:
         levels = levels[:, :1].expand(-1, 3, -1, -1)
@@ -83,14 +83,14 @@ def _tiles(images_KCHW: Tensor, stored: Images) -> Tensor:
 
 
 def _wrapped(phrases: Sequence[str], pitch: int) -> list[str]:
-    """Lines; phrases are kept together where they fit into one."""
+    """Wrap phrases into lines; a phrase that fits into one line is not split."""
     letters = int((pitch - _GAP) / _CAPTION_LETTER)
     whole = ", ".join(phrase.replace(" ", "\xa0") if len(phrase) < letters else phrase for phrase in phrases)
     return textwrap.wrap(whole, letters, max_lines=_MOST_LINES, placeholder=" ...", break_on_hyphens=False)
 
 
 def _rows(blocks: list[_Block], across: int) -> list[list[_Block]]:
-    """Blocks that stand side by side; the first and the last one stand alone, and so does one that has no other."""
+    """Arrange many blocks in pairs; the first, the last and an unpaired one have a row of their own."""
     if len(blocks) <= _MANY or across < 4:
         return [[block] for block in blocks]
     inner = [blocks[k : k + 2] for k in range(1, len(blocks) - 1, 2)]
@@ -104,7 +104,7 @@ def _cut(block: _Block, count: int) -> _Block:
 
 
 class _Page:
-    """A white page, whose images are put in pixel for pixel."""
+    """A white page on which images are copied pixel for pixel."""
 
     def __init__(self, width: int, height: int, pitch: int, heading: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,13 +112,13 @@ class _Page:
 
         self._pitch = pitch
         self._pixels = torch.full((height, width, 3), 255, dtype=torch.uint8)
-        # a little more than whole numbers, as matplotlib cuts off what is behind the point
+        # slightly more than integers, because matplotlib truncates
         self._figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI)
         self._renderer = FigureCanvasAgg(self._figure).get_renderer()
         self._write(heading, _MARGIN, _MARGIN + 24, fontsize=13, weight="bold")
 
     def add(self, block: _Block, left: int, top: int, room: int) -> None:
-        """`room` is the width that there is for the title and the note."""
+        """Draw a block; `room` is the width available for the title and the note."""
         end = self._write(block.title, left, top + _TITLE - 14, fontsize=11, weight="bold")
         letters = max(4, int((left + room - end - 2 * _GAP) / _NOTE_LETTER))
         note = textwrap.shorten(block.note, letters, placeholder=" ...")
@@ -136,7 +136,7 @@ class _Page:
     def _write(
         self, text: str, left: int, baseline: int, fontsize: float, color: str = "black", weight: str = "normal"
     ) -> float:
-        """Where it ends on the right."""
+        """Draw text; returns its right end."""
         x, y = left / self._figure.bbox.width, 1 - baseline / self._figure.bbox.height
         style = {"fontsize": fontsize, "color": color, "weight": weight}
         written = self._figure.text(x, y, text, style, va="baseline", parse_math=False)

@@ -1,4 +1,4 @@
-"""Training samples as they are stored, after each operation of the augmentation alone, and as trained on."""
+"""Training samples as stored, after each single operation of the augmentation, and as used in training."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from trainer.contracts import Augmentation
 from trainer.training.batches import TrainingBatches
 
 NUM_SAMPLES = 8
-_NUMBERS_TOLD = 3  # of one parameter
-_NO_PARAMETERS = ("seed", "next_weight")  # what is drawn or computed beside those that have a meaning by themselves
+_NUMBERS_SHOWN = 3  # of one parameter
+_NO_PARAMETERS = ("seed", "next_weight")  # auxiliary columns without a meaning of their own
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Images side by side, float32 (K, C, H, W), and what is said below each of them, phrase by phrase."""
+    """Images side by side, float32 (K, C, H, W), and a caption for each, as a list of phrases."""
 
     title: str
     note: str
@@ -29,13 +29,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Samples of an epoch's first steps: as trained on, which ones, their places in the epoch, and for each of them
-    the one before it in its batch, with which it is mixed."""
+    """Samples of an epoch's first steps: the images as trained on, their indices, their positions in the epoch, and
+    the partners, the previous samples in the batch, with which they are mixed."""
 
     images_KCHW: Tensor
     targets_K: Tensor  # (K, number of classes) of mixed ones
     indices_K: Tensor
-    places_K: Tensor
+    positions_K: Tensor
     partners_K: Tensor
 
 
@@ -48,11 +48,11 @@ def strips(
     name_of: Callable[[Tensor], str],
     preprocessing: str,
 ) -> Iterator[Strip]:
-    """Originals; for a Pipeline each operation alone; the whole, bit for bit what the preprocessing is given.
+    """Yield the originals; for a Pipeline, each single operation; and the result, bit-identical to the run's.
 
-    `batches` are those of a run on one device, `augmentation` is theirs, `repeats` their sampler's. An operation
-    alone has the parameters that it has in the whole, but is applied to all images: probabilities do not change
-    what is drawn. `settings` of an operation (by its name) become its note; `name_of` a target is its caption.
+    `batches` are those of a run on one device, with this `augmentation`; `repeats` is that of their sampler. A single
+    operation has the same parameters as in the pipeline, but is applied to all images: probabilities do not affect
+    the other parameters. The note of an operation shows its `settings`; `name_of` returns the caption of a target.
     """
     batches = batches.before_preprocessing()
     samples = _first_samples(batches)
@@ -64,7 +64,7 @@ def strips(
         return
     if isinstance(augmentation, Pipeline):
         always = Pipeline(**{name: operation.always() for name, operation in augmentation.operations.items()})
-        rows = _rows(always, batches, samples.places_K if repeats else samples.indices_K)
+        rows = _rows(always, batches, samples.positions_K if repeats else samples.indices_K)
         for name, operation in always.operations.items():
             note = _note(settings.get(name), augmentation.operations[name], operation)
             if name == always.mixing:
@@ -83,20 +83,20 @@ def strips(
 
 
 def _first_samples(batches: TrainingBatches) -> _Samples:
-    """Of the first steps that hold enough samples: the first of each class, then others if that are too few."""
+    """Pick samples from the first steps: one per class, then more until there are `NUM_SAMPLES`."""
     found: list[tuple[Tensor, ...]] = []
     count = 0
     for batch in batches.epoch(0):
-        places = torch.arange(count, count + len(batch.indices))
-        found.append((batch.images, batch.targets, batch.indices, places, batch.indices.roll(1)))
-        count += len(places)
+        positions = torch.arange(count, count + len(batch.indices))
+        found.append((batch.images, batch.targets, batch.indices, positions, batch.indices.roll(1)))
+        count += len(positions)
         if count >= NUM_SAMPLES:
             break
-    images, targets, indices, places, partners = (torch.cat(parts) for parts in zip(*found, strict=True))
+    images, targets, indices, positions, partners = (torch.cat(parts) for parts in zip(*found, strict=True))
     classes = [str(batches.targets[index].tolist()) for index in indices.tolist()]
     first_ones = [classes.index(name) for name in dict.fromkeys(classes)]
     chosen = sorted(list(dict.fromkeys([*first_ones, *range(count)]))[:NUM_SAMPLES])
-    return _Samples(images[chosen], targets[chosen], indices[chosen], places[chosen], partners[chosen])
+    return _Samples(images[chosen], targets[chosen], indices[chosen], positions[chosen], partners[chosen])
 
 
 def _stored(batches: TrainingBatches, indices_K: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _mixed(
     rows: Rows,
     name_of: Callable[[Tensor], str],
 ) -> tuple[Tensor, list[list[str]]]:
-    """Mixed images, and the classes that they are of."""
+    """Return mixed images and the classes of each."""
     images, lam_K = pipeline.mix(originals, _stored(batches, samples.partners_K), rows)
     labels = []
     for lam, index, partner in zip(lam_K, samples.indices_K, samples.partners_K, strict=True):
@@ -147,34 +147,34 @@ def _mixed(
 
 
 def _label(target_K: Tensor, name_of: Callable[[Tensor], str]) -> list[str]:
-    """The classes and, where there are several, the probability of each; without those below half a percent."""
+    """Return the class, or several classes with their probabilities, except those below half a percent."""
     weights, classes = target_K.sort(descending=True)
-    told = [(f"{weight:.2f}", name_of(number)) for weight, number in zip(weights.tolist(), classes, strict=True)]
-    told = [(weight, name) for weight, name in told if weight != "0.00"]
-    return [name for _, name in told] if len(told) == 1 else [f"{weight} {name}" for weight, name in told]
+    shown = [(f"{weight:.2f}", name_of(number)) for weight, number in zip(weights.tolist(), classes, strict=True)]
+    shown = [(weight, name) for weight, name in shown if weight != "0.00"]
+    return [name for _, name in shown] if len(shown) == 1 else [f"{weight} {name}" for weight, name in shown]
 
 
 def _note(settings: object, configured: Operation, shown: Operation) -> str:
-    """What the configuration says of an operation, and how often it is applied."""
+    """Return an operation's settings, and how often it is applied."""
     given = settings if isinstance(settings, Mapping) else {}
-    told = [f"{key}={_number(value)}" for key, value in given.items() if key not in ("_target_", "probability")]
+    phrases = [f"{key}={_number(value)}" for key, value in given.items() if key not in ("_target_", "probability")]
     if shown.probability != configured.probability:
-        told.insert(0, f"applied to {100 * configured.probability:.3g} %, here to all")
-    return ", ".join(told)
+        phrases.insert(0, f"applied to {100 * configured.probability:.3g} %, here to all")
+    return ", ".join(phrases)
 
 
 def _drawn(operation: Operation, rows: Rows, count: int) -> list[list[str]]:
-    """What was done to each image, or its parameters."""
+    """Return phrases that describe what was done to each image, or its parameters."""
     phrases = operation.phrases(rows)
     if phrases is not None:
         return list(phrases)
-    told = {
+    shown = {
         key: values.reshape(count, -1)
         for key, values in rows.items()
-        if key not in _NO_PARAMETERS and values.dtype != torch.bool and values.numel() <= count * _NUMBERS_TOLD
+        if key not in _NO_PARAMETERS and values.dtype != torch.bool and values.numel() <= count * _NUMBERS_SHOWN
     }
     return [
-        [f"{key.replace('_', ' ')} {' '.join(map(_number, values[k].tolist()))}" for key, values in told.items()]
+        [f"{key.replace('_', ' ')} {' '.join(map(_number, values[k].tolist()))}" for key, values in shown.items()]
         for k in range(count)
     ]
 

@@ -1,4 +1,4 @@
-"""How long a run takes and how much memory it needs, from a few real steps on random samples."""
+"""Estimates time and memory of a run from a few real steps on random samples."""
 
 import itertools
 import time
@@ -32,11 +32,11 @@ _MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
 class Estimate:
     """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
 
-    `evaluation_seconds` is for the whole validation part. `activations` are what the forward pass of one
-    micro-batch keeps for the backward pass. `data` counts what is kept in memory of all parts, and their targets.
-    Outside it stay Python, libraries and the operations' own work space. `reading_seconds` is for one photograph, by
-    one process, where they are read in each epoch anew (else None); no other time holds it. With `keeps_undo` there is
-    a copy of weights and optimizer state, by which a closure optimizer's step can be undone.
+    `evaluation_seconds` is for the whole validation split. `activations` are the tensors that the forward pass of one
+    micro-batch saves for the backward pass. `data` is the memory of all splits with their targets. Python, libraries
+    and temporary memory of operations are not included. `reading_seconds` is for one photograph in one process, if
+    photographs are read again in each epoch (else None); no other time includes it. With `keeps_undo`, there is a copy
+    of weights and optimizer state for undoing a closure optimizer's step.
     """
 
     measured_steps: int
@@ -61,13 +61,13 @@ class Estimate:
 
 
 def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
-    """Take optimizer steps of this run, on one device, on random samples for about `seconds`.
+    """Run optimizer steps of this run for about `seconds`, on one device and random samples.
 
-    Where fewer than three steps fit into that time, the batch is cut and the step's time scaled up by samples.
-    Nothing is written, and of the run's data a few photographs at most are read. Raises ConfigurationError or
-    DataError as assembling the run would, and OutOfMemory.
+    If fewer than three steps fit into that time, a smaller batch is used and its time scaled up. Nothing is written,
+    and at most a few photographs of the run's data are read. Raises ConfigurationError or DataError, as assembling
+    the run would, and OutOfMemory.
     """
-    # compiling would take the time there is, and more
+    # compiling would take longer than the measurement
     plain = replace(blueprint, config=blueprint.config | {"compile": False}, strategy=Single())
     num_probe = min(_PROBE, blueprint.batch_size)
     probe = _run(plain, num_probe)
@@ -92,9 +92,9 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
 
 
 def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:
-    """What the run's strategy says that it costs; `model` is on the meta device.
+    """Return the cost predicted by the run's strategy; `model` is on the meta device.
 
-    None for one device, for a strategy that does not say, and for a model whose layers cannot be seen.
+    None for one device, for a strategy without a prediction, and for a model that cannot run on the meta device.
     """
     if blueprint.strategy.world_size == 1:
         return None
@@ -108,7 +108,7 @@ def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:
 
 
 def _run(blueprint: Blueprint, num_samples: int) -> Run:
-    """The run with `num_samples` a step, over random data."""
+    """Build the run with `num_samples` per step and random data."""
     facts = blueprint.facts
     values_per_sample = max(1, torch.Size(facts.input_shape).numel())
     most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // values_per_sample))
@@ -134,7 +134,7 @@ def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Pa
 
 
 def _time_steps(run: Run, seconds: float) -> tuple[float, int]:
-    """Seconds a step, and how many were timed (at least one); the first, which sets things up, is not."""
+    """Return seconds per step and the number of timed steps (at least one); the first step is a warm-up."""
     run.model.train()
     batches = _endless(run)
     train_step(run, next(batches))
@@ -144,7 +144,7 @@ def _time_steps(run: Run, seconds: float) -> tuple[float, int]:
         train_step(run, batch)
         count += 1
         if run.device.type != "cpu" and count & (count - 1):
-            continue  # waiting for the device after each step would slow it down: only after 1, 2, 4, 8, ...
+            continue  # synchronizing after each step would slow it down: only after 1, 2, 4, 8, ...
         _wait(run)
         if (elapsed := time.perf_counter() - start) >= seconds:
             return elapsed / count, count
@@ -169,8 +169,8 @@ def _wait(run: Run) -> None:
 
 
 def _activations(run: Run, num_samples: int) -> int:
-    """What autograd keeps for `num_samples`: a straight line through 2 and 4 samples, as some of it (weights
-    in half precision, statistics) does not grow with them."""
+    """Return the bytes that autograd saves for `num_samples`, extrapolated linearly from 2 and 4 samples, because
+    some of them (weights in half precision, statistics) do not depend on the number of samples."""
     of_2, of_4 = (_saved_bytes(run, count) for count in (2, 4))
     return of_2 + (of_4 - of_2) * (num_samples - 2) // 2
 
@@ -194,7 +194,7 @@ def _saved_bytes(run: Run, count: int) -> int:
 
 
 def _tensors(state: object) -> Iterator[Tensor]:
-    """All tensors in mappings and sequences at any depth: L-BFGS keeps lists of them."""
+    """Yield all tensors in nested mappings and sequences, such as the lists of L-BFGS."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, Mapping | list | tuple):
@@ -226,8 +226,8 @@ def _data_bytes(blueprint: Blueprint) -> int:
 
 
 def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
-    """What the training images take in the augmentation's own layout, and whether the data set has room for it;
-    0 and False where there is no such layout."""
+    """Return the bytes of the training images in the augmentation's own layout, and whether they fit into the data
+    set's memory limit; 0 and False if there is no such layout."""
     facts, data = blueprint.facts, blueprint.data
     augmentation: Augmentation | None = build_component(blueprint.config, "augmentation")
     room = data.room()
@@ -239,7 +239,7 @@ def bordered_bytes(blueprint: Blueprint) -> tuple[int, bool]:
 
 @contextmanager
 def as_a_rank(strategy: Strategy) -> Iterator[None]:
-    """Inside, what a data set says of memory is for one of the ranks that will share the machine's."""
+    """Context manager within which data sets report memory for one of the ranks that will share the machine."""
     if rank_info() is not None:
         yield
         return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def draw_augmentation(blueprint: "Blueprint", path: Path) -> tuple[str, str]:
-    """Write what the augmentation makes of the run's first samples; the file's name, and what is in it."""
+    """Draw the augmentation of the run's first samples; returns the file's name and a description."""
     from trainer.assembly.data import load_data, make_batches
     from trainer.configuration.components import build_component
     from trainer.parallelism.single import Single

@@ -1,4 +1,4 @@
-"""How errors reach the user: one line each on stderr, and the documented exit code."""
+"""Reports errors to the user, one line each on stderr, with the documented exit codes."""
 
 import os
 import sys
@@ -15,13 +15,13 @@ _OWN = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn any error into lines on stderr and SystemExit with its code; `--debug` shows the whole trace."""
+    """Convert any error into lines on stderr and SystemExit with its code; `--debug` adds the traceback."""
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
         raise SystemExit(getattr(error, "exit_code", 130)) from None
-    except BrokenPipeError:  # a reader such as `head` has gone
-        _let_go_of_stdout()
+    except BrokenPipeError:  # a reader such as `head` has exited
+        _discard_stdout()
         raise SystemExit(0) from None
     except Exception as error:
         known = print_failure(error)
@@ -29,38 +29,39 @@ def exit_on_error() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line during a run, which goes on when nobody reads it."""
+    """Print a line during a run; a broken pipe does not end the run."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        _let_go_of_stdout()
+        _discard_stdout()
 
 
-def outlive_readers() -> None:
-    """Let what rich prints be lost when nobody reads it (`train ... | head`); rich would end the program."""
+def ignore_broken_pipe() -> None:
+    """Make rich discard output on a broken pipe (`train ... | head`); by default it ends the program."""
     from rich import get_console
 
-    get_console().on_broken_pipe = _let_go_of_stdout  # type: ignore[method-assign]
+    get_console().on_broken_pipe = _discard_stdout  # type: ignore[method-assign]
 
 
 def ignore_deprecations_inside_torch() -> None:
     """Hide the FutureWarnings that torch and torchvision raise about calls in their own code.
 
-    Users cannot act on them. Other modules' warnings are shown; `-W` and PYTHONWARNINGS take precedence. Functions of
-    torch's that log their calls (`torch.distributed`) hide their caller, so a test looks for deprecated calls in ours.
+    Users cannot act on them. Warnings about other modules are shown; `-W` and PYTHONWARNINGS take precedence. torch
+    functions that log their calls (`torch.distributed`) hide the caller, so a test searches our code for deprecated
+    calls.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(vision)?(\.|$)", append=True)
 
 
-def _let_go_of_stdout() -> None:
+def _discard_stdout() -> None:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_failure(error: Exception) -> Exception:
-    """An error of the user's or of the machine, each problem on a line of its own; else a bug of ours.
+    """Print an expected error, one line per problem, or report any other as a bug.
 
-    Returns the error as it was understood.
+    Returns the error that determines the exit code.
     """
     if os.environ.get("GEARSHIFT_DEBUG"):
         traceback.print_exception(error)
@@ -68,7 +69,7 @@ def print_failure(error: Exception) -> Exception:
     if isinstance(known, Exception):
         error = known
     if isinstance(error, DiskError):
-        _let_go_of_stdout()  # which may be what is full
+        _discard_stdout()  # stdout may be on the full disk
     if not isinstance(error, GearshiftError):
         _print_bug(error)
         return error
@@ -79,10 +80,10 @@ def print_failure(error: Exception) -> Exception:
 
 
 def _print_bug(error: Exception) -> None:
-    """What and where, our frames only."""
+    """Print an unexpected error with the stack frames of our own code."""
     print(f"error: unexpected {type(error).__name__}: {one_line(error)}", file=sys.stderr)
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if path.is_relative_to(_OWN):
             print(f"  {path.relative_to(_OWN.parent)}:{frame.lineno} in {frame.name}", file=sys.stderr)
-    print("  this is a bug in Gearshift, or in a class of yours; --debug shows the whole trace", file=sys.stderr)
+    print("  this is a bug in Gearshift or in a class of yours; --debug shows the whole traceback", file=sys.stderr)

@@ -37,11 +37,11 @@ def draw_curves(
     best_value: float | None = None,
     monitor: str | None = None,
 ) -> None:
-    """Loss, accuracy and learning rate over steps (below) and epochs (above) as a PNG, written atomically.
+    """Draw loss, accuracy and learning rate over steps (bottom axis) and epochs (top axis) as a PNG.
 
-    `metrics` are the records of `metrics.jsonl`. A panel without data is left out, a value that is not finite
-    is a gap; without any data nothing is written. A monitored metric of another name gets a panel of its own.
-    The best step is a dashed line, with a dot at `best_value` in the panel of `monitor`.
+    `metrics` are the records of `metrics.jsonl`. Panels without data are omitted, and values that are not finite are
+    gaps; without any data nothing is written. A monitored metric of another name gets its own panel. A dashed line
+    marks the best step, and a dot `best_value` in the panel of `monitor`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def _draw_panel(axes: "Axes", name: str, curves: Sequence[_Curve]) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     for curve in curves:
-        # validation above the noisier training curve, and dots where a line could be too short to see
+        # validation is drawn over the noisier training curve, with dots if a line could be too short to see
         marker = "o" if len(curve.steps) <= _FEW_POINTS else None
         order = 3 if curve.tag.startswith("val/") else 2
         axes.plot(
@@ -119,7 +119,7 @@ def _draw_panel(axes: "Axes", name: str, curves: Sequence[_Curve]) -> None:
 
 
 def _is_logarithmic(values: Sequence[float]) -> bool:
-    """Where a linear axis would press half of the points into its lowest tenth."""
+    """Whether to use a logarithmic axis: on a linear one, half of the points would be in the lowest tenth."""
     finite = [value for value in values if math.isfinite(value)]
     positive = [value for value in finite if value > 0]
     return bool(positive) and min(finite) >= 0 and median(positive) < max(positive) / 10
@@ -143,7 +143,7 @@ def _mark_best(axes: "Axes", step: int, value: float | None) -> None:
 
 
 def _add_epochs(axes: "Axes", metrics: Sequence[JsonObject]) -> None:
-    """A second axis: epochs need not be proportional to steps, a batch may grow."""
+    """Add an axis in epochs, which are not proportional to steps if the batch size changes."""
     import numpy as np
 
     pairs = {0: 0.0} | {record["step"]: float(record["epoch"]) for record in metrics if "epoch" in record}

@@ -1,4 +1,4 @@
-"""Names that matplotlib's own font cannot write are drawn as boxes, which is worth no warning."""
+"""Suppresses matplotlib's warnings about characters missing in its font, which it draws as boxes."""
 
 import warnings
 from collections.abc import Iterator

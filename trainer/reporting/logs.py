@@ -1,4 +1,4 @@
-"""Where log records go: `train.log` in the run folder, and what the user should know of them to the terminal."""
+"""Log handlers: `train.log` in the run folder, and warnings from data sets on the terminal."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ _DATA = "trainer.data"
 
 
 class OneLine(logging.Formatter):
-    r"""`2026-11-20T22:47:05.123+01:00 INFO message`; line ends within a record, and tracebacks, as `\n`."""
+    r"""Formats records as `2026-11-20T22:47:05.123+01:00 INFO message`, with line breaks escaped as `\n`."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
@@ -22,7 +22,7 @@ class OneLine(logging.Formatter):
 
 
 def open_run_log(path: Path) -> logging.Handler:
-    """Append the records of the logger "trainer", INFO and above, to the file at `path`, those that `held` first."""
+    """Append records of the logger "trainer", INFO and above, to a file, beginning with those buffered by `held`."""
     handler = _RunLog(path, encoding="utf-8")
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     for early in [other for other in logging.getLogger(_OURS).handlers if isinstance(other, _Held)]:
@@ -33,7 +33,7 @@ def open_run_log(path: Path) -> logging.Handler:
 
 
 class _RunLog(logging.FileHandler):
-    """What a full disk does not take is lost without a word: the files that count say so."""
+    """Log file that ignores write errors: more important files report a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
@@ -41,7 +41,7 @@ class _RunLog(logging.FileHandler):
 
 
 class _Held(logging.Handler):
-    """Keeps records, and says warnings on stderr where nobody else does, as Python does without a handler."""
+    """Buffers records; prints warnings on stderr if no other handler does, as Python does without handlers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _Held(logging.Handler):
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep the records of the logger "trainer" meanwhile, for the `open_run_log` to come; without one they are lost."""
+    """Context manager that buffers the records of the logger "trainer" until `open_run_log` writes them."""
     early = _attach(_Held())
     try:
         yield
@@ -74,7 +74,7 @@ class _Aloud(logging.Handler):
 
 
 def tell_warnings_of_data(show: Callable[[str], None]) -> logging.Handler:
-    """Let the user see what the data sets warn of: a worker that was replaced, a cache that is made anew."""
+    """Show the user warnings from data sets, such as a replaced worker or a rebuilt cache."""
     handler = _Aloud(show)
     logging.getLogger(_DATA).addHandler(handler)
     return handler

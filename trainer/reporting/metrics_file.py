@@ -1,4 +1,4 @@
-"""The metrics of a run as JSON lines, each written exactly once even when the run is killed and resumed."""
+"""The metrics of a run as JSON lines, each written exactly once even if the run is killed and resumed."""
 
 import json
 import math
@@ -35,7 +35,7 @@ class MetricsFile:
         self._file.truncate(offset)
 
     def write(self, record: Mapping[str, Value]) -> None:
-        """Append one line. Raises DiskError when there is no room for it."""
+        """Append one line. Raises DiskError if the disk is full."""
         plain = {name: _spell(value) for name, value in record.items()}
         line = json.dumps(plain, allow_nan=False).encode() + b"\n"
         try:
@@ -45,11 +45,11 @@ class MetricsFile:
             raise disk_error(self._path, error) from error
 
     def offset(self) -> int:
-        """Bytes written so far: what a checkpoint stores and `MetricsFile(path, offset)` returns to."""
+        """Return the bytes written so far; checkpoints store it, and `MetricsFile(path, offset)` returns to it."""
         return os.fstat(self._file.fileno()).st_size
 
     def sync(self) -> None:
-        """Wait until the lines are on the disk itself; before the checkpoint that counts them."""
+        """Flush the lines to disk (fsync), before a checkpoint that counts them."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -57,10 +57,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[JsonObject]:
-    """The records of a metrics file, non-finite numbers restored.
+    """Read the records of a metrics file, with non-finite numbers restored.
 
-    A last line without its line end, which a killed run can leave, is passed over. Any other line that is not
-    a JSON object is damage: ValueError.
+    Ignores an incomplete last line, which a killed run can leave. Raises ValueError for any other line that is not a
+    JSON object.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
     return [_read_line(line, path, number) for number, line in enumerate(lines, start=1)]

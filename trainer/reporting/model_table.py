@@ -1,4 +1,4 @@
-"""What a model is made of: layers, output shapes, parameters, floating-point operations."""
+"""Summary of a model: layers, output shapes, parameters, floating-point operations."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,11 +22,11 @@ _READ_VALUES = (_aten._local_scalar_dense, _aten.equal, _aten.nonzero, _aten.mas
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that has parameters of its own, or that contains no other modules.
+    """A module that has its own parameters or contains no other modules.
 
-    `output_shape` (of a tuple, of its first tensor) is without the batch dimension, None where `forward` does
-    not call the module. Parameters that an earlier layer has too (tied weights) are not counted again, so the
-    layers add up to the total.
+    `output_shape` (for a tuple, of its first tensor) excludes the batch dimension; it is None if `forward` does not
+    call the module. Parameters shared with an earlier layer (tied weights) are not counted again, so the layers add
+    up to the total.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """`flops`: floating-point operations of the forward pass of one sample, a multiply-add counted as 2.
+    """Summary of a model. `flops` counts the forward pass of one sample, a multiply-add as 2.
 
-    Counted are matrix products, convolutions and attention, not element-wise operations, normalisation and
-    pooling (torch.utils.flop_counter). Where the model cannot run on the meta device `problem` says why, and
-    `flops` and all output shapes are None.
+    FLOPs include matrix products, convolutions and attention, but not elementwise operations, normalization and
+    pooling (torch.utils.flop_counter). If the model cannot run on the meta device, `problem` says why, and `flops`
+    and all output shapes are None.
     """
 
     layers: tuple[Layer, ...]
@@ -52,10 +52,10 @@ class ModelSummary:
 
 
 def summarize(model: nn.Module, input_shape: Shape, dtype: torch.dtype = torch.float32) -> ModelSummary:
-    """Describe a model for inputs of `input_shape` (without the batch dimension), in evaluation mode.
+    """Summarize a model for inputs of `input_shape` (without the batch dimension), in evaluation mode.
 
-    The forward pass runs on the meta device, where nothing is computed; that of a small model on the CPU, with zeros.
-    The model stays as it was.
+    The forward pass runs on the meta device, without computation; for a small model on the CPU, with zero weights.
+    The model is not changed.
     """
     shapes: dict[str, Shape] = {}
     flops, problem = None, None
@@ -69,7 +69,7 @@ def summarize(model: nn.Module, input_shape: Shape, dtype: torch.dtype = torch.f
 
 
 def render(summary: ModelSummary) -> Group:
-    """The layers as a table, the totals below it."""
+    """Return a table of the layers, with totals below it."""
     trainable = "all" if summary.trainable == summary.parameters else f"{summary.trainable:,}"
     total = f"{summary.parameters:,} parameters, {trainable} trainable"
     if summary.flops is None:
@@ -99,7 +99,7 @@ def _layers(model: nn.Module, shapes: dict[str, Shape]) -> Iterator[Layer]:
 
 
 def _forward_flops(model: nn.Module, input_shape: Shape, dtype: torch.dtype, shapes: dict[str, Shape]) -> int:
-    """The FLOPs of a forward pass of one sample; fills in output shapes."""
+    """Return the FLOPs of a forward pass of one sample; records output shapes in `shapes`."""
     zeros = zeros_for(model, input_shape)
     if zeros is not None:
         with suppress(Exception), torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -111,7 +111,7 @@ def _forward_flops(model: nn.Module, input_shape: Shape, dtype: torch.dtype, sha
 
 
 def _count(model: nn.Module, state: dict[str, Tensor], inputs: Tensor, shapes: dict[str, Shape]) -> int:
-    """The FLOPs of a forward pass in which parameters and buffers are replaced; fills in output shapes."""
+    """Return the FLOPs of a forward pass with parameters and buffers replaced; records output shapes in `shapes`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     spare_flop_counter()
@@ -122,13 +122,13 @@ def _count(model: nn.Module, state: dict[str, Tensor], inputs: Tensor, shapes: d
 
 
 def _refuse(*args: object, **kwargs: object) -> int:
-    """On the meta device these operations fail: with zeros for weights they would give the shapes of another model."""
+    """Refuse operations that fail on the meta device: with zero weights, the shapes could be wrong."""
     raise RuntimeError("the model reads values")
 
 
 @contextmanager
 def _counted_attention() -> Iterator[None]:
-    """Attention as the matrix products that it is: kernels of whole layers have no formula in torch's counter."""
+    """Compute attention as matrix products: torch's counter has no formula for fused kernels."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,13 +1,13 @@
-"""Training images as a picture can show them."""
+"""Conversion of training images to displayable pixels."""
 
 import torch
 from torch import Tensor
 
 
 def as_levels(images_NCHW: Tensor, stored: object) -> Tensor:
-    """uint8 on the CPU: whole numbers 0..255 as they are, of the data set `stored` of uint8 images.
+    """Convert images to uint8 on the CPU; pixels 0..255 of a data set `stored` of uint8 images are only rounded.
 
-    Where it holds features, nobody knows what is black and what is white: the least and the largest number here.
+    Features have no defined black and white: their minimum and maximum in these images are used instead.
     """
     images_NCHW = images_NCHW.detach().float().cpu()
     if isinstance(stored, Tensor) and stored.dtype != torch.uint8:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics file, TensorBoard, terminal and log, fed from one place."""
+"""Output of a run to metrics file, TensorBoard, terminal and log."""
 
 import logging
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ class Offsets(TypedDict):
 
 
 class Report:
-    """Opened on a run folder, anew or at the place that a checkpoint counted (`offsets`, at `step`)."""
+    """All outputs of a run; `offsets` and `step` of a checkpoint continue them from there, None starts anew."""
 
     def __init__(self, folder: Path, terminal: Terminal, offsets: Offsets | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
-        self._train: dict[str, float] = {}  # the latest, for rows of steps at which they are not logged
+        self._train: dict[str, float] = {}  # latest training metrics, for rows of steps at which none are logged
         with disk_errors(folder):
             self._open(offsets, step)
             self._log = logs.open_run_log(folder / LOG)
@@ -44,26 +44,26 @@ class Report:
         self.tensorboard.charts()
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """What is about to run."""
+        """Show the header of the run."""
         self.terminal.header(facts)
         for name, value in facts.items():
             log.info("%s: %s", name, value)
 
     def rewind(self, offsets: Offsets, step: int) -> None:
-        """Take back what was written after the checkpoint that counted `offsets`."""
+        """Remove everything written after the checkpoint with these `offsets`."""
         with disk_errors(self._folder):
             self.tensorboard.close()
             self._metrics.close()
             self._open(offsets, step)
 
     def tick(self, step: int) -> None:
-        """After every step: a bar to move, ten times a second at most."""
+        """Update the progress bar after a step, at most ten times per second."""
         self.terminal.tick(step)
 
     def record(
         self, step: int, epoch: float, values: Mapping[str, float], histograms: "Mapping[str, Tensor] | None" = None
     ) -> None:
-        """All metrics of a step: one line, one event; distributions beside them."""
+        """Write all metrics of a step as one line and one event, and histograms."""
         with disk_errors(self._folder):
             self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
             self.tensorboard.scalars(step, values)
@@ -73,30 +73,30 @@ class Report:
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
-        """An evaluation for the eye."""
+        """Show an evaluation on the terminal."""
         shown = {**self._train, **values}
         self.terminal.row(step, epoch, shown, best)
         words = "  ".join(f"{name} {value:.6g}" for name, value in shown.items() if not name.startswith("throughput"))
         log.info("epoch %.2f  step %d  %s%s", epoch, step, words, "  best" if best else "")
 
     def message(self, text: str) -> None:
-        """A notice for the user, also kept in the log."""
+        """Show a message to the user and write it to the log."""
         self.terminal.message(text)
         log.warning(text)
 
     def offsets(self) -> Offsets:
-        """How far the files have come; a checkpoint keeps it, so that each line is there exactly once."""
+        """Return the sizes of the files; checkpoints store them, so that each line is written exactly once."""
         with disk_errors(self._folder):
             return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}
 
     def sync(self) -> None:
-        """Put on the disk what a checkpoint is about to count."""
+        """Flush to disk (fsync) what a checkpoint is about to count."""
         with disk_errors(self._folder):
             self._metrics.sync()
             self.tensorboard.sync()
 
     def close(self) -> None:
-        """Let go of everything; what must be on the disk is there since the last `sync`."""
+        """Close everything; the last `sync` has written to disk what must be there."""
         self.terminal.close()
         for close in (
             self.tensorboard.close,

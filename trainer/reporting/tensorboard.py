@@ -45,13 +45,12 @@ _STATUS = {
 
 
 class TensorBoard:
-    """Writes scalars, text, images and hyper-parameters to event files that lie directly in `folder`.
+    """Writes scalars, text, images and hyper-parameters to event files in `folder`.
 
-    `offsets` (bytes of each event file, from a checkpoint) cuts the files back to that checkpoint and removes
-    files that it does not name; None starts anew and removes them all. `purge_step` is the first step that
-    will be written again, checkpoint step + 1: a TensorBoard that is open meanwhile forgets what it has read
-    from there on. Raises ValueError, before anything is changed, when a file is missing or shorter than its
-    offset.
+    `offsets` (bytes of each event file, from a checkpoint) truncates the files to that checkpoint and removes other
+    event files; None removes all. `purge_step` is the first step that will be written again, checkpoint step + 1: a
+    running TensorBoard discards what it has read from there on. Raises ValueError, before anything is changed, if a
+    file is missing or shorter than its offset.
     """
 
     def __init__(self, folder: Path, offsets: Mapping[str, int] | None, purge_step: int | None) -> None:
@@ -66,7 +65,7 @@ class TensorBoard:
         self._events: Any = self._writer.file_writer  # torch's hint says None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One event with all values, non-finite ones too (TensorBoard draws a triangle)."""
+        """Write one event with all values, including non-finite ones (which TensorBoard draws as triangles)."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
@@ -76,33 +75,32 @@ class TensorBoard:
         self._writer.add_text(tag, markdown, step)
 
     def images(self, tag: str, images_NCHW: Tensor, step: int) -> None:
-        """One grid of all images, uint8 or floats in 0..1; see `image_grid`."""
+        """Write a grid of all images, uint8 or floats in 0..1; see `image_grid`."""
         self._writer.add_image(tag, image_grid(images_NCHW), step)
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """The distribution of some values."""
+        """Write the distribution of some values."""
         self._writer.add_histogram(tag, values.float(), step)
 
     def confusion_matrix(
         self, matrix_KK: Tensor, class_names: Sequence[str], step: int, tag: str = "val/confusion_matrix"
     ) -> None:
-        """Counts (row: true class, column: predicted class), coloured by their share of the row."""
+        """Write counts (row: true class, column: predicted class), coloured by the fraction of the row."""
         self._writer.add_image(tag, draw_confusion_matrix(matrix_KK, class_names), step, dataformats="HWC")
 
     def charts(self) -> None:
-        """Training and validation on one chart (Custom Scalars tab); once a run, not again on resuming."""
+        """Define charts with training and validation (Custom Scalars tab); only for a new run."""
         if not self._resumed:
             self._writer.add_custom_scalars(_CHARTS)
 
     def start_hparams(self, values: Mapping[str, ConfigValue]) -> None:
-        """The run's row in the HParams tab; once a run, not again on resuming.
+        """Write the run's row of the HParams tab; only for a new run.
 
-        Booleans, finite numbers and strings keep their type, anything else is spelled out (None as "null").
+        Booleans, finite numbers and strings keep their type, other values are written as text (None as "null").
 
-        No experiment summary is written: TensorBoard would take the columns of one arbitrary run for all of
-        them. Without it the columns are all hyper-parameters and all scalar tags that occur in any run, and
-        the cells the last value of each tag. (TensorBoard fills in the metrics when it is opened on a folder
-        of runs; opened on a single run's folder it shows that row without them.)
+        No experiment summary is written: TensorBoard would use the columns of one arbitrary run for all runs. Without
+        it, the columns are all hyper-parameters and scalar tags of any run, and the cells the last value of each tag.
+        (TensorBoard shows metrics if it is opened on a folder of runs, but not for a single run's folder.)
         """
         if self._resumed:
             return
@@ -114,10 +112,10 @@ class TensorBoard:
         self._add_hparams("_hparams_/session_start_info", HParamsPluginData(session_start_info=start))
 
     def finish_hparams(self, status: str) -> None:
-        """The run's status and end (completed, early_stopped, interrupted, diverged, failed).
+        """Write the run's status (completed, early_stopped, interrupted, diverged, failed) and end time.
 
-        To be written after the last `offsets()`: TensorBoard keeps the first one that it reads, so a resumed
-        run has to cut it off before it writes its own.
+        Call it after the last `offsets()`: TensorBoard keeps the first status that it reads, so a resumed run must
+        truncate it before writing its own.
         """
         from tensorboard.plugins.hparams.api_pb2 import Status
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -127,12 +125,12 @@ class TensorBoard:
         self._add_hparams("_hparams_/session_end_info", HParamsPluginData(session_end_info=end))
 
     def offsets(self) -> dict[str, int]:
-        """Bytes of each event file so far: what a checkpoint stores to come back to this moment."""
+        """Return the size of each event file in bytes, which checkpoints store."""
         self._writer.flush()
         return {path.name: path.stat().st_size for path in sorted(self._folder.glob(_EVENT_FILES))}
 
     def sync(self) -> None:
-        """Wait until the events are on the disk itself; before the checkpoint that counts them."""
+        """Flush the events to disk (fsync), before a checkpoint that counts them."""
         self._writer.flush()
         for path in self._folder.glob(_EVENT_FILES):
             with path.open("rb") as file:
@@ -151,10 +149,10 @@ class TensorBoard:
 
 
 def image_grid(images_NCHW: Tensor) -> Tensor:
-    """All images in a square grid, uint8 (C, height, width), C = 1 or 3 (of other counts, the first channel).
+    """Return all images in a square grid, uint8 (C, height, width), C = 1 or 3 (otherwise the first channel).
 
-    Floats are taken as 0..1. Images are enlarged by a whole factor, without smoothing, until their shorter
-    side is at least 48 pixels, so that 8x8 digits can be seen.
+    Floats are in 0..1. Images are enlarged by an integer factor, without smoothing, until their shorter side is at
+    least 48 pixels, so that 8x8 digits are visible.
     """
     images = images_NCHW.detach().cpu()
     if images.is_floating_point():
@@ -173,9 +171,9 @@ def image_grid(images_NCHW: Tensor) -> Tensor:
 
 
 def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> "NDArray[np.uint8]":
-    """An RGB picture (uint8 array, height x width x 3): rows are true classes, columns predicted ones.
+    """Draw an RGB picture (uint8 array, height x width x 3): rows are true classes, columns predicted ones.
 
-    The colour is the share of the row; the counts are written in for up to 20 classes.
+    The colour is the fraction of the row; counts are written into the cells for up to 20 classes.
     """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -234,7 +232,7 @@ def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
 
 
 def _leave_errors_to_the_caller() -> None:
-    """The thread that writes events ends with an error which the next call raises: it need not be printed, too."""
+    """Do not print errors of the thread that writes events: the next call raises them."""
     before = threading.excepthook
     if getattr(before, "__name__", "") == "not_printed":
         return
@@ -247,7 +245,7 @@ def _leave_errors_to_the_caller() -> None:
 
 
 def _wait_for_a_later_name(folder: Path) -> None:
-    """TensorBoard reads event files by name, which begins with the second of creation: at most 1 s."""
+    """Wait at most 1 s for a new file name: TensorBoard orders event files by the second of their creation."""
     now = time.time()
     if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
         time.sleep(1.0 - now % 1.0)

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live table and bar on a terminal, plain lines anywhere else."""
+"""Output of a run on stdout: a live table and progress bar on a terminal, plain lines otherwise."""
 
 import atexit
 import math
@@ -21,25 +21,25 @@ from trainer.base.improvement import direction
 _REFRESH_SECONDS = 0.1
 _MAX_ROWS = 8
 _BAR_WIDTH = (8, 40)
-# rich's own replacement where there is no Unicode draws a full grid
+# rich's own fallback without Unicode draws a full grid
 _ASCII_HEAD = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
 _USUAL = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 _ARROWS = {"min": " ↓", "max": " ↑"}
 
 
 def interactive(console: Console) -> bool:
-    """Whether a display that redraws itself can be shown: a capable terminal, and not a CI log."""
+    """Whether a live display can be shown: on a capable terminal, and not in a CI log."""
     return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
 
 
 class Terminal:
-    """Header, live progress and one row an evaluation, on stdout (a run has nothing else to pipe).
+    """Header, live progress and one row per evaluation, on stdout.
 
-    Without a capable terminal the display is one plain line an evaluation. Of evaluations that come faster
-    than ten a second only some are printed, the best and the last among them; `metrics.jsonl` has them all.
+    Without a capable terminal, each evaluation is one plain line. At most ten evaluations per second are printed,
+    including the best and the last one; `metrics.jsonl` contains all.
 
-    `monitor` is the metric whose best row is marked; `mode` min, max or auto (ValueError for another).
-    `console`: None is rich's shared console.
+    `monitor` is the metric whose best row is marked; `mode` is min, max or auto (ValueError otherwise). `console` is
+    rich's shared console by default.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Terminal:
         self._samples_per_second: float | None = None
 
     def header(self, facts: Mapping[str, str]) -> None:
-        """Names and values, in two columns on a terminal, `name: value` lines elsewhere."""
+        """Print names and values, in two columns on a terminal, as `name: value` lines otherwise."""
         if not self._on_screen:
             self._print(f"{name}: {value}" for name, value in facts.items())
             return
@@ -79,7 +79,7 @@ class Terminal:
         self._console.print(table, Text())
 
     def tick(self, step: int, loss: float | None = None, samples_per_second: float | None = None) -> None:
-        """After every training step; None keeps the number shown. Redraws ten times a second at most."""
+        """Update the progress after a step; None keeps the number shown. Redraws at most ten times per second."""
         if loss is not None:
             self._loss = loss
         if samples_per_second is not None:
@@ -90,7 +90,7 @@ class Terminal:
             self._refresh()
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
-        """After every evaluation; `best` when it is the best one so far."""
+        """Show an evaluation; `best` marks the best one so far."""
         row = _Row(step, epoch, dict(values), best)
         if self._on_screen:
             self._step = step
@@ -105,16 +105,16 @@ class Terminal:
             self._next_row = perf_counter() + _REFRESH_SECONDS
 
     def message(self, text: str) -> None:
-        """A notice, above the live display."""
+        """Print a message above the live display."""
         self._print([text])
 
     def finish(self, lines: Sequence[str]) -> None:
-        """End the live display, leave its table, and print `lines` below it."""
+        """End the live display, keep its table, and print `lines` below it."""
         self.close()
         self._print(["", *lines] if self._on_screen else lines)
 
     def close(self) -> None:
-        """End the live display and show the cursor again. May be called at any time, any number of times."""
+        """End the live display and show the cursor; idempotent."""
         self._print_rows()
         self._next_refresh = self._next_row = math.inf
         live, self._live = self._live, None
@@ -145,7 +145,7 @@ class Terminal:
         self._next_refresh = perf_counter() + _REFRESH_SECONDS
 
     def _keep(self, row: "_Row") -> None:
-        """The last rows that the screen has room for, and the best one."""
+        """Add a row; keep as many of the last ones as fit on the screen, and the best one."""
         if row.best:
             self._rows = [_Row(old.step, old.epoch, old.values, False) for old in self._rows]
         self._rows.append(row)
@@ -188,7 +188,7 @@ class Terminal:
         return _Progress(self._step, self._total_steps, texts)
 
     def _seconds_left(self) -> float | None:
-        """From the mean pace since the first step seen here, evaluations included."""
+        """Estimate the remaining time from the mean pace since the first step of this session, with evaluations."""
         if self._start is None or self._step <= self._start[1]:
             return None
         seconds, steps = perf_counter() - self._start[0], self._step - self._start[1]
@@ -204,7 +204,7 @@ class _Row:
 
 
 class _Cached:
-    """Rendering a table takes 4 ms and it is shown ten times a second: kept until it or the width changes."""
+    """Caches a rendered table until it or the width changes: rendering takes 4 ms, ten times per second."""
 
     def __init__(self, draw: Callable[[int], RenderableType]) -> None:
         self._draw, self._width = draw, 0
@@ -220,7 +220,7 @@ class _Cached:
 
 @dataclass(frozen=True)
 class _Progress:
-    """One line: a bar, and beside it what there is room for of step, time left, rate, loss, epoch."""
+    """One line: a bar, and as many of step, time left, rate, loss and epoch as fit."""
 
     step: int
     total_steps: int
@@ -241,14 +241,14 @@ class _Progress:
 
 
 def _worth_showing(names: Iterable[str], monitor: str | None) -> list[str]:
-    """Losses, accuracies, everything else from validation, the monitor, the learning rate, in this order."""
+    """Return the names of losses, accuracies, other validation metrics, the monitor and the learning rate, in order."""
     known = set(names)
     others = sorted(name for name in known if name.startswith("val/") or name == monitor)
     return [name for name in dict.fromkeys([*_USUAL, *others, "lr"]) if name in known]
 
 
 def _fitting(columns: Mapping[str, Sequence[str]], monitor: str | None, room: int) -> list[str]:
-    """The most important columns that fit into `room` characters, in their usual order."""
+    """Return the most important columns that fit into `room` characters, in their usual order."""
     chosen = set()
     for name in dict.fromkeys([monitor or "", "val/loss", "val/accuracy", "train/loss", "lr", *columns]):
         if name in columns and (needed := _width(columns[name]) + 2) <= room:

@@ -1,4 +1,4 @@
-"""A curve drawn in text, for the terminal."""
+"""Plots of curves as text, for the terminal."""
 
 import math
 import sys
@@ -19,13 +19,13 @@ def plot(
     x_range: tuple[float, float] | None = None,
     encoding: str | None = None,
 ) -> str:
-    """`values`, evenly spaced over `x_range` (default: their indices), in `height` lines of at most `width`.
+    """Plot `values`, evenly spaced over `x_range` (default: their indices), in `height` lines of at most `width`.
 
-    The y axis begins at 0 unless there are negative values. Where there are more values than columns, a
-    column shows all between its least and its greatest. A value that is not finite is a gap. Drawn in
-    braille, or in ASCII where `encoding` (default: of stdout) has none.
+    The y axis begins at 0 unless there are negative values. If there are more values than columns, a column covers
+    the range from its minimum to its maximum. Values that are not finite are gaps. Uses braille characters, or ASCII
+    if `encoding` (default: that of stdout) does not have them.
 
-    Raises ValueError when the plot would be smaller than 30 x 6, or no value is finite.
+    Raises ValueError if the plot would be smaller than 30 x 6, or if no value is finite.
     """
     if width < 30 or height < 6:
         raise ValueError(f"width={width}, height={height}: must be at least 30 and 6")
