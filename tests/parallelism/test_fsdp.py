@@ -101,7 +101,7 @@ class Elementwise(torch.optim.SGD):
 def test_optimizers_that_look_at_whole_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEARSHIFT_TRUST", __name__)
     config = compose(["parallelism=fsdp", "parallelism.devices=2", "device=cpu", "model=mlp"])
-    with pytest.raises(ConfigurationError, match=r"torch.optim.Adafactor: under parallelism=fsdp it would see parts"):
+    with pytest.raises(ConfigurationError, match=r"torch.optim.Adafactor: under parallelism=fsdp it would see shards"):
         resolve(config | {"optimizer": {"_target_": "torch.optim.Adafactor"}})
     for allowed in ("torch.optim.AdamW", f"{__name__}.Elementwise"):
         assert resolve(config | {"optimizer": {"_target_": allowed, "lr": 0.1}}).strategy.cuts_weights
