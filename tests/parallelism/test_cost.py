@@ -248,10 +248,10 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
     # 610 parameters; weights, gradients, momentum, half of the activations, and all data
     assert shown(*words, "parallelism.devices=4") == {  # type: ignore[operator]
         "ranks": "4",
-        "sent": "3.7 kB a step and rank: gradients 3.7 kB",
-        "memory": "about 150 kB a rank, beside what Python and torch take",
+        "sent": "3.7 kB per step and rank: gradients 3.7 kB",
+        "memory": "about 150 kB per rank, without Python and torch",
         "weights": "2.4 kB, gradients 2.4 kB, optimizer 2.4 kB, activations 8.4 kB, data 130 kB",
-        "speed-up": "at best 4 over one such device: computing alone, sending and waiting left out",
+        "speed-up": "at best 4 over one such device: computation only, no communication or waiting",
     }
     assert shown(*words, "parallelism.devices=1") == {}  # type: ignore[operator]
 

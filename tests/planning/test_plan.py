@@ -129,7 +129,7 @@ def test_the_copy_that_undoes_a_step_is_counted(settings: list[str], is_kept: bo
     config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 0.1, "max_iter": 3, "history_size": 2}
     blueprint = resolve(config)
     found = estimate.estimate(blueprint, seconds=0.01)
-    rows = [text for _, text in commands_plan._estimate_rows(blueprint, found)]
+    rows = [text for _, text in commands_plan.estimate_rows(blueprint, found)]
     assert any("copy to undo a step" in row for row in rows) == is_kept
     if not is_kept:
         assert found.undo == 0
@@ -242,7 +242,7 @@ def test_time_grows_with_the_samples_however_few_were_measured(
 @pytest.mark.parametrize(
     ("settings", "workers"),
     [
-        (["data.cache=none"], "by 2 workers, meanwhile, where there are cores for them"),
+        (["data.cache=none"], "by 2 workers, in parallel if there are enough cores"),
         (["data.cache=none", "data.workers=0"], "by this process"),
         (["data.memory_limit=100"], "by 2 workers"),
         ([], None),
@@ -261,10 +261,10 @@ def test_reading_photographs_is_told_apart(
         assert found.reading_seconds is None
         return
     assert found.reading_seconds == pytest.approx(0.02)
-    rows = dict(commands_plan._estimate_rows(resolve(compose(words)), found))
+    rows = dict(commands_plan.estimate_rows(resolve(compose(words)), found))
     assert ", without reading photographs" in rows["time"]
     a_step = "50" if "2" in workers else "100"
-    assert rows["reading"].startswith(f"a photograph 20 ms, those of a step {a_step} ms {workers}")
+    assert rows["reading"].startswith(f"20 ms per photograph, {a_step} ms per step {workers}")
 
 
 def test_a_sweep_is_listed_in_the_order_it_would_run(plan: Plan, tmp_path: Path) -> None:

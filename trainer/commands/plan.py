@@ -18,19 +18,19 @@ from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
 from trainer.hydra_entry.preflight import trials
 from trainer.planning.sections import (
-    _changes,
-    _choices,
-    _curve,
-    _data_rows,
-    _estimate_rows,
-    _group_table,
-    _meta_model,
-    _model_table,
-    _parallelism_rows,
-    _step_rows,
+    changed_keys,
+    choices_table,
+    data_rows,
+    estimate_rows,
+    group_table,
+    learning_rate_curve,
+    meta_model,
+    model_table,
+    parallelism_rows,
+    step_rows,
 )
 from trainer.planning.show import draw_augmentation
-from trainer.reporting.tables import _console, _count, _grid, _show, _table
+from trainer.reporting.tables import format_count, make_console, make_grid, make_table, print_section
 
 _FLAGS = ("-m", "--multirun", "--config-dir", "-cd", "--show")
 _PICTURE = Path("augmentation.png")
@@ -94,22 +94,22 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
 
     blueprint = resolve(config)
     drawn = None if picture is None else draw_augmentation(blueprint, picture)
-    model = _meta_model(blueprint)
-    console = _console()
-    _show(console, "choices", _choices(config, config_dir))
-    if changed := list(_changes(config, defaults, "")):
-        _show(console, "changed keys", _grid(changed))
-    _show(console, "data", _grid(_data_rows(blueprint)))
-    _show(console, "model", _model_table(model, blueprint))
-    _show(console, "parameter groups", _group_table(model, config))
-    _show(console, *_curve(blueprint, console))
-    _show(console, "steps", _grid(_step_rows(blueprint)))
+    model = meta_model(blueprint)
+    console = make_console()
+    print_section(console, "choices", choices_table(config, config_dir))
+    if changed := list(changed_keys(config, defaults, "")):
+        print_section(console, "changed keys", make_grid(changed))
+    print_section(console, "data", make_grid(data_rows(blueprint)))
+    print_section(console, "model", model_table(model, blueprint))
+    print_section(console, "parameter groups", group_table(model, config))
+    print_section(console, *learning_rate_curve(blueprint, console))
+    print_section(console, "steps", make_grid(step_rows(blueprint)))
     found = estimate(blueprint)
-    _show(console, "estimate", _grid(_estimate_rows(blueprint, found)))
+    print_section(console, "estimate", make_grid(estimate_rows(blueprint, found)))
     if (cost := cost_of(blueprint, model)) is not None:
-        _show(console, "parallelism", _grid(_parallelism_rows(blueprint.strategy, found, cost)))
+        print_section(console, "parallelism", make_grid(parallelism_rows(blueprint.strategy, found, cost)))
     if drawn is not None:
-        _show(console, "picture", _grid([drawn]))
+        print_section(console, "picture", make_grid([drawn]))
 
 
 def _defaults(config: Config, config_dir: str | None) -> Config:
@@ -132,7 +132,7 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
             f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}: chooses its trials as it goes, "
             "so there is no list of them"
         )
-    table = _table("trial", "steps", "parameters", left=("overrides",))
+    table = make_table("trial", "steps", "parameters", left=("overrides",))
     found: dict[str, str] = {}
     for number, trial in enumerate(grid):
         try:
@@ -143,7 +143,7 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
                 found.setdefault(problem, " ".join(trial))
     if found:
         raise ConfigurationError(f"{problem} [trial {trial}]" for problem, trial in found.items())
-    _show(_console(), _count(len(grid), "trial"), table)
+    print_section(make_console(), format_count(len(grid), "trial"), table)
 
 
 def _trial(config: Config) -> tuple[int, int]:
@@ -151,4 +151,4 @@ def _trial(config: Config) -> tuple[int, int]:
     from trainer.configuration.resolve import resolve
 
     blueprint = resolve(config)
-    return blueprint.total_steps, sum(parameter.numel() for parameter in _meta_model(blueprint).parameters())
+    return blueprint.total_steps, sum(parameter.numel() for parameter in meta_model(blueprint).parameters())

@@ -12,7 +12,16 @@ from trainer.base.config import Config, ConfigValue
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.options import first_comment
-from trainer.reporting.tables import _PLOT_SIZE, _count, _grid, _size, _some, _table, _time, _two_digits
+from trainer.reporting.tables import (
+    PLOT_SIZE,
+    format_count,
+    format_size,
+    format_time,
+    join_names,
+    make_grid,
+    make_table,
+    two_digits,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,34 +37,34 @@ _SPREAD = ("weights", "gradients", "optimizer", "activations")
 _NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
 
 
-def _choices(config: Config, config_dir: str | None) -> RenderableType:
-    """Group, option, and what the first comment line of its file says of it."""
+def choices_table(config: Config, config_dir: str | None) -> RenderableType:
+    """Return a table of groups, their options, and the description of each option."""
     folders = [compose.config_folder(), *([] if config_dir is None else [Path(config_dir)])]
     rows = []
-    for group in sorted(config["choices"], key=_place):
+    for group in sorted(config["choices"], key=_position):
         option = config["choices"][group]
         paths = (folder / group / f"{option}.yaml" for folder in folders)
         path = next((path for path in paths if path.is_file()), None)
         rows.append((group, str(option), "" if path is None else first_comment(path)))
-    return _grid(rows)
+    return make_grid(rows)
 
 
-def _place(group: str) -> int:
-    """Groups in the order of `train.yaml`; experiment and debug, which change them, behind."""
+def _position(group: str) -> int:
+    """Sort key: groups in the order of `train.yaml`, then experiment and debug."""
     return list(GROUPS).index(group) if group in GROUPS else len(GROUPS)
 
 
-def _changes(
+def changed_keys(
     config: Mapping[str, ConfigValue], defaults: Mapping[str, ConfigValue], where: str
 ) -> Iterator[tuple[str, str]]:
-    """Keys whose values are not what their files say, as they would be typed."""
+    """Yield the keys whose values differ from their files, as overrides."""
     for key, value in config.items():
         name = f"{where}{key}"
         if name == "choices":
             continue
         default = defaults.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            yield from _changes(value, default, f"{name}.")
+            yield from changed_keys(value, default, f"{name}.")
         elif value != default:
             yield f"{name}={_typed(value)}", f"instead of {_typed(default)}"
 
@@ -66,11 +75,11 @@ def _typed(value: ConfigValue) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).replace("'", "")
 
 
-def _data_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
+def data_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     from trainer.planning.estimate import as_a_rank
 
     facts, config = blueprint.facts, blueprint.config
-    names = ": " + _some(facts.class_names, 10) if facts.class_names else ""
+    names = ": " + join_names(facts.class_names, 10) if facts.class_names else ""
     outputs = f"{facts.num_outputs} classes{names}" if facts.task == "classification" else f"{facts.num_outputs} values"
     yield "task", f"{facts.task}, {outputs}"
     shape = f"{'x'.join(map(str, facts.input_shape))} (channels, height, width)"
@@ -85,7 +94,7 @@ def _data_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
 
 
 def _border_row(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
-    """What another layout for the augmentation costs."""
+    """Yield the memory of the augmentation's own layout of the training images."""
     from trainer.planning.estimate import bordered_bytes
 
     facts = blueprint.facts
@@ -94,37 +103,40 @@ def _border_row(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
         return
     plain = facts.num_train * math.prod(facts.input_shape)
     use = "lie between black borders, for faster crops" if fits else "do not fit between borders: crops are slower"
-    yield "training images", f"{_size(plain)}; with borders {_size(needed)} ({needed / plain:.2f} times): {use}"
+    yield (
+        "training images",
+        f"{format_size(plain)}; with borders {format_size(needed)} ({needed / plain:.2f} times): {use}",
+    )
 
 
-def _meta_model(blueprint: "Blueprint") -> "nn.Module":
+def meta_model(blueprint: "Blueprint") -> "nn.Module":
     import torch
 
     with torch.device("meta"):
         return blueprint.build_model()
 
 
-def _model_table(model: "nn.Module", blueprint: "Blueprint") -> RenderableType:
+def model_table(model: "nn.Module", blueprint: "Blueprint") -> RenderableType:
     from trainer.reporting.model_table import render, summarize
 
     return render(summarize(model, tuple(blueprint.facts.input_shape)))
 
 
-def _group_table(model: "nn.Module", config: Config) -> RenderableType:
+def group_table(model: "nn.Module", config: Config) -> RenderableType:
     from trainer.optimizers.parameter_groups import parameter_groups
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    table = _table("group", "weight decay", "parameters", "tensors", left=("names",))
+    table = make_table("group", "weight decay", "parameters", "tensors", left=("names",))
     for group in parameter_groups(model, config["optimizer"].get("weight_decay", 0.0), config["no_weight_decay"]):
         tensors = group["params"]
         count = sum(parameter.numel() for parameter in tensors)
-        shown = _some([names[id(parameter)] for parameter in tensors], _NAMES_SHOWN)
+        shown = join_names([names[id(parameter)] for parameter in tensors], _NAMES_SHOWN)
         table.add_row(group["name"], f"{group['weight_decay']:g}", f"{count:,}", f"{len(tensors):,}", Text(shown))
     return table
 
 
-def _curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableType]:
-    """The learning rate of the first parameter group in every optimizer step."""
+def learning_rate_curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableType]:
+    """Plot the learning rate of the first parameter group; returns a title and the plot."""
     import torch
 
     from trainer.reporting.text_plot import plot
@@ -133,7 +145,7 @@ def _curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableTyp
     total = blueprint.total_steps
     steps = range(0, total, max(1, total // _CURVE_POINTS))
     rates = [lr * blueprint.schedule.factor(step) for step in steps]
-    width, height = _PLOT_SIZE
+    width, height = PLOT_SIZE
     drawn = plot(rates, max(30, min(width, console.width - 3)), height, "step", "lr", (0, steps[-1]))
     title = f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last"
     if blueprint.schedule.listens:
@@ -141,21 +153,21 @@ def _curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableTyp
     return title, Text(drawn, no_wrap=True)
 
 
-def _step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
+def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     total, an_epoch, config = blueprint.total_steps, blueprint.steps_per_epoch, blueprint.config
-    yield "length", f"{_count(total, 'step')} = {total / an_epoch:.4g} epochs of {_count(an_epoch, 'step')}"
+    yield "length", f"{format_count(total, 'step')} = {total / an_epoch:.4g} epochs of {format_count(an_epoch, 'step')}"
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
-    split = f", computed {blueprint.micro_batch:,} at a time" if parts > 1 else ""
-    yield "batch", f"{_count(blueprint.batch_size, 'sample')}{split}"
+    split = f", in micro-batches of {blueprint.micro_batch:,}" if parts > 1 else ""
+    yield "batch", f"{format_count(blueprint.batch_size, 'sample')}{split}"
     if warmup := blueprint.schedule.warmup:
-        yield "warm-up", _count(warmup, "step")
+        yield "warm-up", format_count(warmup, "step")
     moments = {
         "log": blueprint.every_log,
         "evaluate": blueprint.every_evaluate,
         "checkpoint": blueprint.every_checkpoint,
     }
     for name, every in moments.items():
-        yield name, f"every {_count(every, 'step')} ({-(-total // every):,} in all)"
+        yield name, f"every {format_count(every, 'step')} ({-(-total // every):,} in all)"
     stopping = config["early_stopping"]
     if stopping is not None:
         yield (
@@ -164,7 +176,7 @@ def _step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
         )
 
 
-def _estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:
+def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:
     import torch
 
     precision = "fp32" if blueprint.dtype is None else str(blueprint.dtype).removeprefix("torch.")
@@ -181,35 +193,39 @@ def _estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[
     more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
     notes = " (not compiled)" if blueprint.config["compile"] else ""
     without = "" if found.reading_seconds is None else ", without reading photographs"
-    yield "time", f"about {_time(total)} for all steps and evaluations{without}{where}{more}"
-    yield "", f"a step {_time(found.step_seconds)}{notes}, an evaluation {_time(found.evaluation_seconds)}"
+    yield "time", f"about {format_time(total)} for all steps and evaluations{without}{where}{more}"
+    yield (
+        "",
+        f"{format_time(found.step_seconds)} per step{notes}, {format_time(found.evaluation_seconds)} per evaluation",
+    )
     if found.reading_seconds is not None:
         workers = blueprint.data.workers
         a_step = blueprint.batch_size * found.reading_seconds / max(1, workers)
-        by = f"{_count(workers, 'worker')}, meanwhile, where there are cores for them" if workers else "this process"
-        yield "reading", f"a photograph {_time(found.reading_seconds)}, those of a step {_time(a_step)} by {by}"
-    yield "memory", f"about {_size(found.bytes)}{where}, beside what Python and torch take"
+        by = f"{format_count(workers, 'worker')}, in parallel if there are enough cores" if workers else "this process"
+        photograph = format_time(found.reading_seconds)
+        yield "reading", f"{photograph} per photograph, {format_time(a_step)} per step by {by}"
+    yield "memory", f"about {format_size(found.bytes)}{where}, without Python and torch"
     parts = {name: getattr(found, name) for name in (*_SPREAD, "data")} | _undo_copy(found.undo)
-    yield "", ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    yield "", ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
 
 
 def _undo_copy(size: int) -> dict[str, int]:
-    """What is kept to undo a step of a closure optimizer, for which see `on_nonfinite` and `micro_batch`."""
+    """Memory of the copy for undoing a step of a closure optimizer; see `on_nonfinite` and `micro_batch`."""
     return {"copy to undo a step": size} if size else {}
 
 
-def _parallelism_rows(strategy: "Strategy", found: "Estimate", cost: "Cost") -> Iterator[tuple[str, str]]:
-    shares = strategy.data_size
-    mesh = f" = {_count(shares, 'share')} of the samples x {strategy.world_size // shares} parts of the model"
-    yield "ranks", f"{strategy.world_size}{mesh if shares < strategy.world_size else ''}"
-    rows = ", ".join(f"{name} {_size(round(sent.bytes))}" for name, sent in cost.sent.items())
-    yield "sent", f"{_size(round(cost.total.bytes))} a step and rank: {rows}"
+def parallelism_rows(strategy: "Strategy", found: "Estimate", cost: "Cost") -> Iterator[tuple[str, str]]:
+    shards = strategy.data_size
+    mesh = f" = {format_count(shards, 'shard')} of the batch x {strategy.world_size // shards} parts of the model"
+    yield "ranks", f"{strategy.world_size}{mesh if shards < strategy.world_size else ''}"
+    rows = ", ".join(f"{name} {format_size(round(sent.bytes))}" for name, sent in cost.sent.items())
+    yield "sent", f"{format_size(round(cost.total.bytes))} per step and rank: {rows}"
     memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
     if found.keeps_undo:
         memory |= _undo_copy(memory["weights"] + memory["optimizer"])
-    yield "memory", f"about {_size(sum(memory.values()))} a rank, beside what Python and torch take"
-    yield "", ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
+    yield "memory", f"about {format_size(sum(memory.values()))} per rank, without Python and torch"
+    yield "", ", ".join(f"{name} {format_size(size)}" for name, size in memory.items())
     yield (
         "speed-up",
-        f"at best {_two_digits(cost.speed_up)} over one such device: computing alone, sending and waiting left out",
+        f"at best {two_digits(cost.speed_up)} over one such device: computation only, no communication or waiting",
     )
