@@ -103,7 +103,7 @@ def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
     words = ["data=mnist", "model=linear", "schedule=plateau", "batch_size=128", "accumulate=2", "early_stopping=null"]
     text = "\n".join(plan(*words))
     assert "the run downloads them first" in text
-    assert "128 samples, computed 64 at a time" in text
+    assert "128 samples, in micro-batches of 64" in text
     assert "(as if val/loss improved at every evaluation)" in text
     assert "early stopping" not in text
     assert "1x28x28" in text
