@@ -1,6 +1,6 @@
-"""Python's garbage collector while libraries are imported.
+"""Pauses Python's garbage collector while libraries are imported.
 
-It would look through hundreds of thousands of new objects again and again, none of which is garbage: a sixth of the
+Otherwise it repeatedly scans hundreds of thousands of new objects, none of which is garbage; this takes a sixth of the
 processor time of a small run.
 """
 
@@ -13,7 +13,7 @@ _is_paused = False
 
 @contextmanager
 def pausing_collection() -> Iterator[None]:
-    """Inside, nothing is collected until `resume_collection`."""
+    """Context manager that disables collection until it exits or `resume_collection` is called."""
     global _is_paused
     if not gc.isenabled():
         yield
@@ -29,7 +29,7 @@ def pausing_collection() -> Iterator[None]:
 
 
 def resume_collection() -> None:
-    """Collect from here on, if collection was paused; what exists already is not looked at again."""
+    """Enable collection if it was paused; existing objects are frozen, that is, never scanned again."""
     global _is_paused
     if _is_paused:
         _is_paused = False

@@ -1,4 +1,4 @@
-"""Names for what has no type of its own: values of a configuration, JSON, and objects of other people's classes."""
+"""Type aliases for values of a configuration, JSON, and objects of foreign classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 ConfigValue = Any
 """A value of YAML: None, bool, number, text, list or mapping."""
 Config = dict[str, ConfigValue]
-"""A mapping of YAML as plain Python values: the whole configuration or a node of it. What a key holds is what
-`configs/` says; `configuration/rules.py` has checked it."""
+"""A YAML mapping as plain Python values: the whole configuration or a node of it. `configs/` defines its keys, and
+`configuration/rules.py` checks them."""
 
 Json = Any
-"""A value as `json` reads and writes it: None, bool, number, text, list, or dict by text."""
+"""A value as `json` reads and writes it: None, bool, number, text, list, or dict with text keys."""
 JsonObject = dict[str, Json]
-"""An object of a JSON file of ours, by key; what it holds is said where it is written."""
+"""An object in one of our JSON files; the code that writes it documents its keys."""
 Component = Any
-"""An object that a `_target_` builds, whatever its class; `contracts.adapt` holds it against its group's contract."""
+"""An object built from a `_target_`, of any class; `contracts.adapt` checks it against its group's contract."""
 Target = Callable[..., Component]
-"""The class or function that a `_target_` names."""
+"""The class or function named by a `_target_`."""

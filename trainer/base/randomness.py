@@ -1,7 +1,6 @@
-"""Randomness is counted, not carried: every draw is a function of (seed, purpose, index).
+"""Stateless randomness: every draw is a function of (seed, purpose, index).
 
-So nothing depends on the number of workers or ranks, or on how often a run was interrupted, and no generator
-state is ever saved.
+Results therefore do not depend on the number of workers or ranks, or on interruptions, and no generator state is saved.
 """
 
 import hashlib
@@ -12,13 +11,13 @@ _GOLDEN, _MASK = 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF
 
 
 def seed_for(seed: int, purpose: str, index: int = 0) -> int:
-    """A 63-bit seed from a run's seed, what the numbers are for, and an epoch or step; the same everywhere."""
+    """Return a 63-bit seed, the same on every platform; `index` is an epoch or step."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def generator_for(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator seeded by `seed_for`: tables of an epoch are drawn on the CPU whatever device trains."""
+    """Return a generator seeded by `seed_for`, on the CPU, so that an epoch's tables do not depend on the device."""
     return torch.Generator().manual_seed(seed_for(seed, purpose, index))
 
 
@@ -33,12 +32,12 @@ class StepRandomness:
         self._device_seed = {"cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}.get(device.type)
 
     def start(self, step: int) -> None:
-        """Seed for the computation of this step; called again, the same draws come again."""
+        """Seed the generators for this step; repeated calls give the same draws."""
         z = (self._base + (step + 1) * _GOLDEN) & _MASK
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
         seed = (z ^ (z >> 31)) >> 1
-        # torch.manual_seed would visit every backend: 134 microseconds against 1.2
+        # torch.manual_seed seeds every backend, which takes 134 instead of 1.2 microseconds
         torch.default_generator.manual_seed(seed)
         if self._device_seed is not None:
             self._device_seed(seed)

@@ -1,9 +1,8 @@
-"""Keeps torch's compiler out of runs that compile nothing: importing it takes 1.2 s.
+"""Avoids importing torch's compiler, which takes 1.2 s, in runs that compile nothing.
 
-torch imports `torch._dynamo` when an optimizer is built, steps, or saves its state, so that the compiler, if it is
-used, leaves these functions alone. The functions here rely on how torch is written inside, and nothing else does. Each
-of them checks first that torch is written as expected, and otherwise uses the public interface, which is slower and
-has the same bits. A test compares both.
+torch imports `torch._dynamo` when an optimizer is constructed, steps or saves its state, to exclude these functions
+from compilation. Only this module depends on these internals of torch. Each function first checks that they are as
+expected, and otherwise uses the public interface, which is slower and bit-identical. A test compares both.
 """
 
 import sys
@@ -19,22 +18,22 @@ from torch.optim import optimizer as _torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _COMPILER = "torch._dynamo"
-# where torch's `_disable_dynamo` keeps, on the function that it decorates, what it calls in its place
+# attribute in which torch's `_disable_dynamo` stores its wrapper on the decorated function
 _SLOT = "__dynamo_disable"
 _DECORATED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
-# all that torch's decorator of `step` uses; it switches the recording of gradients off, and ends a compiled graph
+# all names that torch's decorator of `step` uses, which disables gradients and ends a compiled graph
 _NAMES_OF_STEP = {
     "torch", "torch._dynamo", "_dynamo", "graph_break", "cast", "Optimizer", "is_grad_enabled", "set_grad_enabled",
     "defaults",
 }  # fmt: skip
-_SMALL_MODEL, _SMALL_SAMPLE = 4_000_000, 16_384  # numbers: at most 16 MB, and tenths of a second of arithmetic
+_SMALL_MODEL, _SMALL_SAMPLE = 4_000_000, 16_384  # elements: at most 16 MB, and some 0.1 s of computation
 
 
 def keep_compiler_out() -> None:
-    """Let optimizers be built, saved and loaded without importing the compiler, until something else imports it.
+    """Let optimizers be constructed, saved and loaded without importing the compiler, until something imports it.
 
-    torch's `_disable_dynamo` imports the compiler at the first call of the decorated function, and keeps the result.
-    Here that place is taken by the plain function, which does the same unless it is being compiled.
+    torch's `_disable_dynamo` imports the compiler at the first call of the decorated function and stores a wrapper.
+    This stores the plain function instead, which is equivalent unless it is being compiled.
     """
     for name in _DECORATED:
         _fill_slot(vars(Optimizer).get(name))
@@ -57,8 +56,10 @@ def _fill_slot(decorated: object) -> None:
 
 
 def step_arithmetic(kind: type[Optimizer]) -> Callable[[Optimizer], object] | None:
-    """What `step` of one of torch's own optimizers computes, without hooks and profiler label; it must be called with
-    the recording of gradients set to `defaults["differentiable"]`. None: torch decorates this `step` differently.
+    """Return the undecorated `step` of a torch optimizer, without hooks and profiler label.
+
+    Call it with gradients enabled according to `defaults["differentiable"]`. None if torch decorates this `step` in an
+    unknown way.
     """
     return _inside_step(kind.step)
 
@@ -75,9 +76,9 @@ def _inside_step(step: Callable[..., object]) -> Callable[[Optimizer], object] |
 
 
 def backward(loss: Tensor, weight: Tensor) -> None:
-    """`loss.backward(weight)` for a scalar loss.
+    """Equivalent to `loss.backward(weight)` for a scalar loss.
 
-    torch compares the shapes in Python, for which it imports symbolic shapes and sympy; the engine compares them again.
+    torch checks the shapes in Python, for which it imports symbolic shapes and sympy; the engine checks them again.
     """
     engine = _engine()
     if engine is None or type(loss) is not Tensor or type(weight) is not Tensor:
@@ -88,7 +89,7 @@ def backward(loss: Tensor, weight: Tensor) -> None:
 
 @cache
 def _engine() -> Callable[..., object] | None:
-    """torch's entry to the autograd engine, or None if it does not take these arguments."""
+    """Return torch's entry point of the autograd engine, or None if it does not accept these arguments."""
     engine = vars(torch.autograd.graph).get("_engine_run_backward")
     if engine is None:
         return None
@@ -96,14 +97,14 @@ def _engine() -> Callable[..., object] | None:
     try:
         with torch.enable_grad():
             engine((leaf * 2,), (torch.ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True)
-    except Exception:  # whatever another version says of them
+    except Exception:  # other versions may fail in any way
         return None
     entry: Callable[..., object] = engine
     return entry if leaf.grad is not None and leaf.grad.item() == 2 else None
 
 
 def set_deterministic(mode: bool, *, warn_only: bool, compiles: bool) -> None:
-    """`torch.use_deterministic_algorithms`, which also sets an option of the compiler, and imports it for that."""
+    """Call `torch.use_deterministic_algorithms`, or its equivalent that does not import the compiler."""
     if compiles or "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
     else:
@@ -111,7 +112,7 @@ def set_deterministic(mode: bool, *, warn_only: bool, compiles: bool) -> None:
 
 
 def spare_flop_counter() -> None:
-    """Let torch's counter of FLOPs see operations without importing the compiler, as `keep_compiler_out` does."""
+    """Let torch's FLOP counter run without importing the compiler, in the same way as `keep_compiler_out`."""
     from torch.utils import flop_counter  # imports triton
 
     for kind in vars(flop_counter).values():
@@ -120,8 +121,8 @@ def spare_flop_counter() -> None:
 
 
 def zeros_for(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tensor] | None:
-    """Zeros on the CPU for each parameter and buffer of a small model, to see by `functional_call` what shapes it
-    gives; None for a large one, and for one whose shapes are not known yet (torch's lazy modules).
+    """Return zeros on the CPU for each parameter and buffer of a small model, to find output shapes by
+    `functional_call`; None for a large model and for one with uninitialized (lazy) parameters.
 
     The meta device computes nothing, but batch norm, dropout and other operations import the compiler there.
     """

@@ -47,8 +47,8 @@ class Rank:
     process: BaseProcess
     pipe: Connection
     last_beat: float = field(default_factory=time.monotonic)
-    listens: bool = False  # whether it has said something: it handles signals by then
-    told: int | None = None  # the signal that was passed on to it
+    listens: bool = False  # whether it has sent a message, after which it handles signals
+    forwarded: int | None = None  # the signal that was forwarded to it
     ended: bool = False
     result: JsonObject | None = None
     failure: "Failure | None" = None
@@ -119,7 +119,7 @@ class LocalRanks:
             self._kill()
 
     def _start(self, store: Path, restarted: bool) -> None:
-        # quiet: that a peer's connection was closed is told in our own words
+        # hide torch's own messages about closed connections: the launcher reports lost ranks
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         context = multiprocessing.get_context("forkserver")
         own = [type(self._strategy).__module__, *self._strategy.preload]
@@ -145,8 +145,8 @@ class LocalRanks:
     def _listen(self) -> None:
         """Receive messages of the ranks for up to 0.1 s, forward signals, and detect silent ranks."""
         for rank in self._running():
-            if rank.listens and stop_request.signum not in (None, rank.told):
-                rank.told = stop_request.signum
+            if rank.listens and stop_request.signum not in (None, rank.forwarded):
+                rank.forwarded = stop_request.signum
                 os.kill(rank.pid, stop_request.signum)
         by_source: dict[Any, Rank] = {}
         for rank in self._running():
@@ -174,7 +174,7 @@ class LocalRanks:
             if rank.ended or rank.process.exitcode is None:
                 return
         except EOFError:
-            rank.process.join(_SILENT)  # it is ending: how, the server tells when it has its turn
+            rank.process.join(_SILENT)  # it is ending; the fork server reports its exit code
         if not rank.ended:
             self._lost(rank, how_it_ended(rank.process.exitcode))
 
@@ -224,10 +224,10 @@ class LocalRanks:
 
 
 def _start_server() -> None:
-    """Start the server that forks ranks, deaf to signals to the whole process group: ranks hear them from us."""
+    """Start the fork server with SIGINT and SIGTERM ignored: the launcher forwards signals to the ranks."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        forkserver.ensure_running()  # what is ignored stays so in a program that is started
+        forkserver.ensure_running()  # a child process inherits ignored signals
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -177,10 +177,10 @@ class Downpour(Unreduced):
         """Connect to the servers; returns None if the main worker has already ended."""
         assert self._store is not None
         self._store.wait([_STORE_KEY], timedelta(seconds=self.timeout))
-        told = json.loads(self._store.get(_STORE_KEY))
+        setup = json.loads(self._store.get(_STORE_KEY))
         try:
             return Servers(
-                [(host, port) for host, port in told["addresses"]], bytes.fromhex(told["key"]), self.rank, None
+                [(host, port) for host, port in setup["addresses"]], bytes.fromhex(setup["key"]), self.rank, None
             )
         except ServerLost:
             return None
