@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from trainer.reporting import terminal
 from trainer.reporting.terminal import Terminal, interactive
@@ -222,6 +223,28 @@ def test_ticks_redraw_ten_times_a_second_at_most(clock: Clock) -> None:
         display.tick(step)
     assert 90 <= written(console).count("/100,000") <= 101
     display.close()
+
+
+def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+    draw = Terminal._draw_table
+
+    def counted(self: Terminal, width: int) -> Table:
+        drawn.append(clock.now)
+        return draw(self, width)
+
+    monkeypatch.setattr(Terminal, "_draw_table", counted)
+    console = screen()
+    display = Terminal(10_000, 10, "val/accuracy", "auto", console)
+    for step in range(10, 2010, 10):  # 200 epochs of 15 ms each
+        for tick in range(step - 9, step + 1):
+            clock.now += 1.5e-3
+            display.tick(tick)
+        display.row(step, step / 10, values(step), best=False)
+    assert 5 <= len(drawn) <= 7  # in 3 s
+    assert written(console).count("/10,000") <= 62
+    display.close()
+    assert visible(written(console))[-2].split()[0] == "200.00"  # nothing is left out in the end
 
 
 def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 from trainer.base.improvement import direction
 
 _REFRESH_SECONDS = 0.1
+_TABLE_SECONDS = 0.5
 _MAX_ROWS = 8
 _BAR_WIDTH = (8, 40)
 # rich's own fallback without Unicode draws a full grid
@@ -120,6 +121,7 @@ class Terminal:
         live, self._live = self._live, None
         if live is not None:
             atexit.unregister(self.close)
+            self._table.not_before = 0.0
             live.update(self._table if self._rows else Group())
             live.stop()
 
@@ -204,16 +206,22 @@ class _Row:
 
 
 class _Cached:
-    """Caches a rendered table until it or the width changes: rendering takes 4 ms, ten times per second."""
+    """Caches a rendered table until the width changes, or it changes and has been shown for half a second.
+
+    Rendering takes 4 ms: ten times per second it would cost short epochs a twentieth of their time.
+    """
 
     def __init__(self, draw: Callable[[int], RenderableType]) -> None:
         self._draw, self._width = draw, 0
         self._segments: list[Segment] = []
         self.outdated = True
+        self.not_before = 0.0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if self.outdated or options.max_width != self._width:
+        is_due = self.outdated and perf_counter() >= self.not_before
+        if is_due or options.max_width != self._width:
             self._width, self.outdated = options.max_width, False
+            self.not_before = perf_counter() + _TABLE_SECONDS
             self._segments = list(console.render(self._draw(self._width), options))
         return self._segments
 
