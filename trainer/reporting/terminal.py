@@ -147,16 +147,19 @@ class Terminal:
         self._next_refresh = perf_counter() + _REFRESH_SECONDS
 
     def _keep(self, row: "_Row") -> None:
-        """Add a row; keep as many of the last ones as fit on the screen, and the best one."""
+        """Add a row; keep the last ones, and the best one."""
         if row.best:
             self._rows = [_Row(old.step, old.epoch, old.values, False) for old in self._rows]
         self._rows.append(row)
-        room = max(2, min(_MAX_ROWS, self._console.height - 6))
-        while len(self._rows) > room:
-            del self._rows[1 if self._rows[0].best else 0]
+        self._trim(_MAX_ROWS)
         self._table.outdated = True
 
+    def _trim(self, room: int) -> None:
+        while len(self._rows) > room:
+            del self._rows[1 if self._rows[0].best else 0]
+
     def _draw_table(self, width: int) -> Table:
+        self._trim(max(2, self._console.height - 6))  # only here: the height is asked of the system
         unicode = not self._console.options.ascii_only
         star = "★" if unicode else "*"
         columns = {

@@ -160,6 +160,8 @@ class TrainingBatches:
 
     def _shard(self, chunk: Tensor) -> Tensor:
         """Return this rank's shard of a batch, taken of each micro-batch, so that batch norm sees the same samples."""
+        if self._strategy.world_size == 1:
+            return chunk
         micro_batches = chunk.split(self.micro_batch)
         shards = [indices[self._strategy.shard(len(indices))] for indices in micro_batches]
         return shards[0] if len(shards) == 1 else torch.cat(shards)
