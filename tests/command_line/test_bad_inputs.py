@@ -631,8 +631,9 @@ def test_mistakes_are_told_quickly(process: Train, place: Path, seconds_of_torch
     """Within half of what importing torch takes (usually a seventh), or three times that where it has to be asked."""
     for limit, cases in ((0.5, WITHOUT_TORCH), (3.0, WITH_TORCH)):
         for typed in cases:
-            seconds = min(process(*typed.split(), program=INSTALLED).seconds for _ in range(3))
-            assert seconds < limit * seconds_of_torch, typed
+            most = limit * seconds_of_torch
+            # a busy machine may delay one of them
+            assert any(process(*typed.split(), program=INSTALLED).seconds < most for _ in range(3)), typed
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_help_lists_options_of_a_users_own_folder(train: Train, folder: Path) ->
 @pytest.mark.slow
 def test_help_is_quick(process: Train, seconds_of_torch: float) -> None:
     """Usually it takes a twentieth of that."""
-    assert min(process("--help", program=INSTALLED).seconds for _ in range(5)) < seconds_of_torch / 4
+    assert any(process("--help", program=INSTALLED).seconds < seconds_of_torch / 4 for _ in range(5))
 
 
 def test_the_version_is_ours(train: Train) -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the process group at the time of import as a default value. If the compiler imported it after a
+# group is made, the connections of that group would stay open when this rank leaves it, and other ranks would wait.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from trainer.base.checks import check_count_or_auto, check_number, check_that, check_whole
