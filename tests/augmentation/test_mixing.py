@@ -107,6 +107,8 @@ def test_what_is_not_mixed_is_the_same(operation: Any) -> None:
 @pytest.mark.parametrize("operation", [MixUp(), CutMix()])
 def test_ranks_mix_with_samples_of_other_ranks(operation: Any) -> None:
     class Half(Single):
+        world_size = 2
+
         def __init__(self, rank: int) -> None:
             super().__init__()
             self._rank = rank

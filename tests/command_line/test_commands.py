@@ -122,7 +122,7 @@ def test_a_primary_configuration_and_options_of_ones_own(train: Train, folder: P
     (folder / "outputs/sweeps/sweep").joinpath(second := _trial(folder, 1), "result.json").unlink()
     done = train("resume", "outputs/sweeps/sweep")
     assert (done.code, done.err) == (0, "")
-    assert "completed before" in done.out.splitlines()[0] and f"trial {second}" in done.out
+    assert "completed already" in done.out.splitlines()[0] and f"trial {second}" in done.out
 
 
 def _trial(folder: Path, number: int) -> str:
