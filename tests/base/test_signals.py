@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainer.base.errors import Interrupted
+from trainer.base.errors import Interrupted, interruption
 from trainer.base.signals import StopRequest
 
 
@@ -25,6 +25,14 @@ def test_a_loop_that_looks_is_not_disturbed() -> None:
     request.can_wait = True
     request.receive(signal.SIGTERM)
     assert request.signum == signal.SIGTERM
+
+
+def test_a_signal_during_an_import_is_found_behind_the_error_that_it_became() -> None:
+    stop = Interrupted(signal.SIGTERM)
+    failed, again, full = ImportError("initialization failed"), ImportError("is registered already"), OSError("full")
+    failed.__cause__, again.__context__, full.__context__ = stop, failed, stop
+    assert [interruption(error) for error in (stop, failed, again)] == [stop, stop, stop]
+    assert [interruption(error) for error in (full, ImportError("no such module"))] == [None, None]
 
 
 @pytest.mark.parametrize("can_wait", [False, True])

@@ -31,7 +31,7 @@ def install(fault: dict[str, Any]) -> None:
         at = None if fault.get("at") is None else (fault["at"][0], fault["at"][1])
         CrashPoints(Path(fault["folder"]), at, fault.get("how", "before"), fault.get("log")).install()
     if "signal" in fault:
-        _send_during(fault["signal"], fault["during"], fault.get("call", 1))
+        _send_during(fault["signal"], fault["during"], fault.get("call", 1), fault.get("as_import", False))
     if "bytes_left" in fault:
         FullDisk(fault["bytes_left"]).install()
 
@@ -64,15 +64,23 @@ def _slow_down(seconds: float) -> None:
     _put_in_place_of(save, slow_save)
 
 
-def _send_during(signum: int, place: str, call: int) -> None:
-    """A signal to ourselves at the so-manieth call of a function, given by its dotted name."""
+def _send_during(signum: int, place: str, call: int, as_import: bool) -> None:
+    """A signal to ourselves at the so-manieth call of a function, given by its dotted name.
+
+    With `as_import` its exception becomes what C code makes of it while an extension is imported.
+    """
     module_name, _, name = place.rpartition(".")
     module = importlib.import_module(module_name)
     function, calls = getattr(module, name), itertools.count(1)
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         if next(calls) == call:
-            os.kill(os.getpid(), signum)
+            try:
+                os.kill(os.getpid(), signum)
+            except BaseException as error:
+                if not as_import:
+                    raise
+                raise ImportError("initialization failed") from error
         return function(*arguments, **options)
 
     if function.__module__ == module_name:

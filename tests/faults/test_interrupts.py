@@ -140,12 +140,21 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     assert (b"to continue: train resume run" in screen) == (times == 1)
 
 
-@pytest.mark.parametrize("place", ["trainer.training.finish.evaluate", "trainer.training.finish.confusion_matrix"])
-def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(zygote: Zygote, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "as_import"),
+    [
+        ("trainer.training.finish.evaluate", False),
+        ("trainer.training.finish.confusion_matrix", False),
+        ("trainer.training.finish.confusion_matrix", True),
+    ],
+)
+def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(
+    zygote: Zygote, tmp_path: Path, place: str, as_import: bool
+) -> None:
     """It may come in the middle of an import: what would need another one is left out."""
     reference, run = tmp_path / "reference", tmp_path / "run"
     assert train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={reference}")[0] == 0
-    fault = {"signal": int(signal.SIGTERM), "during": place}
+    fault = {"signal": int(signal.SIGTERM), "during": place, "as_import": as_import}
     code, output = train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={run}", fault=fault)
     assert code == 143
     assert output.splitlines()[-1] == "to continue: train resume run"

@@ -12,7 +12,7 @@ from trainer.assembly.run_folder_of import join, open_folder
 from trainer.assembly.torch_settings import set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
 from trainer.base.config import Config
-from trainer.base.errors import ConfigurationError, DiskError
+from trainer.base.errors import ConfigurationError, DiskError, interruption
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
 from trainer.base.stateful import Stateful
@@ -70,7 +70,9 @@ def assemble(
     except BaseException as error:
         if run is not None and run.report is not None:
             run.report.close()
-        if isinstance(error, Exception) and not has_begun:  # a failed resume must not overwrite the result
+        if (
+            isinstance(error, Exception) and interruption(error) is None and not has_begun
+        ):  # a failed resume must not overwrite the result
             with suppress(DiskError):  # report the first error only
                 record_failure(folder, config, error)
         lock.release()

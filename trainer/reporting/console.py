@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from trainer.base.errors import ConfigurationError, DiskError, GearshiftError, Interrupted, one_line, understood
+from trainer.base.errors import (
+    ConfigurationError,
+    DiskError,
+    GearshiftError,
+    Interrupted,
+    interruption,
+    one_line,
+    understood,
+)
 
 _OWN = Path(__file__).resolve().parents[1]
 
@@ -24,6 +32,8 @@ def exit_on_error() -> Iterator[None]:
         _discard_stdout()
         raise SystemExit(0) from None
     except Exception as error:
+        if (stop := interruption(error)) is not None:
+            raise SystemExit(stop.exit_code) from None
         known = print_failure(error)
         raise SystemExit(getattr(known, "exit_code", 1)) from None
 

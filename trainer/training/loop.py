@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer.base.duration import is_time
+from trainer.base.errors import interruption
 from trainer.base.signals import stop_request
 from trainer.contracts import Diagnostics
 from trainer.training.batches import Batch
@@ -29,8 +30,9 @@ def fit(run: Run) -> Result:
         stop_request.can_wait = False
         return finish(run, status)
     except BaseException as error:
+        error = interruption(error) or error
         finish(run, "failed", error)
-        raise
+        raise error
     finally:
         stop_request.can_wait = False
         run.close()
