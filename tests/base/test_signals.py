@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainer.base.errors import Interrupted, interruption
+from trainer.base.errors import ConfigurationError, DiskError, Diverged, Interrupted
 from trainer.base.signals import StopRequest
 
 
@@ -27,12 +27,24 @@ def test_a_loop_that_looks_is_not_disturbed() -> None:
     assert request.signum == signal.SIGTERM
 
 
-def test_a_signal_during_an_import_is_found_behind_the_error_that_it_became() -> None:
-    stop = Interrupted(signal.SIGTERM)
-    failed, again, full = ImportError("initialization failed"), ImportError("is registered already"), OSError("full")
-    failed.__cause__, again.__context__, full.__context__ = stop, failed, stop
-    assert [interruption(error) for error in (stop, failed, again)] == [stop, stop, stop]
-    assert [interruption(error) for error in (full, ImportError("no such module"))] == [None, None]
+def test_the_signal_behind_an_error() -> None:
+    request = StopRequest()
+    failed = ImportError("cannot load module more than once per process")
+    assert request.behind(failed) is None
+    with pytest.raises(Interrupted) as caught:
+        request.receive(signal.SIGTERM)
+    assert request.behind(caught.value) is caught.value
+    for consequence in (failed, ConfigurationError("model: cannot be imported"), AttributeError("half a module")):
+        stop = request.behind(consequence)
+        assert stop is not None and stop.exit_code == 143
+    assert [request.behind(error) for error in (DiskError("full"), OSError("full"), Diverged("nan"))] == [None] * 3
+
+
+def test_a_signal_that_is_waited_for_is_behind_no_error() -> None:
+    request = StopRequest()
+    request.can_wait = True
+    request.receive(signal.SIGTERM)
+    assert request.behind(ImportError("no such module")) is None
 
 
 @pytest.mark.parametrize("can_wait", [False, True])

@@ -12,9 +12,10 @@ from trainer.assembly.run_folder_of import join, open_folder
 from trainer.assembly.torch_settings import set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
 from trainer.base.config import Config
-from trainer.base.errors import ConfigurationError, DiskError, interruption
+from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
+from trainer.base.signals import stop_request
 from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
@@ -71,7 +72,7 @@ def assemble(
         if run is not None and run.report is not None:
             run.report.close()
         if (
-            isinstance(error, Exception) and interruption(error) is None and not has_begun
+            isinstance(error, Exception) and stop_request.behind(error) is None and not has_begun
         ):  # a failed resume must not overwrite the result
             with suppress(DiskError):  # report the first error only
                 record_failure(folder, config, error)

@@ -78,18 +78,6 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by signal {signum}")
 
 
-def interruption(error: BaseException) -> Interrupted | None:
-    """Return the signal that caused an error, if one did.
-
-    While a C extension is being imported it may turn the exception of a signal into an ImportError of its own
-    ("initialization failed"), and cannot be imported again by this process.
-    """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, Interrupted):
-        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, ImportError) else None)
-    return cause
-
-
 def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return a message about an unknown name, with the nearest one and a list of all (if many, the first ones)."""
     names = sorted(str(k) for k in known)

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from trainer import launching
 from trainer.base.config import JsonObject
-from trainer.base.errors import ConfigurationError, DataError, interruption, one_line
+from trainer.base.errors import ConfigurationError, DataError, one_line
+from trainer.base.signals import stop_request
 from trainer.configuration import compose
 from trainer.launching import folder_of_earlier_attempt, train
 from trainer.reporting.console import print_failure, say
@@ -55,7 +56,7 @@ class Jobs:
             value: float | None = result.value
             return value
         except Exception as error:
-            if (stop := interruption(error)) is not None:
+            if (stop := stop_request.behind(error)) is not None:
                 raise stop from None
             self.error = error
             if self.is_sweep:

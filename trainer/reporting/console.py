@@ -13,10 +13,10 @@ from trainer.base.errors import (
     DiskError,
     GearshiftError,
     Interrupted,
-    interruption,
     one_line,
     understood,
 )
+from trainer.base.signals import stop_request
 
 _OWN = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def exit_on_error() -> Iterator[None]:
         _discard_stdout()
         raise SystemExit(0) from None
     except Exception as error:
-        if (stop := interruption(error)) is not None:
+        if (stop := stop_request.behind(error)) is not None:
             raise SystemExit(stop.exit_code) from None
         known = print_failure(error)
         raise SystemExit(getattr(known, "exit_code", 1)) from None

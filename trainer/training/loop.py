@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer.base.duration import is_time
-from trainer.base.errors import interruption
 from trainer.base.signals import stop_request
 from trainer.contracts import Diagnostics
 from trainer.training.batches import Batch
@@ -30,7 +29,7 @@ def fit(run: Run) -> Result:
         stop_request.can_wait = False
         return finish(run, status)
     except BaseException as error:
-        error = interruption(error) or error
+        error = stop_request.behind(error) or error
         finish(run, "failed", error)
         raise error
     finally:
