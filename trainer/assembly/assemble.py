@@ -71,9 +71,8 @@ def assemble(
     except BaseException as error:
         if run is not None and run.report is not None:
             run.report.close()
-        if (
-            isinstance(error, Exception) and stop_request.behind(error) is None and not has_begun
-        ):  # a failed resume must not overwrite the result
+        is_failure = isinstance(error, Exception) and stop_request.behind(error) is None
+        if is_failure and not has_begun:  # a failed resume must not overwrite the result
             with suppress(DiskError):  # report the first error only
                 record_failure(folder, config, error)
         lock.release()
