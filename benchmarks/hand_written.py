@@ -14,7 +14,7 @@ torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
 targets = torch.tensor(digits.target)
-images, targets = images[:1437], targets[:1437]  # as many as `data=digits` trains on
+images, targets = images[:1437], targets[:1437]  # the size of the training split of `data=digits`
 images = (images - images.mean()) / images.std()
 
 model = nn.Sequential(

@@ -21,7 +21,7 @@ the same parameters; a difference above the recipe's tolerance aborts the benchm
 Each process has one thread. All contestants take turns within a round; the time until the queues of workers are full is
 not counted. Ratios are computed per round and reported as median (minimum..maximum).
 
-`--device cuda`: our images per second there, relative to a training step of ResNet-18 (bf16, channels_last), and an
+`--device cuda`: our images per second target, relative to a training step of ResNet-18 (bf16, channels_last), and an
 epoch of CIFAR-10 with our input and with a DataLoader.
 """
 
@@ -75,11 +75,11 @@ except ImportError:
 
 SEED, BATCH, PHOTO_BATCH = 0, 256, 64
 PHOTO_SIZE = 224
-SLACK = 1e-3  # levels: what normalisation in another order of float32 operations may change
-PIL_DECODES_WITHIN = 3  # levels: PIL brings another libjpeg, and another resize
+SLACK = 1e-3  # levels: allowance for a different order of float32 operations in normalization
+PIL_DECODES_WITHIN = 3  # levels: PIL has its own libjpeg and resize
 BILINEAR = v1.InterpolationMode.BILINEAR
 JITTER, DEGREES, SHIFT = 0.2, 15.0, 0.125
-Row = dict[str, Any]  # a sample's parameters, as numbers
+Row = dict[str, Any]  # the parameters of one sample, as Python numbers
 
 
 # --- recipes ----------------------------------------------------------------------------------------------
@@ -87,10 +87,11 @@ Row = dict[str, Any]  # a sample's parameters, as numbers
 
 @dataclass
 class Recipe:
-    """Ours, the same in torchvision and kornia, and what decides that they are the same.
+    """One recipe for every contestant, and how to verify that all of them produce the same images.
 
-    `reference` makes an image of another one and its row; `tolerance` is in levels of 0..255, `wanted` the ratios to
-    PIL without workers and with 2.
+    `reference` transforms one image with the parameters of its row; `tolerance` is in levels of 0..255; `wanted` has
+    the target ratios to PIL without workers and with 2.
+
     """
 
     pipeline: Pipeline
@@ -119,7 +120,7 @@ def rich(image: Tensor, row: Row) -> Tensor:
 
 
 def policy(name: str, theirs: Any, magnitude_of: Callable[[int], int]) -> Callable[[Tensor, Row], Tensor]:
-    """Crop and flip, then what torchvision's own class makes of the operations and strengths of the row."""
+    """Crop and flip, followed by torchvision's own class with the operations and strengths of the row."""
 
     def reference(image: Tensor, row: Row) -> Tensor:
         image = crop_and_flip(image, row)
@@ -186,7 +187,7 @@ def recipes() -> dict[str, Recipe]:
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]
-    """PIL images of an array, as torchvision's CIFAR10 makes them."""
+    """The PIL images of an array, like torchvision's CIFAR10."""
 
     def __init__(self, images_NCHW: Tensor, transforms: list[Any]) -> None:
         self.images_NHWC = images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
@@ -211,7 +212,7 @@ class Tensors(Dataset):  # type: ignore[type-arg]
 
 
 class Batched(Tensors):
-    """Whole batches, for kornia."""
+    """Transforms whole batches, for kornia."""
 
     def __init__(self, images_NCHW: Tensor, transforms: list[Any]) -> None:
         self.images_NCHW, self.transform = images_NCHW, nn.Sequential(*transforms)
@@ -222,7 +223,7 @@ class Batched(Tensors):
 
 
 def speed(batches: Iterable[Any], skip: int, count: int) -> float:
-    """Images a second of `count` batches, the first `skip` ones not counted."""
+    """Images per second over `count` batches, after `skip` untimed ones."""
     gc.collect()
     source, seen = iter(batches), 0
     for _ in itertools.islice(source, skip):
@@ -234,13 +235,13 @@ def speed(batches: Iterable[Any], skip: int, count: int) -> float:
 
 
 def loader_speed(data: Any, workers: int, batch_size: int, count: int, collate: Any = None) -> float:
-    skip = 1 + 2 * workers  # a DataLoader has two batches a worker under way
+    skip = 1 + 2 * workers  # a DataLoader prefetches two batches per worker
     sampler = RandomSampler(data, num_samples=(2 * skip + count) * batch_size)
     return speed(DataLoader(data, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate), skip, count)
 
 
 class Epochs:
-    """Ours: batches of one epoch after the other."""
+    """Our input: the batches of successive epochs."""
 
     def __init__(
         self, images: Any, preprocessing: nn.Module, pipeline: Pipeline, batch_size: int, device: str = "cpu"
@@ -257,13 +258,13 @@ class Epochs:
         return self.batches.epoch(next(self.numbers))
 
     def table(self, epoch: int) -> dict[str, Tensor]:
-        """The parameters of an epoch's samples."""
+        """Augmentation parameters of every sample in `epoch`."""
         C, H, W = self.shape[1:]
         return self.pipeline.draw(self.shape[0], (C, H, W), generator_for(SEED, "augmentation", epoch))
 
 
 def normalising(preprocessing: Standardize) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for images of 0..1."""
+    """Mean and standard deviation for images in 0..1."""
     mean, reciprocal = preprocessing.mean.flatten().cpu(), preprocessing.reciprocal_std.flatten().cpu()
     return (mean / 255).tolist(), (1 / (255 * reciprocal)).tolist()
 
@@ -273,7 +274,9 @@ def normalising(preprocessing: Standardize) -> tuple[list[float], list[float]]:
 
 @dataclass
 class Equality:
-    """How far ours are from a reference, in levels of 0..255; `share` of the values by half a level or more."""
+    """Largest difference of our images from a reference, in levels of 0..255; `share` of the values differ by half a
+    level or more.
+    """
 
     name: str
     images: int
@@ -295,7 +298,7 @@ class Equality:
 def compare(
     name: str, batch: Batch, references: Iterable[Any], preprocessing: Standardize, tolerance: float
 ) -> Equality:
-    """Our batch against images, of PIL or uint8 tensors, that are normalised by torchvision."""
+    """Compare our batch with images (PIL or uint8 tensors) that torchvision normalizes."""
     mean, std = normalising(preprocessing)
     theirs = torch.stack([
         one.normalize(one.to_dtype(one.to_image(image), torch.float32, scale=True), mean, std) for image in references
@@ -310,7 +313,7 @@ def rows_of(table: dict[str, Tensor], indices: Tensor) -> list[Row]:
 
 
 def check(name: str, recipe: Recipe, images_NCHW: Tensor, ours: Epochs, preprocessing: Standardize) -> list[Equality]:
-    """The first batch of an epoch, image by image."""
+    """Compare the first batch of an epoch with the references, image by image."""
     batch = next(iter(ours.batches.epoch(0)))
     rows = rows_of(ours.table(0), batch.indices)
     originals = images_NCHW[batch.indices]
@@ -324,8 +327,8 @@ def check(name: str, recipe: Recipe, images_NCHW: Tensor, ours: Epochs, preproce
     return found
 
 
-def insist(found: list[Equality]) -> list[str]:
-    """The lines that say so. SystemExit where ours are other images."""
+def require_equal(found: list[Equality]) -> list[str]:
+    """Format the comparisons. Raises SystemExit if one exceeds its tolerance."""
     for equality in found:
         if not equality.holds:
             raise SystemExit(f"not the same images, so nothing is timed: {equality}")
@@ -336,7 +339,7 @@ def insist(found: list[Equality]) -> list[str]:
 
 
 def small_images(data: Path | None, count: int) -> tuple[Tensor, str]:
-    """uint8 (count, 3, 32, 32) and what they are."""
+    """uint8 images (count, 3, 32, 32) and a description of them."""
     with tempfile.TemporaryDirectory() as folder:
         root = data
         if data is not None and (data / "cifar10-packed").is_dir():
@@ -354,7 +357,8 @@ def small_images(data: Path | None, count: int) -> tuple[Tensor, str]:
 def small_contestants(
     recipe: Recipe, images_NCHW: Tensor, ours: Epochs, preprocessing: Standardize, count: int, batch_size: int
 ) -> dict[str, Callable[[], float]]:
-    """Ours are whole epochs, the drawing of order and table included; the others `count` batches a process."""
+    """Our input is timed over whole epochs, including drawing the order and the parameters; the others over `count`
+    batches."""
     mean, std = normalising(preprocessing)
     pil = Pictures(images_NCHW, [*recipe.pil, v1.Normalize(mean, std)])
     tensors = Tensors(images_NCHW, [*recipe.tensors, v2.Normalize(mean, std)])
@@ -374,13 +378,14 @@ def small_contestants(
 
 
 def photo_folder(source: Path, folder: Path, copies: int) -> Path:
-    """Links to the photographs, to each of the training part several times: an epoch outlasts the start of workers."""
+    """Symlinks to the photographs, `copies` for each training photograph, so that an epoch is longer than worker
+    start-up."""
     for part, origin, times in (("train", "train", copies), ("val", "val", 1), ("test", "val", 1)):
         for path in sorted((source / origin).glob("*/*.jpg")):
-            there = folder / part / path.parent.name
-            there.mkdir(parents=True, exist_ok=True)
+            target = folder / part / path.parent.name
+            target.mkdir(parents=True, exist_ok=True)
             for copy in range(times):
-                (there / f"{path.stem}_{copy}.jpg").symlink_to(path)
+                (target / f"{path.stem}_{copy}.jpg").symlink_to(path)
     return folder
 
 
@@ -405,8 +410,8 @@ def pil_folder(root: Path) -> torchvision.datasets.ImageFolder:
 
 
 def check_photographs(pil: torchvision.datasets.ImageFolder, ours: Epochs, others: list[Epochs]) -> list[Equality]:
-    """The first batch of an epoch, against torchvision's decoder and resize, against PIL's, and against ours with
-    workers and from a cache."""
+    """Compare the first batch of an epoch with torchvision's decoder and resize, with PIL's, and with ours using
+    workers or a cache."""
     batch = next(iter(ours.batches.epoch(0)))
     chosen = {name: values[batch.indices] for name, values in ours.table(0).items()}
     images: Any = ours.batches.images
@@ -439,7 +444,7 @@ def photo_contestants(
     for n in (0, 1, 2):
         found[f"PIL, {n} workers"] = partial(loader_speed, pil, n, batch_size, count)
     for name, epochs in ours.items():
-        # from memory it is a whole epoch; elsewhere what workers do before the first batch is not counted
+        # from memory: a whole epoch; otherwise the batches prefetched by workers are skipped
         skip, length = (0, len(pil)) if "memory" in name else (5, count)
         found[name] = partial(speed, epochs, skip, length)
     return found
@@ -449,14 +454,14 @@ def photo_contestants(
 
 
 def resnet18(device: str) -> nn.Module:
-    """For 32x32: a first convolution of 3x3 without stride, and no pooling behind it."""
+    """ResNet-18 for 32x32 images: a 3x3 first convolution with stride 1 and no max pooling."""
     model = torchvision.models.resnet18(num_classes=10)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return model.to(device, memory_format=torch.channels_last).train()
 
 
 class Training:
-    """Steps of ResNet-18, bf16 and channels_last."""
+    """Training steps of ResNet-18 in bf16 and channels_last."""
 
     def __init__(self, device: str) -> None:
         self.device, self.model = device, resnet18(device)
@@ -476,7 +481,7 @@ class Training:
 
 
 def seconds(work: Callable[[], Any], device: str, rounds: int) -> list[float]:
-    """Of each round; one round of warm-up is not counted."""
+    """Seconds per round; one warm-up round is not counted."""
     found = []
     for _ in range(rounds + 1):
         synchronize(device)
@@ -495,7 +500,7 @@ def synchronize(device: str) -> None:
 def device_table(
     chosen: dict[str, Recipe], images_NCHW: Tensor, device: str, rounds: int, batch_size: int, workers: int
 ) -> list[str]:
-    """Images a second there, what share of a training step they take, and epochs of training."""
+    """Images per second on `device`, their cost relative to a training step, and the duration of training epochs."""
     preprocessing = Standardize()
     preprocessing.fit(images_NCHW)
     training, count = Training(device), len(images_NCHW)
@@ -504,7 +509,7 @@ def device_table(
     head, rule = ["recipe", "images/s", "share of a step", "epoch (s)", f"epoch with PIL, {workers} workers (s)"], []
     for name, recipe in chosen.items():
         ours = Epochs(images_NCHW, preprocessing, recipe.pipeline, batch_size, device)
-        insist(check(name, recipe, images_NCHW, ours, preprocessing))
+        require_equal(check(name, recipe, images_NCHW, ours, preprocessing))
         alone = [count / taken for taken in seconds(partial(deque, ours, 0), device, rounds)]
         shares = [batch_size / images_a_second / step for images_a_second in alone]
         pil = Pictures(images_NCHW, [*recipe.pil, v1.Normalize(*normalising(preprocessing))])
@@ -523,7 +528,7 @@ Speeds = dict[str, list[float]]
 
 
 def measure(groups: dict[str, dict[str, Callable[[], float]]], rounds: int) -> dict[str, Speeds]:
-    """Images a second of each contestant in each round; one round of warm-up is not counted."""
+    """Images per second of each contestant in each round; one warm-up round is not counted."""
     found: dict[str, Speeds] = {group: {name: [] for name in members} for group, members in groups.items()}
     for number in range(rounds + 1):
         for group, members in groups.items():
@@ -567,7 +572,7 @@ def header(arguments: argparse.Namespace, pixels: str) -> list[str]:
 
 
 def processor() -> str:
-    """The model, and how many of its cores there are."""
+    """Processor model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -580,13 +585,13 @@ def kornia_version() -> str | None:
 
 
 def small_table(chosen: dict[str, Recipe], images_NCHW: Tensor, rounds: int, count: int, batch_size: int) -> list[str]:
-    """What was compared, what the layout takes, and the speeds."""
+    """Results of the comparisons, memory used by the layout, and the speeds."""
     preprocessing = Standardize()
     preprocessing.fit(images_NCHW)
     lines, groups = [], {}
     for name, recipe in chosen.items():
         ours = Epochs(images_NCHW, preprocessing, recipe.pipeline, batch_size)
-        lines += [f"- {line}" for line in insist(check(name, recipe, images_NCHW, ours, preprocessing))]
+        lines += [f"- {line}" for line in require_equal(check(name, recipe, images_NCHW, ours, preprocessing))]
         taken = ours.batches.images.untyped_storage().nbytes() / images_NCHW.nbytes
         lines.append(f"- {name} is read from {taken:.2f} times the bytes of the uint8 images")
         groups[name] = small_contestants(recipe, images_NCHW, ours, preprocessing, count, batch_size)
@@ -600,7 +605,7 @@ def photo_table(source: Path, rounds: int, count: int, batch_size: int, copies: 
         ours = {f"ours, {n} workers": photo_epochs(root, "none", n, batch_size) for n in (0, 1, 2)}
         ours["ours, from memory"] = photo_epochs(root, "memory", 0, batch_size)
         first, *others = ours.values()
-        lines = [f"- {line}" for line in insist(check_photographs(pil_folder(root), first, others))]
+        lines = [f"- {line}" for line in require_equal(check_photographs(pil_folder(root), first, others))]
         speeds = measure({"photographs": photo_contestants(root, ours, batch_size, count)}, rounds)
     found = speeds["photographs"]
     lines += ["", *table(speeds, {"photographs": {"ours, from memory": "10"}}), ""]
@@ -638,7 +643,7 @@ def main() -> None:
         if source is not None and source.is_dir():
             report += photo_table(source, arguments.rounds, arguments.batches, PHOTO_BATCH, arguments.copies)
         else:
-            report += ["photographs: left out, there is no folder `flowers` in --data"]
+            report += ["photographs: left out, target is no folder `flowers` in --data"]
     print("\n".join(report))
     if arguments.output is not None:
         arguments.output.write_text("\n".join(report) + "\n")

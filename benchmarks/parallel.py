@@ -60,7 +60,7 @@ WARM_UP = 5
 
 
 def seconds_per_step(overrides: list[str], steps: int) -> float:
-    """Of this rank, with the others beside it."""
+    """Seconds per step on this rank, with all ranks running at the same time."""
     run = make([*overrides, f"steps={steps + WARM_UP}"])
     run.model.train()
     done, start = 0, 0.0
@@ -77,7 +77,7 @@ def seconds_per_step(overrides: list[str], steps: int) -> float:
 
 
 def measure(contestants: dict[str, tuple[int, list[str]]], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each in each round, on the slowest rank; one round of warm-up is not counted."""
+    """Seconds per step of each contestant in each round, on the slowest rank; one warm-up round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, (processes, words) in contestants.items():
@@ -116,7 +116,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 class Link(NamedTuple):
-    """What one rank can send: bytes a second, and seconds that every message takes besides."""
+    """Bandwidth of one rank in bytes per second, and latency of a message in seconds."""
 
     bytes_per_second: float
     latency: float
@@ -130,33 +130,33 @@ LINKS = {
 }
 
 
-def order_statistic(place: int, count: int) -> float:
-    """Expected `place`-th smallest of `count` independent standard normal numbers.
+def order_statistic(k: int, count: int) -> float:
+    """Expected `k`-th smallest of `count` independent standard normal numbers.
 
-    E = integral of x * count! / ((place - 1)! (count - place)!) * F(x)^(place - 1) (1 - F(x))^(count - place) f(x).
-    For the largest it grows like sqrt(2 ln count).
+    E = integral of x * count! / ((k - 1)! (count - k)!) * F(x)^(k - 1) (1 - F(x))^(count - k) f(x).
+    The expected maximum grows like sqrt(2 ln count).
     """
     x = torch.linspace(-12, 12, 24_001, dtype=torch.float64)
-    ln_ways = math.lgamma(count + 1) - math.lgamma(place) - math.lgamma(count - place + 1)
+    ln_ways = math.lgamma(count + 1) - math.lgamma(k) - math.lgamma(count - k + 1)
     below, above = torch.special.log_ndtr(x), torch.special.log_ndtr(-x)
     ln_density = -x * x / 2 - math.log(2 * math.pi) / 2
-    weight = torch.exp(ln_ways + (place - 1) * below + (count - place) * above + ln_density)
+    weight = torch.exp(ln_ways + (k - 1) * below + (count - k) * above + ln_density)
     return float(torch.trapezoid(x * weight, x))
 
 
 def slowest(ranks: int, mean: float, sd: float, backups: int = 0) -> float:
-    """Expected time until `ranks` of `ranks + backups` are done, whose times are normal (mean, sd)."""
+    """Expected time until `ranks` of `ranks + backups` workers are done, with normally distributed times (mean, sd)."""
     return mean + sd * order_statistic(ranks, ranks + backups)
 
 
 def step_seconds(costs: Cost, work: float, ranks: int, link: Link, spread: float = 0.0) -> float:
-    """Of one step that takes a single device `work` seconds; a rank's time varies by `spread` (sd / mean)."""
+    """Seconds of a step that takes one device `work` seconds; `spread` is sd / mean of a rank's time."""
     own = work / costs.speed_up
     return slowest(ranks, own, spread * own) + costs.total.seconds(*link)
 
 
 def alexnet_step(batch_size: int = 256) -> Step:
-    """AlexNet for ImageNet: 60,965,224 parameters."""
+    """One step of AlexNet for ImageNet (60,965,224 parameters)."""
     with torch.device("meta"):
         model = alexnet_two_column(input_shape=(3, 224, 224), num_outputs=1000)
     return Step(cost.layers_of(model, (3, 224, 224)), batch_size)
@@ -170,7 +170,7 @@ SCHEMES: dict[str, Callable[[Step, int], Cost]] = {
 
 
 def simulate(per_sample: float, spread: float, batch_size: int = 256) -> list[str]:
-    """Speed-ups over one device."""
+    """Table of speed-ups over one device."""
     step, worlds = alexnet_step(batch_size), (2, 4, 8, 16, 32, 64)
     work = per_sample * batch_size
     lines = [f"| link | scheme | {' | '.join(f'{n} ranks' for n in worlds)} |", "|---|---|" + "---|" * len(worlds)]
@@ -185,7 +185,7 @@ def simulate(per_sample: float, spread: float, batch_size: int = 256) -> list[st
 
 
 def waiting(spread: float) -> list[str]:
-    """What a step takes longer because of the slowest, and with backup workers."""
+    """Table of relative step times when waiting for the slowest worker, without and with backup workers."""
     lines = ["| workers | slowest of all | with 5 % more workers, not waited for |", "|---|---|---|"]
     for ranks in (2, 8, 32, 128, 512):
         backups = math.ceil(0.05 * ranks)
@@ -194,7 +194,7 @@ def waiting(spread: float) -> list[str]:
 
 
 def seconds_per_sample(batch_size: int = 8) -> float:
-    """Forward and backward of AlexNet on this machine, median of five."""
+    """Seconds per sample of AlexNet's forward and backward pass on this machine, median of five."""
     model = alexnet_two_column(input_shape=(3, 224, 224), num_outputs=1000)
     images, targets = torch.randn(batch_size, 3, 224, 224), torch.zeros(batch_size, dtype=torch.int64)
     taken = []
@@ -216,22 +216,23 @@ STEPS = 50
 
 
 def curve_with_mean(overrides: list[str], steps: int) -> list[float]:
-    """Data parallelism that divides the sum of the gradients, which are shares of the mean already, by the ranks."""
+    """Incorrect data parallelism: divides the gradient sum by the world size although each gradient is already
+    weighted."""
     summed = ddp.sum_gradients
 
     def mean(group: Any, bucket: dist.GradBucket) -> Any:
         bucket.buffer().div_(dist.get_world_size(group))
         return summed(group, bucket)
 
-    mean.__annotations__ = {}  # torch compares them with its own
+    mean.__annotations__ = {}  # torch compares the annotations with its own
     ddp.sum_gradients = mean
     return curve_losses(overrides, steps)
 
 
 def curve_with_own_seed(overrides: list[str], steps: int) -> list[float]:
-    here = rank_info()
-    assert here is not None
-    return curve_losses([*overrides, f"seed={here.rank}"], steps)
+    info = rank_info()
+    assert info is not None
+    return curve_losses([*overrides, f"seed={info.rank}"], steps)
 
 
 def curve_losses(overrides: list[str], steps: int) -> list[float]:
@@ -239,7 +240,7 @@ def curve_losses(overrides: list[str], steps: int) -> list[float]:
     return losses
 
 
-# data parallelism as it should not be: these curves must be other ones
+# incorrect data parallelism: these curves must differ
 WRONG = {
     "plain batch norm": (curve_losses, ["parallelism.batch_norm=plain"]),
     "mean instead of sum": (curve_with_mean, []),
@@ -248,7 +249,7 @@ WRONG = {
 
 
 def all_curves() -> dict[str, dict[str, list[float]]]:
-    """Norm -> strategy -> losses; two processes, `hybrid` four."""
+    """Norm -> strategy -> losses, on two processes (`hybrid`: four)."""
     found: dict[str, dict[str, list[float]]] = {"batch": {}, "none": {}}
     for norm, words in NORM.items():
         base = [*LEARNT, *words]
@@ -266,7 +267,7 @@ def all_curves() -> dict[str, dict[str, list[float]]]:
 
 
 def draw_curves(path: Path) -> dict[str, float]:
-    """Draw the picture; returns the largest distance of each strategy's loss from that of one device."""
+    """Draw the picture; returns the largest difference of each strategy's loss from that of one device."""
     from matplotlib.figure import Figure
 
     found = all_curves()
@@ -281,7 +282,7 @@ def draw_curves(path: Path) -> dict[str, float]:
         for number, (name, losses) in enumerate(found[norm].items()):
             updates = range(1, len(losses) + 1)
             look: Any = {"color": colors[name], "marker": marks.get(name), "markersize": 4, "markevery": 2}
-            # later lines are thinner, so that those below them are seen
+            # later lines are thinner, so that overlapping curves remain visible
             width = 0.9 if name in WRONG else max(1.0, 7.0 - number)
             left.plot(updates, losses, style, linewidth=width, **look)
             if name != "single":

@@ -54,9 +54,9 @@ def measure(programs: dict[str, list[str]], runs: int, threads: int) -> dict[str
 
 
 def _run_once(arguments: Sequence[str], threads: int) -> tuple[float, float]:
-    """Seconds elapsed, and seconds of processor time with all child processes."""
+    """Wall seconds, and CPU seconds including all child processes."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles the sources at every start
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # allow the bytecode cache, as in normal use
     with tempfile.TemporaryDirectory() as folder:
         before, begin = os.times(), time.perf_counter()
         subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
@@ -66,7 +66,7 @@ def _run_once(arguments: Sequence[str], threads: int) -> tuple[float, float]:
 
 
 def table(found: dict[str, Times]) -> str:
-    """A row a program, for people."""
+    """Markdown table with one row per program."""
     lines = [f"{'':16}{'elapsed':>9}  {'25 to 75 %':>13}{'ratio':>7}{'CPU':>9}{'ratio':>7}"]
     for name, times in found.items():
         low, _, high = statistics.quantiles(times.elapsed, n=4)

@@ -37,7 +37,7 @@ CLIP, LR, DECAY = 1.0, 0.002, 0.01
 
 
 class Clock:
-    """Remembers when each forward pass in training mode began."""
+    """Records when each forward pass in training mode begins."""
 
     def __init__(self, model: nn.Module) -> None:
         self.times: list[int] = []
@@ -48,13 +48,13 @@ class Clock:
             self.times.append(time.perf_counter_ns())
 
     def microseconds(self) -> tuple[float, float]:
-        """Median and mean time of a step, the first twenty left out."""
+        """Median and mean time of a step, without the first twenty."""
         steps = [(b - a) / 1e3 for a, b in zip(self.times[20:], self.times[21:], strict=False)]
         return statistics.median(steps), statistics.mean(steps)
 
 
 class Problem:
-    """The model and the data of a configuration, as a hand-written loop would hold them."""
+    """Model and data of a configuration, as a hand-written loop holds them."""
 
     def __init__(self, overrides: list[str], epochs: int, device: str) -> None:
         self.overrides = [
@@ -78,7 +78,7 @@ class Problem:
 
 
 def bare(problem: Problem) -> Clock:
-    """The best loop that only trains."""
+    """The fastest hand-written loop that only trains."""
     model = problem.model()
     clock, optimizer = Clock(model), torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
     images, targets, total = problem.images, problem.targets, torch.zeros((), device=problem.device)
@@ -93,7 +93,8 @@ def bare(problem: Problem) -> Clock:
 
 
 def same_work(problem: Problem) -> Clock:
-    """A good loop that does what ours does: clipping, schedule, metrics, evaluation and save each epoch."""
+    """A hand-written loop that does the same work as `fit`: clipping, schedule, metrics, evaluation and a checkpoint
+    each epoch."""
     model = problem.model()
     clock, optimizer = Clock(model), torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
     parameters = list(model.parameters())
@@ -130,7 +131,7 @@ def same_work(problem: Problem) -> Clock:
 
 
 def ours(problem: Problem) -> Clock:
-    """`fit`, with a live display drawn into nowhere."""
+    """`fit`, with its live display written to a null device."""
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with tempfile.TemporaryDirectory() as folder:
         run = assemble(problem.config, Path(folder), console=console)
@@ -143,7 +144,7 @@ CONTESTANTS: dict[str, Callable[[Problem], Clock]] = {"bare": bare, "same work":
 
 
 def measure(problem: Problem, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Median and mean step of each contestant in each round; one round of warm-up is not counted."""
+    """Median and mean step time of each contestant in each round; one warm-up round is not counted."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTESTANTS}
     for round_number in range(rounds + 1):
         for name, contestant in CONTESTANTS.items():

@@ -26,14 +26,14 @@ def checked(name: str, recipe: benchmark.Recipe, size: int = 64) -> list[benchma
 def test_recipes_are_torchvisions(name: str) -> None:
     found = checked(name, benchmark.recipes()[name])
     assert all(equality.holds and equality.images == 64 for equality in found)
-    assert benchmark.insist(found) == [str(equality) for equality in found]
+    assert benchmark.require_equal(found) == [str(equality) for equality in found]
 
 
 def test_nothing_is_timed_where_the_images_differ() -> None:
     recipe = benchmark.recipes()["standard"]
     recipe.reference = lambda image, row: benchmark.crop_and_flip(image, row | {"crop.offset_x": 0})
     with pytest.raises(SystemExit, match="not the same images, so nothing is timed: standard to v2, 64 images: "):
-        benchmark.insist(checked("standard", recipe))
+        benchmark.require_equal(checked("standard", recipe))
 
 
 def test_a_difference_of_one_level_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of operations share."""
+"""Helpers for the tests of operations."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The layout with shared borders: the same crops, in fewer bytes than padded images."""
+"""The layout with shared borders gives the same crops as padded images, in less memory."""
 
 import pytest
 import torch

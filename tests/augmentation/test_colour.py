@@ -1,4 +1,5 @@
-"""Colours against torchvision v2 on single uint8 images, with the same parameters, and what is drawn."""
+"""Colour operations against torchvision v2 on single uint8 images with the same parameters; distributions of
+parameters."""
 
 from copy import copy
 from pathlib import Path
@@ -30,8 +31,8 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "augmentation"
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 37, 21), (3, 3, 5), (1, 2, 9)]
 OFTEN = 0.8
 
-# operation, its row, torchvision's function of (image, the row's number), tolerance in levels, and the share of pixels
-# that may use it: torchvision rounds factor x + (1 - factor) g once, we twice, and its hues and powers are float32
+# operation, its row, torchvision's function of (image, parameter), tolerance in levels, and the share of pixels
+# that may differ: torchvision rounds factor x + (1 - factor) g once, we round twice; its hue and gamma are float32
 TABLE = {
     "brightness": (Brightness((0, 2), OFTEN), "factor", reference.adjust_brightness, 0, 0),
     "contrast": (Contrast((0, 2), OFTEN), "factor", reference.adjust_contrast, 1, 1e-3),
@@ -56,7 +57,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images(shape: tuple[int, int, int], num: int = 64) -> torch.Tensor:
-    """uint8: noise, smooth, of one colour, and of four levels, in turn."""
+    """uint8 images: noise, smooth, constant and four-level ones in turn."""
     g = generator(1)
     noise = torch.randint(0, 256, (num, *shape), dtype=torch.uint8, generator=g)
     coarse = torch.rand(num, shape[0], 4, 4, generator=g) * 300 - 20
@@ -90,13 +91,13 @@ def test_it_is_torchvisions(name, shape):
     expected = [function(x, v.item()) if a else x for x, v, a in zip(pixels, rows[row], applied, strict=True)]
     difference = (result - torch.stack(expected).float()).abs()
     assert difference.max() <= tolerance
-    of_many_colours = torch.arange(64) % 4 != 2  # others are whole numbers before they are rounded down
+    of_many_colours = torch.arange(64) % 4 != 2  # the means of the others are whole numbers before rounding
     assert (difference[of_many_colours] > 0).float().mean() <= share
 
 
 @pytest.mark.parametrize("name", ["contrast", "saturation", "sharpen"])
 def test_a_factor_of_two_or_a_half_loses_nothing(name):
-    # halves of whole numbers round in one way: here even the blends are exact
+    # halves round the same way here, so even the blends are exact
     operation, row, function, *_ = TABLE[name]
     pixels = images((3, 32, 32))
     factors = torch.tensor([0.0, 0.5, 1.5, 2.0], dtype=torch.float64).repeat(16)
@@ -110,7 +111,8 @@ def test_contrast_of_a_large_image_sums_exactly():
     means = torch.arange(201, 233, 2)  # times the number of pixels: odd, and too large for float32
     half = torch.randint(0, 23, (len(means), 301 * 321 // 2), generator=generator())
     pixels = means.unsqueeze(1) + torch.cat((half, -half, torch.zeros(len(means), 1)), 1)
-    factors = torch.zeros(len(means), dtype=torch.float64)  # leaves the mean: any error downwards is a level
+    # only the mean remains: any downward error changes the level
+    factors = torch.zeros(len(means), dtype=torch.float64)
     result = Contrast()(pixels.view(-1, *shape).float(), {"factor": factors})
     assert torch.equal(result, means.view(-1, 1, 1, 1).expand_as(result).float())
 
@@ -146,7 +148,7 @@ def test_lighting_is_the_formula_of_its_paper():
     assert torch.allclose(components.T @ components, torch.eye(3, dtype=torch.float64), atol=1e-3)
     expected = pixels / 255 + (components @ (rows["alpha"] * sizes).T).T.view(64, 3, 1, 1)
     result = lighting(pixels.float(), rows)
-    # half a level for rounding, and the constants, which are printed with four digits
+    # half a level for rounding; the constants are printed with four digits
     assert ((result / 255 - expected.clamp(0, 1)).abs() * 255).max() < 0.5 + 0.05
 
 
@@ -171,7 +173,7 @@ def test_the_neutral_number_changes_no_bit(name):
         pixels = images(shape).float()
         neutral = torch.full((64,), NEUTRAL[row], dtype=torch.float64)
         assert torch.equal(operation(pixels.clone(), {row: neutral}), pixels)
-        # and the function itself where an in-place operation treats all images because most are chosen
+        # and the function itself, when an in-place operation processes all images because most are selected
         mixed = rows_of(operation, 64, shape)[row]
         kept = torch.arange(64) % 5 == 0
         mixed[kept] = NEUTRAL[row]
@@ -180,11 +182,11 @@ def test_the_neutral_number_changes_no_bit(name):
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
 def test_probability_zero_changes_no_bit_and_one_changes_all(operation):
-    pixels = images((3, 32, 32))[1::4].mul(0.5).add(50).floor()  # smooth ones, from 50 to 177
+    pixels = images((3, 32, 32))[1::4].mul(0.5).add(50).floor()  # smooth images, values from 50 to 177
     never, always = (with_probability(operation, p) for p in (0.0, 1.0))
     assert torch.equal(never(pixels.clone(), rows_of(never, 16, (3, 32, 32))), pixels)
     changed = always(pixels.clone(), rows_of(always, 16, (3, 32, 32))) != pixels
-    assert changed.flatten(1).any(1).sum() >= 12  # a threshold may be above all pixels, bits may be all
+    assert changed.flatten(1).any(1).sum() >= 12  # a threshold may be above every pixel; all bits may be kept
 
 
 @pytest.mark.parametrize("probability", [0.2, 0.9])
@@ -214,7 +216,7 @@ def test_images_in_another_memory_layout(operation, probability):
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=IDS)
 def test_two_threads_give_the_same_bits(operation):
-    pixels = images((3, 37, 21)).repeat(16, 1, 1, 1).float()  # enough pixels to be shared out
+    pixels = images((3, 37, 21)).repeat(16, 1, 1, 1).float()  # enough pixels for several threads
     rows = rows_of(operation, 1024, (3, 37, 21))
     expected = operation(pixels.clone(), rows)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Counted noise: known values, uniformity, independence of neighbours, seeds and streams, and its price."""
+"""Counter-based noise: known values, uniformity, independence of neighbours, seeds and streams, and speed."""
 
 import time
 
@@ -13,7 +13,7 @@ WORD = 2**32
 
 
 def mix(x: int) -> int:
-    """The published function, in whole numbers of Python."""
+    """The published function in Python integers."""
     x ^= x >> 16
     x = x * 0x21F0AAAD % WORD
     x ^= x >> 15
@@ -40,7 +40,7 @@ def test_known_values(stream):
         assert uniform[i].flatten().tolist() == [(w >> 8) / 2**24 for w in words]
         shares = [w % 2**16 for w in words[:5]] + [w >> 16 for w in words[:5]]
         quantiles = [norm.ppf((share + 0.5) / 2**16) for share in shares][:9]
-        # the table is stretched by 1.00003 to the variance 1
+        # the table is scaled by 1.00003 to variance 1
         assert normal[i].flatten().tolist() == pytest.approx(quantiles, rel=1e-4)
 
 
@@ -56,7 +56,7 @@ def test_uniform_is_uniform_with_all_its_bits():
 
 
 def test_neighbouring_pixels_seeds_and_streams_are_independent():
-    in_a_row = counted.uniform(torch.arange(64), (60, 60), CPU)  # seeds one apart
+    in_a_row = counted.uniform(torch.arange(64), (60, 60), CPU)  # consecutive seeds
     pairs = {
         "pixels": (in_a_row[:, :, :-1], in_a_row[:, :, 1:]),
         "rows": (in_a_row[:, :-1], in_a_row[:, 1:]),
@@ -119,5 +119,5 @@ def test_it_costs_about_what_a_generator_does():
 
     given = seeds(256)
     theirs = seconds(lambda: torch.randn(256, 3, 32, 32))
-    assert seconds(lambda: counted.normal(given, (3, 32, 32), CPU)) < 4 * theirs  # about 0.8 of it
+    assert seconds(lambda: counted.normal(given, (3, 32, 32), CPU)) < 4 * theirs  # usually 0.8 of it
     assert seconds(lambda: counted.uniform(given, (3, 32, 32), CPU)) < 4 * theirs

@@ -1,6 +1,6 @@
-"""Fields of displacements: elastic against torchvision v2 with the same field, lenses against scipy.
+"""Displacement fields: elastic against torchvision v2 with the same field, lenses against scipy.
 
-Tolerance: 1 of 255 levels, at fewer than 1 pixel in 1000 (places are float32 here and float64 in scipy).
+Tolerance: 1 of 255 levels, at fewer than 1 pixel in 1000 (coordinates are float32 here and float64 in scipy).
 """
 
 import math
@@ -17,7 +17,7 @@ from tests.augmentation.helpers import generator, images, name
 from trainer.augmentation import Elastic, LensDistortion
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10)]
-FILLS = {"black": "grid-constant", "edge": "nearest", "mirror": "reflect"}  # and what scipy calls them
+FILLS = {"black": "grid-constant", "edge": "nearest", "mirror": "reflect"}  # scipy's names
 CPU = torch.device("cpu")
 
 
@@ -28,13 +28,13 @@ def assert_close(result: torch.Tensor, expected: list[torch.Tensor]) -> None:
 
 
 def by_scipy(image: torch.Tensor, y: np.ndarray, x: np.ndarray, fill: str) -> torch.Tensor:
-    """Places relative to the centre."""
-    places = [y + (image.shape[1] - 1) / 2, x + (image.shape[2] - 1) / 2]
-    planes = [map_coordinates(plane.double().numpy(), places, order=1, mode=FILLS[fill]) for plane in image]
+    """`y` and `x` are relative to the centre."""
+    coordinates = [y + (image.shape[1] - 1) / 2, x + (image.shape[2] - 1) / 2]
+    planes = [map_coordinates(plane.double().numpy(), coordinates, order=1, mode=FILLS[fill]) for plane in image]
     return torch.from_numpy(np.rint(planes))
 
 
-def places(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
 
 
@@ -53,18 +53,18 @@ def test_elastic_with_every_fill(fill):
     pixels, operation = images(16, (1, 20, 31)), Elastic(alpha=4.0, sigma=3.0, fill=fill)
     rows = operation.draw(16, (1, 20, 31), generator())
     field = operation.displacement(rows["seed"], 20, 31, CPU).numpy()
-    y, x = places(20, 31)
+    y, x = coordinates(20, 31)
     wanted = [by_scipy(pixels[i], y + field[i, 1], x + field[i, 0], fill) for i in range(16)]
     assert_close(operation(pixels.float(), rows), wanted)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.7, 4.0, 6.5])
 def test_a_field_has_the_strength_and_the_smoothness_asked_for(sigma):
-    """Correlation at a distance d of white noise under a Gaussian: exp(-d^2 / 4 sigma^2)."""
+    """Correlation of white noise after a Gaussian filter at distance d: exp(-d^2 / 4 sigma^2)."""
     field = Elastic(alpha=3.0, sigma=sigma).displacement(torch.arange(5000) * 7919, 16, 24, CPU) / 3
     assert field.mean().abs() < 0.02
     square = field.square().mean((0, 1))
-    assert square.min() > 0.93 and square.max() < 1.07  # everywhere, at the border, too; of 10000 values each
+    assert square.min() > 0.93 and square.max() < 1.07  # everywhere, including the border; from 10000 values each
     assert abs(square.mean() - 1) < 0.02
     for distance in (1, math.ceil(sigma), math.ceil(2 * sigma)):
         expected = math.exp(-((distance / sigma) ** 2) / 4)
@@ -84,7 +84,7 @@ def test_other_seeds_give_other_fields():
 def test_a_lens_is_its_formula(fill, shape):
     pixels, operation = images(16, shape), LensDistortion((-0.3, 0.5), fill=fill)
     rows = operation.draw(16, shape, generator())
-    y, x = places(*shape[1:])
+    y, x = coordinates(*shape[1:])
     square = (x**2 + y**2) / ((shape[1] / 2) ** 2 + (shape[2] / 2) ** 2)
     wanted = []
     for i in range(16):
@@ -94,7 +94,7 @@ def test_a_lens_is_its_formula(fill, shape):
 
 
 def test_a_positive_coefficient_is_a_barrel():
-    """A line near the top bulges upwards: its middle lies higher than its ends."""
+    """A straight line near the top is curved upwards: its middle is higher than its ends."""
     image = torch.zeros(1, 1, 65, 65)
     image[..., 12:15, :] = 255
     barrel = LensDistortion((0.2, 0.2))(image.clone(), {"k1": torch.tensor([0.2])})[0, 0]

@@ -1,4 +1,4 @@
-"""Random erasing against torchvision: the same box, and boxes of the same distribution."""
+"""Random erasing against torchvision: the pixels of a given box, and the distribution of boxes."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (3, 20, 9)]
 
 
 def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    # no zeros: what is erased must be told from the image
+    # no zeros, to tell erased pixels from the image
     return torch.randint(1, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -99,19 +99,19 @@ def test_boxes_are_distributed_as_torchvisions(shape, scale, ratio):
     expected = torch.tensor([[p["i"], p["j"], p["h"], p["w"]] for p in found if p["v"] is not None])
     erased = rows["height"] > 0
     ours = torch.stack([rows[name][erased] for name in ("top", "left", "height", "width")], 1)
-    # as many failed ten times
+    # the same number failed in all ten attempts
     assert same(erased.float(), torch.tensor([p["v"] is not None for p in found]).float()).pvalue > 1e-3
     for k, name in enumerate(("top", "left", "height", "width")):
         assert same(ours[:, k], expected[:, k]).pvalue > 1e-3, name
     assert same(ours[:, 2] * ours[:, 3], expected[:, 2] * expected[:, 3]).pvalue > 1e-3
     for k, (side, size) in enumerate(zip(ours[:, 2:].T, shape[1:], strict=True)):
-        last = ours[:, k] == size - side  # the last place is as likely as any other
+        last = ours[:, k] == size - side  # the last position is as likely as any other
         wanted = (1 / (size - side + 1).double()).sum()
         assert abs(last.sum() - wanted) < 4 * wanted.sqrt() + 1
 
 
 def test_ten_tries():
-    """A box of 90 % of a side fits only when it is nearly square: about one try in a hundred."""
+    """A box of 90 % of a side fits only if it is nearly square, in about one attempt in a hundred."""
     rows = Erasing(scale=(0.75, 0.75), ratio=(1e-3, 1e3), probability=1.0).draw(20_000, (1, 64, 64), generator())
     # log ratio is uniform over +-6.91; both sides are below 63.5 when |log ratio| < 2 log(63.5/64/sqrt(0.75))
     once = 2 * torch.tensor(63.5 / 64 / 0.75**0.5).log().item() / torch.tensor(1e3).log().item()

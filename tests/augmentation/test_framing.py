@@ -1,4 +1,4 @@
-"""Frames against torchvision: the boxes in distribution, the pixels exactly."""
+"""Frames against torchvision: the distribution of the boxes and the exact pixels."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def sizes(num: int, height: int, width: int) -> torch.Tensor:
 
 
 def framed(image: torch.Tensor, frame: torch.Tensor, output_hw: tuple[int, int]) -> torch.Tensor:
-    """What a frame means, by torchvision."""
+    """Apply a frame with torchvision."""
     top, left, height, width, new_height, new_width, y, x = frame.tolist()
     resized = reference.resized_crop(image, top, left, height, width, [new_height, new_width], antialias=True)
     return reference.crop(resized, y, x, *output_hw)
@@ -141,7 +141,7 @@ def test_an_output_of_another_shape_fits_into_what_is_resized(size, output_hw):
     assert (frames[:, 6:] >= 0).all()
     assert (frames[:, 6:] + torch.tensor(output_hw) <= frames[:, 4:6]).all()
     enlarged = frames[:, 4:6] / torch.tensor(size)
-    cover = max(output_hw[0] / size[0], output_hw[1] / size[1])  # the least that covers it
+    cover = max(output_hw[0] / size[0], output_hw[1] / size[1])  # smallest scale that covers it
     assert enlarged.min() >= cover * 0.95
     assert enlarged.max() <= cover * 1.2 * 1.06
     ratio = enlarged[:, 0] / enlarged[:, 1]

@@ -1,4 +1,4 @@
-"""Crop and flip against torchvision v2 on single images, and the distributions they draw from."""
+"""Crop and flip against torchvision v2 on single images; distributions of their parameters."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (3, 7, 10)]
 
 
 def images(num: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
-    # no zeros: padding must be told from the image
+    # no zeros, to tell padding from the image
     return torch.randint(1, 256, (num, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -86,7 +86,8 @@ def test_images_in_another_memory_layout(operation):
 
 def test_offsets_are_uniform_over_their_whole_range():
     rows = Crop(padding=2).draw(5000, (3, 32, 32), generator())
-    cells = torch.bincount(rows["offset_y"] * 5 + rows["offset_x"], minlength=25)  # jointly: independent, too
+    # joint distribution, which also shows independence
+    cells = torch.bincount(rows["offset_y"] * 5 + rows["offset_x"], minlength=25)
     assert len(cells) == 25
     assert chisquare(cells.numpy()).pvalue > 1e-3
 
@@ -96,7 +97,7 @@ def test_probability_is_respected(probability):
     applied = HorizontalFlip(probability).draw(5000, (3, 32, 32), generator())["applied"]
     assert binomtest(int(applied.sum()), 5000, probability).pvalue > 1e-3
     rows = Crop(padding=250, probability=probability).draw(5000, (3, 32, 32), generator())
-    moved = (rows["offset_y"] != 250) | (rows["offset_x"] != 250)  # 1 in 250,000 stays by chance
+    moved = (rows["offset_y"] != 250) | (rows["offset_x"] != 250)  # 1 in 250,000 is unchanged by chance
     assert binomtest(int(moved.sum()), 5000, probability).pvalue > 1e-3
 
 

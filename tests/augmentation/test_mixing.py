@@ -1,4 +1,4 @@
-"""Mixup and cutmix: torchvision's with the same draws, over whole batches of a run."""
+"""Mixup and cutmix against torchvision with the same draws, over whole batches of a run."""
 
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
 
 
 def test_boxes_are_drawn_as_torchvision_draws_them() -> None:
-    """Their area, over many samples, against torchvision's own draws."""
+    """Distribution of the box area against torchvision's own draws."""
     table = CutMix().draw(3000, (3, 32, 32), generator())
     area = (table["y_to"] - table["y_from"]) * (table["x_to"] - table["x_from"])
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def assert_rounded(result: torch.Tensor, exact: np.ndarray) -> None:
-    """`result` is `exact` rounded; where that lies within 0.001 of a half, either way."""
+    """`result` is `exact` rounded; within 0.001 of a half, in either direction."""
     exact = np.clip(exact, 0, 255)
     far_from_a_half = np.abs(np.abs(exact - np.floor(exact)) - 0.5) > 1e-3
     assert far_from_a_half.mean() > 0.9
@@ -53,7 +53,7 @@ def test_noise_is_distributed_as_torchvisions():
     ours = operation(grey.clone(), operation.draw(50, (3, 32, 32), generator())) - 128
     torch.manual_seed(0)
     theirs = reference.gaussian_noise(grey.to(torch.uint8), sigma=20 / 255).float() - 128
-    blur = torch.rand(2, 5000, generator=generator())  # whole numbers, made continuous
+    blur = torch.rand(2, 5000, generator=generator())  # integers made continuous
     assert ks_2samp(ours.flatten()[:5000] + blur[0], theirs.flatten()[:5000] + blur[1]).pvalue > 1e-3
     assert abs(ours.mean()) < 0.3
     assert ours.std() == pytest.approx(float(theirs.std()), rel=0.01)
@@ -64,7 +64,7 @@ def test_std_is_in_levels_and_a_samples_own():
     operation = GaussianNoise(std=(2.0, 40.0))
     rows = operation.draw(200, (3, 32, 32), generator())
     spread = operation(torch.full((200, 3, 32, 32), 128.0), rows).flatten(1).std(1)
-    assert torch.allclose(spread, rows["std"].float(), rtol=0.06, atol=0.6)  # cutting to whole numbers takes some
+    assert torch.allclose(spread, rows["std"].float(), rtol=0.06, atol=0.6)  # clamping to 0..255 reduces the deviation
 
 
 # --- gaussian blur ----------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_std_is_in_levels_and_a_samples_own():
 @pytest.mark.parametrize("kernel_size", [1, 3, 7, 15])
 @pytest.mark.parametrize("sigma", [0.25, 1.0, 3.0])
 def test_blur_is_torchvisions(shape, kernel_size, sigma):
-    """Equal but where the exact value is a half: at most one pixel in a thousand differs, by one level."""
+    """Equal except if the exact value is a half: at most one pixel in a thousand differs, by one level."""
     operation = GaussianBlur(sigma=(sigma, sigma), kernel_size=kernel_size)
     result = operation(images(30, shape), operation.draw(30, shape, generator()))
     expected = torch.stack(
@@ -112,7 +112,7 @@ def test_spots_are_cells_in_their_share(cell, pepper):
     assert black + white + int((corners == 100).sum()) == corners.numel()
     assert binomtest(black + white, corners.numel(), 0.3).pvalue > 1e-3
     assert binomtest(black, black + white, pepper).pvalue > 1e-3
-    per_cell = (corners != 100).sum(0).flatten()  # nowhere more often than elsewhere
+    per_cell = (corners != 100).sum(0).flatten()  # equally often everywhere
     assert chisquare(per_cell.numpy()).pvalue > 1e-3
 
 
@@ -144,7 +144,7 @@ def test_relief_is_the_correlation_with_the_kernel(shape):
 
 
 def smooth(num: int, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Pictures with soft edges, so that segments are more than noise."""
+    """Smooth images, so that segments follow structure."""
     coarse = torch.rand(num, shape[0], 4, 4, generator=generator(3)) * 255
     fine = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear")
     return (fine + 8 * torch.randn(num, *shape, generator=generator(4))).round().clamp(0, 255)
@@ -155,7 +155,7 @@ def smooth(num: int, shape: tuple[int, int, int]) -> torch.Tensor:
 )
 @pytest.mark.parametrize("iterations", [2, 3, 6])
 def test_segments_are_those_of_k_means_from_the_same_centres(shape, cell, iterations):
-    """So compact that no pixel prefers a centre farther away than the cells around it."""
+    """With a compactness so high that no pixel prefers a centre outside the neighbouring cells."""
     C, H, W = shape
     compactness = 65.0
     operation = Superpixels(replaced=(1.0, 1.0), cell=cell, compactness=compactness, iterations=iterations)
@@ -169,7 +169,7 @@ def test_segments_are_those_of_k_means_from_the_same_centres(shape, cell, iterat
         colours = given[i].double().numpy().reshape(C, -1).T
         features = np.column_stack([colours, scale * row.ravel(), scale * column.ravel()])
         start = np.stack([features[own == k].mean(0) for k in range(own.max() + 1)])
-        # its first round is the mean of the cells; a last assignment follows after max_iter rounds
+        # its first iteration is the mean of the cells; a last assignment follows after max_iter iterations
         k_means = KMeans(len(start), init=start, n_init=1, max_iter=iterations - 1, tol=0).fit(features)
         moved += int((k_means.labels_ != own).sum())
         expected = np.stack([colours[k_means.labels_ == k].mean(0) for k in k_means.labels_]).round()
@@ -178,33 +178,33 @@ def test_segments_are_those_of_k_means_from_the_same_centres(shape, cell, iterat
 
 
 def segments_pixel_by_pixel(pixels: np.ndarray, cell: int, compactness: float, iterations: int) -> np.ndarray:
-    """SLIC of one image (C, H, W) in loops: the painted image."""
+    """SLIC of one image (C, H, W) in plain loops; returns the image with segments replaced by their means."""
     _, H, W = pixels.shape
-    places = [(y, x) for y in range(H) for x in range(W)]
-    segment = {(y, x): (y // cell, x // cell) for y, x in places}
+    coordinates = [(y, x) for y in range(H) for x in range(W)]
+    segment = {(y, x): (y // cell, x // cell) for y, x in coordinates}
     for _ in range(iterations):
         centres = {}
         for key in set(segment.values()):
-            mine = np.array([place for place in places if segment[place] == key])
+            mine = np.array([point for point in coordinates if segment[point] == key])
             centres[key] = np.concatenate([pixels[:, mine[:, 0], mine[:, 1]].mean(1), mine.mean(0)])
-        for y, x in places:
-            here = np.concatenate([pixels[:, y, x], [y, x]])
+        for y, x in coordinates:
+            values = np.concatenate([pixels[:, y, x], [y, x]])
             weights = np.array([1.0] * len(pixels) + [(compactness / cell) ** 2] * 2)
             near = [k for k in centres if max(abs(k[0] - y // cell), abs(k[1] - x // cell)) <= 1]
-            segment[y, x] = min(near, key=lambda k: float((weights * (here - centres[k]) ** 2).sum()))
+            segment[y, x] = min(near, key=lambda k: float((weights * (values - centres[k]) ** 2).sum()))
     painted = np.empty_like(pixels)
     for key in set(segment.values()):
-        mine = np.array([place for place in places if segment[place] == key])
+        mine = np.array([point for point in coordinates if segment[point] == key])
         painted[:, mine[:, 0], mine[:, 1]] = pixels[:, mine[:, 0], mine[:, 1]].mean(1, keepdims=True).round()
     return painted
 
 
 @pytest.mark.parametrize("compactness", [0.0, 5.0, 40.0])
 def test_segments_pixel_by_pixel(compactness):
-    """Where centres far away would be nearer, and segments lose all of their pixels."""
+    """Including images in which distant centres would be nearer and segments become empty."""
     operation = Superpixels(replaced=(1.0, 1.0), cell=3, compactness=compactness, iterations=5)
     given = images(8, (3, 10, 13), seed=5)
-    given[:4, :, :, 4:] = (given[:4, :, :, 4:] / 128).floor() * 100 + 20  # few colours: empty segments
+    given[:4, :, :, 4:] = (given[:4, :, :, 4:] / 128).floor() * 100 + 20  # few colours, for empty segments
     given += images(8, (3, 10, 13), seed=6) % 7
     given.clamp_(max=255)
     result = operation(given.clone(), operation.draw(8, (3, 10, 13), generator()))
@@ -214,7 +214,7 @@ def test_segments_pixel_by_pixel(compactness):
 
 
 def test_a_segment_that_lost_its_pixels_takes_none():
-    """Those of the middle one go to its neighbours; it draws no dark ones, as if black were the mean of nothing."""
+    """The pixels of the middle segment move to its neighbours; an empty segment must not act as a black one."""
     given = torch.tensor([140.0, 140, 140, 60, 140, 140, 60, 60, 20]).expand(1, 1, 3, 9).contiguous()
     operation = Superpixels(replaced=(1.0, 1.0), cell=3, compactness=0.0, iterations=3)
     result = operation(given.clone(), operation.draw(1, (1, 3, 9), generator()))
@@ -222,7 +222,7 @@ def test_a_segment_that_lost_its_pixels_takes_none():
 
 
 def test_a_picture_of_even_patches_stays_as_it_is():
-    """Low compactness follows edges that lie off the grid."""
+    """With low compactness, segments follow edges that are not on the grid."""
     patches = torch.zeros(4, 3, 32, 32)
     patches[:, :, :, 14:] = 200
     patches[:, 0, 18:, :] += 55
@@ -230,7 +230,7 @@ def test_a_picture_of_even_patches_stays_as_it_is():
     assert torch.equal(operation(patches.clone(), operation.draw(4, (3, 32, 32), generator())), patches)
     square = Superpixels(replaced=(1.0, 1.0), cell=4, compactness=1e6)
     result = square(patches.clone(), square.draw(4, (3, 32, 32), generator()))
-    assert set(result[0, 2, 0].tolist()) == {0.0, 100.0, 200.0}  # squares of 4 pixels, one half and half
+    assert set(result[0, 2, 0].tolist()) == {0.0, 100.0, 200.0}  # squares of 4 pixels, one of which has both halves
 
 
 def test_no_compactness_at_all_and_segments_that_lose_every_pixel():

@@ -1,4 +1,4 @@
-"""What operations by numbers from ranges share: the order of the draws, and who is changed."""
+"""`RangedOperation`: the order of the draws, and which images are changed."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from trainer.augmentation.operation import RangedOperation
 
 
 class Shift(RangedOperation):
-    """Adds two numbers; remembers the rows it was given."""
+    """Adds two numbers; records the rows it receives."""
 
     draws_seeds = True
 
@@ -18,7 +18,7 @@ class Shift(RangedOperation):
 
 
 def test_draws_are_whether_then_each_number_then_the_seed():
-    """A run that is resumed, or repeated with another version, stands on it."""
+    """Resumed runs and repetitions with another version depend on this order."""
     rows = Shift(0.6, low=(1.0, 2.0), high=(-4.0, 4.0)).draw(50, (3, 8, 8), generator(7))
     by_hand = generator(7)
     whether, low, high = (torch.rand(50, generator=by_hand, dtype=torch.float64) for _ in range(3))

@@ -1,4 +1,4 @@
-"""The table of an epoch, and operations in their order."""
+"""The parameter table of an epoch, and the order of operations."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def flip_crop() -> Pipeline:
 
 
 class Add:
-    """An operation of somebody else: adds a drawn number to every pixel."""
+    """A user's operation: adds a drawn number to every pixel."""
 
     def draw(self, num_samples, input_shape, generator):
         return {"amount": torch.randint(3, 5, (num_samples,), generator=generator)}
@@ -52,7 +52,8 @@ def test_operations_apply_in_the_order_in_which_they_are_written():
     pixels = images(8)
     table = {
         "crop.offset_y": torch.zeros(8, dtype=torch.int64),
-        "crop.offset_x": torch.zeros(8, dtype=torch.int64),  # the image moves 4 to the right: black on the left
+        # the image moves 4 to the right; its left edge becomes black
+        "crop.offset_x": torch.zeros(8, dtype=torch.int64),
         "flip.applied": torch.ones(8, dtype=torch.bool),
     }
     crop_first = Pipeline(crop=Crop(padding=4), flip=HorizontalFlip())(pixels, table)
@@ -115,14 +116,14 @@ def test_an_empty_batch_stays_empty():
 
 
 class Upside(Add):
-    """Turns images upside down, by a matrix."""
+    """Turns images upside down by a matrix."""
 
     def matrix(self, rows, height, width):
         return torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)).expand(len(rows["amount"]), 3, 3)
 
 
 class Prepared(Add):
-    """Adds to a few images at a time, in place."""
+    """Adds to a chunk of images in place."""
 
     probability = 0.25
 
@@ -215,7 +216,7 @@ def test_no_operation_at_all_is_refused():
 def test_the_options_say_what_the_classes_default_to(option):
     node = yaml.safe_load((CONFIGS / f"{option}.yaml").read_text())
     assert node.pop("_target_") == "trainer.augmentation.Pipeline"
-    assert "_".join(node) == option  # the operations, in the order of their application
+    assert "_".join(node) == option  # the operations, in the order in which they are applied
     classes = {"trainer.augmentation.Crop": Crop, "trainer.augmentation.HorizontalFlip": HorizontalFlip}
     for operation in node.values():
         target = classes[operation.pop("_target_")]

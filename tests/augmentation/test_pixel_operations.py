@@ -1,4 +1,4 @@
-"""What holds for every operation of noise, erasing and weather."""
+"""Properties of every operation of noise, erasing and weather."""
 
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def test_identity_parameters_give_the_identical_image(operation, shape):
 
 @pytest.mark.parametrize(("kind", "arguments"), VARIANTS)
 def test_probability(kind, arguments):
-    """Who is not chosen is left alone; the others look as they do when all are chosen."""
+    """Images that are not selected are unchanged; the others are as if all were selected."""
     shape = (3, 16, 16)
     always, often, never = (kind(probability=p, **arguments) for p in (1.0, 0.6, 0.0))
     results = []
@@ -147,7 +147,7 @@ def test_each_sample_and_each_parameter_is_drawn_by_itself(kind):
     assert {(len(column), column.device.type) for column in rows.values()} == {(2000, "cpu")}
     drawn = {name: column.double() for name, column in rows.items() if name not in ("applied", "next_weight")}
     names = [name for name in drawn if drawn[name].std() > 0]
-    if kind is not Erasing:  # the sides of a box and its place do depend on each other
+    if kind is not Erasing:  # the sides of a box and its position depend on each other
         together = torch.corrcoef(torch.stack([drawn[name] for name in names])).reshape(len(names), -1)
         assert (together - torch.eye(len(names))).abs().max() < 0.1
     for name in names:

@@ -1,7 +1,7 @@
-"""TrivialAugment and RandAugment against torchvision v2 on single images, and what is drawn.
+"""TrivialAugment and RandAugment against torchvision v2 on single images; distributions of their draws.
 
-Largest difference to torchvision's uint8 images: 1 level after one operation and 2 after two, where one of them blends
-two images (the compiler chooses whether it rounds a x + b y once or twice; here all are equal), else 0.
+Largest difference from torchvision's uint8 images: 1 level after one operation and 2 after two if one of them blends
+two images (the compiler chooses whether a x + b y is rounded once or twice; here all are equal), otherwise 0.
 """
 
 from itertools import product
@@ -29,7 +29,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images(num: int, shape: tuple[int, int, int]) -> torch.Tensor:
-    """uint8, noise and smooth ones in turn; above 0, so that black from outside can be told."""
+    """uint8, noise and smooth ones in turn; above 0, to tell black fill from the image."""
     noise = torch.randint(1, 256, (num, *shape), dtype=torch.uint8, generator=generator(1))
     coarse = torch.rand(num, shape[0], 4, 4, generator=generator(2)) * 280
     smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bilinear").clamp(1, 255).to(torch.uint8)
@@ -37,7 +37,7 @@ def images(num: int, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 def reference(kind: type, name: str, bin_: int, negative: bool) -> object:
-    """torchvision's policy with nothing left to draw: this operation, at this strength, with this sign."""
+    """torchvision's policy with a fixed operation, strength and sign."""
     magnitudes, signed = kind._AUGMENTATION_SPACE[name]
 
     def only(num_bins: int, height: int, width: int) -> torch.Tensor | None:
@@ -107,7 +107,7 @@ def test_two_operations_of_rand_augment_are_torchvisions_for_every_pair(shape, m
             assert difference.max() == 0, names
         elif names[1] not in ("AutoContrast", "Equalize", "Posterize", "Solarize"):
             assert difference.max() <= 2, names
-        else:  # these tear neighbouring levels apart; few pixels are at such an edge
+        else:  # these amplify the difference of neighbouring levels; few pixels are at such an edge
             assert (difference > 2).float().mean() < 1e-2, names
 
 
@@ -150,7 +150,7 @@ def test_identity_and_probability_zero_change_no_bit(kind):
 
 @pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("AutoContrast", "Equalize")])
 def test_no_strength_changes_no_bit(name):
-    pixels = images(32, (3, 32, 32)).clamp(max=254).float()  # solarizing begins at 255
+    pixels = images(32, (3, 32, 32)).clamp(max=254).float()  # solarize begins at 255
     policy = RandAugment(magnitude=0, pool=[name])
     assert torch.equal(policy(pixels.clone(), policy.draw(32, (3, 32, 32), generator())), pixels)
 

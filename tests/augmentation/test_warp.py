@@ -1,7 +1,7 @@
-"""Maps of coordinates against torchvision v2 on single uint8 images, and against scipy where v2 has no counterpart.
+"""Coordinate transforms against torchvision v2 on single uint8 images, and against scipy if v2 has no counterpart.
 
-Tolerance: 1 of 255 levels, at fewer than 1 pixel in 200. v2 calculates places in float32, too, and rounds the same:
-what differs are values within 1e-4 or so of a half.
+Tolerance: 1 of 255 levels, at fewer than 1 pixel in 200. v2 also computes coordinates in float32 and rounds the same
+way; values within about 1e-4 of a half differ.
 """
 
 import math
@@ -30,7 +30,7 @@ from trainer.augmentation import (
 from trainer.augmentation.warp import resample
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 33, 47), (3, 7, 10), (1, 8, 8)]
-FILLS = {"black": "grid-constant", "edge": "nearest", "mirror": "reflect"}  # and what scipy calls them
+FILLS = {"black": "grid-constant", "edge": "nearest", "mirror": "reflect"}  # scipy's names
 OPERATIONS = [
     Rotate(30),
     TranslateX(0.3),
@@ -53,7 +53,7 @@ def assert_close(result: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def by_scipy(image: torch.Tensor, back: np.ndarray, fill: str) -> torch.Tensor:
-    """An image through a 3 x 3 matrix from output to input, relative to the centre."""
+    """Warp an image by a 3 x 3 matrix from output to input coordinates, relative to the centre."""
     height, width = image.shape[1:]
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
     from_x, from_y, depth = np.tensordot(back, np.stack([x, y, np.ones_like(x)]), 1)
@@ -90,7 +90,7 @@ def test_perspective_is_torchvisions(shape, distortion):
     rows = operation.draw(48, shape, generator())
     corners = operation.corners(rows, height, width)
     start = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
-    # With three corners on a line no map exists: torchvision's solver raises or returns something arbitrary, depending
+    # With three corners on a line no map exists: torchvision's solver raises or returns an arbitrary result, depending
     # on the processor. Corners are whole numbers, so twice the area of each triangle is exactly 0 or at least 1.
     edges = corners.roll(-1, 1) - corners
     defined = (torch.linalg.det(torch.stack((edges, edges.roll(-1, 1)), 3)).abs() > 0.5).all(1)
@@ -128,7 +128,7 @@ def test_what_lies_outside(fill, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_neighbours_are_one_affine_map_of_torchvision(shape):
-    """Which scales, shears, rotates and translates, in this order, about the centre."""
+    """It scales, shears, rotates and translates, in this order, about the centre."""
     pixels = images(48, shape)
     pipeline = Pipeline(
         scale=Scale((0.6, 1.6)), shear=Shear(20, 10), rotate=Rotate(40), x=TranslateX(0.2), y=TranslateY(0.2)
@@ -144,7 +144,7 @@ def test_neighbours_are_one_affine_map_of_torchvision(shape):
 
 
 def forward_perspective(corners: torch.Tensor, height: int, width: int) -> np.ndarray:
-    """By torchvision's own solver, which gives the way back, in coordinates from the top left."""
+    """Coefficients of torchvision's own solver for the inverse map, in coordinates from the top left."""
     start = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
     back = np.array([*_get_perspective_coeffs(start, corners.int().tolist()), 1]).reshape(3, 3)
     centre = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1]])
@@ -175,7 +175,7 @@ def test_what_one_moves_out_another_moves_back_in():
     there_and_back = {"there.fraction": torch.full((8,), 0.5), "back.fraction": torch.full((8,), -0.5)}
     pipeline = Pipeline(there=TranslateX(0.5), back=TranslateX(0.5))
     assert torch.equal(pipeline(pixels.float(), there_and_back), pixels.float())
-    # not so where they fill differently: then these are two steps
+    # not if the fills differ: then these are two resampling steps
     pipeline = Pipeline(there=TranslateX(0.5), back=TranslateX(0.5, fill="edge"))
     assert not torch.equal(pipeline(pixels.float(), there_and_back), pixels.float())
 
@@ -260,9 +260,9 @@ def test_extremes_give_whole_numbers(fill, operation):
 
 
 def test_corners_on_a_line_leave_the_image_alone():
-    """torchvision divides by what is left of 0 there."""
+    """torchvision divides by the rounding error of 0 there."""
     rows = {"applied": torch.tensor([True]), "inwards": torch.zeros(1, 4, 2, dtype=torch.float64)}
-    rows["inwards"][0, 0] = 0.999  # top left in the middle of a 9 x 9 image, on the line from corner to corner
+    rows["inwards"][0, 0] = 0.999  # top left in the middle of a 9 x 9 image, on the line between two corners
     operation, pixels = Perspective(1.0), images(1, (1, 9, 9))
     assert operation.corners(rows, 9, 9)[0, 0].tolist() == [4, 4]
     assert torch.equal(operation(pixels.float(), rows), pixels.float())
@@ -294,7 +294,7 @@ def test_corners_move_as_torchvisions():
     corners = operation.corners(operation.draw(5000, (3, 32, 50), generator()), 32, 50)
     inwards = torch.stack((corners[:, 0], corners[:, 2]), 1)
     inwards[:, 1] = torch.tensor([49, 31]) - inwards[:, 1]
-    for axis, most in ((0, int(0.4 * 25)), (1, int(0.4 * 16))):  # its bounds, which randint does not reach
+    for axis, most in ((0, int(0.4 * 25)), (1, int(0.4 * 16))):  # its bounds, which randint excludes
         for corner in (0, 1):
             counts = torch.bincount(inwards[:, corner, axis].long())
             assert len(counts) == most + 1

@@ -1,4 +1,4 @@
-"""Clouds, fog, flakes, snow and rain: against colorsys, against plain loops over pixels, and by what they are."""
+"""Clouds, fog, flakes, snow and rain against colorsys and plain loops over pixels, and by their properties."""
 
 import colorsys
 import math
@@ -31,7 +31,7 @@ def apply(operation, given):
 
 
 def field_by_hand(seed: int, H: int, W: int, size: float) -> np.ndarray:
-    """The sum of three grids, each stretched by zoom of its smoothed steps: one pixel after the other."""
+    """The sum of three grids, interpolated with smoothed coordinates, one pixel at a time."""
     total = np.zeros((H, W))
     for octave in range(3):
         cell = size * min(H, W) / 2**octave
@@ -60,7 +60,7 @@ def test_the_field_is_smooth_and_about_a_half():
     assert field.min() >= 0
     assert field.max() < 1
     assert field.mean().item() == pytest.approx(0.5, abs=0.02)
-    assert field.diff(dim=2).abs().max() < 0.12  # a grid's step is 64 * size / 4 = 8 pixels and more
+    assert field.diff(dim=2).abs().max() < 0.12  # a grid step is at least 64 * size / 4 = 8 pixels
     assert field.flatten(2).std(2).mean() > 0.1
     near, far = field[:, 0, :, 0], field[:, 0, :, -1]
     assert abs(torch.corrcoef(torch.stack((near[:, 0], far[:, -1])))[0, 1]) < 0.2
@@ -138,9 +138,9 @@ def test_as_many_flakes_as_the_density_says():
 
 
 def test_snow_is_colorsys_hls():
-    """On every pixel, but where the exact value is a half, within float32's 1e-3."""
+    """Every pixel, except if the exact value is a half within float32's 1e-3."""
     given = images(40, (3, 16, 16))
-    given[:, :, 0] = given[:, :1, 0]  # greys, too
+    given[:, :, 0] = given[:, :1, 0]  # also greys
     given[:, :, 1, :2] = 0
     given[:, :, 1, 2:4] = 255
     result, rows = apply(SnowyLandscape(threshold=(60.0, 255.0), factor=(1.0, 4.0)), given)
@@ -170,7 +170,7 @@ def test_snow_on_grey_images():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("slant", "length"), [((-0.3, 0.3), 0.2), ((0.5, 1.9), 0.5), ((-1.5, -0.5), 0.0)])
 def test_streaks_by_hand(shape, slant, length):
-    """Every streak drawn pixel by pixel, upwards from its end."""
+    """Every streak is drawn pixel by pixel, upwards from its end."""
     C, H, W = shape
     given = torch.zeros(20, C, H, W)
     result, rows = apply(Rain(density=(0.02, 0.05), length=length, slant=slant, level=200.0), given)
@@ -191,7 +191,7 @@ def test_streaks_by_hand(shape, slant, length):
 
 
 def test_streaks_lean_as_the_slant_says():
-    """Correlation of a row with the one 10 below is highest at 10 x slant."""
+    """The correlation of a row with the one 10 below is highest at 10 x slant."""
     result, _ = apply(Rain(density=(0.01, 0.01), length=0.5, slant=(0.7, 0.7)), torch.zeros(100, 1, 40, 60))
     lit = result[:, 0] > 0
     meets = [int((lit[:, :30, 20:40] & lit[:, 10:, 20 + shift : 40 + shift]).sum()) for shift in range(-20, 21)]

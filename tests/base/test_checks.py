@@ -1,4 +1,4 @@
-"""Each check at its bounds on both sides, and the sentence of each error."""
+"""Each check on both sides of its bounds, and the message of each error."""
 
 import ast
 import math
@@ -28,7 +28,7 @@ from trainer.base.checks import (
 from trainer.models import parts
 
 INF, NAN = math.inf, math.nan
-BIG = 10**400  # no float holds it
+BIG = 10**400  # too large for a float
 TRAINER = Path(__file__).parents[2] / "trainer"
 MOST_RAISES = 83
 
@@ -159,7 +159,7 @@ def test_the_names_that_users_import_are_the_same_functions() -> None:
 
 
 def test_copies_of_the_checks_do_not_come_back() -> None:
-    """`raise ValueError` outside `trainer/base`: what is left is of one class alone, or of damaged data."""
+    """The remaining `raise ValueError` outside `trainer/base` concern one class each, or damaged data."""
     raises = [
         f"{path.relative_to(TRAINER)}:{node.lineno}"
         for path in sorted(TRAINER.rglob("*.py"))

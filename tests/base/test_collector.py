@@ -1,4 +1,4 @@
-"""Collection is paused while the program starts, and always comes back."""
+"""Garbage collection is paused while the program starts, and always enabled again."""
 
 import gc
 from collections.abc import Iterator

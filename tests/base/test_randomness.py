@@ -31,7 +31,7 @@ def test_a_step_draws_the_same_again_and_other_steps_something_else() -> None:
     draws = [draw(step) for step in range(200)]
     assert torch.equal(draw(17), draws[17])
     assert len({tuple(d.tolist()) for d in draws}) == 200
-    # neighbouring steps are not correlated: |r| of 199 pairs of 64 numbers, 5 standard errors
+    # neighbouring steps are uncorrelated: |r| of 199 pairs of 64 numbers, 5 standard errors
     table = torch.stack(draws)
     r = torch.corrcoef(torch.stack([table[:-1].flatten(), table[1:].flatten()]))[0, 1]
     assert abs(r) < 5 / (199 * 64) ** 0.5

@@ -1,4 +1,4 @@
-"""What the first and the second signal do, by themselves; whole runs are interrupted in faults/."""
+"""Handling of the first and second signal in isolation; tests/faults interrupts whole runs."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch, can_wai
 
 
 def test_a_signal_that_meets_a_finalizer_is_not_lost() -> None:
-    """Python prints what is raised there, and goes on as if nothing had been."""
+    """Python prints exceptions raised there and continues."""
     program = """
 import os, signal, sys, time
 from trainer.base import signals

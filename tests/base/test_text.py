@@ -1,4 +1,4 @@
-"""How values are written in messages, and suggestions."""
+"""Formatting of values in messages, and suggestions."""
 
 import pytest
 

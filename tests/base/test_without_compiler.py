@@ -1,4 +1,4 @@
-"""What passes by torch's public interface, against that interface."""
+"""The code that bypasses torch's public interface, compared with that interface."""
 
 import functools
 import subprocess
@@ -34,7 +34,7 @@ def parameters() -> list[nn.Parameter]:
 
 
 def weights_after_steps(kind: str, step: Callable[[Optimizer], object]) -> Tensor:
-    """Three steps, in which the state is saved and loaded, too."""
+    """Three steps, with a save and a load of the state in between."""
     make, arguments = KINDS[kind]
     params = parameters()
     optimizer = make(params, lr=0.1, **arguments)  # type: ignore[call-arg]
@@ -51,7 +51,7 @@ def weights_after_steps(kind: str, step: Callable[[Optimizer], object]) -> Tenso
 def test_a_step_that_nobody_observes_has_the_bits_of_the_public_one(kind: str) -> None:
     ours = weights_after_steps(kind, lambda optimizer: plain_step(optimizer, None))
     assert torch.equal(ours, weights_after_steps(kind, lambda optimizer: optimizer.step()))
-    # the comparison is empty if torch is no longer written as expected: then the short cut must be found anew
+    # if torch's source has changed, the comparison is void and the bypass must be written anew
     assert step_arithmetic(KINDS[kind][0]) is not None
 
 
@@ -67,7 +67,7 @@ def test_a_differentiable_optimizer_records_its_step() -> None:
 
 def test_what_is_wrapped_by_others_is_stepped_in_public(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    SGD(parameters())  # torch decorates the class when the first one is built
+    SGD(parameters())  # torch decorates the class on first construction
     original = SGD.step
 
     @functools.wraps(original)
@@ -97,7 +97,7 @@ def test_backward_has_the_bits_of_torchs(dtype: torch.dtype) -> None:
     for call in (backward, lambda loss, weight: loss.backward(weight)):
         leaf = torch.linspace(0, 1, 7, dtype=dtype).requires_grad_()
         weight = torch.full((), 1 / 3, dtype=torch.promote_types(dtype, torch.float32))
-        for _ in range(2):  # gradients add up
+        for _ in range(2):  # gradients accumulate
             call(leaf.square().sum(), weight)
         found.append(leaf.grad)
     assert torch.equal(*found)
@@ -160,7 +160,7 @@ print([slot.__module__ for slot in slots])
 
 
 def test_optimizers_leave_the_compiler_alone_until_it_is_loaded() -> None:
-    """And then they are again what torch makes of them; the control shows that torch imports it otherwise."""
+    """After that, torch's own behaviour is restored. The control shows that torch would import the compiler."""
     lines = []
     for first in ("keep_compiler_out()", ""):
         program = BUILDS.format(first=first)
