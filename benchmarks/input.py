@@ -91,7 +91,6 @@ class Recipe:
 
     `reference` transforms one image with the parameters of its row; `tolerance` is in levels of 0..255; `wanted` has
     the target ratios to PIL without workers and with 2.
-
     """
 
     pipeline: Pipeline

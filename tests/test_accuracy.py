@@ -1,4 +1,4 @@
-"""What the README promises of real data."""
+"""Accuracies that the README states for real data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Imports run one way, the command line stays light, and nothing works at import."""
+"""Imports run down, the command line does not import torch, and no module does work at import."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "trainer"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# from the top down; a room may import from itself and from those below it
+# from top to bottom; a room may import from itself and from rooms below it
 LAYERS = [
     ["app", "__main__"],
     ["commands"],
@@ -32,7 +32,7 @@ LAYERS = [
     ["base"],
 ]  # fmt: skip
 COMPONENTS = LAYERS[-3]
-# what the command line loads before a job needs torch
+# imported by the command line before a job needs torch
 LIGHT = ["app", "__main__", "commands", "hydra_entry", "launching", "configuration.compose", "configuration.rules",
          "configuration.settings", "configuration.hydra_errors", "configuration.options", "configuration.build",
          "reporting.console", "storage.run_folder", "storage.files", "base.duration", "base.errors", "base.improvement",
@@ -41,12 +41,12 @@ HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 
 def part(path: Path) -> str:
-    """The first name below `trainer` that a file belongs to."""
+    """The name below `trainer` that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def name(path: Path) -> str:
-    """Of a module below `trainer`: `storage.files`."""
+    """Name of a module below `trainer`, such as `storage.files`."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
@@ -64,7 +64,7 @@ def imports(path: Path, *, module_level_only: bool = False) -> set[str]:
 
 
 def _module(package: str, name: str) -> str:
-    """What `from package import name` loads: the module of that name where there is one."""
+    """The module that `from package import name` loads: that submodule if it exists."""
     inner = ROOT.joinpath(*package.split("."), name)
     is_module = package == "trainer" or inner.with_suffix(".py").is_file() or (inner / "__init__.py").is_file()
     return f"{package}.{name}" if is_module else package
@@ -77,11 +77,11 @@ def own(names: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_down(path: Path) -> None:
     if path == PACKAGE / "__init__.py":
-        return  # the door to the package: loads what is asked for
+        return  # the package's own lazy imports
     level = {name: number for number, names in enumerate(LAYERS) for name in names}
     here = part(path)
     assert here in level, f"{here} is new: give it a layer"
-    # inside a function a lower module may reach back to the entry, as `resume` does for sweeps
+    # functions may import the entry point from above, as `resume` does for sweeps
     above = {name for name in own(imports(path, module_level_only=True)) if level[name] < level[here]}
     assert not above
 
@@ -96,7 +96,7 @@ def test_components_know_neither_the_configuration_nor_one_another(path: Path) -
 
 @pytest.mark.parametrize("path", [p for p in FILES if part(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_components_are_not_handed_a_run(path: Path) -> None:
-    """Typed as `Any`, a run would pass the test of imports, and a training loop could hide in a component."""
+    """A run typed as `Any` would pass the import test, and a training loop could hide in a component."""
     assert not runs_taken(path.read_text())
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_is_handed_to_a_component_is_found() -> None:
 
 
 def runs_taken(source: str) -> list[str]:
-    """Parameters that are a run, or a function which takes one, by their names."""
+    """Names of parameters that are a run, or a function of one."""
     return [
         f"{getattr(node, 'name', 'lambda')}: {argument.arg}"
         for node in ast.walk(ast.parse(source))
@@ -160,7 +160,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_works_at_import(path: Path) -> None:
-    """At module level stand only definitions: no bare calls, loops, or files opened."""
+    """Modules contain only definitions at top level: no bare calls, loops or opened files."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If)
     for node in ast.parse(path.read_text()).body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -171,7 +171,7 @@ def test_nothing_works_at_import(path: Path) -> None:
 
 
 def test_only_build_turns_a_target_into_an_object() -> None:
-    """No other file imports by a name from the configuration, nor uses Hydra's instantiate."""
+    """No other file imports by a name from the configuration or uses Hydra's instantiate."""
     for path in FILES:
         text = path.read_text()
         if name(path) not in ("configuration.build", "app", "__init__"):
@@ -194,7 +194,7 @@ def test_checkpoints_are_data() -> None:
 
 
 def libraries(tree: ast.Module) -> dict[str, Any]:
-    """What each name that a file imports from torch or torchvision stands for."""
+    """Name in a file -> what it refers to in torch or torchvision."""
     found: dict[str, Any] = {}
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
@@ -216,7 +216,7 @@ def libraries(tree: ast.Module) -> dict[str, Any]:
 
 
 def deprecated(source: str) -> set[str]:
-    """Names of torch's that the installed version marks as deprecated."""
+    """Names in torch that the installed version marks as deprecated."""
     tree = ast.parse(source)
     names = libraries(tree)
     found = {name for name, value in names.items() if "__deprecated__" in vars_of(value)}
@@ -240,7 +240,7 @@ def vars_of(value: object) -> dict[str, Any]:
 
 
 def test_no_function_of_torch_is_called_that_is_deprecated() -> None:
-    # a name that every supported version marks
+    # marked by every supported version
     assert deprecated("import torch.distributed as d\nd.all_reduce_coalesced([])") == {"d.all_reduce_coalesced"}
     assert deprecated("from torch.distributed import all_reduce_coalesced as f") == {"f"}
     for path in FILES:
@@ -251,8 +251,8 @@ def test_no_function_of_torch_is_called_that_is_deprecated() -> None:
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
 MOST_LINES_OF_THE_LOOP, MOST_BRANCHES_OF_THE_LOOP = 25, 8
-# `hasattr` and `getattr` on what is no component: file -> (how many, on what). Components are asked by `contracts.py`
-# alone. A number may only fall.
+# `hasattr` and `getattr` on anything but components: file -> (count, reason). Only `contracts.py` inspects components.
+# A count may only decrease.
 GUESSES = {
     "__init__.py": (1, "a module of ours, whose names are loaded when they are asked for"),
     "assembly/data.py": (1, "the splits by name"),

@@ -1,4 +1,4 @@
-"""The benchmark of loaders compares the same images, and says so before it times anything."""
+"""The benchmark of input pipelines compares the images of all contestants before it times them."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "input.py"
 
 def checked(name: str, recipe: benchmark.Recipe, size: int = 64) -> list[benchmark.Equality]:
     images, _ = benchmark.small_images(None, 2 * size)
-    images[::4] //= 8  # dark ones, with few levels
+    images[::4] //= 8  # dark images with few levels
     preprocessing = Standardize()
     preprocessing.fit(images)
     ours = benchmark.Epochs(images, preprocessing, recipe.pipeline, size)

@@ -1,4 +1,4 @@
-"""Every option of every group: described, complete, and working; found by looking into the folder."""
+"""Every option of every group, found by listing its folder, is described and complete, and works."""
 
 import inspect
 import re
@@ -21,10 +21,10 @@ from trainer.training.state import capture, restore
 
 FOLDER = Path(__file__).parent.parent / "configs"
 OPTIONS = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))
-WHOLE = ("experiment", "debug")  # options over all groups
+WHOLE = ("experiment", "debug")  # options that change several groups
 GROUP_OPTIONS = [path for path in OPTIONS if path.parent.name not in WHOLE]
 EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
-# a small run of one epoch; what an option needs to fit to it
+# a small run of one epoch, with the settings that each option needs
 TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
 NEEDS = {
     "linear_regression": ["loss=mse"],
@@ -97,7 +97,7 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
 
 
 def launched(folder: Path, overrides: list[str], changes: dict[str, int], steps: int) -> None:
-    """`launch` in a process whose server of ranks need not import anything."""
+    """`launch`, with a forked server of ranks, which need not import anything."""
     code = (
         "from pathlib import Path\nfrom trainer import compose, launch\n"
         f"assert launch(compose({overrides!r}) | {changes!r}, Path({str(folder)!r})).steps == {steps}"
@@ -107,7 +107,7 @@ def launched(folder: Path, overrides: list[str], changes: dict[str, int], steps:
 
 
 def trains_in_ranks(overrides: list[str], folder: Path) -> dict[str, torch.Tensor]:
-    """A strategy needs its processes."""
+    """Strategies are launched as processes."""
     run_folder.write_configuration(folder, compose(overrides), overrides)
     launched(folder, overrides, {}, steps=2)
     state = checkpoint.load(folder / "checkpoints" / "last.pt")["model"]
@@ -129,7 +129,7 @@ def test_every_strategy_goes_on_from_its_checkpoint(path: Path, tmp_path: Path) 
 
 
 def assert_same(one: object, other: object) -> None:
-    """Nested containers of equal values, tensors to the last bit."""
+    """Assert that nested containers have equal values, tensors to the last bit."""
     if isinstance(one, torch.Tensor):
         assert isinstance(other, torch.Tensor) and torch.equal(one, other)
     elif isinstance(one, dict):

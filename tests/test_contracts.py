@@ -1,4 +1,4 @@
-"""Contracts: components that subclass none of ours, capabilities, and a group that is new."""
+"""Contracts: components that do not subclass ours, capabilities, and a new group."""
 
 import copy
 import shutil
@@ -40,7 +40,7 @@ PARAMETERS = [nn.Parameter(torch.zeros(1))]
 
 
 class Falling:
-    """A schedule that subclasses nothing."""
+    """A schedule that does not subclass ours."""
 
     def factor(self, step: int) -> float:
         return 1 / (1 + step)
@@ -63,7 +63,7 @@ class Listening(Falling):
 
 
 class Halved(nn.Module):
-    """A preprocessing that subclasses nothing of ours."""
+    """A preprocessing that does not subclass ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Halved(nn.Module):
 
 
 class Penalty:
-    """The contract of the group that is new, and its only option."""
+    """The contract of a new group, and its only option."""
 
     def __init__(self, weight: float = 0.1) -> None:
         if weight < 0:
@@ -191,7 +191,7 @@ def test_whether_an_optimizer_needs_a_closure() -> None:
 
 
 class PenaltyContract(ABC):
-    """What is asked of a penalty, and a capability with a default."""
+    """A contract with an optional capability."""
 
     is_convex: bool = True
 
@@ -202,7 +202,7 @@ class PenaltyContract(ABC):
 
 @pytest.fixture
 def penalties(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new group, and nothing else: its row, a line in the defaults list, a folder with two options."""
+    """Add a new group: a row of the table, a line in the defaults list, and a folder with two options."""
     folder = Path(shutil.copytree(config_folder(), tmp_path / "configs"))
     train = folder / "train.yaml"
     train.write_text(

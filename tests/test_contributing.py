@@ -1,4 +1,4 @@
-"""CONTRIBUTING's snippets: type-checked, formatted, and trained with, in a clone and as a user's own parts."""
+"""CONTRIBUTING's snippets are type-checked, formatted and trained with, in a clone and as a user's package."""
 
 import importlib.util
 import json
@@ -21,9 +21,9 @@ from trainer.augmentation import Pipeline
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-# a line that is a file's name, then what is in the file
+# a line with the name of a file, followed by its content
 FILES = dict(re.findall(r"^`([\w./]+)`\n\n```(?:python|yaml)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-# a line to be added to a table: the file, and the line before which it comes
+# a line that is added to a table: the file, and the line above which it is inserted
 INSERTED = [
     ("trainer/configuration/groups.py", ")\nGROUPS: dict"),
     ("configs/train.yaml", "  - experiment: null\n"),
@@ -56,7 +56,7 @@ RUNS = {
     "a strategy": ["parallelism=sum_afterwards", "parallelism.devices=2", "model=linear"],
 }
 
-# `train` of the first `trainer` on the path, not of the one that is imported
+# runs `train` of the first `trainer` on the path, not of the imported one
 IN_A_CLONE = """
 import sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "trainer"]:
@@ -79,7 +79,7 @@ def test_every_snippet_is_a_file() -> None:
 
 
 def write(folder: Path, shape: str) -> list[str]:
-    """The snippets below `folder`, in the places that CONTRIBUTING names, or as a package of the user's; the flags."""
+    """Write the snippets below `folder`, in a clone or as a user's package; returns the flags."""
     if shape == "contributor":
         for name in ("trainer", "configs"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -87,7 +87,7 @@ def write(folder: Path, shape: str) -> list[str]:
         insert_lines(folder)
     for name, text in FILES.items():
         if shape == "user":
-            if name in OF_A_GROUP:  # a group is added to the table in a clone
+            if name in OF_A_GROUP:  # a new group is only tested in a clone
                 continue
             name = name.replace("trainer/", "mine/").replace("configs/", "options/")
             text = re.sub(r"_target_: trainer\.(?!augmentation\.Pipeline)", "_target_: mine.", text)
@@ -99,7 +99,7 @@ def write(folder: Path, shape: str) -> list[str]:
 
 
 def insert_lines(folder: Path) -> None:
-    """Add to the tables in the clone what CONTRIBUTING says of a new group."""
+    """Insert CONTRIBUTING's lines of a new group into the tables of the clone."""
     lines = re.findall(r"^```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     for (name, following), line in zip(INSERTED, lines, strict=True):
         text = (folder / name).read_text()
@@ -113,7 +113,7 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
     clone = {"code": IN_A_CLONE, "environment": {"PYTHONPATH": str(tmp_path)}} if shape == "contributor" else {}
     for number, words in enumerate(RUNS.values()):
         words = [*words, "penalty.weight=0.5"] if shape == "contributor" else words
-        # the ranks of a clone must not find what the server of forks has imported
+        # ranks of a clone must import its own modules, not those of the fork server
         spare = shape == "user"
         line = [*flags, *words, *SHORT, f"name=run{number}"]
         process = shared().start(line, tmp_path, spare=spare, **clone)
@@ -146,16 +146,16 @@ def test_the_snippets_are_typed_and_formatted(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").touch()
     for name, text in CODE.items():
-        # what is added to a module of ours is imported from this package
+        # what is added to one of our modules is imported from the user's package
         (package / Path(name).name).write_text(
             text.replace("from trainer.contracts import Penalty", "from shown.contracts import Penalty")
         )
     env = os.environ | {"MYPYPATH": str(ROOT)}
     line = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--strict", str(package)]
-    line += ["--cache-dir", str(ROOT / ".mypy_cache")]  # torch and trainer are the same for all
+    line += ["--cache-dir", str(ROOT / ".mypy_cache")]  # shared cache: torch and trainer are the same
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
-    if importlib.util.find_spec("ruff"):  # of the extra `dev`; mypy is of `test`, too
+    if importlib.util.find_spec("ruff"):  # ruff is in the extra `dev`; mypy also in `test`
         line = [sys.executable, "-m", "ruff", "format", "--diff", "--config", str(ROOT / "pyproject.toml"), "shown"]
         done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr

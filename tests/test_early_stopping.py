@@ -45,7 +45,7 @@ def test_stops_when_patience_runs_out_by_hand() -> None:
 
 def test_evaluations_before_the_warm_up_s_end_do_not_count() -> None:
     assert stops_at([5, 6, 6, 6, 6, 6], after_step=3) == 5
-    assert stops_at([1, 6, 6, 6, 5, 5], after_step=3) == 5  # the best value before it does count
+    assert stops_at([1, 6, 6, 6, 5, 5], after_step=3) == 5  # the best value before `after_step` counts
 
 
 def test_goes_on_where_it_was() -> None:

@@ -1,4 +1,4 @@
-"""Initializers against fan numbers written by hand, torch's own functions bit by bit, and deep networks."""
+"""Initializers against fan values by hand, torch's own functions bit by bit, and deep networks."""
 
 import importlib
 import inspect
@@ -18,7 +18,7 @@ Initializer = Callable[[nn.Module], None]
 
 
 def drawn(initializer: Initializer, layer: nn.Linear | nn.Conv2d, seed: int = 0) -> Tensor:
-    """The weights that a layer gets; fails when they did not change."""
+    """The initialized weights of a layer; asserts that they have changed."""
     before = layer.weight.detach().clone()
     torch.manual_seed(seed)
     initializer(nn.Sequential(layer))
@@ -72,7 +72,7 @@ def test_normal_ones_have_the_variance_by_hand(
     sigma = variance**0.5
     assert abs(weights.mean()) < 5 * sigma / n**0.5
     assert weights.var().item() == pytest.approx(variance, rel=5 * (2 / n) ** 0.5)
-    # a normal is not truncated and not uniform: 4.55 % lie beyond two standard deviations
+    # neither truncated nor uniform: 4.55 % of a normal distribution are beyond two standard deviations
     assert (weights.abs() > 2 * sigma).double().mean().item() == pytest.approx(0.0455, abs=0.003)
     assert weights.abs().max() > 4 * sigma
 
@@ -159,9 +159,9 @@ def test_a_model_without_layers_is_refused() -> None:
 
 
 def variance_ratio(initializer: Initializer, activation: nn.Module) -> float:
-    """Mean square of the activations of layer 30 over those of layer 1; mean of 24 networks, 250 wide.
+    """Mean square of the activations of layer 30 over those of layer 1; mean of 24 networks of width 250.
 
-    For relu the ratio of one such network is log-normal, log variance 30 * 5 / 250; the mean of 24 varies by 0.18.
+    For relu the ratio of one network is log-normal with log variance 30 * 5 / 250; the mean of 24 has deviation 0.18.
     """
     torch.manual_seed(0)
     layer = nn.Linear(250, 250, bias=False)
@@ -213,7 +213,7 @@ def test_the_wrong_one_does_not(initializer: Initializer, activation: nn.Module)
 
 
 def test_fan_out_keeps_the_variance_of_gradients() -> None:
-    """Where layers grow fourfold and fourfold: fan_out holds the gradient, fan_in the activation."""
+    """With layers that are each four times as wide: fan_out preserves the gradient, fan_in the activation."""
     ratios = {}
     for mode in ("fan_in", "fan_out"):
         torch.manual_seed(0)
@@ -225,7 +225,7 @@ def test_fan_out_keeps_the_variance_of_gradients() -> None:
         out_ND.backward(gradient_ND)
         assert x_ND.grad is not None
         ratios[mode] = (out_ND.square().mean() * 2).item(), x_ND.grad.square().mean().item()
-    # relu halves a gradient's variance, which the gain gives back; 4 * 4 is how much wider the layers become
+    # relu halves the variance of a gradient, which the gain restores; 4 * 4 is the ratio of widths
     forward, backward = ratios["fan_in"]
     assert (forward, backward) == pytest.approx((2, 16), rel=0.2)
     forward, backward = ratios["fan_out"]

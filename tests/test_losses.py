@@ -1,4 +1,4 @@
-"""Losses against torch's own means, tables by hand and derivatives by autograd's numerical check."""
+"""Losses against torch's own means, tables by hand and numerical differentiation."""
 
 import importlib
 import inspect
@@ -33,7 +33,7 @@ def test_cross_entropy_by_hand() -> None:
     outputs_NK = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
     assert CrossEntropy()(outputs_NK, torch.tensor([0, 0])).item() == pytest.approx(2 * math.log(4), rel=1e-6)
     assert CrossEntropy(base=2)(outputs_NK, torch.tensor([0, 0])).item() == pytest.approx(4, rel=1e-6)
-    # smoothing 0.2 over two classes: 0.9 of the first, 0.1 of the second
+    # smoothing 0.2 with two classes: 0.9 of the first, 0.1 of the second
     smoothed = CrossEntropy(label_smoothing=0.2)(outputs_NK[:1], torch.tensor([0])).item()
     assert smoothed == pytest.approx(0.9 * math.log(4) + 0.1 * math.log(4 / 3), rel=1e-6)
 
@@ -57,7 +57,7 @@ def test_mse_by_hand() -> None:
     assert MSE()(outputs_NK, torch.tensor([1, 0])).item() == 2.0
     # values: ((0.25 + 4) + (9 + 1)) / 2
     assert MSE()(outputs_NK, torch.tensor([[0.5, 0.0], [3.0, -2.0]])).item() == 7.125
-    # one output, values without an axis of their own: (2 - 5)^2 + (1 - 1)^2, not their differences crosswise
+    # one output and targets without a class axis: (2 - 5)^2 + (1 - 1)^2, without broadcasting
     assert MSE()(torch.tensor([[2.0], [1.0]]), torch.tensor([5.0, 1.0])).item() == 9.0
 
 
@@ -82,7 +82,7 @@ def test_parts_add_up_and_the_gradient_is_right(loss: Loss) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(0.1, 2), MSE()])
 def test_half_precision_is_summed_in_float32(loss: Loss, dtype: torch.dtype) -> None:
-    """4000 samples: a sum in half precision would be off by percents, or overflow."""
+    """With 4000 samples, a sum in half precision would be wrong by percents, or overflow."""
     outputs_NK, targets_N = (30 * logits(4000)).to(dtype).requires_grad_(), classes(4000)
     total = loss(outputs_NK, targets_N)
     exact = loss(outputs_NK.double(), targets_N)

@@ -1,4 +1,4 @@
-"""From Python: `compose`, `assemble`, `fit`, in a fresh process, give what the command line gives."""
+"""`compose`, `assemble` and `fit` in a fresh process give the results of the command line."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def in_a_process(*words: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines; of throughput, which may differ, only the names."""
+    """All records; throughput, which varies, only by name."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: None if k.startswith("throughput/") else v for k, v in line.items()} for line in lines]
 
@@ -52,7 +52,7 @@ def test_a_run_in_a_script_is_the_run_of_the_command_line(tmp_path: Path) -> Non
     assert (script.returncode, script_errors, command.returncode, command.stderr) == (0, "", 0, "")
 
     light, result = json.loads(printed.splitlines()[-1])
-    assert light  # composing waits for no torch
+    assert light  # `compose` does not import torch
     folders = [next(home.glob("outputs/*/*")) for home in homes]
     for folder in folders:
         names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ def test_a_run_in_a_script_is_the_run_of_the_command_line(tmp_path: Path) -> Non
 
     assert result == json.loads((folders[0] / "result.json").read_text())
     assert (homes[0] / result["folder"]).resolve() == folders[0].resolve()
-    assert (result["status"], result["steps"]) == ("completed", 90)  # 1437 samples, 16 a step
+    assert (result["status"], result["steps"]) == ("completed", 90)  # 1437 samples, 16 per step
     assert result["test"]["test/accuracy"] > 0.8
 
     lines = metrics(folders[0])

@@ -1,4 +1,4 @@
-"""Samplers: what comes when."""
+"""Samplers: the order of samples."""
 
 from collections import Counter
 from itertools import permutations, product
@@ -238,7 +238,7 @@ def test_one_sample_that_is_much_harder_than_all_others_is_drawn_as_often_as_it_
     losses[17] = 1e5
     counts = shares(after_losses(losses, floor=0.0), 3000, epochs=3)
     assert binomtest(int(counts[17]), int(counts.sum()), 0.8 + 0.2 / 3000 - 0.8 * 3e-5).pvalue > 1e-3
-    assert (counts > 0).sum() > 1000  # the uniform share
+    assert (counts > 0).sum() > 1000  # the uniform fraction
 
 
 def test_samples_that_are_all_learnt_come_uniformly():
@@ -253,7 +253,7 @@ def test_the_running_mean_by_hand():
     assert sampler.state_dict()["running"][:3].tolist() == [1, 2, 4]
     sampler.gather()
     sampler.end_epoch()
-    # 0.75 * 1 + 0.25 * 4, not observed, 0.75 * 4 + 0.25 * 0, its first
+    # 0.75 * 1 + 0.25 * 4; not observed; 0.75 * 4 + 0.25 * 0; its first
     assert sampler.state_dict()["running"].tolist() == [1.75, 2.0, 3.0, 8.0]
 
 
@@ -279,7 +279,7 @@ def test_neither_the_order_of_the_calls_nor_the_ranks_leave_a_trace():
     ranks = [HardExamples() for _ in range(3)]
     for rank in ranks:
         rank.order(torch.zeros(50), generator(0))
-    for half in (mixed[:123], mixed[123:]):  # gathered twice on the way
+    for half in (mixed[:123], mixed[123:]):  # two reductions in an epoch
         for rank, part in zip(ranks, half.chunk(3), strict=True):
             for few in part.split(7):
                 rank.observe(indices[few], losses[few])
@@ -330,7 +330,7 @@ def test_an_epoch_that_is_resumed_has_the_same_order_and_leaves_the_same_state(s
     second.end_epoch()
     assert torch.equal(second.state_dict()["running"], straight.state_dict()["running"])
     assert not second.state_dict()["seen"].any()
-    assert torch.equal(first.state_dict()["running"], state["running"])  # what was saved is not written to
+    assert torch.equal(first.state_dict()["running"], state["running"])  # the saved state is not modified
 
 
 def test_the_last_bits_of_the_losses_hardly_ever_change_a_draw():

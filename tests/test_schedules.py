@@ -1,4 +1,4 @@
-"""Schedules against torch's schedulers and tables written by hand."""
+"""Schedules against torch's schedulers and tables by hand."""
 
 import math
 from collections.abc import Callable

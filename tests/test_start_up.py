@@ -1,4 +1,4 @@
-"""Nothing is imported that a run does not use."""
+"""Libraries that a run does not use are not imported."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# a second and more to import, and of no use to a run that compiles nothing and reads the digits
+# they take a second and more to import and are not needed by a run that compiles nothing and reads the digits
 UNUSED = ("torch._dynamo", "sympy", "sklearn", "scipy.stats")
 PROGRAM = """
 import sys

@@ -1,4 +1,4 @@
-"""Parts of a user's own: the template learns, and the page that explains them says what is so."""
+"""A user's own components: the template learns, and the documentation page is correct."""
 
 import json
 import os
@@ -20,14 +20,14 @@ from trainer.examples.template import StripeNet, Stripes
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/your-own-parts.md").read_text()
-# a line that begins with a file's name, then what is in the file
+# a line that begins with the name of a file, followed by its content
 FILES = re.findall(r"^`([\w./-]+)`[^\n]*\n\n```(?:python|yaml)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0].splitlines()
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What the page says to write, in the current folder."""
+    """The files that the page describes, in the current folder."""
     for name, content in FILES:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,10 +86,10 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_the_page_runs_as_it_stands(project: Path) -> None:
-    """Both commands and the script, as processes of their own; the second command's is started, not forked."""
+    """Both commands and the script as separate processes; the second command is started, not forked."""
     plan, command = (line.split()[1:] for line in COMMANDS)
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "GEARSHIFT_TRUST")}
-    # like a console script, cli.py does not put the current folder on the path
+    # cli.py, like a console script, does not add the current folder to the path
     done = subprocess.run(
         [sys.executable, str(ROOT / "cli.py"), *command],
         env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

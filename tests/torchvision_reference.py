@@ -1,7 +1,7 @@
-"""torchvision v2's functions, which resize uint8 images as they do on most processors.
+"""torchvision v2's functions, with uint8 images resized as on most processors.
 
-v2 resizes such images by torch's own kernel for uint8 on x86 with AVX2 and on ARM. Elsewhere it resizes in float32 and
-rounds at the end, which differs by a level here and there: a test would then depend on the processor.
+v2 resizes such images with torch's uint8 kernel on x86 with AVX2 and on ARM. Otherwise it resizes in float32 and rounds
+at the end, which differs by a level in places, so that a test would depend on the processor.
 """
 
 import torchvision.transforms.v2.functional as functional

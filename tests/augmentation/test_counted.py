@@ -38,8 +38,8 @@ def test_known_values(stream):
     for i, seed in enumerate(some):
         words = [word(seed, n, stream) for n in range(10)]
         assert uniform[i].flatten().tolist() == [(w >> 8) / 2**24 for w in words]
-        shares = [w % 2**16 for w in words[:5]] + [w >> 16 for w in words[:5]]
-        quantiles = [norm.ppf((share + 0.5) / 2**16) for share in shares][:9]
+        halves = [w % 2**16 for w in words[:5]] + [w >> 16 for w in words[:5]]
+        quantiles = [norm.ppf((half + 0.5) / 2**16) for half in halves][:9]
         # the table is scaled by 1.00003 to variance 1
         assert normal[i].flatten().tolist() == pytest.approx(quantiles, rel=1e-4)
 

@@ -127,10 +127,10 @@ def test_short_sides_and_places_are_uniform(size):
         assert new_N2[i].tolist() == list(reference.resize(image, [int(short_N[i])]).shape[1:])
     for axis in (0, 1):
         room_N = new_N2[:, axis] - 224 + 1
-        place_N = frames[:, 6 + axis]
-        assert ((place_N >= 0) & (place_N < room_N)).all()
-        shares = (place_N + torch.rand(6000, generator=generator(1))) / room_N
-        assert kstest(shares.numpy(), "uniform").pvalue > 1e-3
+        offset_N = frames[:, 6 + axis]
+        assert ((offset_N >= 0) & (offset_N < room_N)).all()
+        fractions = (offset_N + torch.rand(6000, generator=generator(1))) / room_N
+        assert kstest(fractions.numpy(), "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("size", [(30, 200), (200, 30), (47, 33), (33, 47)])

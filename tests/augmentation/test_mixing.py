@@ -43,19 +43,19 @@ def table_of(augmentation: Pipeline) -> Rows:
 def test_mixup_is_torchvision_s_with_the_same_share() -> None:
     augmentation = Pipeline(mixup=MixUp(alpha=0.4))
     lams = table_of(augmentation)["mixup.lam"]
-    place = 0
+    start = 0
     for images, targets, count, indices in batches(augmentation).epoch(0):
         plain, labels = pixels()[indices].float() / 255, indices % 7
         for i in range(count):
-            lam = float(lams[place + i])
+            lam = float(lams[start + i])
             params = {"lam": lam, "batch_size": count, "labels": labels}
             transform = v2.MixUp(num_classes=7)
             expected = transform.transform(plain.clone(), params)
             distribution = transform.transform(labels, params)
             torch.testing.assert_close(images[i], expected[i], rtol=0, atol=1e-6)
             torch.testing.assert_close(targets[i], distribution[i].to(torch.float32), rtol=0, atol=1e-6)
-        place += count
-    assert place == 20
+        start += count
+    assert start == 20
 
 
 def test_cutmix_is_torchvision_s_with_the_same_box() -> None:

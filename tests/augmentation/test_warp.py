@@ -57,8 +57,8 @@ def by_scipy(image: torch.Tensor, back: np.ndarray, fill: str) -> torch.Tensor:
     height, width = image.shape[1:]
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
     from_x, from_y, depth = np.tensordot(back, np.stack([x, y, np.ones_like(x)]), 1)
-    places = [from_y / depth + (height - 1) / 2, from_x / depth + (width - 1) / 2]
-    planes = [map_coordinates(plane.double().numpy(), places, order=1, mode=FILLS[fill]) for plane in image]
+    coordinates = [from_y / depth + (height - 1) / 2, from_x / depth + (width - 1) / 2]
+    planes = [map_coordinates(plane.double().numpy(), coordinates, order=1, mode=FILLS[fill]) for plane in image]
     return torch.from_numpy(np.rint(planes))
 
 

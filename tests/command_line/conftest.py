@@ -1,4 +1,4 @@
-"""The whole program, run in a folder of its own: in this process, or as a process of its own."""
+"""Fixtures that run the whole program in an empty folder, in this process or as a separate one."""
 
 import logging
 import os
@@ -26,16 +26,16 @@ SMALL = ["model=linear", "epochs=2", "batch_size=128", "every.log=3step", "seed=
 
 @dataclass
 class Done:
-    """What a command line came to."""
+    """Exit code and output of a command line."""
 
     code: int | str | None
     out: str
     err: str
-    seconds: float = 0.0  # of processor time, which other processes do not prolong
+    seconds: float = 0.0  # CPU time, which other processes on the machine do not prolong
 
     @property
     def problems(self) -> list[str]:
-        """The lines on stderr; nothing but errors of one line each may stand there."""
+        """The errors on stderr; asserts that it contains nothing but one-line errors."""
         lines = self.err.splitlines()
         assert all(line.startswith("error: ") for line in lines), self.err
         return [line.removeprefix("error: ") for line in lines]
@@ -45,13 +45,13 @@ Train = Callable[..., Done]
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, with its content."""
+    """Paths below a folder, with the contents of files."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in."""
+    """An empty folder as the current one."""
     monkeypatch.chdir(tmp_path)
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -62,7 +62,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
-    """`train(*arguments)`, in this process."""
+    """`train(*arguments)` in this process."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
 
@@ -88,12 +88,12 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     torch.set_num_threads(threads)
     logging.getLogger("trainer").handlers.clear()
     root.setLevel(level)
-    root.handlers[:] = known  # Hydra's --info adds one
+    root.handlers[:] = known  # Hydra's --info adds a handler
 
 
 @pytest.fixture
 def process(folder: Path, zygote: Zygote) -> Train:
-    """`train(*arguments)`, as a process of its own: a fork, or a `program` that is started."""
+    """`train(*arguments)` as a separate process: forked from the zygote, or started as `program`."""
 
     def fork(*arguments: str, **variables: str) -> Done:
         started = zygote.start(arguments, folder, environment=variables, apart=True, spare=True)
@@ -117,13 +117,13 @@ def process(folder: Path, zygote: Zygote) -> Train:
 
 @pytest.fixture
 def seconds_of_torch(process: Train) -> float:
-    """What importing torch and torchvision takes: the measure of a machine."""
+    """CPU seconds of importing torch and torchvision, as a measure of the machine's speed."""
     return min(process(program=(sys.executable, "-c", "import torch, torchvision")).seconds for _ in range(3))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run that is complete, not to be changed."""
+    """The folder of a small completed run; read-only."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,7 +1,7 @@
-"""What a user can get wrong: each is told in a line that names it and what is allowed, and leaves nothing behind.
+"""User errors: each is reported in one line that names it and what is allowed, and leaves no files behind.
 
-A case is what is typed, and a line for each problem: pieces that stand in it, joined by " & ". Commands run in a
-folder that holds `file.txt`, the folder `full` with a file in it, and `options`, a folder of options of one's own.
+A case is a command line and, for each problem, the substrings of its line, joined by " & ". Commands run in a folder
+that contains `file.txt`, the folder `full` with a file in it, and the user's options in `options`.
 """
 
 import random
@@ -34,7 +34,7 @@ OPTIONS = {
 
 
 @pytest.fixture
-def place(folder: Path) -> Path:
+def workspace(folder: Path) -> Path:
     (folder / "file.txt").write_text("not a folder, not a checkpoint")
     (folder / "full").mkdir()
     (folder / "full/note.txt").write_text("mine")
@@ -46,7 +46,7 @@ def place(folder: Path) -> Path:
 
 
 def check(done: Done, lines: tuple[str, ...], code: int = 2) -> None:
-    """One `error: ` line a problem, in order, each with its pieces; nothing on stdout."""
+    """Expects one `error: ` line per problem, in order, with its substrings; nothing on stdout."""
     problems = done.problems
     assert done.code == code, done
     assert done.out == ""
@@ -91,7 +91,7 @@ SETTINGS = {
     "every.evaluate": ["1", "150%", "0ep", "0%"],
     "every.checkpoint": ["-1ep", "1e3step", "true"],
 }  # fmt: skip
-# what each of these must name as allowed
+# the allowed values that each message must list
 ALLOWED = {
     "name": "null", "tags": "list", "epochs": "at least 1", "steps": "at least 1", "batch_size": "full",
     "accumulate": "at least 1", "limit_batches": "null", "micro_batch": "auto", "seed": "at least 0",
@@ -106,27 +106,27 @@ ALLOWED = {
 }  # fmt: skip
 
 
-# these would hide others when typed together with them
+# these would hide other problems of the same command line
 ALONE = ("steps", "early_stopping", "every")
 
 
 @pytest.mark.parametrize("turn", range(max(map(len, SETTINGS.values()))))
-def test_settings_of_the_runner_all_wrong_at_once(turn: int, train: Train, place: Path) -> None:
-    """The first bad value of every setting in one command line, then the second of every one, and so on."""
-    before = listing(place)
+def test_settings_of_the_runner_all_wrong_at_once(turn: int, train: Train, workspace: Path) -> None:
+    """The first bad value of every setting in one command line, then the second of each, and so on."""
+    before = listing(workspace)
     typed = {key: values[turn] for key, values in SETTINGS.items() if turn < len(values)}
     together = {key: value for key, value in typed.items() if key not in ALONE}
     alone = [{key: value} for key, value in typed.items() if key in ALONE]
-    for words in ([together] if together else []) + alone:
-        done = train(*(f"{key}={value}" for key, value in words.items()))
+    for settings in ([together] if together else []) + alone:
+        done = train(*(f"{key}={value}" for key, value in settings.items()))
         assert done.code == 2, done
-        assert len(done.problems) == len(words), done.problems
-        for key, value in words.items():
+        assert len(done.problems) == len(settings), done.problems
+        for key, value in settings.items():
             (problem,) = (line for line in done.problems if line.startswith(f"{key}="))
             shown = {"1e-400": "0.0", "[[a]]": "[[a]]"}.get(value, value.strip("'").replace(":", ": "))
             assert shown in problem or value in problem
             assert ALLOWED[key] in problem
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
 def test_every_setting_is_in_the_table() -> None:
@@ -174,7 +174,7 @@ OVERRIDES = [
     ("debug=overfitt", "debug=overfitt & Did you mean 'debug=overfit'? & one_step"),
     ("model.input_shape=[1,8,8]", "model.input_shape=[1,8,8] & does not exist"),
     ("+model.num_outputs=5", "model.num_outputs=5 & does not exist"),
-    # what an override is
+    # override syntax
     ("optimizer=", "optimizer= & adam, adamw, momentum, sgd"),
     ("model=null", "model=null & lenet, linear, mlp"),
     ("optimizer=null", "optimizer=null & adam, adamw, momentum, sgd"),
@@ -214,7 +214,7 @@ OVERRIDES = [
     ("'optimizer.lr=${oc.env:NOSUCH}'", "optimizer.lr & NOSUCH"),
     ("'epochs=${epochs}'", "epochs & Recursive"),
     ("'optimizer.lr=???'", "optimizer.lr=??? & must be given"),
-    # what does not go together
+    # incompatible combinations
     ("micro_batch=auto model=resnet20", "micro_batch=auto & batch norm"),
     ("model=mlp 'model.hidden=[1000000000000]'", "model & memory & this machine has"),
     ("model=mlp 'model.hidden=[99999999999999999999]'", "model & size"),
@@ -231,7 +231,7 @@ OVERRIDES = [
      "data.train._target_=torchvision.datasets.FakeData & --trust torchvision"),
     ("preprocessing=pca_whitening preprocessing.components=65", "preprocessing.components=65 & at most 64"),
     ("data=synthetic data.size=128 preprocessing=zca model=linear", "preprocessing & 12,288 values & 49,152"),
-    # classes
+    # class names
     ("optimizer._target_=null", "optimizer._target_=null & torch.optim.AdamW"),
     ("optimizer._target_=5", "optimizer._target_=5 & not in a trusted package"),
     ("optimizer._target_=os.system", "optimizer._target_=os.system & --trust os"),
@@ -249,7 +249,7 @@ OVERRIDES = [
     ("sampler._target_=torch.nn.ReLU", "sampler._target_=torch.nn.ReLU & order"),
     ("model=linear model._target_=torch.nn.Linear", "model & torch.nn.Linear also needs in_features, out_features"),
     ("model=linear model._target_=torch.nn.Bilinear", "model & in1_features"),
-    # Hydra's own
+    # Hydra's own settings
     ("hydra.run.dir=/dev/null/x", "hydra.run.dir=/dev/null/x & not a folder"),
     ("hydra.run.dir=file.txt", "hydra.run.dir=file.txt & not a folder"),
     ("hydra.run.dir=file.txt/x/y", "hydra.run.dir=file.txt/x/y & file.txt is not a folder"),
@@ -270,13 +270,13 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("typed", "line"), OVERRIDES, ids=[typed for typed, _ in OVERRIDES])
-def test_overrides(typed: str, line: str, train: Train, place: Path) -> None:
-    before = listing(place)
+def test_overrides(typed: str, line: str, train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     check(train(*shlex.split(typed)), (line,))
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
-# several problems in one command line; those of a line of the table are found at the same moment
+# several problems in one command line; those of one row are found by the same check
 VALUES = [
     (("optimizer.lr=abc optimizer.betas=0.9 optimizer.eps=-1 optimizer.weight_decay=-0.1 optimizer.amsgrad=5 "
       "schedule.warmup=5 data.epochs=0 model.channels=5"),
@@ -327,15 +327,15 @@ VALUES = [
 
 
 @pytest.mark.parametrize("case", VALUES, ids=[case[0] for case in VALUES])
-def test_values_of_the_groups(case: tuple[str, ...], train: Train, place: Path) -> None:
-    before = listing(place)
+def test_values_of_the_groups(case: tuple[str, ...], train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     done = train(*shlex.split(case[0]))
     assert done.code == 2, done
     assert len(done.problems) == len(case) - 1, done.problems
     for line in case[1:]:
         found = [problem for problem in done.problems if all(piece in problem for piece in line.split(" & "))]
         assert len(found) == 1, (line, done.problems)
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
 COMMANDS = [
@@ -399,16 +399,17 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("case", COMMANDS, ids=[case[0][:60] for case in COMMANDS])
-def test_commands_flags_and_files(case: tuple[str, ...], train: Train, place: Path) -> None:
-    before = listing(place)
+def test_commands_flags_and_files(case: tuple[str, ...], train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     check(train(*shlex.split(case[0])), case[1:])
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
-def test_files_of_options_that_hydra_would_stumble_over(train: Train, place: Path) -> None:
-    """One that has the name of one of ours would be passed over; one that is no text ends in a riddle."""
-    (place / "options/optimizer/adamw.yaml").write_text("# Mine\n_target_: torch.optim.SGD\n")
-    (place / "options/optimizer/latin.yaml").write_bytes(b"# caf\xe9\n_target_: torch.optim.SGD\n")
+def test_files_of_options_that_hydra_would_stumble_over(train: Train, workspace: Path) -> None:
+    """A file with the name of a built-in option would be ignored; one that is not UTF-8 raises an obscure error in
+    Hydra."""
+    (workspace / "options/optimizer/adamw.yaml").write_text("# Mine\n_target_: torch.optim.SGD\n")
+    (workspace / "options/optimizer/latin.yaml").write_bytes(b"# caf\xe9\n_target_: torch.optim.SGD\n")
     lines = ("options/optimizer/adamw.yaml & rename", "options/optimizer/latin.yaml & UTF-8")
     for command in ((), ("-m",), ("plan",)):
         check(train(*command, "--config-dir", "options", "model=mlp"), lines)
@@ -424,14 +425,14 @@ HYDRAS_OWN = [
 
 
 @pytest.mark.parametrize("node", HYDRAS_OWN)
-@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"]])
-def test_hydra_runs_nothing_that_is_not_trusted(node: str, words: list[str], train: Train, place: Path) -> None:
-    """Hydra acts on its own node before any job; whoever gets a folder of options from elsewhere is safe."""
-    (place / "options/experiment/evil.yaml").write_text(f"# @package _global_\n# Evil\nhydra:\n  {node}\n")
-    before = listing(place)
-    check(train(*words, "--config-dir", "options", "experiment=evil"), ("hydra. & not trusted",))
-    check(train(*words, "hydra.searchpath=[file://options]", "experiment=evil"), ("hydra. & not trusted",))
-    assert listing(place) == before
+@pytest.mark.parametrize("arguments", [[], ["-m", "seed=1,2"]])
+def test_hydra_runs_nothing_that_is_not_trusted(node: str, arguments: list[str], train: Train, workspace: Path) -> None:
+    """Hydra instantiates classes of its own node before any job, so the node is checked first."""
+    (workspace / "options/experiment/evil.yaml").write_text(f"# @package _global_\n# Evil\nhydra:\n  {node}\n")
+    before = listing(workspace)
+    check(train(*arguments, "--config-dir", "options", "experiment=evil"), ("hydra. & not trusted",))
+    check(train(*arguments, "hydra.searchpath=[file://options]", "experiment=evil"), ("hydra. & not trusted",))
+    assert listing(workspace) == before
 
 
 SWEEPS = [
@@ -459,17 +460,17 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize("case", SWEEPS, ids=[case[0] for case in SWEEPS])
-def test_a_sweep_with_one_bad_trial_starts_none(case: tuple[str, ...], train: Train, place: Path) -> None:
-    before = listing(place)
+def test_a_sweep_with_one_bad_trial_starts_none(case: tuple[str, ...], train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     check(train("-m", *shlex.split(case[0])), case[1:])
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
-def test_all_problems_are_told_at_once(train: Train, place: Path) -> None:
-    words = (
+def test_all_problems_are_told_at_once(train: Train, workspace: Path) -> None:
+    arguments = (
         "optimizr=1 optimizer.lrr=1 epochs=-3 model=lenett batch_size=0 seed=1 seed=2 data.rot=5 foo schedule.start=x"
     )
-    done = train(*words.split())
+    done = train(*arguments.split())
     check(
         done,
         (
@@ -477,32 +478,32 @@ def test_all_problems_are_told_at_once(train: Train, place: Path) -> None:
             "data.rot=5", "epochs=-3", "batch_size=0", "schedule.start=x",
         ),
     )  # fmt: skip
-    # what is there is known although the rest does not compose at once
+    # problems that are known even though the whole does not compose
     lines = ("'model=lenett' & Did you mean 'model=lenet'?", "~optimizer.lrr & Did you mean 'optimizer.lr'?")
     check(train("~optimizer.lrr", "model=lenett"), lines)
-    # those that only torch knows of come together, too
-    words = (
+    # problems that need torch are reported together
+    arguments = (
         "model.dropout=2 schedule.warmup=100% batch_size=100000 loss.label_smoothing=1 data.val_fraction=3 device=mps"
     )
-    done = train(*words.split())
+    done = train(*arguments.split())
     assert {"data.val_fraction=3", "loss.label_smoothing=1"} <= {line.partition(":")[0] for line in done.problems}
-    words = "model.dropout=2 schedule.warmup=100% batch_size=100000 early_stopping.monitor=x optimizer.betas=[0.9]"
-    check(train(*words.split()), ("optimizer.betas", "batch_size", "early_stopping.monitor", "schedule", "model"))
+    arguments = "model.dropout=2 schedule.warmup=100% batch_size=100000 early_stopping.monitor=x optimizer.betas=[0.9]"
+    check(train(*arguments.split()), ("optimizer.betas", "batch_size", "early_stopping.monitor", "schedule", "model"))
 
 
-def test_what_is_not_utf8_is_refused(train: Train, place: Path) -> None:
-    before = listing(place)
+def test_what_is_not_utf8_is_refused(train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     check(train("name='\udcff'"), ("\\udcff & cannot read",))
-    assert listing(place) == before
+    assert listing(workspace) == before
 
 
 # --- recorded runs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def run(trained: Path, place: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(trained, place / "run"))
+def run(trained: Path, workspace: Path) -> Path:
+    """A copy of the completed run."""
+    return Path(shutil.copytree(trained, workspace / "run"))
 
 
 def edit(path: Path, key: str, value: object) -> None:
@@ -597,11 +598,11 @@ WITH_TORCH = ["early_stopping.monitor=val/acuracy", "batch_size=1000000000", "mo
 
 
 @pytest.mark.parametrize("typed", WITHOUT_TORCH[:2])
-def test_the_installed_program_says_the_same(typed: str, process: Train, train: Train, place: Path) -> None:
-    before = listing(place)
+def test_the_installed_program_says_the_same(typed: str, process: Train, train: Train, workspace: Path) -> None:
+    before = listing(workspace)
     done = process(*typed.split(), program=INSTALLED)
     assert (done.code, len(done.problems), done.out) == (2, 1, "")
-    assert listing(place) == before
+    assert listing(workspace) == before
     assert done.err == train(*typed.split()).err
 
 
@@ -617,8 +618,8 @@ for typed in sys.argv[1:]:
 """
 
 
-def test_what_is_known_without_torch_is_said_without_torch(process: Train, train: Train, place: Path) -> None:
-    """In a process that has imported nothing, and in the words that one says that has."""
+def test_what_is_known_without_torch_is_said_without_torch(process: Train, train: Train, workspace: Path) -> None:
+    """In a process that has not imported torch, with the same messages as in one that has."""
     cases = [*WITHOUT_TORCH, "resume full", "--config-dir options model=broken", "hydra.run.dir=file.txt", "--nosuch"]
     done = process(*cases, WITH_TORCH[0], program=(sys.executable, "-c", ASK))
     assert done.out.splitlines() == ["2 False"] * len(cases) + ["2 True"]
@@ -627,19 +628,19 @@ def test_what_is_known_without_torch_is_said_without_torch(process: Train, train
 
 
 @pytest.mark.slow
-def test_mistakes_are_told_quickly(process: Train, place: Path, seconds_of_torch: float) -> None:
-    """Within half of what importing torch takes (usually a seventh), or three times that where it has to be asked."""
+def test_mistakes_are_told_quickly(process: Train, workspace: Path, seconds_of_torch: float) -> None:
+    """In half of the time of importing torch (usually a seventh), or in three times that if the check needs torch."""
     for limit, cases in ((0.5, WITHOUT_TORCH), (3.0, WITH_TORCH)):
         for typed in cases:
             most = limit * seconds_of_torch
-            # a busy machine may delay one of them
+            # other load on the machine may delay single attempts
             assert any(process(*typed.split(), program=INSTALLED).seconds < most for _ in range(3)), typed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_random_mistakes_are_never_a_bug_of_ours(seed: int, train: Train, run: Path) -> None:
-    """Overrides with a few characters changed, and the files of a run likewise."""
+    """Overrides, and the files of a run, with a few characters changed."""
     draw = random.Random(seed)
     quick = ["model=linear", "steps=1", "schedule=constant", "every.evaluate=100%", "diagnostics=off"]
     valid = [
@@ -653,21 +654,21 @@ def test_random_mistakes_are_never_a_bug_of_ours(seed: int, train: Train, run: P
 
     def mutated(text: str) -> str:
         for _ in range(draw.randint(1, 3)):
-            place = draw.randrange(len(text) + 1)
-            text = text[:place] + draw.choice([draw.choice(alphabet), ""]) + text[place + draw.randint(0, 1) :]
+            index = draw.randrange(len(text) + 1)
+            text = text[:index] + draw.choice([draw.choice(alphabet), ""]) + text[index + draw.randint(0, 1) :]
         return text
 
-    def survive(*words: str) -> None:
-        done = train(*words)
-        assert done.code in (0, 2, 65, 70, 74), (words, done)
-        assert "Traceback" not in done.err and "this is a bug" not in done.err, (words, done)
+    def survive(*arguments: str) -> None:
+        done = train(*arguments)
+        assert done.code in (0, 2, 65, 70, 74), (arguments, done)
+        assert "Traceback" not in done.err and "this is a bug" not in done.err, (arguments, done)
 
     for _ in range(60):
-        words = quick + draw.sample(valid, 1)
-        words[draw.randrange(len(words))] = mutated(draw.choice(valid))
-        survive(*draw.choice([[], ["-m"], ["plan"]]), *words)
+        arguments = quick + draw.sample(valid, 1)
+        arguments[draw.randrange(len(arguments))] = mutated(draw.choice(valid))
+        survive(*draw.choice([[], ["-m"], ["plan"]]), *arguments)
     original = (run / "config.yaml").read_text()
     for _ in range(20):
-        place = draw.randrange(len(original))
-        (run / "config.yaml").write_text(original[:place] + draw.choice(alphabet) + original[place + 1 :])
+        index = draw.randrange(len(original))
+        (run / "config.yaml").write_text(original[:index] + draw.choice(alphabet) + original[index + 1 :])
         survive(draw.choice(["repeat", "evaluate", "resume"]), "run")

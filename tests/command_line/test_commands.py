@@ -1,4 +1,4 @@
-"""Sub-commands, Hydra's own flags, and the files and exit codes that runs leave: the whole program."""
+"""Sub-commands, Hydra's flags, and the files and exit codes of runs, with the whole program."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ CONFIGS = ROOT / "configs"
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines; throughput may differ between a run and its repetition."""
+    """All records, without throughput, which differs between repetitions."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith("throughput/")} for line in lines]
 
@@ -42,16 +42,16 @@ def result(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def run(trained: Path, folder: Path) -> Path:
-    """A copy of it."""
+    """A copy of the completed run."""
     return Path(shutil.copytree(trained, folder / "run"))
 
 
 # --- help and Hydra's flags -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["resume", "--help"], ["optimizer=sgd", "--help"]])
-def test_help_is_complete(words: list[str], train: Train) -> None:
-    done = train(*words)
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["resume", "--help"], ["optimizer=sgd", "--help"]])
+def test_help_is_complete(arguments: list[str], train: Train) -> None:
+    done = train(*arguments)
     assert (done.code, done.err) == (0, "")
     lines = [" ".join(line.split()) for line in done.out.splitlines()]
     for command in ("plan", "resume", "repeat", "evaluate"):
@@ -63,8 +63,8 @@ def test_help_is_complete(words: list[str], train: Train) -> None:
     chosen = {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
     for group, option in chosen.items():
         if option is not None and not group.startswith("override"):
-            place = lines.index(group)
-            following = lines[place : place + 1 + len(list((CONFIGS / group).glob("*.yaml")))]
+            index = lines.index(group)
+            following = lines[index : index + 1 + len(list((CONFIGS / group).glob("*.yaml")))]
             assert any(line.startswith(f"* {option} ") for line in following), group
     assert not any(line.startswith("[") for line in lines), "markup is shown"
 
@@ -72,13 +72,13 @@ def test_help_is_complete(words: list[str], train: Train) -> None:
 def test_help_lists_options_of_a_users_own_folder(train: Train, folder: Path) -> None:
     (folder / "mine/model").mkdir(parents=True)
     (folder / "mine/model/tower.yaml").write_text("# Seven storeys\n_target_: trainer.models.mlp.mlp\n")
-    for words in (["--config-dir", "mine", "--help"], ["--help", "--config-dir=mine"], ["-cd", "mine", "-h"]):
-        assert re.search(r"^ +tower +Seven storeys$", train(*words).out, re.MULTILINE)
+    for arguments in (["--config-dir", "mine", "--help"], ["--help", "--config-dir=mine"], ["-cd", "mine", "-h"]):
+        assert re.search(r"^ +tower +Seven storeys$", train(*arguments).out, re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_help_is_quick(process: Train, seconds_of_torch: float) -> None:
-    """Usually it takes a twentieth of that."""
+    """Usually a twentieth of that."""
     assert any(process("--help", program=INSTALLED).seconds < seconds_of_torch / 4 for _ in range(5))
 
 
@@ -108,17 +108,17 @@ def test_a_primary_configuration_and_options_of_ones_own(train: Train, folder: P
     (folder / "mine/model").mkdir(parents=True)
     (folder / "mine/model/narrow.yaml").write_text("# Narrow\n_target_: trainer.models.mlp.mlp\nhidden: [3]\n")
     (folder / "mine/narrow_run.yaml").write_text("defaults: [train, override model: narrow, _self_]\nsteps: 2\n")
-    words = ["--config-dir", "mine", "-cn", "narrow_run", "schedule=constant"]
-    done = train(*words, "hydra.run.dir=run")
+    arguments = ["--config-dir", "mine", "-cn", "narrow_run", "schedule=constant"]
+    done = train(*arguments, "hydra.run.dir=run")
     assert (done.code, done.err) == (0, "")
     assert result(folder / "run")["steps"] == 2
     config = yaml.safe_load((folder / "run/config.yaml").read_text())
     assert (config["model"]["hidden"], config["choices"]["model"]) == ([3], "narrow")
     assert checkpoint.load(folder / "run/checkpoints/last.pt")["model"]["linear1.weight"].shape == (3, 64)
-    # a recorded run does without the folder of options
+    # a recorded run does not need the folder of options
     assert train("repeat", "run", "optimizer=sgd").code == 0
-    # a sweep remembers it
-    assert train("-m", "seed=1,2", *words, "name=sweep").code == 0
+    # a sweep records it
+    assert train("-m", "seed=1,2", *arguments, "name=sweep").code == 0
     (folder / "outputs/sweeps/sweep").joinpath(second := _trial(folder, 1), "result.json").unlink()
     done = train("resume", "outputs/sweeps/sweep")
     assert (done.code, done.err) == (0, "")
@@ -141,7 +141,7 @@ def _trial(folder: Path, number: int) -> str:
     ],
 )
 def test_the_shell_completes(typed: str, offered: set[str], train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the function that `eval "$(train -sc install=bash)"` defines asks for it."""
+    """As the shell function defined by `eval "$(train -sc install=bash)"` calls it."""
     monkeypatch.setenv("COMP_LINE", f"train {typed}")
     monkeypatch.setenv("COMP_POINT", str(len(typed) + 6))
     done = train("-sc", "query=bash")
@@ -174,12 +174,12 @@ def test_flags_may_stand_anywhere(train: Train, folder: Path) -> None:
 
 
 def test_cli_py_and_the_module_are_the_same_program(process: Train, folder: Path) -> None:
-    """What runs of cli.py come to is compared in tests/test_python_api.py and tests/test_template.py."""
+    """tests/test_python_api.py and tests/test_template.py compare the results of runs started by cli.py."""
     module, script = (sys.executable, "-m", "trainer"), (sys.executable, str(ROOT / "cli.py"))
-    for words in (["optimizer=adamx"], ["--cfg", "job"], ["evaluate"]):
-        wanted = process(*words)
+    for arguments in (["optimizer=adamx"], ["--cfg", "job"], ["evaluate"]):
+        wanted = process(*arguments)
         for program in (module, script):
-            done = process(*words, program=program)
+            done = process(*arguments, program=program)
             assert (done.code, done.out, done.err) == (wanted.code, wanted.out, wanted.err)
 
 
@@ -214,7 +214,7 @@ def test_a_complete_run_says_so(train: Train, run: Path, folder: Path) -> None:
 
 
 def test_more_epochs_go_on_in_the_same_folder(train: Train, folder: Path) -> None:
-    """As if it had been so long from the start, but for what was written at the end of the short run."""
+    """The result is that of a long run, except for what was written at the end of the short one."""
     assert train(*SMALL, "schedule=constant", "hydra.run.dir=short").code == 0
     done = train("resume", "short", "epochs=4")
     assert (done.code, done.err) == (0, "")
@@ -295,7 +295,7 @@ def flip(path: Path) -> None:
 
 
 def test_damaged_checkpoints(train: Train, process: Train, run: Path, folder: Path) -> None:
-    """One: the one before is taken, with a warning. Both: code 65, and nothing is touched."""
+    """If one is damaged, the previous one is used with a warning; if both are, exit code 65 and no file is changed."""
     newest, before_it = run / "checkpoints/last.pt", run / "checkpoints/last.previous.pt"
     if not before_it.exists():
         shutil.copy(newest, before_it)
@@ -336,8 +336,8 @@ def test_a_diverged_run_is_code_70(train: Train, folder: Path) -> None:
 
 
 def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train, zygote: Zygote) -> None:
-    words = ["model=linear", "epochs=100000", "early_stopping=null", "hydra.run.dir=run", "every.log=10step"]
-    child = zygote.start(words, folder, apart=True)
+    arguments = ["model=linear", "epochs=100000", "early_stopping=null", "hydra.run.dir=run", "every.log=10step"]
+    child = zygote.start(arguments, folder, apart=True)
     while not ((path := folder / "run/metrics.jsonl").is_file() and "val/loss" in path.read_text()):
         assert child.poll() is None, child.communicate()
         time.sleep(0.05)
@@ -410,8 +410,8 @@ def test_operations_are_moved_and_added(typed: list[str], order: list[str], trai
     assert written["flip"] == {"_target_": "trainer.augmentation.HorizontalFlip"}, "nothing of the preset's is left"
     assert list(build(written, "augmentation").operations) == order
     if typed == [FLIP]:
-        for words in (["resume", "run", "epochs=3"], ["repeat", "run"], ["evaluate", "run"]):
-            assert train(*words).code == 0, words
+        for arguments in (["resume", "run", "epochs=3"], ["repeat", "run"], ["evaluate", "run"]):
+            assert train(*arguments).code == 0, arguments
 
 
 # --- a run that fails before its first step ---------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_operations_are_moved_and_added(typed: list[str], order: list[str], trai
 
 @pytest.fixture
 def photographs(folder: Path) -> list[str]:
-    """Forty photographs, of which `photographs/a/3.jpg` cannot be read; the words that choose them."""
+    """Forty photographs, of which `photographs/a/3.jpg` is unreadable; returns the overrides that select them."""
     for name in "ab":
         (folder / "photographs" / name).mkdir(parents=True)
         for number in range(20):
@@ -435,7 +435,7 @@ UNREADABLE = "data: 1 of 40 photographs in photographs cannot be used: a/3.jpg (
 
 
 def check_failed_load(run: Path) -> None:
-    """The error is in the folder, and nothing else."""
+    """The run folder contains the error and nothing else."""
     assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "overrides.yaml", "result.json", "train.log"]
     found = result(run)
     assert found.pop("error").startswith(UNREADABLE)

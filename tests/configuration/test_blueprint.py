@@ -1,4 +1,4 @@
-"""What is found before a run: samples that batch norm would meet alone, where it has no variance."""
+"""Batches in which batch norm would have a single sample, and so no variance, are found before a run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Small image files of every kind, good, odd and bad."""
+"""Small valid, unusual and damaged image files."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, uint8 (height, width, 3)."""
+    """A smooth colour image with some noise, uint8 (height, width, 3)."""
     random = np.random.RandomState(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [127 + 90 * np.sin(rows / (7 + c) + seed) * np.cos(columns / (9 + c)) for c in range(3)]
@@ -28,7 +28,7 @@ def jpeg(height: int = 48, width: int = 64, seed: int = 0) -> bytes:
 
 
 def png(header: bytes, rows: bytes) -> bytes:
-    """A PNG of a header and unfiltered rows, for kinds that PIL does not write."""
+    """A PNG from a header and unfiltered rows, for formats that PIL does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -43,12 +43,12 @@ def colours_of_16_bits(values: np.ndarray) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A few bytes that say they are side x side pixels."""
+    """A small file that claims to have side x side pixels."""
     return png(struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"\0" * 100)
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Content and what is said of it, by name."""
+    """File name -> content and expected message."""
     return {
         "bomb.png": (bomb(60_000), "decompression bomb"),
         "empty.jpg": (b"", "empty file"),
@@ -63,7 +63,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
 
 def write_folder(root: Path, layout: dict[str, int], size: tuple[int, int] = (48, 64)) -> Path:
-    """So many photographs in each folder, of different sizes and contents."""
+    """Write `layout[folder]` photographs of different sizes and contents into each folder."""
     seed = 0
     for folder, count in layout.items():
         (root / folder).mkdir(parents=True)

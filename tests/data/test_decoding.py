@@ -1,4 +1,4 @@
-"""Image files of every kind, against PIL and torchvision."""
+"""Image files of every format against PIL and torchvision."""
 
 import io
 
@@ -41,7 +41,8 @@ def test_cmyk_is_converted_by_pil() -> None:
     content = encoded(SMOOTH.convert("CMYK"))
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert np.array_equal(decode(content), expected)
-    assert np.abs(decode(content).astype(int) - np.asarray(SMOOTH)).mean() < 12  # colours as they were, not inverted
+    # the original colours, not inverted ones
+    assert np.abs(decode(content).astype(int) - np.asarray(SMOOTH)).mean() < 12
 
 
 def test_alpha_is_dropped_and_what_it_hides_shows() -> None:
@@ -74,15 +75,15 @@ def test_one_pixel_and_one_bit() -> None:
 
 def test_the_orientation_beside_the_pixels_is_not_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     content = encoded(SMOOTH, exif=exif)
     assert stored_size(content, None) == decode(content).shape[:2] == (40, 30)
 
 
 @pytest.mark.parametrize("name", sorted(bad_files()))
 def test_bad_files_are_refused_in_a_few_words(name: str) -> None:
-    content, words = bad_files()[name]
-    with pytest.raises(BadPhotograph, match=words) as caught:
+    content, message = bad_files()[name]
+    with pytest.raises(BadPhotograph, match=message) as caught:
         decode(content)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 120
 
@@ -99,7 +100,7 @@ def test_max_side_is_an_antialiased_resize_of_the_short_side(height: int, width:
     expected = functional.resize(torch.from_numpy(pixels(height, width)).permute(2, 0, 1), [32], antialias=True)
     assert torch.equal(torch.from_numpy(decode(content, 32)).permute(2, 0, 1), expected)
     assert stored_size(content, 32) == expected.shape[1:]
-    assert np.array_equal(decode(content, 500), pixels(height, width))  # never larger
+    assert np.array_equal(decode(content, 500), pixels(height, width))  # never enlarged
 
 
 @pytest.mark.parametrize("short_side", [40, 100, 151])
@@ -110,5 +111,6 @@ def test_scaled_decoding_stays_within_two_levels(short_side: int) -> None:
     found = torch.from_numpy(decode(content, short_side)).permute(2, 0, 1)
     difference = (found.int() - expected.int()).abs()
     assert found.shape == expected.shape
-    assert difference.max() <= (2 if short_side <= 150 else 0)  # above a quarter of the size it is not used
+    # the fast decoder is not used above a quarter of the size
+    assert difference.max() <= (2 if short_side <= 150 else 0)
     assert difference.float().mean() < 0.3

@@ -1,4 +1,4 @@
-"""The embedded digits, against scikit-learn's own and by pinned answers."""
+"""The embedded digits against scikit-learn's, and pinned results."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from trainer.data import Digits, digits
 
 
 def pixel_rows(*parts) -> np.ndarray:
-    """Every image with its label as a row, sorted, so that sets can be compared."""
+    """Every image with its label as a row, sorted, for comparison as sets."""
     rows = [torch.cat((p.images_NCHW.flatten(1).long(), p.targets_N[:, None]), 1) for p in parts]
     return np.array(sorted(torch.cat(rows).tolist()))
 
@@ -19,11 +19,11 @@ def test_facts_agree_with_what_is_loaded():
     facts, splits = data.facts(), data.load()
     assert (facts.num_train, facts.num_val, facts.num_test) == (1437, 180, 180)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (1437, 180, 180)
-    for part in (splits.train, splits.val, splits.test):
-        assert part.images_NCHW.shape == (len(part), *facts.input_shape)
-        assert part.images_NCHW.dtype == torch.uint8
-        assert part.targets_N.dtype == torch.int64
-        assert part.images_NCHW.is_contiguous()
+    for split in (splits.train, splits.val, splits.test):
+        assert split.images_NCHW.shape == (len(split), *facts.input_shape)
+        assert split.images_NCHW.dtype == torch.uint8
+        assert split.targets_N.dtype == torch.int64
+        assert split.images_NCHW.is_contiguous()
     assert splits.train.targets_N.unique().tolist() == list(range(facts.num_outputs))
     assert (facts.task, len(facts.class_names)) == ("classification", 10)
 
@@ -32,7 +32,7 @@ def test_the_parts_together_are_scikit_learns_digits():
     splits = Digits().load()
     original = load_digits()
     quotients = {v: v * 255 / 16 for v in range(17)}
-    levels = np.array([round(quotients[v]) for v in range(17)])  # 8 gives 127.5, rounded to the even 128
+    levels = np.array([round(quotients[v]) for v in range(17)])  # 8 gives 127.5, which is rounded to the even 128
     pixels = levels[original.data.astype(int)]
     expected = np.array(sorted(np.column_stack((pixels, original.target)).tolist()))
     assert np.array_equal(pixel_rows(splits.train, splits.val, splits.test), expected)
@@ -64,9 +64,9 @@ def test_levels_span_the_bytes():
 def test_every_part_holds_the_classes_in_proportion():
     splits = Digits().load()
     totals = np.bincount(load_digits().target)
-    for part in (splits.val, splits.test):
-        shares = torch.bincount(part.targets_N).numpy() - totals * len(part) / 1797
-        assert np.abs(shares).max() < 1.1  # whole samples, and a second cut from what a first one rounded
+    for split in (splits.val, splits.test):
+        excess = torch.bincount(split.targets_N).numpy() - totals * len(split) / 1797
+        assert np.abs(excess).max() < 1.1  # rounding to whole samples in two successive cuts
 
 
 def test_another_validation_share_leaves_the_test_part_alone():

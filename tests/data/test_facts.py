@@ -1,4 +1,4 @@
-"""What data sets say and hand over."""
+"""Facts of data sets, and the splits that they load."""
 
 import subprocess
 import sys
@@ -18,12 +18,12 @@ def tiny_splits() -> Splits:
 
 
 def test_select_copies_the_samples_in_the_order_asked_for():
-    part = tiny_splits().train
-    chosen = part.select(torch.tensor([2, 0]))
+    split = tiny_splits().train
+    chosen = split.select(torch.tensor([2, 0]))
     assert chosen.images_NCHW[:, 0, 0, 0].tolist() == [8, 0]
     assert chosen.targets_N.tolist() == [0, 0]
     chosen.images_NCHW.zero_()
-    assert part.images_NCHW[2, 0, 0, 0] == 8
+    assert split.images_NCHW[2, 0, 0, 0] == 8
     assert len(chosen) == 2
 
 
@@ -32,11 +32,11 @@ def test_checksum_is_that_of_equal_content():
     assert tiny_splits().checksum() == tiny_splits().checksum()
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("tensor", ["images_NCHW", "targets_N"])
-def test_checksum_sees_one_changed_value(part, tensor):
+def test_checksum_sees_one_changed_value(split, tensor):
     splits = tiny_splits()
-    getattr(getattr(splits, part), tensor).view(-1)[0] += 1
+    getattr(getattr(splits, split), tensor).view(-1)[0] += 1
     assert splits.checksum() != tiny_splits().checksum()
 
 
@@ -61,7 +61,7 @@ def test_checksum_does_not_depend_on_the_memory_layout():
 
 
 class Copies(TorchDispatchMode):
-    """The most bytes that an operation has put into memory of its own."""
+    """Records the most bytes that one operation has allocated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_checksum_copies_a_little_at_a_time_of_images_that_lie_apart():
     others = Part(pixels[:5], torch.arange(5)), Part(pixels[:0], torch.arange(0))
     with Copies() as copies:
         found = Splits(Part(apart, torch.arange(3000)), *others).checksum()
-    # as it was when the whole set was copied: environment.json of runs that are to be resumed holds it
+    # the checksum of earlier versions, which environment.json of existing runs contains
     assert found == "db386bea44b171fa5ff03b8c10af9828b649ccbc7a2153a189e093c8a76723f4"
     assert Splits(Part(pixels, torch.arange(3000)), *others).checksum() == found
     assert 1 << 20 < copies.most <= 4 << 20 < pixels.nbytes

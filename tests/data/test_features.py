@@ -1,4 +1,4 @@
-"""Blobs and linear regression against what is known of them in closed form."""
+"""Blobs and linear regression against closed forms."""
 
 import numpy as np
 import pytest
@@ -14,22 +14,22 @@ from trainer.data.features import random_rotation
 from trainer.planning.estimate import estimate
 
 
-def flat(part) -> np.ndarray:
-    return part.images_NCHW.flatten(1).double().numpy()
+def flat(split) -> np.ndarray:
+    return split.images_NCHW.flatten(1).double().numpy()
 
 
 @pytest.mark.parametrize("data", [Blobs(num_features=5, num_train=300), LinearRegression(num_features=5)])
 def test_facts_and_data_agree_and_come_again(data):
     facts, splits = data.facts(), data.load()
     assert facts.kind == "features"
-    for part, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
-        assert part.images_NCHW.shape == (count, *facts.input_shape) == (count, 5, 1, 1)
-        assert part.images_NCHW.dtype == torch.float32
+    for split, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
+        assert split.images_NCHW.shape == (count, *facts.input_shape) == (count, 5, 1, 1)
+        assert split.images_NCHW.dtype == torch.float32
         if facts.task == "regression":
-            assert part.targets_N.shape == (count, facts.num_outputs)
-            assert part.targets_N.dtype == torch.float32
+            assert split.targets_N.shape == (count, facts.num_outputs)
+            assert split.targets_N.dtype == torch.float32
         else:
-            assert part.targets_N.unique().tolist() == list(range(facts.num_outputs))
+            assert split.targets_N.unique().tolist() == list(range(facts.num_outputs))
     assert splits.checksum() == data.load().checksum()
     assert splits.checksum() != type(data)(num_features=5, split_seed=1).load().checksum()
 
@@ -80,7 +80,7 @@ def test_the_condition_number_is_the_one_asked_for(num_features, condition, rota
     data = LinearRegression(num_features, condition, rotated=rotated, num_train=200)
     inputs = flat(data.load().train)
     values = np.linalg.eigvalsh(inputs.T @ inputs / 200)
-    # what rounding to float32 leaves
+    # rounding error of float32
     assert values[-1] / values[0] == pytest.approx(condition, rel=1e-3 if rotated and condition > 1e8 else 1e-6)
     assert values[0] == pytest.approx(1, rel=1e-3)
     deviations = inputs.std(0)
@@ -97,8 +97,8 @@ def test_the_condition_number_is_the_one_asked_for(num_features, condition, rota
 def test_the_weights_are_found_by_least_squares(rotated):
     data = LinearRegression(6, 1e4, rotated=rotated, noise=0.0)
     splits = data.load()
-    for part in (splits.train, splits.val, splits.test):
-        found, *_ = np.linalg.lstsq(flat(part), part.targets_N[:, 0].double().numpy(), rcond=None)
+    for split in (splits.train, splits.val, splits.test):
+        found, *_ = np.linalg.lstsq(flat(split), split.targets_N[:, 0].double().numpy(), rcond=None)
         np.testing.assert_allclose(found, data.weights().numpy(), rtol=0, atol=1e-6)
 
 
@@ -141,8 +141,15 @@ QUICK = ["threads=1", "early_stopping=null", "every.evaluate=100%", "schedule=co
 
 
 def test_a_linear_model_reaches_the_best_accuracy_on_blobs(tmp_path):
-    words = ["data=blobs", "model=linear", "data.num_classes=2", "data.separation=2", "data.num_test=5000", "epochs=20"]
-    result = fit(assemble(compose([*words, *QUICK, "optimizer.lr=0.01"]), tmp_path))
+    overrides = [
+        "data=blobs",
+        "model=linear",
+        "data.num_classes=2",
+        "data.separation=2",
+        "data.num_test=5000",
+        "epochs=20",
+    ]
+    result = fit(assemble(compose([*overrides, *QUICK, "optimizer.lr=0.01"]), tmp_path))
     assert result.test["test/accuracy"] == pytest.approx(norm.cdf(1.0), abs=0.02)
     assert (tmp_path / "curves.png").is_file()
     shown = EventAccumulator(str(tmp_path)).Reload().Tags()["images"]
@@ -153,23 +160,25 @@ REGRESSION = ["data=linear_regression", "model=linear", "loss=mse", "optimizer=s
 
 
 @pytest.mark.parametrize(
-    ("words", "reaches"),
+    ("overrides", "reaches"),
     [(["optimizer.lr=0.1"], True), (["optimizer.lr=0.1", "data.rotated=true", "preprocessing=pca_whitening"], True),
      (["optimizer.lr=0.1", "data.rotated=true"], False), (["optimizer.lr=1e-11", "preprocessing=none"], False)],
 )  # fmt: skip
-def test_gradient_descent_needs_a_condition_number_near_one(words, reaches, tmp_path):
-    """Standardizing mends different scales, only whitening correlated features (CS7150; CUHK ELEG 5491,
-    "Normalizing input")."""
-    found = fit(assemble(compose([*REGRESSION, *QUICK, *words]), tmp_path)).test["test/loss"]
+def test_gradient_descent_needs_a_condition_number_near_one(overrides, reaches, tmp_path):
+    """Standardization fixes different scales; correlated features need whitening (CS7150; CUHK ELEG 5491, "Normalizing
+    input")."""
+    found = fit(assemble(compose([*REGRESSION, *QUICK, *overrides]), tmp_path)).test["test/loss"]
     assert (found < 0.02) == reaches, found
     assert found > 0.009
     assert "test/mae" in (tmp_path / "result.json").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "target"), [(["data=blobs"], 8), (["data=linear_regression", "loss=mse"], 4)], ids=["blobs", "regression"]
+    ("overrides", "target"),
+    [(["data=blobs"], 8), (["data=linear_regression", "loss=mse"], 4)],
+    ids=["blobs", "regression"],
 )
-def test_a_run_on_features_can_be_planned(words, target):
-    found = estimate(resolve(compose([*words, "model=mlp", "data.num_features=7", "threads=1"])), seconds=0.01)
+def test_a_run_on_features_can_be_planned(overrides, target):
+    found = estimate(resolve(compose([*overrides, "model=mlp", "data.num_features=7", "threads=1"])), seconds=0.01)
     assert found.data == 2000 * (4 * 7 + target)
     assert found.step_seconds > 0

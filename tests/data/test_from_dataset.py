@@ -1,4 +1,4 @@
-"""Map-style datasets of others as data of a run."""
+"""Map-style datasets of other libraries as the data of a run."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ LABELS = torch.arange(60) % 3
 
 
 class Listed:
-    """Neither a torch Dataset nor a list, but it has a length and an index."""
+    """Neither a torch Dataset nor a list, but has `__len__` and `__getitem__`."""
 
     def __init__(self, samples: list, classes: list | None = None) -> None:
         self._samples = samples
@@ -41,13 +41,13 @@ def test_what_is_cut_from_train_is_stratified_and_nothing_is_lost_or_changed():
     assert (facts.num_train, facts.num_val, facts.num_test) == (42, 12, 6)
     assert (facts.input_shape, facts.num_outputs, facts.kind) == ((3, 6, 5), 3, "images")
     parts = (splits.train, splits.val, splits.test)
-    for part, count in zip(parts, (14, 4, 2), strict=True):
-        assert torch.bincount(part.targets_N).tolist() == [count] * 3
+    for split, count in zip(parts, (14, 4, 2), strict=True):
+        assert torch.bincount(split.targets_N).tolist() == [count] * 3
     expected = {image.numpy().tobytes(): int(label) for image, label in zip(pixels(), LABELS, strict=True)}
     found = {
         image.numpy().tobytes(): int(label)
-        for part in parts
-        for image, label in zip(part.images_NCHW, part.targets_N, strict=True)
+        for split in parts
+        for image, label in zip(split.images_NCHW, split.targets_N, strict=True)
     }
     assert found == expected
     assert splits.checksum() == data.load().checksum()
@@ -81,7 +81,7 @@ def test_images_and_labels_of_every_kind(kind, label):
     data = FromDataset(Listed([(KINDS[kind](array), label(n % 2)) for n, array in enumerate(arrays)]), num_classes=2)
     assert data.facts().input_shape == (3, 7, 4)
     splits = data.load()
-    found = {image.numpy().tobytes() for part in vars(splits).values() for image in part.images_NCHW}
+    found = {image.numpy().tobytes() for split in vars(splits).values() for image in split.images_NCHW}
     assert found == {array.transpose(2, 0, 1).tobytes() for array in arrays}
 
 
@@ -175,7 +175,7 @@ def test_images_of_another_size_are_named():
 
 
 def test_nested_nodes_of_the_configuration_are_built():
-    words = ["data=map_style", "data.train.num_images=100", "+data.test._target_=trainer.examples.map_style.Bars"]
-    blueprint = resolve(compose([*words, "+data.test.num_images=30"]))
+    overrides = ["data=map_style", "data.train.num_images=100", "+data.test._target_=trainer.examples.map_style.Bars"]
+    blueprint = resolve(compose([*overrides, "+data.test.num_images=30"]))
     assert (blueprint.facts.num_train, blueprint.facts.num_val, blueprint.facts.num_test) == (90, 10, 30)
     assert blueprint.facts.class_names == ("row", "column")

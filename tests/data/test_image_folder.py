@@ -1,4 +1,4 @@
-"""Folders of photographs: layouts, cuts, bad files, caches, checksums."""
+"""Folders of photographs: layouts, splits, damaged files, caches, checksums."""
 
 import errno
 import hashlib
@@ -81,8 +81,8 @@ def test_parts_that_are_missing_are_cut_from_the_training_part(
 def test_shares_and_seed_of_the_cut(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "root", {"a": 20, "b": 20})
     assert counts(root, val_fraction=0.25, test_fraction=0.5) == (10, 10, 20)
-    tests = [names(data_set(root, val_fraction=share).load(), "test") for share in (0.1, 0.3)]
-    assert tests[0] == tests[1]  # another validation share leaves the test part as it is
+    tests = [names(data_set(root, val_fraction=fraction).load(), "test") for fraction in (0.1, 0.3)]
+    assert tests[0] == tests[1]  # the validation fraction does not change the test split
     assert names(data_set(root, split_seed=1).load(), "test") != tests[0]
     with pytest.raises(ValueError, match=r"^val_fraction=0.6: must be below 1 - test_fraction"):
         data_set(root, val_fraction=0.6, test_fraction=0.4).facts()
@@ -126,7 +126,7 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"root": ""}, "root='': must be the name of a folder"),
         ({"size": 0}, "size=0: must be from 1 to 4096 pixels"),
@@ -146,8 +146,8 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
         ({"memory_limit": True}, "memory_limit=true: must be auto"),
     ],
 )
-def test_arguments_out_of_range(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"^{words}") as caught:
+def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
         ImageFolder(**({"root": "x"} | settings))
     assert "\n" not in str(caught.value)
 
@@ -163,7 +163,7 @@ def test_limits_are_read_as_people_write_them() -> None:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """20 good photographs of two classes, ten odd ones, and every kind of bad file."""
+    """20 valid photographs of two classes, ten unusual ones, and every kind of damaged file."""
     root = write_folder(tmp_path / "root", {"a": 10, "b": 10})
     colours = Image.fromarray(pixels(50, 40))
     odd = {
@@ -201,10 +201,10 @@ def test_bad_files_are_left_out_with_one_line(
     (line,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
     assert line.startswith(f"{NUM_BAD} of 40 photographs in {mixed} are left out (train.log names all): b/")
     assert line.endswith(f") and {NUM_BAD - 3} more") and line.count("b/") == 3 and "\n" not in line
-    told = [r.message for r in caplog.records if r.message.startswith("left out: ")]
-    reasons = {name: words for name, (_, words) in bad_files().items()} | {"link.jpg": "no such file"}
-    assert len(told) == NUM_BAD
-    assert all(any(f" b/{name} (" in one and words in one for one in told) for name, words in reasons.items())
+    reported = [r.message for r in caplog.records if r.message.startswith("left out: ")]
+    reasons = {name: message for name, (_, message) in bad_files().items()} | {"link.jpg": "no such file"}
+    assert len(reported) == NUM_BAD
+    assert all(any(f" b/{name} (" in one and message in one for one in reported) for name, message in reasons.items())
     splits = data_set(mixed, **settings).load()
     used = {name for part in ("train", "val", "test") for name in names(splits, part)}
     assert used == {p.relative_to(mixed).as_posix() for p in mixed.rglob("*.*")} - {
@@ -230,7 +230,7 @@ def test_bad_files_end_a_run_with_one_line(mixed: Path, cache: str) -> None:
     with pytest.raises(ValueError, match=rf"^\d+ of 40 photographs in {mixed} cannot be used: ") as caught:
         data_set(mixed, cache=cache).load()
     line = str(caught.value)
-    count = int(line.split()[0])  # those of a damaged content are found later
+    count = int(line.split()[0])  # files whose content is damaged are found later
     assert "\n" not in line and count > 5 and line.count("b/") == 5
     assert line.endswith(f") and {count - 5} more; data.on_bad_file=skip leaves such files out")
 
@@ -243,10 +243,10 @@ def counts_of_facts(root: Path) -> tuple[int, int, int]:
 @pytest.mark.parametrize("name", sorted(bad_files()))
 @pytest.mark.parametrize("settings", [{}, {"memory_limit": "80kB"}, {"cache": "disk"}], ids=str)
 def test_each_kind_is_named_with_what_is_wrong(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
-    content, words = bad_files()[name]
+    content, message = bad_files()[name]
     root = write_folder(tmp_path / "root", {"train/a": 10, "train/b": 10})
     (root / "train/b" / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^1 of 21 photographs in .*: train/b/{name} \(.*{words}"):
+    with pytest.raises(ValueError, match=rf"^1 of 21 photographs in .*: train/b/{name} \(.*{message}"):
         data_set(root, **settings).load()
 
 
@@ -293,9 +293,9 @@ def test_a_checked_file_is_checked_again_only_when_it_changes(
         total = sum(counts_with_skip(root))
         expected.append((len(decoded), total))
         if number == 0:
-            (memory,) = cache.glob("root-*.json")
+            (record,) = cache.glob("root-*.json")
     assert expected == [(20, 20), (0, 20), (0, 19), (0, 19), (1, 20)]
-    memory.write_bytes(memory.read_bytes()[:-10])  # a damaged memory is none
+    record.write_bytes(record.read_bytes()[:-10])  # a damaged record is ignored
     assert sum(counts_with_skip(root)) == 20
     assert len(decoded) == 21
 
@@ -334,7 +334,7 @@ def flip_a_bit(path: Path) -> None:
     content[len(content) // 2] ^= 4
     status = path.stat()
     path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # silently
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # with an unchanged modification time
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk", "none"])
@@ -353,7 +353,7 @@ def test_files_that_are_missing_or_not_listed(tmp_path: Path, caplog: pytest.Log
     write_manifest(root)
     (root / "train/a/001.jpg").unlink()
     (root / "train/b/new.jpg").write_bytes(jpeg())
-    # 20 that are there, and the one that is missing
+    # the 20 present files and the missing one
     with pytest.raises(ValueError, match=r"^1 of 21 .*: train/a/001.jpg \(is listed in the manifest but missing\)"):
         data_set(root).load()
     assert sum(counts(root, on_bad_file="skip")) == 20
@@ -445,9 +445,9 @@ def test_the_memory_that_a_cache_takes_is_told_before(settings: dict[str, Any], 
         for name, (content, _) in bad_files().items():
             (root / "a" / name).write_bytes(content)
     data = data_set(root, **settings)
-    told = data.memory_taken()
+    reported = data.memory_taken()
     store = data.load().train.images_NCHW._all.store
-    assert (store.layout, store.nbytes) == (layout, told)
+    assert (store.layout, store.nbytes) == (layout, reported)
 
 
 def test_where_caches_on_disk_lie_and_what_they_take(
@@ -460,7 +460,7 @@ def test_where_caches_on_disk_lie_and_what_they_take(
     assert data.memory_taken() == 0
     where = f"; mapped from a file, {cache}/root-*.pixels"
     assert data.storage()["photographs"].endswith(f"{where} (none there yet)")
-    data_set(tmp_path / "root-2", cache="disk").load()  # another set
+    data_set(tmp_path / "root-2", cache="disk").load()  # another data set
     kept = []
     for number in range(1, 3):
         caplog.clear()
@@ -470,7 +470,8 @@ def test_where_caches_on_disk_lie_and_what_they_take(
         assert data.storage()["photographs"].endswith(f"{where} ({number} there, {size})")
         older = "" if number == 1 else f"; 1 older there take {as_bytes(kept[0].stat().st_size)}"
         assert [message.partition(")")[2] for message in caplog.messages] == [older]
-        (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))  # the set changes; another run may be using the old one
+        # the data set changes; another run may be using the old cache
+        (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))
     assert all(path.is_file() for path in kept)
 
 
@@ -497,7 +498,7 @@ def test_a_cache_on_disk_is_made_once(tmp_path: Path, cache: Path, caplog: pytes
         assert torch.equal(images[:], expected)
         assert len(caplog.records) == (number == 0)
         (path,) = cache.glob("root-*.pixels")
-    with path.open("r+b") as file:  # one bit
+    with path.open("r+b") as file:  # flip one bit
         file.seek(1000)
         byte = file.read(1)[0]
         file.seek(1000)
@@ -509,7 +510,7 @@ def test_a_cache_on_disk_is_made_once(tmp_path: Path, cache: Path, caplog: pytes
     assert torch.equal(data_set(root, cache="disk").load().train.images_NCHW[:], expected)
     (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))
     data_set(root, cache="disk").load()
-    assert len(list(cache.glob("root-*.pixels"))) == 2  # other files, another cache
+    assert len(list(cache.glob("root-*.pixels"))) == 2  # different files have a separate cache
     assert not [p for p in cache.iterdir() if p.name.startswith(".")]
 
 
@@ -548,7 +549,7 @@ def test_the_checksum_is_that_of_files_and_what_is_made_of_them(tmp_path: Path) 
     for settings in ({"split_seed": 1}, {"size": 33}, {"evaluation_scale": 1.3}, {"max_side": 20}):
         assert data_set(root, **settings).load().checksum() != first
     size = stored_size((root / "a/003.jpg").read_bytes(), None)
-    (root / "a/003.jpg").write_bytes(jpeg(*size, seed=1234))  # other content alone
+    (root / "a/003.jpg").write_bytes(jpeg(*size, seed=1234))  # only the content differs
     assert data_set(root).load().checksum() != first
 
 

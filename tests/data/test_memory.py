@@ -1,4 +1,4 @@
-"""How much memory there is, as the system's files say; and sizes as people write them."""
+"""Available memory according to the system's files, and sizes in human-readable form."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ UNLIMITED = 9223372036854771712
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of a file system whose machine has 1000 MB left, and no control groups."""
+    """Root of a file system that reports 1000 MB of available memory and no control groups."""
     monkeypatch.setattr(memory, "_ROOT", tmp_path)
     (tmp_path / "proc/self").mkdir(parents=True)
     kilobytes = 1000 * MB // 1024
@@ -25,7 +25,7 @@ def belongs(machine: Path, *lines: str) -> None:
 
 
 def group(machine: Path, path: str, limit: float | str, used: float, inactive: float = 0) -> None:
-    """One of version 2; megabytes."""
+    """Write a control group of version 2; sizes in megabytes."""
     folder = machine / "sys/fs/cgroup" / path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text(f"{limit if isinstance(limit, str) else int(limit * MB)}\n")
@@ -34,7 +34,7 @@ def group(machine: Path, path: str, limit: float | str, used: float, inactive: f
 
 
 def old_group(machine: Path, path: str, limit: int, used: float, inactive: float = 0) -> None:
-    """One of version 1; its own files, which count twice when `total_` ones are meant, are others."""
+    """Write a control group of version 1; its own `inactive_file` differs from the `total_` one, which counts."""
     folder = machine / "sys/fs/cgroup/memory" / path
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")

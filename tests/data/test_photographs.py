@@ -1,4 +1,5 @@
-"""Photographs as they are read: against torchvision v2, one at a time, and the same whatever lies between."""
+"""Reading of photographs against torchvision v2, one at a time; every cache and number of workers gives the same
+images."""
 
 import errno
 import multiprocessing
@@ -37,12 +38,12 @@ def train_part(folder: Path, **settings: Any) -> Photographs:
 
 
 def whole(images: Photographs, index: int) -> Tensor:
-    """A photograph as stored, (3, height, width)."""
+    """A photograph in its stored size, (3, height, width)."""
     return torch.from_numpy(images._all.store.reader(images._all.store.ticket(index))).permute(2, 0, 1)
 
 
 def random_frames(images: Photographs, size: int, seed: int = 0) -> Tensor:
-    """Boxes as torchvision's RandomResizedCrop draws them."""
+    """Boxes as drawn by torchvision's RandomResizedCrop."""
     torch.manual_seed(seed)
     boxes = [
         RandomResizedCrop.get_params(torch.empty(3, *hw), [0.08, 1], [3 / 4, 4 / 3]) for hw in images.sizes.tolist()
@@ -120,7 +121,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def requests(images: Photographs, frames: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches of several sizes, one of them empty, some of them without frames, over a shuffled order."""
+    """Batches of several sizes, including an empty one and some without frames, in a shuffled order."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
     for indices in (order[:17], order[17:20], order[:0], order[20:], order.repeat(2)):
         yield indices, frames[indices]
@@ -271,9 +272,9 @@ def test_flowers_are_read_as_torchvision_does(data_root: Path) -> None:
     frames = random_frames(images, 224)
     indices = torch.arange(0, len(images), 40)
     read, evaluated = images.read([(indices, frames[indices]), (indices, None)])
-    for place, index in enumerate(indices.tolist()):
+    for row, index in enumerate(indices.tolist()):
         photograph = whole(images, int(images._numbers_N[index]))
         expected = v2.resized_crop(photograph, *frames[index, :4].tolist(), [224, 224], antialias=True)
-        assert torch.equal(read[place], expected)
+        assert torch.equal(read[row], expected)
         resized = v2.resize(photograph, [256], antialias=True)
-        assert torch.equal(evaluated[place], v2.center_crop(resized, [224, 224]))
+        assert torch.equal(evaluated[row], v2.center_crop(resized, [224, 224]))

@@ -1,4 +1,4 @@
-"""The stratified cut, by its properties and by pinned answers."""
+"""Properties of the stratified cut, and pinned results."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def test_both_sides_together_are_every_sample_once_in_ascending_order():
 
 
 def test_class_shares_by_hand():
-    # of 100 in 1000: 70, 20, 9.3 and 0.7: the one that is left over goes to the largest remainder, 0.7
+    # of 100 in 1000: 70, 20, 9.3 and 0.7: the remaining one goes to the largest remainder, 0.7
     _, cut = stratified_cut(SKEWED, 100, generator())
     assert torch.bincount(SKEWED[cut]).tolist() == [70, 20, 9, 1]
 
 
 def test_a_tie_goes_to_the_lower_class():
-    targets = torch.tensor([0, 1] * 5)  # 1.5 of each
+    targets = torch.tensor([0, 1] * 5)  # 1.5 of each class
     _, cut = stratified_cut(targets, 3, generator())
     assert torch.bincount(targets[cut]).tolist() == [2, 1]
 
@@ -45,12 +45,12 @@ def test_every_sample_of_a_class_is_equally_likely():
     targets = torch.tensor([0] * 20 + [1] * 10)
     counts = torch.zeros(30)
     for seed in range(600):
-        counts[stratified_cut(targets, 6, generator(seed))[1]] += 1  # 4 of 20, 2 of 10: each 0.2
+        counts[stratified_cut(targets, 6, generator(seed))[1]] += 1  # 4 of 20, 2 of 10: each with probability 0.2
     assert chisquare(counts.numpy()).pvalue > 1e-3
 
 
 def test_the_seed_alone_decides_on_every_machine_and_version():
-    # pinned with torch 2.15: validation sets must not move under a user
+    # pinned with torch 2.15: validation sets must not change for users
     assert stratified_cut(torch.arange(40) % 4, 8, generator(0))[1].tolist() == [4, 5, 11, 14, 16, 21, 26, 39]
     assert stratified_cut(torch.arange(40) % 4, 8, generator(1))[1].tolist() == [
         5,
@@ -66,7 +66,7 @@ def test_the_seed_alone_decides_on_every_machine_and_version():
 
 @pytest.mark.parametrize("seed", [0, 123])
 def test_the_permutation_is_a_shuffle_of_the_frozen_mersenne_twister(seed):
-    # NumPy guarantees RandomState's stream for ever; should torch change its own, write this instead
+    # NumPy guarantees RandomState's stream permanently; use this if torch changes its own
     twister = np.random.RandomState(seed)
     expected = list(range(1797))
     for i in range(1796):

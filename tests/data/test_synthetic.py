@@ -1,4 +1,4 @@
-"""Drawn shapes: what they are is seen from their pixels."""
+"""Drawn shapes, verified from their pixels."""
 
 import pytest
 import torch
@@ -14,10 +14,10 @@ def test_facts_and_data_agree_and_come_again():
     facts, splits = data.facts(), data.load()
     assert facts.class_names == NAMES
     assert (facts.task, facts.kind) == ("classification", "images")
-    for part, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
-        assert part.images_NCHW.shape == (count, *facts.input_shape) == (count, 2, 20, 20)
-        assert (part.images_NCHW.dtype, part.targets_N.dtype) == (torch.uint8, torch.int64)
-        counts = torch.bincount(part.targets_N, minlength=8)
+    for split, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
+        assert split.images_NCHW.shape == (count, *facts.input_shape) == (count, 2, 20, 20)
+        assert (split.images_NCHW.dtype, split.targets_N.dtype) == (torch.uint8, torch.int64)
+        counts = torch.bincount(split.targets_N, minlength=8)
         assert counts.max() - counts.min() <= 1
     again = Shapes(size=20, channels=2, num_classes=8, **COUNTS, split_seed=3)
     assert splits.checksum() == again.load().checksum()
@@ -34,7 +34,7 @@ def test_a_part_does_not_depend_on_the_size_of_the_others():
 
 
 def masks(size: int, count: int = 800) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the shapes are, without noise: what differs from the corner that is furthest from the shape."""
+    """Mask of each shape (without noise): the pixels that differ from the colour of most corners."""
     train = Shapes(size=size, channels=1, num_classes=8, num_train=count, noise=0.0).load().train
     images = train.images_NCHW[:, 0]
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
@@ -46,11 +46,11 @@ def test_shapes_are_whole_and_of_the_size_asked_for():
     inside, _ = masks(64)
     rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
     longest = torch.maximum(rows, columns) / 64
-    assert 0.4 < longest.min() < 0.45  # a triangle's base or a saltire is shorter than two radii
+    assert 0.4 < longest.min() < 0.45  # the base of a triangle and a saltire are shorter than two radii
     assert 0.85 < longest.max() <= 0.92
 
 
-# what a shape fills of the box around it, and of that box's diagonal quarter lines and centre, from its formula
+# the fraction that a shape fills of its bounding box and of the box's diagonal quarter lines and centre, by its formula
 AREA = {
     "circle": 3.1416 / 4, "square": 1.0, "triangle": 0.5, "cross": 1 - 0.7**2, "ring": 3.1416 * (1 - 0.36) / 4,
     "diamond": 0.5, "bar": 1.0, "saltire": None,
@@ -60,10 +60,10 @@ AREA = {
 def test_each_shape_fills_what_it_should_of_its_box():
     inside, targets = masks(128, 400)
     rows, columns = inside.any(2).sum(1), inside.any(1).sum(1)
-    share = inside.sum((1, 2)) / (rows * columns)
+    fraction = inside.sum((1, 2)) / (rows * columns)
     for label, name in enumerate(NAMES):
         if AREA[name] is not None:
-            assert share[targets == label].mean().item() == pytest.approx(AREA[name], rel=0.03), name
+            assert fraction[targets == label].mean().item() == pytest.approx(AREA[name], rel=0.03), name
     assert ((columns / rows)[targets == NAMES.index("bar")] > 2).all()
     triangle = targets == NAMES.index("triangle")  # 1.1 times as wide as high, standing on its base
     assert (columns / rows)[triangle].mean().item() == pytest.approx(1.1, abs=0.02)
@@ -72,7 +72,7 @@ def test_each_shape_fills_what_it_should_of_its_box():
         assert widths[-2] > 5 * widths[1]
     square = [NAMES.index(name) for name in ("circle", "square", "cross", "ring", "diamond", "saltire")]
     assert ((columns - rows).abs()[torch.isin(targets, torch.tensor(square))] <= 2).all()
-    # the saltire is the cross turned: both diagonals, no middle of a side
+    # the saltire is the cross rotated: both diagonals, no centres of edges
     for mask in inside[targets == NAMES.index("saltire")]:
         box = mask[mask.any(1)][:, mask.any(0)]
         middle = box.shape[0] // 2

@@ -1,4 +1,4 @@
-"""MNIST- and CIFAR-like sets: tiny ones in the real formats, absent and damaged ones, and the real ones."""
+"""MNIST- and CIFAR-like sets: tiny ones in the real formats, missing and damaged ones, and the real ones."""
 
 import gc
 import gzip
@@ -65,7 +65,7 @@ def write_idx_set(root: Path, folder: str = "MNIST/raw") -> Path:
 
 
 def cifar100_files() -> dict[str, bytes]:
-    """Pickles as the authors made them: protocol 2 with byte-string keys, a row of 3072 bytes an image."""
+    """Pickles in the authors' format: protocol 2 with byte-string keys, 3072 bytes per image."""
     random = np.random.RandomState(0)
     files = {"meta": pickle.dumps({"fine_label_names": CIFAR100.class_names}, protocol=2)}
     for name, count in (("train", 200), ("test", 100)):
@@ -77,7 +77,7 @@ def cifar100_files() -> dict[str, bytes]:
 
 
 def accept(monkeypatch, files: dict[str, bytes]) -> None:
-    """Lets torchvision expect the md5 sums of these files, so that its integrity check takes part."""
+    """Make torchvision expect the MD5 sums of these files, so that its integrity check is included."""
     source = torchvision.datasets.CIFAR100
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
     monkeypatch.setattr(source, "train_list", [["train", md5["train"]]])
@@ -102,7 +102,7 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, data_set, folder):
     assert np.array_equal(splits.test.images_NCHW.numpy(), test_pixels)
     assert splits.test.targets_N.tolist() == list(range(10))
     assert splits.test.targets_N.dtype == torch.int64
-    # the given training part, cut in two; every class has one of its two samples on each side
+    # the official training set, split in two; each side has one of every class's two samples
     train_pixels = np.frombuffer(files["train-images-idx3-ubyte"][16:], np.uint8).reshape(20, 784)
     together = torch.cat((splits.train.images_NCHW, splits.val.images_NCHW)).flatten(1)
     assert sorted(together.tolist()) == sorted(train_pixels.tolist())
@@ -118,7 +118,8 @@ def test_cifar100_pickles_are_read_with_their_fine_labels(tmp_path, monkeypatch)
     write_cifar100(tmp_path, files)
     splits = TinyCIFAR100(root=str(tmp_path), download=False, val_fraction=0.5).load()
     rows = pickle.loads(files["test"])["data"]
-    assert np.array_equal(splits.test.images_NCHW.numpy(), rows.reshape(100, 3, 32, 32))  # colour planes, row major
+    # one colour plane after another, each row by row
+    assert np.array_equal(splits.test.images_NCHW.numpy(), rows.reshape(100, 3, 32, 32))
     assert splits.test.images_NCHW.is_contiguous()
     assert splits.test.targets_N.tolist() == list(range(100))
     assert splits.val.targets_N.tolist() != splits.train.targets_N.tolist()
@@ -127,7 +128,7 @@ def test_cifar100_pickles_are_read_with_their_fine_labels(tmp_path, monkeypatch)
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Five files of 20 images and one to test, whose rows are returned."""
+    """Writes five training files of 20 images and a test file; returns their rows."""
     (tmp_path / "cifar-10-batches-py").mkdir()
     rows = np.random.RandomState(0).randint(0, 256, (120, 3072)).astype(np.uint8)
     files = {"batches.meta": pickle.dumps({"label_names": CIFAR10.class_names}, protocol=2)}
@@ -161,18 +162,18 @@ def test_cifar10_is_read_file_by_file_in_the_files_order(limit, cifar10, tmp_pat
     images = torch.from_numpy(cifar10).view(120, 3, 32, 32)
     labels = torch.arange(100) % 10
     generator = torch.Generator().manual_seed(0)
-    for part, indices in zip((splits.train, splits.val), stratified_cut(labels, 20, generator), strict=True):
-        assert torch.equal(part.images_NCHW, images[indices])
-        assert torch.equal(part.targets_N, labels[indices])
+    for split, indices in zip((splits.train, splits.val), stratified_cut(labels, 20, generator), strict=True):
+        assert torch.equal(split.images_NCHW, images[indices])
+        assert torch.equal(split.targets_N, labels[indices])
     assert torch.equal(splits.test.images_NCHW, images[100:])
 
 
 @pytest.mark.parametrize(
-    ("num_images", "words"), [((90, 20), "10 images too many"), ((110, 20), "100 images, not 110")]
+    ("num_images", "message"), [((90, 20), "10 images too many"), ((110, 20), "100 images, not 110")]
 )
-def test_files_with_another_number_of_images_are_damaged(num_images, words, cifar10, tmp_path, monkeypatch):
+def test_files_with_another_number_of_images_are_damaged(num_images, message, cifar10, tmp_path, monkeypatch):
     monkeypatch.setattr(TinyCIFAR10, "num_images", num_images)
-    with pytest.raises(ValueError, match=rf"^cifar10: the files in .* are damaged \(ValueError: {words}\)"):
+    with pytest.raises(ValueError, match=rf"^cifar10: the files in .* are damaged \(ValueError: {message}\)"):
         TinyCIFAR10(root=str(tmp_path)).load()
 
 
@@ -302,16 +303,17 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
 
 class Server(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args) -> None:
-        """Stays quiet."""
+        """Suppresses the request log."""
 
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A folder and the address of a local server that hands it out."""
+    """A folder and the URL of a local server for it."""
     folder = tmp_path / "served"
     folder.mkdir()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    gc.disable()  # torchvision leaves the socket of a refused request to the collector, which warns of it when it comes
+    # torchvision leaves the socket of a refused request to the garbage collector, which warns when it closes it
+    gc.disable()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -377,7 +379,7 @@ def test_cifar_is_unpacked_from_its_archive(tmp_path, monkeypatch, served):
 
 
 def test_a_failed_download_gives_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, served):
-    _, address = served  # it serves nothing
+    _, address = served  # the served folder is empty
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
     root = tmp_path / "root"
     root.mkdir()
@@ -464,7 +466,7 @@ def test_real_fashion_mnist(data_root):
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54_000, 6_000, 10_000)
     assert (facts.num_train, facts.num_val, facts.num_test) == (54_000, 6_000, 10_000)
     assert torch.bincount(splits.val.targets_N).tolist() == [600] * 10
-    # https://github.com/zalandoresearch/fashion-mnist: mean 0.2860 and deviation 0.3530 of the training part
+    # https://github.com/zalandoresearch/fashion-mnist: mean 0.2860 and deviation 0.3530 of the training set
     whole = torch.cat((splits.train.images_NCHW, splits.val.images_NCHW)).double() / 255
     assert whole.mean().item() == pytest.approx(0.2860, abs=5e-5)
     assert whole.std().item() == pytest.approx(0.3530, abs=5e-5)
@@ -482,7 +484,7 @@ def test_real_cifar10(data_root, tmp_path):
     assert (len(splits.train), len(splits.val), len(splits.test)) == (45_000, 5_000, 10_000)
     assert torch.bincount(splits.val.targets_N).tolist() == [500] * 10
     assert splits.train.images_NCHW.is_contiguous()
-    # the statistics that everybody uses: mean .4914 .4822 .4465, deviation .2470 .2435 .2616
+    # the commonly used statistics: mean .4914 .4822 .4465, deviation .2470 .2435 .2616
     whole = torch.cat((splits.train.images_NCHW, splits.val.images_NCHW)).double() / 255
     assert whole.mean((0, 2, 3)).tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
     assert whole.std((0, 2, 3)).tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=5e-5)
@@ -492,12 +494,12 @@ def test_real_cifar10(data_root, tmp_path):
     if sys.platform == "linux":
         done = subprocess.run(
             [sys.executable, "-c", WITHIN, tmp_path, splits.checksum()],
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},  # threads' stacks count, too
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},  # stacks of threads count too
         )
         assert done.returncode == 0
 
 
-# the set has 184 MB, a file of it 31 MB
+# the set has 184 MB, one of its files 31 MB
 WITHIN = """
 import resource, sys
 import torchvision.datasets
@@ -519,7 +521,7 @@ def test_what_does_not_fit_the_limit_is_read_from_a_file(
     in_memory, in_file = whole.load(), limited.load()
     assert in_memory.checksum() == in_file.checksum()
     assert isinstance(in_file.train.images_NCHW, torch.Tensor)
-    assert list((tmp_path / "gearshift").iterdir()) == []  # a file without a name
+    assert list((tmp_path / "gearshift").iterdir()) == []  # the file has no name
     assert whole.room() > 54_000 * 784 > limited.room()
 
 

@@ -1,4 +1,4 @@
-"""Crash points are found through /proc."""
+"""Crash points are located through /proc."""
 
 import sys
 

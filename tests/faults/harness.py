@@ -1,4 +1,4 @@
-"""Runs that are started, stopped and compared: real processes, or forks of one that has imported everything."""
+"""Starts, kills and compares runs: separate processes, or forks of the zygote."""
 
 import json
 import os
@@ -24,12 +24,12 @@ from tests.forks import ENVIRONMENT, TIME_LIMIT, Zygote, python_path
 
 
 def but(arguments: Sequence[str], *changes: str) -> list[str]:
-    """The same overrides, some of them changed: a key may be given once only."""
+    """Replace or add overrides; Hydra accepts each key only once."""
     keys = {change.partition("=")[0] for change in changes}
     return [argument for argument in arguments if argument.partition("=")[0] not in keys] + list(changes)
 
 
-# every part matters: batch norm and dropout, ragged micro-batches, clipping, and durations that never meet
+# batch norm, dropout, ragged micro-batches and clipping all affect the result; the intervals never coincide
 PARTS = [
     "threads=1", "steps=66", "batch_size=62", "accumulate=3", "clip_norm=0.5",
     "every.log=7step", "every.checkpoint=5step", "every.evaluate=11step",
@@ -39,14 +39,14 @@ LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.drop
          "augmentation.crop.padding=1"]  # fmt: skip
 CONFIGURATIONS: dict[str, list[str]] = {
     "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup", "sampler=hard_examples"],
-    # improvements become too small to count: the plateau and early stopping both come to act
+    # improvements become too small to count, so that both the plateau schedule and early stopping take effect
     "momentum": but(
         [*PARTS, *LENET], "every.evaluate=6step", "optimizer=momentum", "optimizer.lr=0.1",
         "schedule=plateau", "schedule.patience=0", "schedule.min_delta=0.3",
         "early_stopping.patience=3", "early_stopping.min_delta=0.3",
     ),
     "bf16": [*PARTS, *LENET, "precision=bf16", "optimizer=momentum", "optimizer.lr=0.1", "schedule=linear_warmup"],
-    # weights this large overflow fp16 until the loss scale has fallen
+    # weights this large overflow fp16 until the loss scale has decreased
     "fp16": but(
         [*PARTS, *MLP], "model.norm=none", "precision=fp16", "initializer=normal", "initializer.std=1",
         "augmentation=everything", "sampler=with_replacement",
@@ -58,25 +58,25 @@ CONFIGURATIONS: dict[str, list[str]] = {
 
 
 class Process(Protocol):
-    """A run that has been started."""
+    """A started run."""
 
     pid: int
 
     def wait(self, seconds: float = TIME_LIMIT) -> int | None:
-        """The exit code (minus the signal that ended it), None when it still runs after `seconds`."""
+        """Exit code (minus the signal number if killed by a signal); None if it still runs after `seconds`."""
         ...
 
     def output(self) -> str: ...
 
 
 class Launcher(Protocol):
-    """Starts `train` in a folder; `sitting` counts the starts of one run."""
+    """Starts `train` in a folder; `sitting` is the number of earlier starts of the same run."""
 
     def start(self, arguments: Sequence[str], folder: Path, sitting: int = 0, **more: Any) -> Process: ...
 
 
 class RealProcess:
-    """`python -m trainer`, in a process group of its own."""
+    """`python -m trainer` in its own process group."""
 
     def __init__(self, arguments: Sequence[str], folder: Path, environment: dict[str, str] | None = None) -> None:
         self._log = folder / f".output-{time.monotonic_ns()}"
@@ -104,7 +104,7 @@ class RealProcesses:
 
 
 def finish(process: Process) -> int:
-    """Wait for the end; a run that hangs is killed and fails the test."""
+    """Wait for the end and return the exit code. A run that hangs is killed and fails the test."""
     code = process.wait()
     if code is None:
         os.kill(process.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ def finish(process: Process) -> int:
 
 
 def train(zygote: Zygote, folder: Path, *arguments: str, **more: Any) -> tuple[int, str]:
-    """A whole run in `folder`: exit code and what it printed."""
+    """A complete run in `folder`: exit code and output."""
     process = zygote.start(arguments, folder, **more)
     return finish(process), process.output()
 
@@ -123,7 +123,7 @@ def train(zygote: Zygote, folder: Path, *arguments: str, **more: Any) -> tuple[i
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal, sent `delay` seconds after the run has come to a phase."""
+    """A signal that is sent `delay` seconds after the run has reached a phase."""
 
     signum: int
     phase: str
@@ -136,7 +136,7 @@ class Kill:
         return f"{name} {1000 * self.delay:.1f} ms after {where}"
 
     def send(self, process: Process, folder: Path) -> bool:
-        """Wait for the moment and send the signal; whether the run was still there."""
+        """Wait for the phase and send the signal; returns whether the run was still alive."""
         reached = {
             "start": lambda: True,
             "folder": (folder / "config.yaml").is_file,
@@ -148,7 +148,8 @@ class Kill:
                 return False
         process.wait(self.delay)
         while self.signum == signal.SIGINT and not _handles(process.pid, signal.SIGTERM) and time.monotonic() < end:
-            if process.wait(0.002) is not None:  # Python's own KeyboardInterrupt, before we hear signals, is no matter
+            # before our handlers are installed, SIGINT only raises KeyboardInterrupt
+            if process.wait(0.002) is not None:
                 return False
         if process.wait(0) is not None:
             return False
@@ -158,7 +159,7 @@ class Kill:
 
 
 def _handles(pid: int, signum: int) -> bool:
-    """Whether a process has a handler for a signal; SIGTERM has one as soon as ours are there, SIGINT always."""
+    """Whether a process handles a signal. Python handles SIGINT from the start, SIGTERM once our handlers exist."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -168,7 +169,7 @@ def _handles(pid: int, signum: int) -> bool:
 
 
 def random_kill(generator: random.Random, seconds_to_start: float, lines_now: int, lines_at_end: int) -> Kill:
-    """Spread over start-up, the moment after the folder appears, training with all it does, and the end."""
+    """A random moment during start-up, just after the folder appears, in training, or at the end."""
     signum = generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     phase = generator.choice(["start", "folder", "line", "line", "line", "end"])
     if phase == "folder" and lines_now == 0:
@@ -182,7 +183,7 @@ def random_kill(generator: random.Random, seconds_to_start: float, lines_now: in
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed: its folder, and how long it took to its first line of metrics."""
+    """An uninterrupted run, and the seconds until its first line of metrics."""
 
     folder: Path
     seconds_to_start: float
@@ -193,7 +194,7 @@ class Reference:
 
 
 def undisturbed(launcher: Launcher, arguments: Sequence[str], folder: Path) -> Reference:
-    """Run to the end."""
+    """Run to the end without interruption."""
     begin = time.monotonic()
     process = launcher.start([*arguments, f"hydra.run.dir={folder}"], folder.parent)
     while _num_lines(folder / "metrics.jsonl") == 0 and process.wait(0.01) is None:
@@ -206,7 +207,7 @@ def undisturbed(launcher: Launcher, arguments: Sequence[str], folder: Path) -> R
 def storm(
     launcher: Launcher, arguments: Sequence[str], folder: Path, reference: Reference, seed: int, num_kills: int
 ) -> list[str]:
-    """Kill a run so many times at random, resume it every time, and at last let it finish; returns the kills."""
+    """Kill a run `num_kills` times at random moments, resume it each time, and let it finish; returns the kills."""
     generator = random.Random(f"{seed} {arguments}")
     kills: list[str] = []
     for sitting in range(10 * num_kills):
@@ -214,7 +215,7 @@ def storm(
         again = ["resume", str(folder)] if exists else [*arguments, f"hydra.run.dir={folder}"]
         process = launcher.start(again, folder.parent, sitting)
         lines_now = _num_lines(folder / "metrics.jsonl")
-        # the last line is the test, which belongs to the end
+        # the last line is that of the test, which is part of the end
         kill = random_kill(generator, reference.seconds_to_start, lines_now, reference.num_lines - 1)
         hit = len(kills) < num_kills and kill.send(process, folder)
         code = finish(process)
@@ -236,7 +237,7 @@ def _num_lines(path: Path) -> int:
 
 
 def wait_for_lines(process: Process, folder: Path, number: int) -> None:
-    """Until a run has written so many lines of metrics."""
+    """Wait until a run has written this many lines of metrics."""
     end = time.monotonic() + TIME_LIMIT
     while _num_lines(folder / "metrics.jsonl") < number:
         assert process.wait(0.005) is None and time.monotonic() < end, process.output()
@@ -246,13 +247,13 @@ def wait_for_lines(process: Process, folder: Path, number: int) -> None:
 
 
 def differences(reference: Path, run: Path) -> list[str]:
-    """Everything in which a run differs from one that was never interrupted; empty is the promise."""
+    """All differences of a run from an uninterrupted one."""
     found: list[str] = []
     for name in ("last", "best"):
         paths = [folder / "checkpoints" / f"{name}.pt" for folder in (reference, run)]
         one, other = (torch.load(path, weights_only=True) for path in paths)
         for state in (one, other):
-            state.pop("offsets", None)  # these hang on the time of day
+            state.pop("offsets", None)  # depends on wall time
             state.get("stateful", {}).get("progress", {}).pop("seconds", None)
         found += [f"{name}.pt{line}" for line in _compare(one, other)]
     found += [f"metrics.jsonl{line}" for line in _compare(metric_lines(reference), metric_lines(run))]
@@ -267,7 +268,7 @@ def differences(reference: Path, run: Path) -> list[str]:
 
 
 def _compare(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two nested values are not the same to the last bit."""
+    """Differences of two nested values, which must be equal to the last bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             yield f"{where}: {one.dtype} {tuple(one.shape)} became {other.dtype} {tuple(other.shape)}"
@@ -293,7 +294,7 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def metric_lines(folder: Path) -> list[str]:
-    """The lines of metrics.jsonl, as they stand but for what measures time."""
+    """Lines of metrics.jsonl without the measurements of time."""
     text = (folder / "metrics.jsonl").read_text()
     assert text.endswith("\n") or not text
     return [
@@ -303,7 +304,7 @@ def metric_lines(folder: Path) -> list[str]:
 
 
 def events(folder: Path) -> dict[str, dict[str, Any]]:
-    """tag -> step -> value of all event files together; a step that comes twice is an error."""
+    """tag -> step -> value of all event files together. Raises AssertionError if an event is repeated."""
     values: dict[str, dict[str, Any]] = {}
     count: Counter[tuple[str, int]] = Counter()
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -321,20 +322,20 @@ def events(folder: Path) -> dict[str, dict[str, Any]]:
 def _content(value: Any) -> Any:
     kind = value.WhichOneof("value")
     if value.tag.startswith("_hparams_/"):
-        return "there"  # it holds the time of day
+        return "there"  # contains the time
     if kind == "simple_value":
         return struct.pack("<f", value.simple_value)
     if kind == "image":
         return value.image.encoded_image_string
     if value.tag == "config/text_summary":
-        # the name of the folder is not part of the run
+        # the name of the folder is allowed to differ
         text = make_ndarray(value.tensor).item().decode()
         return yaml.safe_load(text.strip("`").removeprefix("yaml\n"))
     return value.SerializeToString()
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file, which must end with a whole record."""
+    """Events of a file. Raises AssertionError if it ends with a partial record."""
     content, place = path.read_bytes(), 0
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)

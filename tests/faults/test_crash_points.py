@@ -1,7 +1,7 @@
-"""A run that ends at any one change of its files goes on from there with the same bits.
+"""A run that ends at any single change of its files resumes with the same bits.
 
-A run of 24 steps makes some 150 such changes. Each of them is tried with the process gone before it, with the
-power gone (what no fsync has made safe is lost), and where something is written, with half of it written.
+A run of 24 steps makes about 150 such changes. For each, the process ends before it, the power fails (anything that was
+not synced is lost), and, for writes, the process ends after half of the data.
 """
 
 import shutil
@@ -21,7 +21,7 @@ SHORT = but(CONFIGURATIONS["adamw"], "steps=24")
 
 @dataclass
 class Story:
-    """A reference, a run to begin from (never trained, or stopped half-way), and what its files go through."""
+    """A reference run, a run to resume (untrained or half-way), and the changes that resuming it makes to its files."""
 
     reference: Path
     start: Path
@@ -34,7 +34,7 @@ def go_on(zygote: Zygote, folder: Path, /, sitting: int, **fault: object) -> int
 
 
 def watch(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: object) -> tuple[int, list[str]]:
-    """Go on with a copy of `start`; the exit code, and the changes that its files went through."""
+    """Resume a copy of `start`; returns the exit code and the changes of its files."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(start, folder)
     log = folder.with_name(f"{folder.name}.log")
@@ -66,7 +66,7 @@ def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pyte
 
 
 def broken(zygote: Zygote, story: Story, folder: Path, points: list[tuple[str, int, str]]) -> list[str]:
-    """What went wrong where a run ended at these (change, which one, way)."""
+    """Differences after a run ended at each of these points (change, occurrence, kind of crash) and was resumed."""
     found = []
     for change, which, how in points:
         where = f"{how} {change} ({which})"
@@ -86,9 +86,9 @@ def ways(change: str) -> list[str]:
 
 
 def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path) -> None:
-    """Each kind at its second occurrence where there is one, in one of the ways, taken in turn.
+    """Each change at its second occurrence if there is one, with alternating kinds of crash.
 
-    From the middle on only what a resumed run does until it trains: the rest is the same.
+    From the middle, only the changes before training starts; the others are the same.
     """
     kinds = Counter(story.changes)
     if story.is_resumed:
@@ -98,7 +98,7 @@ def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_
     for number, (change, count) in enumerate(kinds.items()):
         possible = ways(change)
         points.append((change, min(1, count - 1), possible[number % len(possible)]))
-    # a complete result is the last change of all: nothing that it speaks of may be lost after it
+    # the complete result is the last change: everything it refers to must be on the disk before
     points.append(("fsync .", Counter(story.changes)["fsync ."] - 1, "power"))
     assert broken(zygote, story, tmp_path / "run", points) == []
 

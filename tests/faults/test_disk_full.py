@@ -1,4 +1,4 @@
-"""A full disk: one line, exit code 74, the last checkpoint intact; with room again the run goes on exactly."""
+"""On a full disk a run ends with one line and exit code 74 and an intact checkpoint; with space it resumes exactly."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ def reference(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_line(output: str) -> str:
-    """The error; everything else that was printed is no error."""
+    """The only error line; asserts that there is no traceback."""
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     noise = [word for word in ("Traceback", "Exception", "Logging error", "No space left") if word in output]
     assert noise == [], output
@@ -31,7 +31,7 @@ def only_line(output: str) -> str:
 
 
 def test_a_disk_that_fills_up_at_any_moment(zygote: Zygote, reference: Path, tmp_path: Path) -> None:
-    """From no byte at all to more than a run writes: in configuration, metrics, events, checkpoints, results."""
+    """From no space to more than a run writes: fails in configuration, metrics, events, checkpoints and results."""
     codes = []
     for bytes_left in (0, 1_000, 3_000, 10_000, 38_000, 60_000, 100_000, 200_000, 10_000_000):
         home = tmp_path / str(bytes_left)
@@ -46,7 +46,7 @@ def test_a_disk_that_fills_up_at_any_moment(zygote: Zygote, reference: Path, tmp
             assert list(home.iterdir()) == [], "a folder that could not be made whole is not made"
             continue
         for path in (home / "run/checkpoints").glob("*.pt"):
-            load(path)  # raises where it is damaged
+            load(path)  # raises if it is damaged
         code, output = train(zygote, home, "resume", "run", sitting=1, fault=QUICK)
         assert code == 0, output
         assert differences(reference, home / "run") == []
@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_at_any_moment(zygote: Zygote, reference: Path, tmp
 
 
 def test_a_disk_that_fills_up_before_the_end_is_told_in_the_result(zygote: Zygote, tmp_path: Path) -> None:
-    """A checkpoint of half a megabyte does not fit, a result of half a kilobyte does."""
+    """There is no space for a checkpoint of half a megabyte, but for a result of half a kilobyte."""
     big = but(SHORT, "model.hidden=[1000]")
     fault = {**QUICK, "bytes_left": 600_000}
     code, output = train(zygote, tmp_path, *big, "hydra.run.dir=run", fault=fault)

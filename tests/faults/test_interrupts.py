@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and Ctrl-C: the step is finished and saved, a second one leaves at once."""
+"""SIGTERM, SIGINT and Ctrl-C: the first finishes the step and saves, the second exits at once."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert "Traceback" not in process.output()
 
 
-# after ten steps there comes one that takes a quarter of an hour; it tells that it has begun, and of a signal
+# the eleventh step takes a quarter of an hour; files report that it has begun and that a signal has arrived
 SLOW = """
 import pathlib, time
 from torch import nn
@@ -86,7 +86,7 @@ def test_a_second_signal_leaves_at_once(zygote: Zygote, tmp_path: Path, signum: 
     assert process.wait() == 128 + signum
 
 
-# functions during which a signal comes, from the first moment to the last one before training
+# functions during which a signal arrives, in the order of a run up to training
 EARLY = [
     "trainer.configuration.compose.finalize",
     "trainer.configuration.resolve.resolve",
@@ -115,14 +115,14 @@ def test_a_signal_before_training_leaves_nothing_half_made(zygote: Zygote, tmp_p
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: int) -> None:
-    """Pressed once while steps are taken, or twice in one that does not end."""
+    """Pressed once while steps are taken, or twice in a step that does not end."""
     screen, presses = b"", 0
     master, slave = pty.openpty()
     if times == 1:
         process = zygote.start([*ENDLESS, "hydra.run.dir=run"], tmp_path, terminal=os.ttyname(slave))
     else:
         process = start_slow_run(zygote, tmp_path, terminal=os.ttyname(slave))
-    # a press that comes before the one before has been heard would be the same one
+    # a second press before the first one is handled would be merged with it
     heard = [tmp_path / "run/metrics.jsonl"] if times == 1 else [tmp_path / "asleep", tmp_path / "asked"]
     while process.wait(0) is None:
         if select.select([master], [], [], 0.01)[0]:
@@ -131,7 +131,7 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
             os.write(master, b"\x03")
             presses += 1
     os.close(slave)
-    with suppress(OSError):  # how Linux says that nobody has the other side open, and that all has been read
+    with suppress(OSError):  # Linux raises it once the other side is closed and everything has been read
         while select.select([master], [], [], TIME_LIMIT)[0]:
             screen += os.read(master, 65536)
     os.close(master)
@@ -151,7 +151,7 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
 def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(
     zygote: Zygote, tmp_path: Path, place: str, as_import: bool
 ) -> None:
-    """It may come in the middle of an import: what would need another one is left out."""
+    """The signal may arrive during an import; steps that would need another import are skipped."""
     reference, run = tmp_path / "reference", tmp_path / "run"
     assert train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={reference}")[0] == 0
     fault = {"signal": int(signal.SIGTERM), "during": place, "as_import": as_import}

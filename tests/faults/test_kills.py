@@ -1,4 +1,4 @@
-"""A run that is killed at any instant and resumed ends with the same bits as one that nobody disturbed."""
+"""A run that is killed at any moment and resumed ends with the same bits as an uninterrupted one."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from tests.forks import Zygote
 
 
 def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path: Path) -> None:
-    """A schedule that falls, a stop before the end, a loss scale that moves: else their state would not matter."""
+    """The schedule decreases, early stopping takes effect and the loss scale changes, so that their states matter."""
     status = {}
     for name, arguments in CONFIGURATIONS.items():
         folder = undisturbed(zygote, arguments, tmp_path / name).folder
@@ -26,7 +26,7 @@ def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path:
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_run_in_many_sittings_is_one_run(zygote: Zygote, tmp_path: Path, name: str) -> None:
-    """Asked to stop every 13 steps: each time in another state of epoch, logs, plateau, patience, loss scale."""
+    """Stopped every 13 steps, with a different state of epoch, logs, plateau, patience and loss scale each time."""
     reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference").folder
     arguments = [*CONFIGURATIONS[name], f"hydra.run.dir={tmp_path}/run"]
     fault = {
@@ -65,7 +65,7 @@ def test_killed_between_the_decision_to_stop_early_and_the_result(zygote: Zygote
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_storm_over_real_processes_leaves_no_trace(tmp_path: Path, name: str) -> None:
-    """At least eight kills a configuration, four a run, of processes as a user starts them."""
+    """At least eight kills per configuration, four per run, of processes started as by a user."""
     arguments = but(CONFIGURATIONS[name], "steps=300", "every.log=19step", "every.evaluate=31step")
     reference = undisturbed(RealProcesses(), arguments, tmp_path / "reference")
     kills: list[str] = []

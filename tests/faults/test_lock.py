@@ -1,4 +1,4 @@
-"""One process a run folder: a second one is turned away, and the first one notices nothing."""
+"""One process per run folder: a second one is refused, and does not disturb the first."""
 
 import os
 from pathlib import Path
@@ -18,9 +18,9 @@ from tests.forks import ROOT, Zygote
 from trainer.base.errors import RunInUse
 from trainer.storage.run_folder import Lock
 
-# it does not end by itself
+# does not end by itself
 ENDLESS = but(CONFIGURATIONS["adamw"], "steps=1000000", "early_stopping=null", "schedule=constant")
-# a model that waits at its tenth batch while there is a file
+# a model that waits at its tenth batch while a file exists
 GATED = """
 import os, time
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_run_holds_its_folder_from_the_first_to_the_last_moment(zygote: Zygote
 
 @pytest.mark.slow
 def test_two_processes_on_one_folder(zygote: Zygote, tmp_path: Path) -> None:
-    """The first one ends as if it had been alone."""
+    """The first process ends as if it had been alone."""
     (tmp_path / "gated_model.py").write_text(GATED)
     (tmp_path / "options/model").mkdir(parents=True)
     (tmp_path / "options/model/gated.yaml").write_text("# gated\n_target_: gated_model.gated\n")

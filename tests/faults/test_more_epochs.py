@@ -1,4 +1,4 @@
-"""`train resume RUN epochs=N`: a finished run, trained further, is a run that was to be that long all along."""
+"""`train resume RUN epochs=N`: a finished run that is extended equals a run of that length."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from harness import CONFIGURATIONS, but, differences, metric_lines, train
 
 from tests.forks import Zygote
 
-# 23 steps an epoch, and a schedule that does not know how long the run is
+# 23 steps per epoch, and a schedule that does not depend on the length of the run
 CONSTANT = but(CONFIGURATIONS["adamw"], "schedule=constant", "steps=null", "epochs=2", "batch_size=64")
 ON_THE_GRID = but(CONSTANT, "every.log=23step", "every.evaluate=1ep", "every.checkpoint=1ep")
 
@@ -22,13 +22,13 @@ def test_more_epochs_give_the_bits_of_a_longer_run(zygote: Zygote, tmp_path: Pat
     assert code == 0
     assert output.startswith("epochs: 2 -> 3\n")
     found = differences(tmp_path / "reference", tmp_path / "run")
-    # what was configured at first is told at step 0
+    # step 0 has the original configuration
     assert [line for line in found if "['config/text_summary']['0']" not in line] == []
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["epochs"] == 3
 
 
 def test_an_end_off_the_grid_leaves_one_more_record_and_nothing_else(zygote: Zygote, tmp_path: Path) -> None:
-    """Step 46 is logged and evaluated because it was the last one; the next mean begins there."""
+    """Step 46 is logged and evaluated as the last one, and the next mean starts there."""
     longer = but(CONSTANT, "early_stopping=null")
     assert train(zygote, tmp_path, *but(longer, "epochs=3"), "hydra.run.dir=reference")[0] == 0
     assert train(zygote, tmp_path, *longer, "hydra.run.dir=run")[0] == 0
@@ -59,7 +59,7 @@ def status_of(run: Path) -> tuple[str, int]:
 
 
 def test_more_epochs_do_not_renew_patience_that_is_not_spent(zygote: Zygote, tmp_path: Path) -> None:
-    """Interrupted with some patience gone and then made longer: it stops where a run of that length stops."""
+    """A run that is interrupted with some patience used and then extended stops where a run of that length stops."""
     assert train(zygote, tmp_path, *but(STOPPING, "steps=120"), "hydra.run.dir=reference")[0] == 0
     status, stopped_at = status_of(tmp_path / "reference")
     assert status == "early_stopped" and stopped_at < 66
@@ -71,7 +71,7 @@ def test_more_epochs_do_not_renew_patience_that_is_not_spent(zygote: Zygote, tmp
 
 
 def test_a_run_that_stopped_early_goes_on_when_more_is_asked_for(zygote: Zygote, tmp_path: Path) -> None:
-    """And does so after a kill, too, when nobody asks again."""
+    """Also after a kill, when the next `resume` does not repeat the override."""
     for name in ("reference", "run"):
         assert train(zygote, tmp_path, *STOPPING, f"hydra.run.dir={name}")[0] == 0
     status, stopped_at = status_of(tmp_path / "run")
@@ -92,14 +92,14 @@ def test_what_is_refused_changes_nothing_even_on_a_full_disk(zygote: Zygote, tmp
     code, output = train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)
     assert code == 74, output
     for name, content in before.items():
-        # the result is written last of all, and says now that the run is not complete
+        # the result is written last and records that the run is incomplete
         assert name == "result.json" or (tmp_path / "run" / name).read_bytes() == content, name
     assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=2)[0] == 0
     assert status_of(tmp_path / "run") == ("completed", 69)
 
 
 def test_killed_after_the_change_was_written_the_new_length_holds(zygote: Zygote, tmp_path: Path) -> None:
-    """The configuration asks for more, so the old result must be gone before."""
+    """The configuration is longer than the old result, which must therefore be deleted first."""
     assert train(zygote, tmp_path, *ON_THE_GRID, "hydra.run.dir=run")[0] == 0
     fault = {"folder": str(tmp_path / "run"), "at": ("replace .overrides.yaml.#.tmp", 0)}
     assert train(zygote, tmp_path, "resume", "run", "epochs=3", sitting=1, fault=fault)[0] == EXIT_CODE

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite, end to end: stopped with the place, left out, or rolled back."""
+"""Non-finite losses and gradients in whole runs: reported with their location, skipped, or rolled back."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from harness import PARTS, but, differences, metric_lines, storm, train, undistu
 
 from tests.forks import Zygote
 
-# a layer that answers with NaN in its k-th forward pass of training; the count is part of a checkpoint
+# a layer whose k-th forward pass in training returns NaN; checkpoints include the count
 POISON = """
 import torch
 from torch import nn
@@ -40,7 +40,7 @@ STEPS = ["threads=1", "steps=30", "batch_size=64", "every.log=7step", "every.che
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with a model of the user's own in it."""
+    """A folder that contains a user's model."""
     (tmp_path / "poison.py").write_text(POISON)
     (tmp_path / "options/model").mkdir(parents=True)
     (tmp_path / "options/model/poisoned.yaml").write_text("# poisoned\n_target_: poison.poisoned\nk: 0\n")
@@ -82,7 +82,7 @@ def test_stop_names_the_step_and_the_layer(zygote: Zygote, home: Path, bad_step:
 @pytest.mark.parametrize("bad_step", [0, 17])
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
 def test_skip_leaves_the_step_out_and_says_so(zygote: Zygote, home: Path, optimizer: str, bad_step: int) -> None:
-    """The fused kernel that skips by itself, and a step that is not taken on the host, give the same weights."""
+    """A fused kernel that skips by itself and a step that is skipped by the host give the same weights."""
     weights = []
     for fused in (True, False):
         code, output = train_poisoned(
@@ -99,7 +99,7 @@ def test_skip_leaves_the_step_out_and_says_so(zygote: Zygote, home: Path, optimi
 
 
 def test_a_skipped_step_is_the_same_as_one_that_never_was(zygote: Zygote, home: Path) -> None:
-    """With a constant rate and plain SGD the last step, left out, leaves the weights of a run one step shorter."""
+    """With a constant rate and plain SGD, skipping the last step gives the weights of a run one step shorter."""
     plain = ["optimizer=sgd", "schedule=constant", "on_nonfinite=skip", "every.checkpoint=1step"]
     assert train_poisoned(zygote, home, 30, *plain, run="skipped")[0] == 0
     assert train_poisoned(zygote, home, 30, *plain, "steps=29", run="shorter")[0] == 0
@@ -110,7 +110,7 @@ def test_a_skipped_step_is_the_same_as_one_that_never_was(zygote: Zygote, home: 
 
 
 def test_rollback_gives_up_after_three_times(zygote: Zygote, home: Path) -> None:
-    """The poison is in the checkpoint: it comes again at the same step whatever the learning rate."""
+    """The layer's count is part of the checkpoint, so the same step fails again at any learning rate."""
     code, output = train_poisoned(zygote, home, 18, "on_nonfinite=rollback", "schedule=constant", "optimizer.lr=0.01")
     assert code == 70
     said = re.findall(r"step (\d+) was not finite: back to step (\d+), learning rate times ([\d.]+)", output)
@@ -125,7 +125,7 @@ def test_rollback_before_any_checkpoint_stops(zygote: Zygote, home: Path) -> Non
     assert "diverged at step 2: the output of layer 'poison' is not finite; there is no checkpoint to roll" in output
 
 
-# least squares with a rate beyond 2 / lambda: the loss grows until it overflows, and falls with a lower rate
+# least squares with a rate above 2 / lambda: the loss grows until it overflows; with a lower rate it decreases
 STEEP = but(
     [*PARTS, "model=linear", "loss=mse"], "optimizer=momentum", "optimizer.lr=0.7", "optimizer.momentum=0",
     "schedule=constant", "on_nonfinite=rollback", "clip_norm=null", "early_stopping=null", "steps=150",
@@ -150,7 +150,7 @@ def test_rollback_halves_the_rate_and_each_step_is_logged_once(zygote: Zygote, t
 
 
 def test_a_checkpoint_that_a_signal_made_is_no_place_to_roll_back_to(zygote: Zygote, tmp_path: Path) -> None:
-    """An undisturbed run would not have it."""
+    """An undisturbed run does not have it."""
     reference = undisturbed(zygote, STEEP, tmp_path / "reference").folder
     bad, back, _ = BACK.findall((reference / "train.log").read_text())[0]
     assert int(bad) - int(back) >= 3

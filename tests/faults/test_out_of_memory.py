@@ -1,4 +1,4 @@
-"""`micro_batch=auto`: the split that lack of memory led to is part of the run, also after a kill."""
+"""`micro_batch=auto`: a split made for lack of memory is part of the run, also after a kill."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from harness import PARTS, but, differences, metric_lines, train
 
 from tests.forks import Zygote
 
-# runs out of memory with more than 20 samples at a time, for as long as TIGHT is set; dropout draws by part
+# out of memory with more than 20 samples at a time while TIGHT is set; dropout is drawn per micro-batch
 TIGHT = """
 import os, torch
 from torch import nn
@@ -25,7 +25,7 @@ def tight(input_shape, num_outputs):
 
 
 def test_the_split_is_remembered(zygote: Zygote, tmp_path: Path) -> None:
-    """Memory that has become free meanwhile does not change the bits of a resumed run."""
+    """Memory that has become available in the meantime does not change the bits of a resumed run."""
     (tmp_path / "tight_model.py").write_text(TIGHT)
     (tmp_path / "options/model").mkdir(parents=True)
     (tmp_path / "options/model/tight.yaml").write_text("# tight\n_target_: tight_model.tight\n")

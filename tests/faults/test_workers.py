@@ -1,4 +1,4 @@
-"""Processes that read photographs are killed, stopped, and left behind."""
+"""Processes that read photographs are killed, stopped and orphaned."""
 
 import logging
 import multiprocessing
@@ -30,8 +30,9 @@ TIMEOUT = 1.0
 
 
 class Clock:
-    """Takes the place of `time` and `wait` in the workers' module: time passes only while nobody is waited for but
-    processes that will never answer. A busy machine makes no one else late, and nobody has to wait."""
+    """Replaces `time` and `wait` in the workers' module: time advances only while every process that is waited for is
+    known not to answer. Load on the machine causes no timeouts, and tests do not wait for real ones.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -42,11 +43,12 @@ class Clock:
         def start_and_see_it_begin(pool: Workers) -> Any:
             worker = start(pool)
             self._pids[worker.pipe] = worker.process.pid
-            assert worker.pipe.poll(120)  # its sign of life: what is sent to it now is no surprise
+            assert worker.pipe.poll(120)  # its first message, so that it is ready for chunks
             return worker
 
         monkeypatch.setattr(Workers, "_start", start_and_see_it_begin)
-        monkeypatch.setattr(workers, "_PATIENCE", 120.0)  # with the server of the workers, which may be late
+        # timeout for the workers' fork server, which a busy machine may delay
+        monkeypatch.setattr(workers, "_PATIENCE", 120.0)
         monkeypatch.setattr(workers, "time", self)
         monkeypatch.setattr(workers, "wait", self.wait)
 
@@ -80,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path, disturb: Callable[[], object] = lambda: None, workers: int = 2) -> list[Tensor]:
-    """Twelve batches of 40; after the second one something happens."""
+    """Read twelve batches of 40 and act after the second."""
     images: Any = ImageFolder(str(folder), size=40, cache="none", workers=workers, timeout=TIMEOUT,
                               cache_dir=str(folder / "cache")).load().train.images_NCHW  # fmt: skip
     orders = [torch.randperm(120, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
@@ -95,7 +97,7 @@ def readers() -> list[Any]:
 
 
 def send(signum: int, count: int) -> list[int]:
-    """The processes that it was sent to."""
+    """Send a signal to workers; returns their process ids."""
     pids = [process.pid for process in readers()[:count]]
     for pid in pids:
         os.kill(pid, signum)
@@ -161,8 +163,8 @@ def stop_the_server() -> None:
 def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     folder: Path, undisturbed: list[Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that all workers are forked from looks like one of them in a list of processes."""
-    monkeypatch.setattr(workers, "_PATIENCE", 8.0)  # less would take one that is late for a stopped one
+    """The fork server of the workers looks like a worker in a list of processes."""
+    monkeypatch.setattr(workers, "_PATIENCE", 8.0)  # a shorter timeout could take a slow server for a stopped one
     assert_same(read(folder), undisturbed)
     before = workers._server()
     stop_the_server()
@@ -177,7 +179,7 @@ def test_a_stopped_server_does_not_keep_workers_from_being_closed(
 ) -> None:
     monkeypatch.setattr(workers, "_PATIENCE", 0.5)
     assert_same(read(folder, stop_the_server), undisturbed)
-    assert_same(read(folder), undisturbed)  # by another one
+    assert_same(read(folder), undisturbed)  # from a new server
 
 
 def test_a_server_that_is_lost_again_and_again_ends_the_run_with_one_line(
@@ -187,7 +189,7 @@ def test_a_server_that_is_lost_again_and_again_ends_the_run_with_one_line(
         def __init__(self, **_: Any) -> None: ...
 
         def start(self) -> None:
-            raise EOFError("unexpected EOF")  # what comes from a server that is gone
+            raise EOFError("unexpected EOF")  # as after the death of the server
 
     monkeypatch.setattr(type(workers._context()), "Process", Process)
     with pytest.raises(RankLost, match="the process that starts workers was lost 3 times"):
@@ -196,7 +198,7 @@ def test_a_server_that_is_lost_again_and_again_ends_the_run_with_one_line(
 
 
 class Broken:
-    """A reader whose process ends, or waits for ever, at the photograph 7; a file of its number says that it does."""
+    """A reader that kills its process, or hangs and leaves a file named after the process id, at photograph 7."""
 
     def __init__(self, how: str, folder: Path | None = None) -> None:
         self.how, self.folder = how, folder
@@ -235,7 +237,7 @@ def test_what_ends_every_worker_ends_the_run_with_one_line(
 
 
 def test_a_stopped_worker_does_not_block_what_is_sent_to_it(clock: Clock) -> None:
-    pool = Workers(Broken("works"), 4, count=2, ahead=2000, timeout=TIMEOUT)  # much more than a socket takes
+    pool = Workers(Broken("works"), 4, count=2, ahead=2000, timeout=TIMEOUT)  # much more than a socket buffers
     frame = [0, 0, 4, 4, 4, 4, 0, 0]
     expected = [[n % 250 for n in range(start, start + CHUNK)] for start in range(0, 2100 * CHUNK, CHUNK)]
     stopped = pool._workers[0].process.pid
@@ -281,7 +283,7 @@ def started(folder: Path, script: Path, how: str) -> tuple[subprocess.Popen[str]
 
 
 def lives(pid: int) -> bool:
-    """Whether a process still runs; one that init has yet to bury does not."""
+    """Whether a process is running; zombies are not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -345,7 +347,7 @@ def test_a_run_whose_worker_is_lost_in_mid_epoch_ends_with_the_same_bits(
     send = Workers._send
 
     def lose_and_send(self: Workers, worker: Any, chunk: Chunk) -> None:
-        if run.step == 8 and not lost:  # in the second epoch, with a chunk to do that nobody else has
+        if run.step == 8 and not lost:  # in the second epoch, with a chunk that no other worker has
             lost.append(worker.process.pid)
             os.kill(lost[0], signum)
         send(self, worker, chunk)

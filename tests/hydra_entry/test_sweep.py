@@ -1,4 +1,4 @@
-"""Hydra's `--multirun`: a folder a trial, found again, gone on with, and seen by TensorBoard."""
+"""Hydra's `--multirun`: one folder per trial, found again, resumed, and read by TensorBoard."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ FILES = {"config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four trials."""
+    """A sweep of four trials."""
     folder = tmp_path_factory.mktemp("sweep")
     done = train(folder, "-m", "optimizer=sgd,adamw", "seed=1,2", *TINY)
     assert (done.returncode, done.stderr) == (0, "")
@@ -37,7 +37,7 @@ def test_four_trials_leave_four_complete_run_folders(sweep: Path) -> None:
         seen.add((config["choices"]["optimizer"], config["seed"]))
         result = json.loads((trial / "result.json").read_text())
         assert result["status"] == "completed"
-        assert result["test"] is None  # a sweep does not look at the test part
+        assert result["test"] is None  # a sweep does not evaluate the test split
     assert seen == {("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)}
 
 
@@ -84,7 +84,7 @@ def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
     assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
 
 
-# a model that waits at its 30th batch while there is a file with the number of its trial, or until it is told to stop
+# a model that waits at its 30th batch while the file of its trial exists, or until a stop is requested
 GATED = """
 import time
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
-    # infinite weights after one step at this rate: the loss is not finite from then on
+    # with this rate the weights are infinite after one step, and the loss is not finite from then on
     done = train(tmp_path, "-m", "optimizer=sgd", "optimizer.lr=0.1,1.0e+38", "schedule=constant", *TINY, "name=mixed")
     assert done.returncode == 3
     lines = done.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""Ranks: started here, by torchrun or by srun; killed, stopped, failing; and what the user hears of it."""
+"""Ranks started here, by torchrun or by srun: killed, stopped and failing; and the messages that the user sees."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from trainer.launching.local import _STOPPED
 from trainer.storage import checkpoint, run_folder
 
 TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
-# every part matters
+# everything here affects the result
 RUN = [
     "parallelism=ddp", "parallelism.devices=2", "device=cpu", "threads=1", "early_stopping=null",
     "model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.dropout=0.2", "batch_size=62", "accumulate=2",
@@ -63,7 +63,7 @@ class Broken(nn.Module):
 
 OPTION = "# Breaks on one rank\n_target_: broken.Broken\nwhat: raise\n"
 
-# LeNet, and ranks that wait before a step for as long as there is a gate, or until they are told to stop
+# LeNet whose ranks wait before a step while its gate is closed, or until a stop is requested
 GATES = """
 import os, time
 from pathlib import Path
@@ -92,7 +92,7 @@ Process = subprocess.Popen[str] | Fork
 
 
 def start(folder: Path, *arguments: str, program: tuple[str, ...] = (), session: bool = False, **more: str) -> Process:
-    """`train`, forked, and so is the server that forks its ranks; or a program, started."""
+    """Fork `train` together with the server that forks its ranks, or start `program`."""
     if not program:
         return shared().start(arguments, folder, environment=more, apart=True, spare=True, session=session)
     return subprocess.Popen(
@@ -102,7 +102,7 @@ def start(folder: Path, *arguments: str, program: tuple[str, ...] = (), session:
 
 
 def end(process: Process, seconds: float = 240) -> tuple[int, str, str]:
-    """The limit is less than what ranks that nobody ends would wait for each other, 300 s."""
+    """Wait for the end, for less than the 300 s that ranks would wait for one another."""
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
@@ -112,7 +112,7 @@ def end(process: Process, seconds: float = 240) -> tuple[int, str, str]:
 
 
 def children(pid: int) -> list[int]:
-    """All that descend from a process, oldest first."""
+    """All descendants of a process, oldest first."""
     rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = {int(row.split()[0]): int(row.split()[1]) for row in rows.splitlines()}
     found = [pid]
@@ -124,7 +124,7 @@ def children(pid: int) -> list[int]:
 def start_gated(
     folder: Path, gates: Sequence[int], *changes: str, program: tuple[str, ...] = (), session: bool = False
 ) -> Process:
-    """RUN, but for some changes; it comes to the steps in `gates` and no further before each is opened."""
+    """Start RUN with some changes; it stops before each step in `gates` until that gate is opened."""
     (folder / "gates").mkdir()
     for step in gates:
         (folder / f"gates/{step}").touch()
@@ -139,7 +139,7 @@ def start_gated(
 
 
 def at_gate(process: Process, folder: Path, step: int, others_than: Collection[int] = ()) -> list[int]:
-    """Wait until both ranks stand before this step; their processes, by rank."""
+    """Wait until both ranks have reached this step; returns their processes by rank."""
     notes = [folder / f"gates/{step} on rank {rank}" for rank in range(2)]
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
@@ -167,7 +167,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def exact(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What must be the same in a repetition."""
+    """The metrics that must be equal in a repetition."""
     return [{k: v for k, v in record.items() if not k.startswith("throughput")} for record in records]
 
 
@@ -200,7 +200,7 @@ BREAK = ["--trust", "broken", "--config-dir", "conf", "model=broken", *[o for o 
 
 
 def same(one: Path, other: Path) -> None:
-    """The same bits in metrics and final checkpoint."""
+    """Assert that metrics and final checkpoints have the same bits."""
     assert exact(metrics(one)) == exact(metrics(other))
     states = [checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (one, other)]
     for name, value in states[0]["model"].items():
@@ -235,7 +235,7 @@ def test_it_is_the_run_of_one_device(undisturbed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_stops_and_saves(undisturbed: Path, tmp_path: Path) -> None:
-    """As `timeout`, a terminal and batch systems send it."""
+    """As sent by `timeout`, a terminal or a batch system."""
     process = start_gated(tmp_path, [20], session=True)
     at_gate(process, tmp_path, 20)
     os.killpg(process.pid, signal.SIGTERM)
@@ -440,7 +440,7 @@ def torchrun(folder: Path, *arguments: str, count: int = 2) -> Process:
 
 
 def free_port() -> int:
-    """Among those that the system gives to nobody who does not ask for one: it stays free until it is used."""
+    """A port outside of the range that the system assigns by itself, so that it stays free until it is used."""
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
         with socket.socket() as found, suppress(OSError):
@@ -479,7 +479,7 @@ def test_torchrun_s_own_restart_goes_on_in_the_same_folder(undisturbed: Path, tm
 
 @pytest.mark.slow
 def test_two_machines(undisturbed: Path, tmp_path: Path) -> None:
-    """Two agents of torchrun, a rank each, as on two machines."""
+    """Two agents of torchrun with one rank each, as on two machines."""
     words = [*[o for o in RUN if not o.startswith("parallelism.devices")], "parallelism.devices=1"]
     port = free_port()
     agents = [
@@ -524,7 +524,7 @@ def test_a_job_that_fails_does_not_hang_the_rest(started_by: str, broken: Path) 
     sweep = ["-m", *words, "steps=20", "model.what=raise,nothing", "parallelism=ddp", "hydra.sweep.dir=sweep"]
     process = start(broken, *sweep) if started_by == "train" else torchrun(broken, *sweep)
     code, _, err = end(process)
-    assert code in (1, 3), err  # torchrun has a code of its own
+    assert code in (1, 3), err  # torchrun has its own exit code
     assert "rank 1: LookupError: the tenth time" in err
     assert trials(broken) == {"0": "failed", "1": "completed"}
 
@@ -546,7 +546,7 @@ def test_srun_s_variables_do(undisturbed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ten_ranks_killed_at_random_leave_no_trace(undisturbed: Path, tmp_path: Path) -> None:
-    """Each somewhere between two gates, after all ranks have come back from the kill before."""
+    """Each kill between two gates, after all ranks have restarted from the previous one."""
     rng, gates = random.Random(3), range(5, 105, 10)
     process = start_gated(tmp_path, gates, "parallelism.max_restarts=10")
     family: set[int] = set()

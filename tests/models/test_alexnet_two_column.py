@@ -1,4 +1,4 @@
-"""AlexNet in two columns against the paper's numbers and against two columns written out by hand."""
+"""AlexNet in two columns against the paper's numbers and against a hand-written model of two columns."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ def test_it_has_as_many_parameters_as_the_papers(side: int) -> None:
         model = alexnet_two_column(input_shape=(3, side, side), num_outputs=1000)
         outputs = model(torch.empty(2, 3, side, side))
     assert outputs.shape == (2, 1000)
-    # section 1 says 60 million; summed by hand over the kernels of section 3.5
+    # section 1 of the paper says 60 million; computed by hand from the kernels in section 3.5
     assert sum(p.numel() for p in model.parameters()) == 60_965_224
     kernels = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert kernels == [(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3), (256, 192, 3, 3)]
 
 
 def by_columns(model: nn.Sequential, images_NCHW: Tensor) -> Tensor:
-    """The same model as two columns side by side, which see each other only where the paper has lines between."""
+    """The same model as two separate columns that exchange maps only where the paper's figure has connections."""
     layers = dict(model.named_children())
 
     def half(name: str, x: Tensor, column: int, padding: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""torchvision's models: the same bits as torchvision's own call, and errors in a sentence."""
+"""torchvision's models have the same bits as torchvision's own call; errors are reported in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def test_equals_torchvisions_own_call_bit_by_bit() -> None:
     theirs = models.mobilenet_v3_small(num_classes=7, dropout=0.5)
     assert same(ours, theirs)
     assert repr(ours) == repr(theirs)  # dropout included
-    assert torch.equal(after, torch.rand(1))  # looking for the size of images draws nothing
+    assert torch.equal(after, torch.rand(1))  # determining the image size draws no random numbers
     assert ours.training
 
 
@@ -58,7 +58,7 @@ def test_the_image_size_reaches_a_transformer() -> None:
     with torch.device("meta"):
         model = build("vit_b_16", (3, 48, 48))
         assert model(torch.empty(2, 3, 48, 48)).shape == (2, 7)
-    assert model.get_parameter("encoder.pos_embedding").shape == (1, 10, 768)  # 3x3 patches and the class
+    assert model.get_parameter("encoder.pos_embedding").shape == (1, 10, 768)  # 3x3 patches and the class token
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_other_files_are_refused(saved: tuple[nn.Module, Path], tmp_path: Path) 
 
 def test_a_file_cannot_run_code(tmp_path: Path) -> None:
     path = tmp_path / "code.pt"
-    torch.save(models.squeezenet1_1(num_classes=9), path)  # a whole pickled module, not a state dict
+    torch.save(models.squeezenet1_1(num_classes=9), path)  # a pickled module, not a state dict
     with pytest.raises(ValueError, match=r"must be a state dict saved by torch.save, of tensors only"):
         build("squeezenet1_1", num_outputs=9, weights=str(path))
 

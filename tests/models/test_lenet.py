@@ -1,4 +1,4 @@
-"""LeNet against the published parameter counts and against functions of torch written out."""
+"""LeNet against the published parameter counts and against a hand-written forward pass."""
 
 import pytest
 import torch

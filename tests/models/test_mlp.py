@@ -1,4 +1,4 @@
-"""Fully connected models against sums written out in numpy."""
+"""Fully connected models against a forward pass in NumPy."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_mlp_is_linear_layers_with_relu_between() -> None:
 
 def test_parameter_counts_by_hand() -> None:
     assert count(mlp(input_shape=(1, 8, 8), num_outputs=10, hidden=[64, 64])) == 4160 + 4160 + 650
-    # batch norm takes the bias's place (64 off) and brings a scale and a shift (128 more), twice
+    # twice: batch norm replaces the bias (64 fewer) and adds a scale and a shift (128 more)
     assert count(mlp(input_shape=(1, 8, 8), num_outputs=10, hidden=[64, 64], norm="batch")) == 8970 + 2 * 64
     assert count(mlp(input_shape=(1, 8, 8), num_outputs=10, hidden=[64, 64], norm="layer")) == 8970 + 2 * 128
     assert count(mlp(input_shape=(1, 8, 8), num_outputs=1, hidden=[])) == 65

@@ -1,4 +1,4 @@
-"""Every YAML option of a model: it lists all keys with the function's defaults, and builds on any device."""
+"""Every YAML option of a model has all keys with the function's defaults, and builds on any device."""
 
 import importlib
 import inspect

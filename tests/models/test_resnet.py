@@ -1,4 +1,4 @@
-"""The CIFAR residual networks against the paper's table, counts by hand and torchvision's block."""
+"""The CIFAR residual networks against the paper's table, parameter counts by hand and torchvision's block."""
 
 import pytest
 import torch
@@ -17,9 +17,9 @@ def build(depth: int, **arguments: object) -> nn.Sequential:
         return resnet(input_shape=(3, 32, 32), num_outputs=10, depth=depth, **arguments)
 
 
-# by hand for depth 20, convolutions without bias, norms with scale and shift, 3 blocks a stage:
+# by hand for depth 20: convolutions without bias, norms with scale and shift, 3 blocks per stage:
 #   conv1 432 + norm 32; stage 1: 6 * (2304 + 32); stage 2: 4608 + 5 * 9216 + 6 * 64;
-#   stage 3: 18432 + 5 * 36864 + 6 * 128; output 650. Each further block a stage: 2 * (2336 + 9280 + 36992).
+# stage 3: 18432 + 5 * 36864 + 6 * 128; output 650. Each further block per stage: 2 * (2336 + 9280 + 36992).
 @pytest.mark.parametrize(
     ("depth", "exact", "table_6"),
     [
@@ -42,7 +42,7 @@ def test_shortcuts_and_norms_change_the_count_as_by_hand() -> None:
     assert count(build(20, shortcut="none")) == 269_722
     # two 1x1 convolutions with norm: 16*32 + 64 and 32*64 + 128
     assert count(build(20, shortcut="projection")) == 269_722 + 576 + 2176
-    # a bias instead of scale and shift for every of 7*16 + 6*32 + 6*64 channels
+    # a bias instead of scale and shift for each of 7*16 + 6*32 + 6*64 channels
     assert count(build(20, norm="none")) == 269_722 - 688
     # width 8, depth 8: 216+16, 2*(576+16), 1152+2304+64, 4608+9216+128, output 330
     assert count(build(8, width=8)) == 232 + 1184 + 3520 + 13952 + 330
@@ -75,7 +75,7 @@ def features(*shape: int) -> Tensor:
 
 
 def silenced(num_inputs: int, num_filters: int, shortcut: str) -> Block:
-    """A block whose convolutions give nothing, so that only the shortcut is heard."""
+    """A block whose convolutions return zero, so that only the shortcut contributes."""
     block = Block(num_inputs, num_filters, shortcut=shortcut, norm="batch", activation="relu")
     nn.init.zeros_(block.conv1.weight)
     nn.init.zeros_(block.conv2.weight)

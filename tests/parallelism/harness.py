@@ -1,4 +1,4 @@
-"""Ranks for tests: real processes with gloo between them, forked from one that has torch loaded."""
+"""Ranks for tests: processes connected by gloo, forked from one that has loaded torch."""
 
 import pickle
 import tempfile
@@ -27,14 +27,15 @@ from trainer.training.step import train_step
 
 
 def spawn(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
-    """What `function(*args)` returns on each of `world_size` ranks. Raises AssertionError with a rank's trace."""
+    """Run `function(*args)` on `world_size` ranks; returns their results. Raises AssertionError with the traceback of a
+    rank."""
     with started(world_size, function, *args) as ranks:
         return [answer(process, path, rank, timeout) for rank, (process, path) in enumerate(ranks)]
 
 
 @contextmanager
 def started(world_size: int, function: Callable[..., Any], *args: Any) -> Iterator[list[tuple[Fork, Path]]]:
-    """The ranks, and where each leaves its answer; they are killed at the end."""
+    """Context manager: the ranks, and the file in which each leaves its result; kills the ranks on exit."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"answer {rank}") for rank in range(world_size)]
         told = str(Path(folder, "store")), world_size, function, args
@@ -60,17 +61,17 @@ def _rank(path: Path, rank: int, store: str, world_size: int, function: Callable
     try:
         found = ("result", function(*args))
         if dist.is_initialized():
-            dist.barrier()  # nobody leaves while another one still speaks to it
+            dist.barrier()  # no rank exits while another one still communicates with it
     except BaseException:
         found = ("trace", traceback.format_exc())
-    path.write_bytes(pickle.dumps(found))  # not as multiprocessing does, by which tensors would be shared
+    path.write_bytes(pickle.dumps(found))  # multiprocessing would share the memory of tensors instead
 
 
 # --- what a rank does -------------------------------------------------------------------------------------
 
 
 class InDouble(Preprocessing):
-    """The result of a fitted preprocessing in float64."""
+    """A fitted preprocessing with results in float64."""
 
     def __init__(self, fitted: nn.Module) -> None:
         super().__init__()
@@ -85,13 +86,13 @@ class InDouble(Preprocessing):
 
 
 def make(overrides: list[str], double: bool = False) -> Run:
-    """A run without a folder; in float64 where asked."""
+    """A run without a folder, with float64 weights if `double`."""
     return make_from(composed(tuple(overrides)), double)
 
 
 @cache
 def composed(overrides: tuple[str, ...]) -> Config:
-    """Composed once: whoever makes a run leaves its configuration as it is."""
+    """Compose once per set of overrides; runs do not change their configuration."""
     return compose(overrides)
 
 
@@ -111,7 +112,7 @@ def make_from(config: Config, double: bool = False) -> Run:
 
 
 def advance(run: Run, steps: int) -> list[float]:
-    """So many steps; the mean loss of each."""
+    """Train for `steps` steps; returns the mean loss of each."""
     losses: list[float] = []
     run.model.train()
     while len(losses) < steps:
@@ -125,7 +126,7 @@ def advance(run: Run, steps: int) -> list[float]:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Weights, buffers and optimizer state under whole-model names."""
+    """Weights, buffers and optimizer state, with the names of the unsharded model."""
     return {
         "model": {name: value.clone() for name, value in run.strategy.state_dict(run.model).items()},
         "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
@@ -133,13 +134,13 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def curve(overrides: list[str], steps: int = 50, double: bool = False) -> dict[str, Any]:
-    """Train and return `losses`, `model`, `optimizer`."""
+    """Train; returns `losses`, `model` and `optimizer`."""
     run = make([*overrides, f"steps={steps}"], double)
     return {"losses": advance(run, steps), **state_of(run)}
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
-    """Largest difference of losses, and of weights, buffers and optimizer state."""
+    """Largest difference of losses, of weights and buffers, and of optimizer state."""
     assert one["model"].keys() == other["model"].keys()
     losses = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
     model = max(float((one["model"][n].double() - other["model"][n].double()).abs().max()) for n in one["model"])
@@ -154,23 +155,24 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     return {"losses": losses, "model": model, "optimizer": max(kept, default=0.0)}
 
 
-DOUBLE = 1e-12  # between float64 curves, whatever the order of their sums
+DOUBLE = 1e-12  # tolerance between float64 curves, for any order of summation
 
 
 def tolerance(exact: dict[str, Any], rounded: dict[str, Any]) -> float:
-    """How far the float32 curve of a strategy may be from the float64 curve of one device (`exact`).
+    """Largest allowed difference of a strategy's float32 curve from the float64 curve of one device (`exact`).
 
-    Ten times the distance of one device's own float32 curve (`rounded`), measured here and now: a fixed number that one
-    processor meets, another misses. The strategies change the order of sums alone, so that their distances are of the
-    same size: 0.2 to 1.4 times it in the 44 float32 rows of test_matrix.py (torch 2.14.1, AVX2). Between processors it
-    changes by a factor of 2 (batch norm with AdamW: 3.0e-6 without vectors, 3.3e-6 with AVX2, 6.7e-6 with AVX-512).
+    Ten times the difference of one device's own float32 curve (`rounded`), measured on this machine, because no
+    constant fits every processor. Strategies change only the order of summation, so their differences have the same
+    size: 0.2 to 1.4 times `rounded` in the 44 float32 rows of test_matrix.py (torch 2.14.1, AVX2). Between processors
+    it varies by a factor of 2 (batch norm with AdamW: 3.0e-6 without vector instructions, 3.3e-6 with AVX2, 6.7e-6 with
+    AVX-512).
     """
     return 10 * max(difference(exact, rounded).values())
 
 
 @cache
 def reference(overrides: tuple[str, ...], double: bool, steps: int = 50) -> dict[str, Any]:
-    """The curve of one device, with one thread as the ranks have."""
+    """The curve of one device, with one thread like the ranks."""
     threads = torch.get_num_threads()
     try:
         return curve([*overrides, "parallelism=single"], steps, double)
@@ -180,12 +182,12 @@ def reference(overrides: tuple[str, ...], double: bool, steps: int = 50) -> dict
 
 
 def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: int = 50) -> list[dict[str, Any]]:
-    """Several runs one after the other in the same processes."""
+    """Several runs in succession in the same processes."""
     return [anew(number, curve, [*row, *words], steps, double) for number, (row, double) in enumerate(rows)]
 
 
 def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Another run in the same processes, with a store in which no earlier one has left anything."""
+    """Call `function` as a new run in the same processes, with an empty store."""
     here, store = rank.rank_info(), rank.open_store()
     rank.take(here, lambda: dist.PrefixStore(f"run {number}", store))
     try:
@@ -198,8 +200,8 @@ def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def trained(run: Run, steps: int) -> dict[str, Any]:
-    """A curve with an evaluation before, between and after, and a round trip through the whole state at its end,
-    which must change nothing."""
+    """A curve with evaluations before, during and after training and a round trip through the whole state, which change
+    nothing."""
     found = evaluate(run, run.splits.val, "before")
     losses = advance(run, steps // 2)
     matrix = confusion_matrix(run, run.splits.val)

@@ -1,4 +1,5 @@
-"""What a strategy costs, by hand: bytes, shares, speed-ups; and what data parallelism really hands over."""
+"""Costs of the strategies, computed by hand: bytes, shards and speed-ups; and the bytes that data parallelism really
+sends."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from trainer.parallelism.cost import Sent, Step, all_gather, all_reduce
 from trainer.parallelism.strategy import Strategy
 from trainer.planning import estimate
 
-# 1x8x8 images; a convolution of 4 filters (36 + 4 parameters), pooled to 4x4x4, then 64 -> 6 -> 2
+# 1x8x8 images; a convolution with 4 filters (36 + 4 parameters), pooled to 4x4x4, then 64 -> 6 -> 2
 CHAIN = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
                       nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 2))  # fmt: skip
 PLAN = {"0": "gather", "5": "column", "7": "row"}
@@ -43,7 +44,7 @@ def sent(costs: cost.Cost) -> dict[str, float]:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_a_ring_counted_message_by_message(ranks: int) -> None:
-    """Each rank passes on a chunk of B/n in each of n - 1 turns to reduce, and again to gather."""
+    """Each rank sends a chunk of B/n in each of n - 1 turns to reduce, and again to gather."""
     size = 24.0
     turns = [size / ranks for _ in range(ranks - 1)]
     assert all_gather(size, ranks) == pytest.approx((sum(turns), len(turns)))
@@ -56,7 +57,7 @@ def test_layers_as_counted_by_hand() -> None:
     assert [(layer.inputs, layer.outputs) for layer in found.values()] == [
         (64, 256), (256, 256), (256, 256), (256, 64), (64, 64), (64, 6), (6, 6), (6, 2),
     ]  # fmt: skip
-    # a multiply-add for each of 3x3 places and one channel of 4x8x8 outputs
+    # a multiply-add for each of 3x3 positions and one channel of 4x8x8 outputs
     assert [layer.work for layer in found.values()] == [256 * 9, 0, 0, 0, 0, 6 * 64, 0, 2 * 6]
     assert (found["1"].channels, found["0"].needs_gradient, found["5"].needs_gradient) == (4, False, True)
     assert (found["5"].weights, found["5"].others) == (384, 6)
@@ -75,11 +76,11 @@ def test_shared_parameters_count_once_and_the_model_stays_as_it_is() -> None:
 
 def test_data_parallelism() -> None:
     costs = cost.data_parallel(step(), 4)
-    # 10 samples over 4 ranks: one has 3. Batch norm: C + 1 and C numbers, forward and backward
+    # of 10 samples on 4 ranks, the largest shard has 3; batch norm: C + 1 and C numbers, forward and backward
     assert sent(costs) == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(1.5 * 4 * 2 * (5 + 4))}
     assert (costs.weights, costs.gradients, costs.optimizer, costs.activations) == (1, 1, 1, 0.3)
     assert costs.speed_up == pytest.approx(10 / 3)
-    # in parts of 4: batch norm speaks three times, gradients once
+    # in micro-batches of 4: batch norm communicates three times, gradients once
     parts = sent(cost.data_parallel(step(4), 4))
     assert parts == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(3 * 1.5 * 4 * 18)}
     assert sent(cost.data_parallel(step(), 4, synchronized=False)) == {"gradients": 1.5 * 4 * ALL}
@@ -89,19 +90,19 @@ def test_sharding_sends_half_as_much_again_and_keeps_a_share() -> None:
     costs = cost.fully_sharded(step(), 2, synchronized=False)
     assert costs.total.bytes == 1.5 * cost.data_parallel(step(), 2, synchronized=False).total.bytes
     assert sent(costs) == {"weights": 2 * 0.5 * 4 * ALL, "gradients": 0.5 * 4 * ALL}
-    # the largest module is whole while it computes, of the others there is half
+    # the largest module is gathered for its computation; half of every other one is stored
     assert costs.weights == pytest.approx((FIRST + (ALL - FIRST) / 2) / ALL)
     assert costs.optimizer == 0.5
 
 
 def test_tensor_parallelism_sends_activations() -> None:
     costs = cost.tensor_parallel(step(), 2)
-    # the convolution's maps are gathered (images need no gradient); the column's input has its gradient summed;
+    # the convolution's maps are gathered (images need no gradient); the gradient of the column's input is summed;
     # the row's output is summed
     assert sent(costs) == {"activations": 4 * BATCH * (0.5 * 256 + 1.0 * 64 + 1.0 * 2)}
-    # the row's bias and the norm are whole
+    # the row's bias and the norm are replicated
     assert costs.weights == pytest.approx((CONV / 2 + NORM + FIRST / 2 + 12 / 2 + 2) / ALL)
-    # split are the inputs of the second ReLU and the row: 6 + 6 of 972
+    # the inputs of the second ReLU and of the row are sharded: 6 + 6 of 972
     assert costs.activations == pytest.approx(1 - 6 / (64 + 256 + 256 + 256 + 64 + 64 + 6 + 6))
     assert costs.speed_up == 2
 
@@ -142,7 +143,7 @@ def test_one_weird_trick() -> None:
 
 @pytest.mark.parametrize(("stages", "micro_batches", "busy"), [(2, 1, 1 / 2), (2, 4, 4 / 5), (4, 4, 4 / 7), (1, 3, 1)])
 def test_a_pipeline_waits_for_its_bubble(stages: int, micro_batches: int, busy: float) -> None:
-    """Equal stages: the share of the turns in which a rank computes, played through."""
+    """With equal stages: the share of turns in which a rank computes, by simulation."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     names = [[str(i) for i in range(4)][i::stages] for i in range(stages)]
     names = [sorted(part) for part in torch.arange(4).chunk(stages)] if stages == 4 else names
@@ -162,7 +163,7 @@ def test_a_pipeline_waits_for_its_bubble(stages: int, micro_batches: int, busy: 
 def test_a_pipeline_sends_what_passes_its_cuts() -> None:
     groups = [["0", "1", "2", "3"], ["4", "5", "6"], ["7"]]
     costs = cost.pipeline(step(), groups, 5)
-    # the middle rank gives 6 numbers on and 64 back; the outputs go to two others
+    # the middle rank sends 6 numbers forward and 64 back; the outputs go to two other ranks
     assert sent(costs) == {"activations": 4.0 * BATCH * (6 + 64), "outputs": 4.0 * BATCH * 2 * 2}
     assert costs.weights == FIRST / ALL
     work = [256 * 9, 6 * 64, 12]
@@ -192,7 +193,7 @@ WORDS = ["device=cpu", "threads=1", "model=lenet", "model.channels=[4,8]", "mode
 
 
 def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
-    """To each collective of this rank, in order, in so many steps after the first."""
+    """Bytes passed to each collective operation of this rank, in order, in `steps` steps after the first."""
     sizes: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -203,7 +204,7 @@ def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
     dist.all_reduce = counting
     run = make([*overrides, f"steps={steps + 1}"])
     advance(run, 1)
-    run.meter.read = lambda *_: {"loss": 0.0}  # metrics are not a step's
+    run.meter.read = lambda *_: {"loss": 0.0}  # reading metrics is not part of a step
     sizes.clear()
     advance(run, steps)
     return sizes
@@ -218,7 +219,7 @@ def test_data_parallelism_hands_over_what_is_promised(more: list[str]) -> None:
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)
     assert costs is not None
-    # of an all-reduce over two ranks each sends as many bytes as it holds; the loss is one number beside it
+    # in an all-reduce over two ranks each sends as many bytes as it holds; the loss is one more number
     assert [sum(sizes) for sizes in found] == [2 * (costs.total.bytes + 4)] * 2
     parameters = sum(p.numel() for p in model.parameters())
     assert costs.sent["gradients"].bytes == 4 * parameters
@@ -292,8 +293,9 @@ def test_of_a_strategy_of_the_users_nothing_is_claimed() -> None:
 
 def test_alexnet_on_four_devices() -> None:
     """CUHK ELEG 5491, "Hybrid data and model parallelism": two columns on two pairs send less than four copies;
-    Optimization (Part 2), "Distributed Training" (one weird trick): most of it lies in the fully connected layers,
-    whose activations are fewer than their weights."""
+    Optimization (Part 2), "Distributed Training" (one weird trick): most bytes come from the fully connected layers,
+    which have fewer activations than weights.
+    """
     alexnet = parallel.alexnet_step()
     assert alexnet.parameters == 60_965_224
     data, hybrid, weird = (scheme(alexnet, 4).total.bytes for scheme in parallel.SCHEMES.values())
@@ -317,8 +319,9 @@ def test_columns_send_less_than_maps_that_are_exchanged_at_every_layer() -> None
 
 
 def test_the_speed_up_has_an_end() -> None:
-    """CUHK ELEG 5491, "Distributed computation with CPU cores". With t(n) = w/n + 2 (n-1)/n B/s + 2 (n-1) l the best n
-    is sqrt((w - 2 B/s) / 2l)."""
+    """CUHK ELEG 5491, "Distributed computation with CPU cores". For t(n) = w/n + 2 (n-1)/n B/s + 2 (n-1) l the optimal
+    n is sqrt((w - 2 B/s) / 2l).
+    """
     link = parallel.Link(1e9, 1e-4)
     layers = (cost.Layer("a", 10**6, 0, 1, 1, 1),)
     problem, work = Step(layers, 2**20), 1.0
@@ -348,7 +351,7 @@ def test_waiting_grows_with_the_root_of_the_logarithm_and_backups_help() -> None
     waited = [parallel.slowest(100, 1.0, 0.1, backups) for backups in (0, 1, 5, 10)]
     assert all(a > b for a, b in pairwise(waited))
     assert waited[0] == pytest.approx(1.251, abs=1e-3)
-    # 5 % more workers take away more than a quarter of the waiting
+    # 5 % more workers reduce the waiting time by more than a quarter
     assert waited[2] - 1 < 0.75 * (waited[0] - 1)
 
 

@@ -1,4 +1,4 @@
-"""Asynchronous workers around parameter servers: alone they are a single device, together they learn."""
+"""Asynchronous workers and parameter servers: one worker equals a single device, several workers learn."""
 
 import json
 import os
@@ -105,8 +105,9 @@ def test_states_are_those_of_a_single_device_both_ways() -> None:
 
 
 def test_between_two_pushes_a_worker_goes_on_by_plain_sgd() -> None:
-    """With SGD on the servers the sum of the gradients is what the steps in between have done already; the end,
-    in the middle of a period, is pushed as well."""
+    """With SGD on the servers, the pushed sum of gradients equals the local steps in between. The remainder after the
+    last full period is pushed too.
+    """
     plain = ["optimizer=sgd", "schedule=constant"]
     single, alone = trained([*BASE, *plain]), trained([*ONE, *plain, "parallelism.period=4"])
     found = difference(single, alone)
@@ -132,13 +133,13 @@ def test_a_step_that_is_left_out_fetches_and_a_lost_server_is_named() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_worker_has_the_mean_gradient_of_its_own_samples(rank: int) -> None:
-    """Over parts of 5 and 2 samples, the second of which gives the last worker nothing."""
+    """Micro-batches of 5 and 2 samples; the last worker's shard of the second is empty."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     strategy = Downpour(devices=3)
     strategy.plan(None, 1)
     strategy.rank = rank
-    model.eval()  # its statistics are another matter
+    model.eval()  # batch norm's statistics are not the subject
     own: list[torch.Tensor] = []
     weight = torch.tensor(1 / 7)
     strategy.apply(model)
@@ -185,7 +186,7 @@ def test_messages_come_back_as_they_were() -> None:
 
 @contextmanager
 def one_server(weight: nn.Parameter) -> Any:
-    """A server of one parameter under SGD; yields its address."""
+    """A server of one parameter with SGD; yields its address."""
     optimizer = torch.optim.SGD([{"params": [weight], "name": "all"}], lr=1.0)
     with closing(ServerProcess()) as process:
         process.set_up(Setup.of(b"key", optimizer, [weight]))
@@ -200,7 +201,7 @@ def test_staleness_counts_the_updates_of_others_between_fetch_and_push() -> None
     weight = nn.Parameter(torch.tensor([0.0]))
     with one_server(weight) as address:
         with pytest.raises(Exception, match="digest"):
-            Servers([address], b"another", 0, 60)  # a stranger
+            Servers([address], b"another", 0, 60)  # wrong key
         main, other = (Servers([address], b"key", rank, 60) for rank in (0, 1))
 
         def value(servers: Servers, message: dict[str, Any]) -> tuple[float, int]:
@@ -209,9 +210,9 @@ def test_staleness_counts_the_updates_of_others_between_fetch_and_push() -> None
 
         assert value(main, {"kind": "load", "weights": [torch.tensor([10.0])]}) == (10.0, 0)
         main.tell([{"kind": "publish", "step": 7}])
-        assert value(other, {"kind": "fetch"}) == (10.0, 7)  # where the main worker is
+        assert value(other, {"kind": "fetch"}) == (10.0, 7)  # the main worker's step
         assert value(main, push(1.0, 1.0)) == (9.0, 7)  # staleness 0
-        assert value(main, push(0.5, 2.0)) == (8.0, 7)  # 0, at the pushing worker's rate
+        assert value(main, push(0.5, 2.0)) == (8.0, 7)  # 0, with the learning rate of the worker that pushes
         assert value(other, push(1.0, 3.0)) == (5.0, 7)  # 2
         assert value(other, push(1.0, 1.0)) == (4.0, 7)  # 0
         assert value(main, {"kind": "fetch"}) == (4.0, 7)
@@ -243,7 +244,7 @@ def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
         main, other = (Servers([listener.address], b"key", rank, 60) for rank in (0, 1))  # type: ignore[list-item]
         main.ask([{"kind": "load", "weights": [torch.tensor([5.0])]}])
         other.tell([push(1.0, 1.0)])
-        assert waits.wait(60)  # the push has been looked at
+        assert waits.wait(60)  # the server has received the push
         assert not other._connections[0].poll(0.3)
         (answer,) = main.ask([{"kind": "fetch"}])
         assert answer["weights"][0].item() == 5.0
@@ -260,7 +261,7 @@ def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
 
 
 def survivors(world_size: int, function: Any, *args: Any) -> dict[int, Any]:
-    """As `spawn`, where ranks are killed: the answers of those that give one."""
+    """Like `spawn`, with ranks that are killed: the results of the others."""
     answers = {}
     with harness.started(world_size, function, *args) as ranks:
         for rank, (process, path) in enumerate(ranks):
@@ -274,8 +275,9 @@ def addresses_of(run: Run) -> list[Any]:
 
 
 def worker(steps: int, dies: int | None = None) -> Any:
-    """What the main worker knows; of others the steps that they did. However quick each is, the main one waits for
-    the others at its tenth step, and near its end until they have done half as many, or are dead."""
+    """Results of the main worker, or the steps of another one. Independent of their speed, the main worker waits for
+    the others at its tenth step, and near its end until they have taken half as many steps or are dead.
+    """
     with made([*SEVERAL, f"steps={steps}", "parallelism.devices=3"]) as run:
         rank, done, store = run.strategy.rank, [], run.strategy._store
 
@@ -339,7 +341,7 @@ def test_a_killed_worker_stops_nobody() -> None:
 
 
 def joins_late(folder: Path) -> Any:
-    """The main worker is killed while the other one, which came late, is at work."""
+    """The main worker is killed while the other one, which joined late, trains."""
     with made([*SEVERAL, "steps=10000", "parallelism.devices=2", "parallelism.servers=1"]) as run:
         store = run.strategy._store
         if run.strategy.rank == 0:
@@ -362,7 +364,7 @@ def joins_late(folder: Path) -> Any:
 
 
 def test_a_late_worker_begins_where_the_main_one_is_and_ends_with_it(tmp_path: Path) -> None:
-    """1437 samples in batches of 50 are 29 steps an epoch."""
+    """1437 samples in batches of 50 are 29 steps per epoch."""
     assert survivors(2, joins_late, tmp_path) == {1: (35, 1, 300)}
     assert gone(torch.load(tmp_path / "addresses", weights_only=True))
 

@@ -1,4 +1,4 @@
-"""Sharded data parallelism against one device, what a rank really keeps, and what it refuses."""
+"""Fully sharded data parallelism against one device, the memory that a rank keeps, and unsupported configurations."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ MLP = [*BASE, "model=mlp", "model.hidden=[16]", "model.norm=batch"]
 
 
 def sharded(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
-    """A curve, and what of the model the rank keeps."""
+    """A curve, and the elements of the model and optimizer that this rank keeps."""
     run = make([*overrides, f"steps={steps}"], double)
     found = trained(run, steps)
     kept = sum(p.numel() for group in run.optimizer.param_groups for p in group["params"])
@@ -31,7 +31,7 @@ def sharded(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
     return {**found, "kept": kept, "kept_state": kept_state, "sharded": kinds}
 
 
-# 1437 samples in batches of 700: the third has 37, which no number of ranks divides
+# 1437 samples in batches of 700: the third has 37, which is a multiple of no world size
 ROWS = [
     (LENET, ["optimizer=adamw", "batch_size=700", "accumulate=2", "clip_norm=0.5"], 2, True),
     pytest.param(LENET, ["optimizer=adamw", "batch_size=60", "accumulate=3"], 4, True, marks=pytest.mark.slow),
@@ -39,7 +39,7 @@ ROWS = [
                  marks=pytest.mark.slow),
     pytest.param(LENET, ["optimizer=momentum", "batch_size=60", "clip_norm=0.5"], 1, True, marks=pytest.mark.slow),
     pytest.param(MLP, ["optimizer=momentum", "batch_size=46", "clip_norm=0.5"], 4, False, marks=pytest.mark.slow),
-    # with torch's own eps AdamW turns the last bits of gradients near zero into steps
+    # with torch's default eps AdamW amplifies rounding errors of gradients near zero
     pytest.param(MLP, ["optimizer=adamw", "optimizer.eps=1e-3", "batch_size=46"], 2, False, marks=pytest.mark.slow),
 ]  # fmt: skip
 
@@ -58,14 +58,14 @@ def test_equals_one_device(model: list[str], words: list[str], world_size: int, 
         assert torch.equal(answer["matrix"], reference["matrix"])
         assert answer["metrics"] == pytest.approx(reference["metrics"], abs=1e-12 if double else 1e-5)
         assert set(answer["sharded"]) == {"DTensor"} or world_size == 1
-        # rows are whole: a layer with few of them is not cut evenly
+        # rows are not split: a layer with few of them is sharded unevenly
         assert answer["kept"] < 0.6 * reference["kept"] or world_size == 1
         assert answer["kept_state"] / answer["kept"] == reference["kept_state"] / reference["kept"]
     assert sum(answer["kept"] for answer in answers) == reference["kept"]
 
 
 def one_bad_gradient(words: list[str]) -> dict[str, Any]:
-    """Three steps, before the last of which a single number of rank 1's part of a gradient becomes infinite."""
+    """Three steps; before the last, one element of rank 1's gradient shard becomes infinite."""
     run = make([*MLP, *words, "parallelism=fsdp", "batch_size=64"])
     run.model.train()
     batches = iter(run.batches.epoch(0))
@@ -84,7 +84,7 @@ def one_bad_gradient(words: list[str]) -> dict[str, Any]:
     return {"flags": run.guard.read()[1], "same": all(torch.equal(before[name], after[name]) for name in names)}
 
 
-# of an optimizer without a fused kernel the flag is read before the step only where steps are to be skipped
+# without a fused kernel the flag is read before the step only if such steps are to be skipped
 @pytest.mark.parametrize("fused", ["true", pytest.param("false", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_a_part_that_is_not_finite_is_seen_by_all_ranks(fused: str, on_nonfinite: str) -> None:
@@ -109,7 +109,7 @@ def test_optimizers_that_look_at_whole_weights_are_refused(monkeypatch: pytest.M
 
 
 def test_what_is_gathered_at_once() -> None:
-    """Top-level layers; what two of them share is left to the whole model, a list is no layer."""
+    """Top-level layers. A layer shared by two of them belongs to the whole model; a ModuleList is not a layer."""
     shared = nn.Linear(3, 3)
     first, second = nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared)
     inner = [nn.Linear(3, 3), nn.Linear(3, 3)]

@@ -1,4 +1,4 @@
-"""Local SGD: with an average after each step it is one device; otherwise it learns, and resumes with the same bits."""
+"""Local SGD equals one device if it averages after each step; otherwise it learns, and resumes with the same bits."""
 
 import pickle
 from typing import Any
@@ -12,7 +12,7 @@ from trainer.training.state import capture, restore
 from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "model=mlp", "model.hidden=[32]"]
-# a step's last part has four samples, of the last batch (157 samples) one: a rank's share of it is empty
+# a step's last micro-batch has four samples, that of the last batch (157 samples) one: some ranks' shards are empty
 RAGGED = ["batch_size=160", "micro_batch=156", "model.dropout=0.3"]
 
 
@@ -48,7 +48,7 @@ def own(run: Any) -> dict[str, torch.Tensor]:
 
 
 def looked_at() -> dict[str, Any]:
-    """A run of 36 steps, and what the rank holds at step 6 (between two averages) and 8 (after one)."""
+    """A run of 36 steps, and this rank's weights at step 6 (between two averages) and step 8 (after one)."""
     run = make(LOCAL, True)
     losses = advance(run, 6)
     found: dict[str, Any] = {"own": own(run), "mean": state_of(run)["model"]}
@@ -87,7 +87,7 @@ def test_ranks_go_apart_meet_and_learn_and_go_on_with_the_same_bits() -> None:
 
 
 def clipped_then_bad() -> dict[str, Any]:
-    """A step that is clipped, and one in which the gradient of rank 1 is infinite."""
+    """One step that is clipped, and one in which rank 1's gradient is infinite."""
     run = make([*BASE, "optimizer=sgd", "parallelism=local_sgd", "clip_norm=0.01", "batch_size=64"])
     run.model.train()
     batches = iter(run.batches.epoch(0))

@@ -1,9 +1,9 @@
-"""Against the number of updates the curves of all forms of parallelism coincide (CUHK ELEG 5491, "Hybrid data and model
-parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device. float64 curves are
-equal to 1e-12; float32 curves differ from the float64 curve of one device by at most ten
-times what its own float32 curve does.
+"""Plotted against the number of updates, the curves of all forms of parallelism coincide (CUHK ELEG 5491, "Hybrid data
+and model parallelism"): losses, weights, buffers and optimizer state of 50 steps are those of one device. float64
+curves are equal to 1e-12; float32 curves differ from the float64 curve of one device by at most ten times what its own
+float32 curve does.
 
-The problem is one that is learnt in that time (the loss falls below a tenth); what must not be equal is not.
+The problem is learnt in these steps (the loss falls below a tenth), and incorrect strategies have different curves.
 """
 
 import pickle
@@ -34,17 +34,18 @@ from trainer.training.state import capture, restore
 
 STEPS = 50
 DIFFERENT = 1e-3
-ROUNDING = DIFFERENT / 30  # at most, of a float32 curve: ten times that, the tolerance, still tells wrong from right
-PATIENCE = 600.0  # seconds, for several runs one after the other
+# largest allowed rounding of a float32 curve: the tolerance, ten times it, still detects incorrect strategies
+ROUNDING = DIFFERENT / 30
+PATIENCE = 600.0  # seconds, for several runs in succession
 
-# 1437 samples: the 23rd batch has 29, which neither 2 nor 4 divide
+# 1437 samples: the 23rd batch has 29, which is a multiple of neither 2 nor 4
 PROBLEM = ["device=cpu", "threads=1", "data=digits", "batch_size=64", "schedule=constant"]
 LENET = ["model=lenet", "model.channels=[8,16]", "model.hidden=[32]", "model.activation=tanh"]
 RATES = {("batch", "momentum"): 0.05, ("none", "momentum"): 0.2, ("batch", "adamw"): 0.005, ("none", "adamw"): 0.01}
-# with some seeds a maximum in the pooling is decided by a last bit of float32, and the curve is another one then
+# with some seeds a rounding error of float32 decides a maximum in the pooling, which changes the whole curve
 SEEDS = {"batch": "seed=18", "none": "seed=6", "columns": "seed=8"}
 
-# strategy -> world size -> what it takes; the model with two columns has settings of its own
+# strategy -> world size -> overrides; the two-column model has its own settings
 STRATEGIES: dict[str, dict[int, list[str]]] = {
     "ddp": {1: [], 2: [], 4: []},
     "fsdp": {1: [], 2: [], 4: []},
@@ -85,7 +86,7 @@ def needed(strategy: str) -> None:
 
 
 def differences(strategy: str, world_size: int, rows: list[Row]) -> list[dict[str, float]]:
-    """Of each row from the float64 curve of one device, on the rank where it is worst."""
+    """Differences of each row from the float64 curve of one device, on the rank where they are largest."""
     found = spawn(world_size, curves, rows, spread(strategy, world_size), timeout=PATIENCE)
     return [worst([difference(reference(row[0], True), answer[i]) for answer in found]) for i, row in enumerate(rows)]
 
@@ -138,7 +139,7 @@ def test_curves_coincide(strategy: str, world_size: int, norm: str) -> None:
 
 COLUMNS = ["model=alexnet_two_column", "model.channels=[16,16,16,16,16]", "model.hidden=[32]", "model.norm=batch",
            "model.activation=elu", "model.dropout=0"]  # fmt: skip
-# AdamW makes large steps of gradients that are nothing but rounding, unless eps is above it
+# AdamW amplifies gradients that are nothing but rounding errors unless eps is larger
 COLUMN_OPTIMIZERS = [
     ["optimizer=momentum", "optimizer.lr=0.02"],
     ["optimizer=adamw", "optimizer.lr=0.005", "optimizer.eps=0.01"],

@@ -1,4 +1,4 @@
-"""The pipeline against one device, its cuts against all cuts there are, and what it refuses."""
+"""The pipeline against one device, its stages against an exhaustive search, and unsupported configurations."""
 
 from collections import OrderedDict
 from itertools import combinations, pairwise
@@ -23,7 +23,7 @@ LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "mod
 
 
 def sequential(widths: list[int], plan: list[str] | None) -> nn.Sequential:
-    """A linear layer and an activation for each pair of neighbouring widths."""
+    """A linear layer and an activation for each pair of adjacent widths."""
     layers: dict[str, nn.Module] = {}
     for i, (a, b) in enumerate(pairwise(widths)):
         layers |= {f"linear{i}": nn.Linear(a, b), f"activation{i}": nn.ReLU()}
@@ -102,7 +102,7 @@ def test_dropout_that_is_no_product_is_refused() -> None:
 
 
 def staged(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
-    """A curve, and what the rank had of the model."""
+    """A curve, and the parts of the model that this rank had."""
     run = make([*overrides, f"steps={steps}"], double)
     found = trained(run, steps)
     strategy = run.strategy
@@ -113,7 +113,7 @@ def staged(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# 1437 samples in batches of 700: the third has 37, a prime number of samples, which flow as one
+# 1437 samples in batches of 700: the third has 37, a prime number, which is one micro-batch
 ROWS = [
     (MLP, ["batch_size=700", "parallelism.schedule=1f1b", "clip_norm=0.5", "model.dropout=0.3"], 2, True),
     pytest.param(LENET, ["batch_size=60", "accumulate=3"], 2, True, marks=pytest.mark.slow),

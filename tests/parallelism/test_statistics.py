@@ -1,4 +1,4 @@
-"""The statistics of the preprocessing: estimated by the main rank alone, the same bits on every rank."""
+"""Statistics of the preprocessing: computed by the main rank only, with the same bits on every rank."""
 
 import time
 from datetime import timedelta
@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def watch(kind: Any, calls: list[int]) -> None:
-    """Note who fits; what another rank than the main one would find is different."""
+    """Record which ranks fit. On other ranks than the main one the result would differ."""
 
     def fit(self: Any, images: Any, original: Any = kind.fit) -> None:
         calls.append(rank())
@@ -41,8 +41,8 @@ def watch(kind: Any, calls: list[int]) -> None:
 
 
 def looked_at(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
-    """Who fits as far as this rank knows, and what this rank has for statistics."""
-    downpour._MAX_STORED = 1000  # less than the matrix
+    """The ranks that fit, as recorded on this one, and the statistics on this rank."""
+    downpour._MAX_STORED = 1000  # smaller than the matrix
     calls: list[int] = []
     watch(ZCA, calls)
     run = make([*BASE, f"parallelism={strategy}", "preprocessing=zca"])
@@ -64,12 +64,12 @@ def test_the_main_rank_fits_and_all_have_the_same_bits(strategy: str) -> None:
 
 
 def resumed(strategy: str) -> list[tuple[list[int], torch.Tensor]]:
-    """Who fits in a run that goes on, from a checkpoint and without one; and the mean there is then."""
+    """The ranks that fit when a run is resumed with and without a checkpoint, and the resulting mean."""
     calls: list[int] = []
     watch(MeanImage, calls)
     words = [*BASE, f"parallelism={strategy}", "preprocessing=mean_image"]
     state = anew(0, _captured, words)
-    state["preprocessing"]["mean"] += 1  # of another training part
+    state["preprocessing"]["mean"] += 1  # of a different training split
     return [anew(1, _resumed, words, state, calls), anew(2, _resumed, words, None, calls)]
 
 
@@ -104,20 +104,20 @@ def test_a_run_that_goes_on_has_the_statistics_of_its_checkpoint_or_of_the_main_
 
 def test_a_replica_takes_the_statistics_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make([*BASE, "preprocessing=mean_image"])
-    monkeypatch.setattr(MeanImage, "fit", None)  # nobody calls it
+    monkeypatch.setattr(MeanImage, "fit", None)  # must not be called
     mean = run.preprocessing.state_dict()["mean"]
     assert torch.equal(run.replica().preprocessing.state_dict()["mean"], mean) and len(mean) == 1
 
 
 def after_a_while(strategy: str, timeout: float) -> Any:
-    """What takes the main rank longer than ranks that expect an answer wait for each other."""
+    """Work of the main rank that takes longer than the timeout between ranks."""
     blueprint = resolve(compose([*BASE, f"parallelism={strategy}"]))
     assemble.connect(blueprint)
     together: Any = blueprint.strategy
     together.timeout = timeout
     if strategy == "ddp":
         set_timeout(together, timeout)
-    else:  # the main worker may begin late, but not that late
+    else:  # the main worker may be late, but not by this much
         together._store.set(f"rank {rank()} is here", "yes")
         together._store.wait(["rank 0 is here", "rank 1 is here"])
 
@@ -129,7 +129,7 @@ def after_a_while(strategy: str, timeout: float) -> Any:
     if strategy == "downpour":
         together.close()
     else:
-        set_timeout(together, 300)  # these ranks still have to meet at their end
+        set_timeout(together, 300)  # these ranks still have to synchronize at their end
     return found
 
 

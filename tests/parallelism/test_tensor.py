@@ -1,4 +1,4 @@
-"""Layers shared by a group of ranks: each kind against the whole layer, and whole runs against one device."""
+"""Layers sharded over a group of ranks: each kind against the unsharded layer, and whole runs against one device."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainer.parallelism.split_layers import Member, split_layers
 from trainer.parallelism.tensor import TensorParallel
 from trainer.training.evaluation import evaluate
 
-# 1437 samples: the 28th batch of 53 has 6, the fourth one of 410 has 207
+# 1437 samples: the 28th batch of 53 has 6, the fourth batch of 410 has 207
 PROBLEM = ["device=cpu", "threads=1", "schedule=constant"]
 LENET = ["model=lenet", "model.channels=[8,12]", "model.hidden=[40]"]
 MLP = ["model=mlp", "model.hidden=[64,64]"]
@@ -64,7 +64,7 @@ def test_shares_may_be_empty() -> None:
 
 
 def two_layers(kind: str) -> tuple[nn.Sequential, Tensor]:
-    """A layer of the kind between those that split its input and make its output whole again, if it needs them."""
+    """A layer of this kind, with layers before and after it that shard its input and gather its output if necessary."""
     torch.manual_seed(1)
     if kind == "linear":
         return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), torch.randn(7, 6)
@@ -91,7 +91,8 @@ PLANS = {
 
 
 def two_ways(kind: str) -> float:
-    """Largest difference of outputs, input and weight gradients between a whole and a split model on this rank."""
+    """Largest difference on this rank of outputs and of input and weight gradients between an unsharded and a sharded
+    model."""
     whole, images = two_layers(kind)
     split, _ = two_layers(kind)
     whole, split, images = whole.double(), split.double(), images.double()
@@ -122,14 +123,14 @@ def test_each_kind_of_layer_is_the_whole_layer() -> None:
 
 
 def there_and_back() -> list[tuple[Tensor, Tensor]]:
-    """On each rank: what has been gathered and kept of its rows, and the gradient that came back."""
+    """On each rank: the gathered rows, and the gradient of its own rows."""
     TensorParallel(3).connect(torch.device("cpu"))
     rank, sizes, found = dist.get_rank(), [2, 0, 3], []
     start = sum(sizes[:rank])
     for is_partial in (False, True):
         x = torch.arange(5.0)[start : start + sizes[rank]].unsqueeze(1).requires_grad_()
         whole = Gather.apply(x, None, 0, sizes, is_partial)
-        # each rank's loss is of its own rows, or of all rows by a weight of its own
+        # each rank's loss depends on its own rows, or on all rows with its own weight
         loss = whole.sum() * (rank + 1) if is_partial else Keep.apply(whole**2, None, 0, sizes).sum()
         loss.backward()
         found.append((whole.detach(), x.grad))
@@ -180,13 +181,13 @@ def test_models_say_how_they_are_split_and_where_a_stage_may_begin(name: str) ->
 
 
 def look(overrides: list[str]) -> dict[str, Any]:
-    """What a rank of a run has and says after a few steps."""
+    """State of a rank after a few steps."""
     run = make(overrides, double=True)
     losses = advance(run, 3)
     shapes = {name: tuple(p.shape) for name, p in run.model.named_parameters()}
     strategy = run.strategy
     moments = run.optimizer.state[run.model.get_parameter("conv1.weight")]["momentum_buffer"].shape
-    # the gradient of the third step is still there: it was not clipped
+    # the gradient of the third step is still stored and was not clipped
     norm = float(strategy.grad_norm(run.objective.gradients()))
     return {
         "losses": losses, "shapes": shapes, "moments": tuple(moments), "norm": norm,
@@ -212,7 +213,7 @@ def test_parts_are_parts_and_what_is_said_of_them_is_whole(strategy: str, world_
         assert answer["shapes"]["output.bias"] == (10,)
         assert max(difference(wanted, answer).values()) < DOUBLE
         assert answer["norm"] == pytest.approx(wanted["norm"], abs=DOUBLE)
-        assert answer["val"] == pytest.approx(wanted["val"], abs=1e-6)  # the meter counts in float32
+        assert answer["val"] == pytest.approx(wanted["val"], abs=1e-6)  # the meter accumulates in float32
         assert answer["model"]["conv1.weight"].shape == (8, 1, 5, 5)
     assert len({answer["norm"] for answer in answers}) == 1
     neighbours = [(rank // 2, 2) for rank in range(4)] if strategy == "hybrid" else [(0, 1)] * 2

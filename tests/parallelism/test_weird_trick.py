@@ -1,4 +1,4 @@
-"""Convolutions data-parallel, fully connected layers model-parallel: together they are one device."""
+"""Data-parallel convolutions and model-parallel fully connected layers together equal one device."""
 
 from typing import Any
 

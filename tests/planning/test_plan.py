@@ -1,4 +1,4 @@
-"""`train plan`: what it shows is true, what it estimates follows from the sizes, and it leaves nothing behind."""
+"""`train plan`: its information is correct, its estimates follow from the sizes, and it leaves no files behind."""
 
 import inspect
 import itertools
@@ -50,7 +50,7 @@ def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def sections(lines: list[str]) -> dict[str, list[str]]:
-    """Title -> the lines below it."""
+    """Title -> lines of the section."""
     blocks = "\n".join(lines).strip().split("\n\n")
     return {block.split("\n")[0]: block.split("\n")[1:] for block in blocks}
 
@@ -71,7 +71,7 @@ def test_a_small_network_as_worked_out_by_hand(plan: Plan, tmp_path: Path) -> No
         ["decay", "0.01", "592", "2", "linear1.weight,", "output.weight"],
         ["no_decay", "0", "18", "2", "linear1.bias,", "output.bias"],
     ]
-    # 1437 training samples: 15 steps an epoch, a warm-up of 5 %
+    # 1437 training samples: 15 steps per epoch, 5 % warm-up
     assert shown["steps"][:3] == [
         "  length          30 steps = 2 epochs of 15 steps",
         "  batch           100 samples",
@@ -113,9 +113,9 @@ def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
 def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
     found = estimate.estimate(resolve(compose([*MLP, f"optimizer={optimizer}"])), seconds=0.01)
     assert (found.weights, found.gradients) == (610 * 4, 610 * 4)
-    assert state <= found.optimizer <= state + 4 * 8  # with a step counter a tensor
+    assert state <= found.optimizer <= state + 4 * 8  # a step counter per tensor
     assert found.data == 1797 * (64 + 8)
-    # float32 input, activation and log-probabilities, and the int64 target, of each of 100 samples
+    # float32 input, activation and log-probabilities, and the int64 target, of 100 samples
     assert found.activations == pytest.approx(100 * (64 * 4 + 8 * 4 + 10 * 4 + 8), abs=16)
 
 
@@ -139,7 +139,8 @@ def test_the_copy_that_undoes_a_step_is_counted(settings: list[str], is_kept: bo
         estimate.train_step(run, batch)
     undo = inspect.getclosurevars(inspect.unwrap(snapshot(run))).nonlocals
     tensors = [*undo["saved"], *estimate._tensors(undo["state"])]
-    assert len(tensors) > 4 + 2 + 2  # weights, and L-BFGS has lists of two old directions and of two old steps
+    # weights, and L-BFGS stores lists of two previous directions and of two previous steps
+    assert len(tensors) > 4 + 2 + 2
     assert found.undo == sum(tensor.nbytes for tensor in tensors)
     assert (
         found.bytes == found.weights + found.gradients + found.optimizer + found.activations + found.data + found.undo
@@ -152,7 +153,7 @@ def test_a_step_is_not_undone_by_a_copy_if_the_optimizer_needs_no_closure() -> N
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> str:
-    """The root of twenty of 3 x 10 x 12 bytes each, in files of other sizes."""
+    """Root of twenty photographs of 3 x 10 x 12 bytes each; the files have other sizes."""
     for number in range(20):
         path = tmp_path / "root" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def photographs(tmp_path: Path) -> str:
 def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, photographs: str) -> None:
     words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2]]
     found = estimate._data_bytes(resolve(compose([*words, *settings])))
-    # not the crops of 32 x 32: as they are stored, 10 x 12 or, with a short side of 9, 9 x 10
+    # the stored size, 10 x 12 or, with a short side of 9, 9 x 10; not the crops of 32 x 32
     assert found == {"decoded": 20 * 360, "smaller": 20 * 270, "nothing": 0}[kept] + 20 * 8
 
 
@@ -204,11 +205,11 @@ def test_ranks_share_the_memory_of_the_machine(plan: Plan, photographs: str, mon
 def test_whitening_is_measured_without_estimating_it(
     kind: str, components: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eigenvectors take seconds or minutes, and a plan needs no more than their number."""
+    """Eigenvectors take seconds or minutes, and a plan only needs their number."""
     words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
     blueprint = resolve(compose([*MLP, *words]))
     fitted = assemble.build_run(blueprint).preprocessing.state_dict()
-    monkeypatch.setattr(Whitening, "fit", None)  # nobody calls it
+    monkeypatch.setattr(Whitening, "fit", None)  # must not be called
     run = estimate._run(blueprint, 10)
     guessed = run.preprocessing.state_dict()
     assert {name: (value.shape, value.dtype) for name, value in guessed.items()} == {
@@ -227,7 +228,7 @@ def test_time_grows_with_the_samples_however_few_were_measured(
 
     def step(run: estimate.Run, batch: estimate.Batch) -> None:
         nonlocal now
-        now += 0.01 * len(batch.targets)  # 10 ms a sample
+        now += 0.01 * len(batch.targets)  # 10 ms per sample
         do_step(run, batch)
 
     monkeypatch.setattr(estimate, "train_step", step)
@@ -254,7 +255,7 @@ def test_reading_photographs_is_told_apart(
     settings: list[str], workers: str | None, plan: Plan, photographs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(10**6))
-    monkeypatch.setattr(caching.time, "perf_counter", lambda: next(clock) / 50)  # 20 ms a photograph
+    monkeypatch.setattr(caching.time, "perf_counter", lambda: next(clock) / 50)  # 20 ms per photograph
     words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2], *settings]
     found = estimate.estimate(resolve(compose(words)), seconds=0.01)
     if workers is None:

@@ -1,4 +1,4 @@
-"""`train plan --show`: the picture holds, pixel for pixel, what training sees; TensorBoard shows the same."""
+"""The picture of `train plan --show` contains exactly the pixels that training uses; TensorBoard shows the same."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ from trainer.reporting.tensorboard import image_grid
 from trainer.samplers import Sequential, Shuffle, WithReplacement
 from trainer.training.batches import TrainingBatches
 
-MARGIN, GAP, BELOW = 36, 14, 28  # of the picture
+MARGIN, GAP, BELOW = 36, 14, 28  # pixels of the picture
 LINEAR = ["model=linear", "epochs=1"]
-TRAINED = [*LINEAR, "preprocessing=none"]  # the images of a batch are then what preprocessing is given
+TRAINED = [*LINEAR, "preprocessing=none"]  # batches then contain the input of the preprocessing
 
 PHOTOGRAPHS = ["data=image_folder", "data.size=32", "data.workers=0", "batch_size=12"]
 
@@ -58,7 +58,7 @@ def show(tmp_path: Path) -> Show:
 
 
 def read(png: bytes) -> Tensor:
-    """uint8 (3, height, width)."""
+    """Decode to uint8 (3, height, width)."""
     return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1)
 
 
@@ -76,7 +76,7 @@ def tiles(page: Tensor, bottom: int, size: int, factor: int, count: int, pitch: 
 
 
 def trained_on(*words: str) -> tuple[Tensor, list[int], Any]:
-    """Images of a run's first steps, those of them that are shown, and the run."""
+    """Images of a run's first steps, the indices of those that are shown, and the run."""
     run = build_run(resolve(compose([*TRAINED, *words])))
     images, classes = [], []
     for batch in run.batches.epoch(0):
@@ -106,7 +106,7 @@ def test_the_last_row_is_what_training_sees(words: list[str], show: Show) -> Non
     page = show(*TRAINED, *words)
     images, chosen, _ = trained_on(*words)
     expected = images[chosen].to(torch.uint8).expand(-1, 3, -1, -1)
-    bottom = BELOW + 20 * (words == ["augmentation=none"])  # its only row is that of the originals, with their names
+    bottom = BELOW + 20 * (words == ["augmentation=none"])  # the only row is that of the originals, which has labels
     assert torch.equal(tiles(page, bottom, 8, 24, len(chosen), 192 + GAP), expected)
 
 
@@ -123,7 +123,7 @@ def test_mixed_images_are_shown_with_their_mixed_labels(option: str) -> None:
 
 
 def shares(caption: list[str]) -> dict[str, float]:
-    """Of each class: "0.70 cat", "0.30 dog", or "cat" alone."""
+    """Class -> share, from "0.70 cat", "0.30 dog", or "cat"."""
     return {words.split()[-1]: float(words.split()[0]) if " " in words else 1.0 for words in caption}
 
 
@@ -134,7 +134,7 @@ def rows(run: Any, augmentation: Any, **changes: Any) -> dict[str, Strip]:
 
 
 class Run:
-    """As much of a run as `rows` looks at: 40 colour images of 8 x 6 pixels, all batches of 16."""
+    """The attributes of a run that `rows` uses: 40 colour images of 8 x 6 pixels, all batches of 16."""
 
     def __init__(self, augmentation: Any, **changes: Any) -> None:
         images = torch.randint(0, 256, (40, 3, 8, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ class Run:
         self.blueprint = type("B", (), {"config": {"augmentation": {"flip": {"probability": 0.5}}}})
 
     def shown(self) -> list[int]:
-        """Numbers of the samples that are shown: the first of each class in the first batch."""
+        """Indices of the samples that are shown: the first of each class in the first batch."""
         first = generator_for(5, "order", 0)
         order = torch.randperm(40, generator=first)[:16].tolist()
         classes = [number % 9 for number in order]
@@ -204,7 +204,7 @@ def test_a_single_operation_that_is_always_applied_is_the_whole(sampler: Any) ->
 
 
 class Halve(Augmentation):
-    """Somebody's own augmentation: no pipeline, a number a sample."""
+    """A user's augmentation that is not a pipeline, with one number per sample."""
 
     def draw(
         self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator
@@ -225,7 +225,7 @@ def test_an_augmentation_that_is_no_pipeline_is_shown_as_a_whole() -> None:
 
 
 class Fixed:
-    """An operation of somebody's own without a probability, whose parameters are many."""
+    """A user's operation without a probability, with many parameters."""
 
     def draw(
         self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator
@@ -261,7 +261,7 @@ def photographs(tmp_path: Path) -> str:
 
 
 class LeftOrRight:
-    """Cuts 32 x 32 pixels out of a photograph's lower edge, from the left or from the right."""
+    """Crops 32 x 32 pixels at the lower edge of a photograph, on the left or on the right."""
 
     def draw(
         self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator
@@ -309,7 +309,7 @@ def test_photographs_are_shown_as_trained_on(photographs: str, show: Show) -> No
 def test_pixels_of_any_shape_are_kept(shape: tuple[int, int, int]) -> None:
     images = torch.randint(0, 256, (8, *shape), generator=torch.Generator().manual_seed(1)).float()
     strip = Strip("t", "", images, [])
-    count = 6 if shape == (1, 121, 192) else 2  # 1218 pixels in all, of which 1217 would be left by rounding down
+    count = 6 if shape == (1, 121, 192) else 2  # 1218 pixels in all, of which rounding down would leave 1217
     page = read(picture.draw([strip] * count, "heading", images.to(torch.uint8)))
     C, H, W = shape
     factor = max(1, round(192 / max(H, W)))
@@ -364,7 +364,7 @@ def test_it_is_said_in_one_line_and_the_plan_is_as_usual(capsys: pytest.CaptureF
     words = [*LINEAR, "augmentation=flip_crop"]
     app.run(["plan", *words])
     usual = capsys.readouterr().out.splitlines()
-    for _ in range(2):  # its own picture is overwritten
+    for _ in range(2):  # the second call overwrites its own picture
         app.run(["plan", *words, "--show"])
         shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("  augmentation.png")] == [

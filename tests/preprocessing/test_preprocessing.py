@@ -20,7 +20,7 @@ def images(shape: tuple[int, ...] = (20, 3, 8, 8), seed: int = 0) -> torch.Tenso
 
 
 def natural(shape: tuple[int, ...] = (400, 3, 6, 5), seed: int = 0) -> torch.Tensor:
-    """uint8 images whose values are correlated and of quite different variance, (N, C, H, W)."""
+    """uint8 images (N, C, H, W) with correlated values of quite different variance."""
     source = torch.Generator().manual_seed(seed)
     count, size = shape[0], int(np.prod(shape[1:]))
     mixing = torch.randn(size, size, generator=torch.Generator().manual_seed(99)) * torch.logspace(0, -1.5, size)
@@ -29,7 +29,7 @@ def natural(shape: tuple[int, ...] = (400, 3, 6, 5), seed: int = 0) -> torch.Ten
 
 
 def features(count: int = 500, seed: int = 0) -> torch.Tensor:
-    """float32 features: of 1e5 beside 1, one with a large mean, one constant, (N, 4, 1, 1)."""
+    """float32 features (N, 4, 1, 1): scales 1e5 and 1, one with a large mean, one constant."""
     source = torch.Generator().manual_seed(seed)
     values = torch.randn(count, 4, generator=source, dtype=torch.float64)
     values = values * torch.tensor([1e5, 1.0, 0.5, 0.0]) + torch.tensor([3e5, 0.0, 1e4, 7.7])
@@ -37,7 +37,7 @@ def features(count: int = 500, seed: int = 0) -> torch.Tensor:
 
 
 class Photographs:
-    """Images that are no tensor: slices alone can be had."""
+    """Images that are not a tensor and support only slices."""
 
     def __init__(self, images_NCHW: torch.Tensor) -> None:
         self._images = images_NCHW
@@ -127,7 +127,7 @@ def test_standardize_is_the_formula_in_float64_to_a_rounding(per, shape):
     module = Standardize(per)
     module.fit(pixels)
     exact = (pixels.double() - module.mean.double()) * module.reciprocal_std.double()
-    # of the bias, of the product (where a processor does not fuse it with the sum), and of the sum
+    # rounding of the bias, of the product (unless it is fused with the sum), and of the sum
     bias = module.mean.double() * module.reciprocal_std.double()
     product = pixels.double() * module.reciprocal_std.double()
     bound = 2.0**-24 * (bias.abs() + product.abs() + exact.abs()) * 1.01
@@ -145,7 +145,7 @@ def test_standardize_loses_no_digits_to_a_large_mean(offset):
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_standardized_image_does_not_depend_on_how_threads_share_the_batch(threads):
-    pixels = images((301, 1, 27, 29))  # no multiple of a vector's length in a sample
+    pixels = images((301, 1, 27, 29))  # pixels per sample are not a multiple of a vector's length
     module = Standardize()
     module.fit(pixels)
     alone = torch.cat([module(image) for image in pixels.split(1)])
@@ -218,7 +218,7 @@ def test_float_images_are_treated_as_bytes_are_and_left_alone(module):
 
 @pytest.mark.parametrize("module", every_module(), ids=lambda m: m.__class__.__name__)
 def test_an_image_does_not_depend_on_its_batch(module):
-    """Bit for bit, for batches of all sizes, at any place of one, in any memory layout."""
+    """Bit for bit, at any position in batches of any size and memory layout."""
     many = images((300, 3, 8, 8), seed=4)
     whole = module(many)
     for size in (1, 2, 7, 64, 128):
@@ -230,7 +230,7 @@ def test_an_image_does_not_depend_on_its_batch(module):
 
 @pytest.mark.parametrize("num_rows", [3072, 100])
 def test_a_large_whitened_image_does_not_depend_on_its_batch_either(num_rows):
-    """Sums of 3,072 products of a whole number and a number of 24 bits: exact in float64, in any order."""
+    """Sums of 3,072 products of an integer and a 24-bit number are exact in float64, in any order."""
     source = torch.Generator().manual_seed(0)
     matrix = torch.randint(-(2**24), 2**24 + 1, (num_rows, 3072), generator=source).float() * 2.0**-24
     module = PCAWhitening()
@@ -321,18 +321,18 @@ def test_features_of_1e5_beside_1_are_standardized_as_scikit_learn_does(per):
     oracle = StandardScaler().fit(train.flatten(1).double().numpy())
     expected = oracle.transform(test.flatten(1).double().numpy())
     result = module(test).flatten(1).numpy()
-    # the mean in float32 is off by up to half a last bit of the features themselves: 5e-4 of the third one
+    # the float32 mean is off by up to half a unit in the last place of the features: 5e-4 of the third one
     np.testing.assert_allclose(result[:, [0, 1]], expected[:, [0, 1]], rtol=0, atol=2e-6)
     np.testing.assert_allclose(result[:, 2], expected[:, 2], rtol=0, atol=0.5 * 2**-10 / 0.5)
     assert (result[:, 3] == 0).all()
 
 
 def test_the_statistics_of_features_lose_nothing_to_a_mean_far_from_zero():
-    """A variance as the mean of squares less the square of the mean would be off in the third digit."""
+    """A variance computed as the mean of squares minus the square of the mean would be wrong in the third digit."""
     values = torch.tensor([8388600.0, 8388601.0, 8388603.0]).repeat(100_000).view(-1, 1, 1, 1)
     module = Standardize()
     module.fit(values)
-    assert module.mean.item() == 8388601.5  # for 8388601 and a third, the nearest float32
+    assert module.mean.item() == 8388601.5  # the nearest float32 to 8388601 and a third
     assert module.reciprocal_std.item() == pytest.approx(np.sqrt(9 / 14), rel=1e-7)
 
 
@@ -437,7 +437,7 @@ def test_fewer_samples_than_inputs_and_a_constant_set(make):
 
 def test_the_covariance_is_exact_whatever_the_order_and_the_number_of_threads():
     train = images((5000, 1, 7, 7))
-    train[:, 0, 3] = train[:, 0, 2]  # some exact zeros among the eigenvalues
+    train[:, 0, 3] = train[:, 0, 2]  # some eigenvalues are exactly zero
     one, other = PCAWhitening(), PCAWhitening()
     one.fit(train)
     other.fit(train[torch.randperm(5000, generator=torch.Generator().manual_seed(0))])
@@ -484,7 +484,7 @@ def test_what_whitening_cannot_do_is_said_before():
 
 @pytest.mark.slow
 def test_whitening_a_set_of_the_size_of_cifar_takes_little_time_and_memory():
-    """12 s of processor time."""
+    """12 s of CPU time."""
     import resource
     import time
 

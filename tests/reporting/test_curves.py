@@ -1,4 +1,4 @@
-"""The picture is read back as pixels: curves where the numbers put them, in the colours of the palette."""
+"""Reads the pixels of the picture: the curves are at the right coordinates in the palette's colours."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(num_epochs: int = 30, steps_per_epoch: int = 100) -> list[dict[str, Any]
 
 
 def pixels(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
-    """(row, column) of every pixel of exactly this colour."""
+    """(row, column) of every pixel with exactly this colour."""
     with Image.open(path) as picture:
         return np.argwhere((np.asarray(picture.convert("RGB")) == colour).all(axis=2))
 
@@ -37,7 +37,7 @@ def height_of(path: Path) -> int:
 
 
 def in_plot(points: np.ndarray) -> np.ndarray:
-    """Without the legend, which stands on the right."""
+    """Pixels without the legend, which is on the right."""
     return points[points[:, 1] < 900]
 
 

@@ -1,4 +1,4 @@
-"""`train.log` holds one line a record, from before it is open, too; the user is told what the data sets warn of."""
+"""`train.log` has one line per record, including records before it is opened; warnings of data sets reach the user."""
 
 import logging
 import re
@@ -55,7 +55,7 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
 
 @contextmanager
 def nobody_listens() -> Iterator[None]:
-    """As it is outside of pytest, which has handlers of its own."""
+    """Without the handlers that pytest adds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [])
         yield
@@ -72,7 +72,7 @@ def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, caps
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["INFO first", "WARNING second", "WARNING third", "INFO fourth"]
     assert [line.split(" ", 1)[0] for line in lines] == sorted(line.split(" ", 1)[0] for line in lines)
-    assert capsys.readouterr().err == "second\n"  # what comes after it is for those who show it
+    assert capsys.readouterr().err == "second\n"  # later warnings are up to the regular handlers
 
 
 def test_what_is_held_is_let_go_where_no_log_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Oracles: LeNet-5, a transformer layer and tied weights by hand; ResNet-18 as torchvision publishes it."""
+"""References: LeNet-5, a transformer layer and tied weights by hand; ResNet-18 as published by torchvision."""
 
 import io
 
@@ -69,7 +69,7 @@ def test_resnet18_agrees_with_torchvision() -> None:
     summary = summarize(torchvision.models.resnet18(), (3, 224, 224))
     assert summary.parameters == weights.meta["num_params"]
     assert summary.flops is not None
-    # theirs are multiply-adds, in units of 10^9
+    # torchvision counts multiply-adds, in units of 10^9
     assert summary.flops / 2e9 == pytest.approx(weights.meta["_ops"], abs=5e-3)
 
 

@@ -1,4 +1,4 @@
-"""Everything is read back with TensorBoard's own code: event accumulator, multiplexer, HParams back end."""
+"""Everything is read with TensorBoard's own code: event accumulator, multiplexer, HParams back end."""
 
 import json
 import math
@@ -213,7 +213,7 @@ def test_confusion_matrix_is_coloured_by_row_share() -> None:
 @pytest.mark.parametrize("num_classes", [1, 2, 20, 21, 100, 1000])
 def test_confusion_matrix_of_any_size_is_drawn(board: TensorBoard, tmp_path: Path, num_classes: int) -> None:
     matrix_KK = torch.eye(num_classes, dtype=torch.int64)
-    matrix_KK[0, 0] = 0  # a class that never occurs
+    matrix_KK[0, 0] = 0  # a class without samples
     names = [f"${index}_\u96ea" for index in range(num_classes)]
     board.confusion_matrix(matrix_KK, names, step=1)
     board.close()
@@ -259,7 +259,7 @@ def test_charts_put_train_and_val_together(board: TensorBoard, tmp_path: Path) -
 
 
 def backend(folder: Path) -> tuple[Any, Any]:
-    """TensorBoard's HParams back end over all runs below `folder`, as its web server builds it."""
+    """TensorBoard's HParams back end over all runs below `folder`, constructed like its web server's."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext

@@ -1,4 +1,4 @@
-"""The live display is read off a small terminal emulator, and once off a real pseudo terminal."""
+"""The live display as shown by a small terminal emulator, and by a real pseudo terminal."""
 
 import io
 import os
@@ -24,7 +24,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """A clock that tests advance."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -193,7 +193,7 @@ def test_progress_shows_rate_and_time_left(clock: Clock) -> None:
     assert visible(written(console))[-1].endswith("━  101/1,000  epoch 1.0  loss 2.0000  12.3k samples/s")
     clock.now += 50
     display.tick(201)
-    # 100 steps took 50 s, 799 are left
+    # 100 steps took 50 s, 799 remain
     line = visible(written(console))[-1]
     assert line.endswith("━  201/1,000  epoch 2.0  loss 2.0000  12.3k samples/s  6:40 left")
     assert len(line) == 99
@@ -244,7 +244,7 @@ def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monk
     assert 5 <= len(drawn) <= 7  # in 3 s
     assert written(console).count("/10,000") <= 62
     display.close()
-    assert visible(written(console))[-2].split()[0] == "200.00"  # nothing is left out in the end
+    assert visible(written(console))[-2].split()[0] == "200.00"  # the last epoch is shown
 
 
 def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:
@@ -354,7 +354,7 @@ def read_all(descriptor: int) -> Iterator[str]:
     while select.select([descriptor], [], [], 120)[0]:
         try:
             block = os.read(descriptor, 65536)
-        except OSError:  # how Linux says that the other side has closed
+        except OSError:  # Linux raises it once the other side is closed
             break
         if not block:
             break

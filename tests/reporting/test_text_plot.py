@@ -1,4 +1,4 @@
-"""The drawn dots are compared with the curve itself; braille is decoded by its Unicode definition."""
+"""Compares the drawn dots with the curve; braille is decoded by its Unicode definition."""
 
 import math
 import unicodedata
@@ -12,7 +12,7 @@ from trainer.reporting.text_plot import plot
 
 
 def decode(text: str) -> np.ndarray:
-    """Braille lines to an array of dots, by the dot numbers in the characters' official names."""
+    """Convert braille lines to an array of dots, by the dot numbers in the official character names."""
     places = {1: (0, 0), 2: (1, 0), 3: (2, 0), 7: (3, 0), 4: (0, 1), 5: (1, 1), 6: (2, 1), 8: (3, 1)}
     lines = [line[line.index(next(c for c in line if c in "┤│")) + 1 :] for line in text.splitlines()[1:-2]]
     width = len(text.splitlines()[-2].lstrip()) - 1

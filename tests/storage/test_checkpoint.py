@@ -1,4 +1,6 @@
-"""Checkpoints: data only, sealed, the one before kept until the next is safe, written while training goes on."""
+"""Checkpoints contain data only and have checksums; the previous one is kept until the next is on the disk; training
+continues during a write.
+"""
 
 import errno
 import io
@@ -21,7 +23,7 @@ State = dict[str, Any]
 
 
 def state_of(step: int) -> State:
-    """What a run of a small model could have."""
+    """State like that of a run of a small model."""
     generator = torch.Generator().manual_seed(step)
     return {
         "model": {
@@ -38,7 +40,7 @@ def state_of(step: int) -> State:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal to the last bit, and of the same types."""
+    """Assert equality to the last bit, and of types."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other)
@@ -63,13 +65,13 @@ def test_a_state_comes_back_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_plain_torch_reads_it_too(tmp_path: Path) -> None:
-    """Zip readers ignore what follows the archive: a user needs nothing of ours to get at the weights."""
+    """Zip readers ignore what follows the archive, so that users can load the weights with torch alone."""
     save(tmp_path / "last.pt", state_of(7))
     assert_same(torch.load(tmp_path / "last.pt", weights_only=True), state_of(7))
 
 
 def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    """400 single bits, evenly spread; torch alone reads nearly all of these files without a word."""
+    """400 evenly spaced bits; torch alone loads nearly all of these files without an error."""
     path = tmp_path / "last.pt"
     save(path, state_of(7))
     sound, silent = path.read_bytes(), 0
@@ -103,7 +105,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Makes a file when it is unpickled without care."""
+    """Creates a file when it is unpickled without `weights_only`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -114,7 +116,7 @@ class Payload:
 
 @pytest.mark.parametrize("forced", [False, True])
 def test_a_checkpoint_is_never_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool) -> None:
-    """Sealed by the attacker as we would; also where the environment tells torch to trust everything."""
+    """With a valid checksum, and also if an environment variable makes torch trust every file."""
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path, trace = tmp_path / "last.pt", tmp_path / "executed"
@@ -195,7 +197,7 @@ def test_a_particular_one_is_found(tmp_path: Path) -> None:
 
 
 class Disk:
-    """Takes the place of `save`: remembers what is written, and is as slow as a test wants."""
+    """Replaces `save`: records what is written, and is as slow as a test requires."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.written: list[str] = []
@@ -237,7 +239,7 @@ def test_a_newer_last_takes_the_place_of_one_that_waits_but_no_best_is_lost(
     writer = CheckpointWriter(tmp_path, lambda: None)
     put(writer, 1)
     while writer._waiting:
-        pass  # the thread has taken it and stands before the disk
+        pass  # wait until the thread is writing
     put(writer, 2, is_best=True)
     put(writer, 3)
     put(writer, 4)
@@ -258,7 +260,7 @@ def test_what_is_asked_for_too_often_is_thinned_but_no_best_is_lost(
         now[0] += seconds
         put(writer, step, is_best, at_once=False)
         while writer._thread is not None:
-            pass  # to be safe on the disk takes no time in this test
+            pass  # writing takes no time in this test
     assert disk.written == ["last 1", "best 2", "last 4"]
     put(writer, 6, is_best=True, at_once=True)
     writer.finish()
@@ -269,7 +271,7 @@ def test_what_is_asked_for_too_often_is_thinned_but_no_best_is_lost(
 
 
 def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written are the values at the time of `put`, whatever becomes of the tensors."""
+    """The values at the time of `put` are written, even if the tensors change later."""
     disk = Disk(monkeypatch)
     writer = CheckpointWriter(tmp_path, lambda: None)
     weight, moments = torch.zeros(3), [torch.ones(2)]

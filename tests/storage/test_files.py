@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Atomic writes."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from trainer.storage.files import disk_error, seal, unseal, write_atomic, write_
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
-    """The names of these functions of `os`, in the order in which they are called."""
+    """Names of the given functions of `os`, in the order of their calls."""
     calls: list[str] = []
 
     def recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +36,7 @@ def failing(error: int) -> Callable[..., Any]:
 
 
 def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the name is on the disk before the function returns: fsync of the file, rename, fsync of the folder."""
+    """Order: fsync of the file, rename, fsync of the folder."""
     calls = calls_of(monkeypatch, "fsync", "replace")
     write_atomic(tmp_path / "file", b"content")
     assert calls == ["fsync", "replace", "fsync"]
@@ -82,7 +82,7 @@ def test_the_file_before_can_be_kept(tmp_path: Path) -> None:
 
 
 def test_the_file_itself_never_goes_away_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at any rename, also twice at the same place: there is always a whole file of that name."""
+    """Killed at any rename, also twice at the same one: there is always a complete file of that name."""
     path, keep, rename = tmp_path / "file", tmp_path / "before", os.replace
     write_atomic(path, b"0")
     for number in range(1, 4):
@@ -141,7 +141,7 @@ def test_what_was_sealed_comes_back(tmp_path: Path) -> None:
 
 
 def test_every_single_bit_and_every_length_is_guarded(tmp_path: Path) -> None:
-    """All bits of a small file, content and seal alike, and all shorter files, and longer ones."""
+    """All bits of a small file, content and checksum, and all shorter and some longer files."""
     path, sealed = tmp_path / "file", seal(b"some content")
     for place in range(8 * len(sealed)):
         changed = bytearray(sealed)

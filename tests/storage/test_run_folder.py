@@ -1,4 +1,4 @@
-"""Run folders: whole or not at all, never the same for two runs, used by one process at a time."""
+"""Run folders are complete or do not exist, are unique, and are used by one process at a time."""
 
 import errno
 import signal
@@ -34,7 +34,7 @@ def test_a_new_folder_holds_what_is_run_and_what_was_typed(tmp_path: Path) -> No
 
 
 def test_two_runs_never_get_the_same_folder(tmp_path: Path) -> None:
-    """Twenty threads at once, as a launcher would."""
+    """Twenty threads at once, like a launcher."""
     made: list[Path] = []
     threads = [
         threading.Thread(target=lambda: made.append(create(tmp_path / "outputs/run", CONFIG, []))) for _ in range(20)
@@ -131,7 +131,7 @@ time.sleep(1000)
 
 
 def test_a_second_process_is_turned_away_until_the_first_is_gone(tmp_path: Path) -> None:
-    """However it goes: the system releases the lock of a killed process."""
+    """The system releases the lock however a process ends."""
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     with first:
@@ -151,7 +151,7 @@ def test_a_lock_that_is_refused_leaves_no_file_open(tmp_path: Path) -> None:
             Lock(tmp_path)
     assert len(list(Path("/dev/fd").iterdir())) == before
     lock.release()
-    lock.release()  # again does no harm
+    lock.release()  # releasing twice is allowed
     Lock(tmp_path).release()
 
 

@@ -1,4 +1,4 @@
-"""Optimizers as users bring them: each reaches the step pipeline by another way."""
+"""User-defined optimizers; each takes another path through the step pipeline."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim import SGD, Optimizer
 
 
 class SAM(Optimizer):
-    """Sharpness-aware minimization over SGD (Foret et al. 2021): the gradient at w + rho g / |g| steps w."""
+    """Sharpness-aware minimization with SGD (Foret et al. 2021): the gradient at w + rho g / |g| updates w."""
 
     needs_closure = True
 
@@ -31,7 +31,7 @@ class SAM(Optimizer):
 
 
 class Lookahead(Optimizer):
-    """k steps forward, one step back (Zhang et al. 2019) around SGD with momentum; keeps its state to itself."""
+    """k steps forward, one step back (Zhang et al. 2019) with SGD and momentum; has its own state dict."""
 
     def __init__(self, params: Any, lr: float = 0.1, k: int = 3, alpha: float = 0.5) -> None:
         self.fast = SGD(params, lr=lr, momentum=0.9)
@@ -61,7 +61,7 @@ class Lookahead(Optimizer):
 
 
 class Hooked(SGD):
-    """torch's own with a step hook of the user's: a weight decay, as some write it."""
+    """One of torch's optimizers with a step hook that applies weight decay."""
 
     def __init__(self, params: Any, lr: float = 0.1, momentum: float = 0.9, fused: bool | None = None) -> None:
         super().__init__(params, lr=lr, momentum=momentum, fused=fused)

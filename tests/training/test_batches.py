@@ -82,7 +82,7 @@ def test_a_limit_keeps_so_many_batches() -> None:
 
 
 class Twice:
-    """Every sample twice, as a sampler with replacement may."""
+    """Every sample twice, as a sampler with replacement may draw."""
 
     repeats = True
 
@@ -95,18 +95,18 @@ def test_a_sample_that_comes_twice_is_augmented_twice() -> None:
     batches = list(make(n=64, batch_size=64, sampler=Twice(), augmentation=augmentation).epoch(0))
     images = batches[0].images
     different = [not torch.equal(images[i], images[i + 1]) for i in range(0, 64, 2)]
-    assert sum(different) > 24  # 1 in 49 pairs draws the same offsets
+    assert sum(different) > 24  # 1 in 49 pairs has the same offsets
 
 
 @pytest.mark.parametrize("side", [16, 600])
 def test_batches_that_are_kept_are_not_overwritten(side: int) -> None:
-    """Their memory is used again, but not while somebody looks at it."""
+    """Their memory is reused, but not while it is referenced."""
     images = torch.randint(0, 256, (30, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batches = TrainingBatches(
         images, torch.arange(30), batch_size=10, micro_batch=10, limit=None, seed=0, sampler=Sequential(),
         augmentation=None, preprocessing=Scale(), strategy=Single(), channels_last=False,
     )  # fmt: skip
-    kept = [batch.images[5:6] for batch in batches.epoch(0)]  # a view holds the whole
+    kept = [batch.images[5:6] for batch in batches.epoch(0)]  # a view keeps the whole batch
     for place, image in enumerate(kept):
         assert torch.equal(image, images[10 * place + 5 : 10 * place + 6].float() / 255)
     del kept, image
@@ -115,7 +115,7 @@ def test_batches_that_are_kept_are_not_overwritten(side: int) -> None:
 
 
 class AsTheyAre(Preprocessing):
-    """A user's own preprocessing, which hands on what it gets."""
+    """A user's preprocessing that returns its input."""
 
     def fit(self, images: Any) -> None:
         pass
@@ -127,7 +127,7 @@ class AsTheyAre(Preprocessing):
 @pytest.mark.parametrize("preprocessing", [ToFloat, AsTheyAre])
 @pytest.mark.parametrize("further", [[], [Brightness()], [Brightness(), GaussianBlur(), Brightness()]])
 def test_augmented_batches_that_are_kept_are_not_overwritten(further: list[Any], preprocessing: Any) -> None:
-    """Nor is what lies between: the images that are read, those that an operation has to change."""
+    """Nor are intermediate tensors: the images that are read, and copies that an operation changes in place."""
     images = torch.randint(0, 256, (2000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     pipeline = Pipeline(crop=Crop(), flip=HorizontalFlip(), **{f"further_{n}": one for n, one in enumerate(further)})
     batches = TrainingBatches(

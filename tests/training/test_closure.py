@@ -1,4 +1,4 @@
-"""The closure contract: same batch, same randomness, as often as an optimizer likes."""
+"""The closure contract: every evaluation uses the same batch and the same random numbers."""
 
 import pytest
 import torch

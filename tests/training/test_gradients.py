@@ -1,4 +1,4 @@
-"""The guard against torch's own clipping and scaler."""
+"""The gradient guard against torch's own clipping and scaler."""
 
 import math
 
@@ -27,7 +27,7 @@ LOSS = torch.tensor(1.0)
 
 
 def take(guard: GradientGuard, gradients: list[Tensor], loss: Tensor = LOSS) -> None:
-    """A step of a plain optimizer, as the trainer does it."""
+    """One step of a plain optimizer, as in training."""
     guard.begin()
     guard.check(gradients, loss, leave_to_kernel=guard.leaves_to_kernel)
     guard.step()

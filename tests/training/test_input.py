@@ -1,4 +1,4 @@
-"""Every sampler and augmentation in a run: interrupted anywhere, shared by ranks, and told where it is slow."""
+"""Every sampler and augmentation in a run: resumed at any step, sharded over ranks, and reported if slow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +19,14 @@ from trainer.training.throughput import Throughput
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SMALL = ["data=digits", "model=mlp", "model.hidden=[16]", "batch_size=64", "limit_batches=6", "epochs=5", "threads=1"]
-IN_TURN = {  # options whose state or tables could leave a trace when a run is interrupted
+IN_TURN = {  # options with state or tables that an interruption might affect
     group: sorted(path.stem for path in (FOLDER / group).glob("*.yaml")) for group in ("sampler", "augmentation")
 }
 OPTIONS = [f"{group}={option}" for group, options in IN_TURN.items() for option in options]
 
 
 def interrupted(overrides: list[str], steps: int, path: Path) -> dict[str, Any]:
-    """18 steps, of which the last ones come from a checkpoint in another run."""
+    """18 steps; the last ones are taken by another run that has loaded a checkpoint."""
     run = make(overrides)
     losses = advance(run, steps)
     checkpoint.save(path, capture(run))
@@ -40,7 +40,7 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bits(option: str, tmp_pat
     overrides = [*SMALL, option]
     run = make(overrides)
     whole = {"losses": advance(run, 18), **state_of(run)}
-    for steps in (3, 6, 11):  # in an epoch, at its end, in the next
+    for steps in (3, 6, 11):  # within an epoch, at its end, in the next one
         assert difference(whole, interrupted(overrides, steps, tmp_path / "last.pt")) == {
             "losses": 0.0, "model": 0.0, "optimizer": 0.0,
         }  # fmt: skip
@@ -71,7 +71,7 @@ def test_hard_examples_come_more_often_once_they_are_known() -> None:
 
 
 class Clock:
-    """Time that passes where a test says so, however quick the machine is."""
+    """A clock that tests advance, independent of the machine's speed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -82,7 +82,7 @@ class Clock:
 
 
 class Slow:
-    """An augmentation that takes its time."""
+    """An augmentation that takes time."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -95,7 +95,7 @@ class Slow:
         return images
 
 
-@pytest.mark.parametrize("every", ["1step", "1000step"])  # the latter: read once, at the end
+@pytest.mark.parametrize("every", ["1step", "1000step"])  # the second: read once, at the end
 def test_a_loop_that_waits_for_data_says_so_once(
     every: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +128,7 @@ def test_only_long_waiting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             throughput.read()
         return throughput.excessive_wait()
 
-    assert told((9.0, 10.0)) is None  # the first reading: workers start
+    assert told((9.0, 10.0)) is None  # the first reading, while workers start
     assert told((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
     assert told((0.0, 1.0), (0.9, 5.0)) is None
     assert told((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4)
@@ -150,7 +150,7 @@ def test_in_the_end_all_waiting_counts_but_for_the_first_batch(monkeypatch: pyte
         return share
 
     assert told() is None
-    assert told((9.0, 10.0)) is None  # the first batch: workers start
+    assert told((9.0, 10.0)) is None  # the first batch, while workers start
     assert told((9.0, 0.5), (1.0, 0.4)) is None  # too short to tell
     assert told((9.0, 2.0), (0.4, 2.0)) is None
     assert told((9.0, 1.0), (0.6, 1.0)) == pytest.approx(0.6 / 2.6)
@@ -158,7 +158,7 @@ def test_in_the_end_all_waiting_counts_but_for_the_first_batch(monkeypatch: pyte
 
 
 class Waited:
-    """An iterator that is slow."""
+    """A slow iterator."""
 
     def __init__(self, items: Iterator[int], clock: Clock, seconds: float) -> None:
         self.items, self.clock, self.seconds = items, clock, seconds

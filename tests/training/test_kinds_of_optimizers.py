@@ -1,4 +1,4 @@
-"""SAM, torch's L-BFGS, a Lookahead wrapper and torch's own with a step hook, when a step is not finite."""
+"""SAM, torch's L-BFGS, a Lookahead wrapper and an optimizer with a step hook, when a step is not finite."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "hook": {"_target_": "kinds_of_optimizers.Hooked", "lr": 0.05, "fused": False},
     "hook_fused": {"_target_": "kinds_of_optimizers.Hooked", "lr": 0.05, "fused": True},
 }
-# where NaN comes in: the evaluation of the step that it meets
+# the evaluation in which NaN is inserted, within the step
 MIDDLE = {"sam": 1, "lbfgs": 2}
 STEPS = ["model=mlp", "threads=1", "steps=14", "batch_size=64", "every.log=4step", "every.checkpoint=3step",
          "every.evaluate=7step", "schedule=constant", "early_stopping=null"]  # fmt: skip
@@ -33,7 +33,7 @@ BAD = 8
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEARSHIFT_TRUST", "kinds_of_optimizers")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr(checkpoint, "_LEAST_SECONDS", 0.0)  # every checkpoint is written, however fast the steps
+    monkeypatch.setattr(checkpoint, "_LEAST_SECONDS", 0.0)  # every checkpoint is written, however fast the steps are
 
 
 def assembled(kind: str, folder: Path, *overrides: str, resume: bool = False) -> Run:
@@ -44,7 +44,7 @@ def assembled(kind: str, folder: Path, *overrides: str, resume: bool = False) ->
 
 
 def poison(run: Run, kind: str, *, until_rolled_back: bool = False) -> None:
-    """Let the input of the model be NaN in one evaluation of step BAD."""
+    """Insert NaN into the model's input in one evaluation of step BAD."""
 
     def enter(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         here = run.step == BAD and module.training and run.objective._evaluations == MIDDLE.get(kind, 0)
@@ -77,7 +77,7 @@ def test_stop_ends_with_code_70_at_the_right_step(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_skip_leaves_out_that_step_alone(kind: str, tmp_path: Path) -> None:
-    """Also proven: weights and optimizer are those of before the step."""
+    """Weights and optimizer are also those of before the step."""
     run = assembled(kind, tmp_path / "run", "on_nonfinite=skip")
     poison(run, kind)
     seen: list[torch.Tensor] = []

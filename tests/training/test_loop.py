@@ -1,4 +1,4 @@
-"""The whole loop against hand-written training, and what it promises about stopping and best weights."""
+"""The whole loop against a hand-written one; stopping and best weights."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def assembled(*overrides: str) -> Run:
 
 
 def by_hand(run: Run, make_optimizer, lr_at, steps: int, clip: float | None = None) -> nn.Module:
-    """The same training with torch alone: same batches, same first weights, everything else written out."""
+    """The same training with torch alone: same batches and initial weights, everything else written out."""
     model = run.blueprint.build_model()
     model.load_state_dict(run.model.state_dict())
     optimizer = make_optimizer(model.parameters())

@@ -1,4 +1,4 @@
-"""Runs on real data, photographs and clothes, with every preset: read anew each time by workers, and interrupted."""
+"""Runs on real photographs and clothes with every preset: read by workers in each epoch, and resumed."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Views at test time: against torchvision's crops one by one, on a trained run, and through `train evaluate`."""
+"""Test-time views: against torchvision's crops one by one, on a trained run, and through `train evaluate`."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def images(num: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 def views_one_by_one(image: Tensor, kind: str, crop: float = 0.875) -> list[Tensor]:
-    """What the lecture says, for one image, by torchvision."""
+    """The lecture's views of one image, by torchvision."""
     H, W = image.shape[1:]
     if kind == "none":
         return [image]
@@ -61,7 +61,7 @@ def sorted_views(views: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("crop", [0.5, 0.875, 1.0])
 def test_views_are_torchvisions_crops(shape, kind, crop):
-    """The same crops, as often, bit for bit."""
+    """The same crops in the same number, bit for bit."""
     given = images(4, shape)
     found = list(TestTime(kind, crop).views(given))
     assert {view.dtype for view, _ in found} == {torch.uint8}
@@ -75,7 +75,7 @@ def test_how_many_views_there_are():
     given = images(1, (3, 32, 32))
     counts = {kind: sum(count for _, count in TestTime(kind).views(given)) for kind in KINDS}
     assert counts == {"none": 1, "flip": 2, "ten_crop": 10, "multi_scale": 50}
-    assert len(list(TestTime("multi_scale").views(given))) == 42  # the first scale has two that differ
+    assert len(list(TestTime("multi_scale").views(given))) == 42  # two views of the first scale differ
 
 
 def test_the_lectures_sizes():
@@ -95,7 +95,7 @@ def trained() -> Run:
 
 
 def probabilities_one_by_one(run: Run, part: Any, kind: str) -> Tensor:
-    """float64 (N, K): a plain loop over images."""
+    """float64 (N, K), in a plain loop over images."""
     run.model.eval()
     rows = []
     with torch.inference_mode():
@@ -108,7 +108,7 @@ def probabilities_one_by_one(run: Run, part: Any, kind: str) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_are_those_of_a_plain_loop(trained, kind):
-    """Within 1e-6: the sums over views are in float32."""
+    """Within 1e-6, because sums over views are in float32."""
     part = trained.splits.val
     expected = probabilities_one_by_one(trained, part, kind)
     trained.model.eval()
@@ -144,7 +144,7 @@ def test_batches_do_not_matter(trained):
 
 
 def test_a_probability_of_zero_has_a_finite_loss(trained):
-    """Averaged as logarithms: an output far behind the others counts."""
+    """Logarithms are averaged, so that an output far below the others counts."""
     forward = trained.objective.forward
     certain = torch.tensor([[0.0] + [-1000.0] * 9])
     trained.objective.forward = lambda images: certain.expand(len(images), -1)
@@ -178,7 +178,7 @@ def test_another_loss_is_left_out():
 # --- photographs ------------------------------------------------------------------------------------------
 
 SIZE, SHORT_SIDE = 32, 42
-# wider, higher, square, smaller than a view in one side and in both, long; with rooms that are odd and even
+# wider, higher, square, smaller than a view in one or both sides, long; with odd and even margins
 PHOTOGRAPHS = [(48, 64), (71, 50), (60, 60), (24, 90), (20, 27), (33, 33), (300, 41), (150, 211), (42, 42), (91, 92)]
 OF_PHOTOGRAPHS = ["data=image_folder", f"data.size={SIZE}", "data.evaluation_scale=1.3",
                   "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "batch_size=8", "micro_batch=4",
@@ -187,7 +187,7 @@ OF_PHOTOGRAPHS = ["data=image_folder", f"data.size={SIZE}", "data.evaluation_sca
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs of two classes, the one brighter than the other."""
+    """Photographs of two classes, one brighter than the other."""
     root = tmp_path_factory.mktemp("photographs")
     seed = 0
     for part, label in [(part, label) for part in ("train", "val", "test") for label in "ab"]:
@@ -208,7 +208,7 @@ def words_for(root: Path, workers: int = 0) -> list[str]:
 
 @pytest.fixture(scope="module")
 def weights(root: Path) -> dict[str, Any]:
-    """Of a model that is sure enough of its answers for other views to give others."""
+    """Weights of a model confident enough to answer differently for different views."""
     run = build_run(resolve(compose([*words_for(root), "steps=60"])))
     train(run)
     return {"model": run.model.state_dict(), "preprocessing": run.preprocessing.state_dict()}
@@ -222,7 +222,7 @@ def of_photographs(root: Path, weights: dict[str, Any], words: Sequence[str] = (
 
 
 def views_of_file(path: Path, test_time: TestTime, max_side: int | None) -> list[Tensor]:
-    """What the lecture says, of a file, by torchvision."""
+    """The lecture's views of a file, by torchvision."""
     from torchvision.io import ImageReadMode, decode_image
 
     photograph = decode_image(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), ImageReadMode.RGB)
@@ -243,7 +243,7 @@ def views_of_file(path: Path, test_time: TestTime, max_side: int | None) -> list
 
 
 def probabilities_of_files(run: Run, folder: Path, test_time: TestTime, max_side: int | None = None) -> Tensor:
-    """float64 (N, K): a plain loop over files."""
+    """float64 (N, K), in a plain loop over files."""
     run.model.eval()
     with torch.inference_mode():
         rows = [
@@ -255,7 +255,7 @@ def probabilities_of_files(run: Run, folder: Path, test_time: TestTime, max_side
 
 
 def probabilities(run: Run, part: Any, test_time: TestTime) -> list[Tensor]:
-    """A row a sample, a tensor a batch."""
+    """One tensor per batch, with a row per sample."""
     run.model.eval()
     with torch.inference_mode():
         found = [log_probabilities(run, views).exp() for views, _ in batches_of_views(run, part, test_time)]
@@ -264,7 +264,7 @@ def probabilities(run: Run, part: Any, test_time: TestTime) -> list[Tensor]:
 
 
 def check_photographs(run: Run, root: Path, test_time: TestTime, max_side: int | None = None) -> None:
-    """Within 1e-6: a convolution over other batches, and sums over views in float32."""
+    """Within 1e-6, because of convolutions over other batches and sums over views in float32."""
     part = run.splits.val
     expected = probabilities_of_files(run, root / "val", test_time, max_side)
     assert (torch.cat(probabilities(run, part, test_time)).double() - expected).abs().max() < 1e-6
@@ -273,7 +273,7 @@ def check_photographs(run: Run, root: Path, test_time: TestTime, max_side: int |
     of_target = expected[torch.arange(len(part)), part.targets_N]
     assert found["val/loss"] == pytest.approx(-of_target.log().mean().item(), abs=1e-6)
     assert found["val/accuracy"] == (expected.argmax(1) == part.targets_N).double().mean().item()
-    assert seen == [4, 4, 4, 4, 3]  # the images of each batch, not the views
+    assert seen == [4, 4, 4, 4, 3]  # the number of images per batch, not of views
 
 
 ASKED = [TestTime("none"), TestTime("flip"), TestTime("ten_crop"), TestTime("ten_crop", 0.6), TestTime("multi_scale")]
@@ -311,14 +311,15 @@ def test_workers_read_all_views_of_a_part_in_one_stream(
     monkeypatch.setattr(reading, "Workers", Counted)
     run = of_photographs(root, weights, ["data.cache=none"], workers=2)
     check_photographs(run, root, test_time)
-    assert len(started) == 2  # the part is looked at twice
+    assert len(started) == 2  # the split is evaluated twice
     assert not any(pool._finalizer.still_active() for pool in started)
 
 
 def test_views_of_photographs_are_shared_among_ranks(
     root: Path, weights: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three ranks, of which one has nothing in the last batch, give as many batches and together every sample once."""
+    """Three ranks, one of which has an empty shard of the last batch, have equally many batches and together every
+    sample once."""
     run, asked = of_photographs(root, weights), TestTime("ten_crop")
     part = run.splits.val
     alone = torch.cat(probabilities(run, part, asked))
