@@ -9,6 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
@@ -159,6 +160,8 @@ class Loss(ABC):
     """Supported tasks: classification, regression."""
     metrics: ClassVar[Mapping[str, Sequence[Metric]]]
     """Metrics reported with the loss, for each task."""
+    directions: Mapping[str, str] = MappingProxyType({})
+    """Whether lower ("min") or higher ("max") values of a metric are better, by its name, for `mode: auto`."""
     soft_targets: bool = False
     """Whether targets of a classification may be class probabilities, (N, K)."""
 

@@ -7,6 +7,7 @@ Durations are given as text; converting them needs `steps_per_epoch` and `total_
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from trainer.base.checks import check_number, check_that, check_whole
 from trainer.base.duration import parse_duration
@@ -105,6 +106,7 @@ class Plateau(Schedule):
 
     Like torch's ReduceLROnPlateau with an absolute threshold and no cooldown (UVic PHYS 555: divided by 10 when
     validation stalls). `factor`: f in (0, 1); `patience` >= 0 evaluations; `min_delta` >= 0; `floor` in [0, 1].
+    `directions` are those that the loss declares, for `mode="auto"`.
     """
 
     monitor: str
@@ -117,12 +119,14 @@ class Plateau(Schedule):
         patience: int = 5,
         min_delta: float = 0.0,
         floor: float = 0.0,
+        *,
+        directions: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.monitor = monitor
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
         self.patience = check_whole("patience", patience, 0)
         self.floor = check_number("floor", floor, 0, 1, must=_SHARE)
-        self.improvement = Improvement(monitor, mode, min_delta)
+        self.improvement = Improvement(monitor, mode, min_delta, directions, "schedule.")
         self.drops = self.stalled = 0
 
     def factor(self, step: int) -> float:

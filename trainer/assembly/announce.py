@@ -26,6 +26,7 @@ def announce(run: Run, resumed: bool) -> None:
             "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
             "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
             "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",
+            "monitor": f"{plan.monitor}, {'lower' if plan.best.mode == 'min' else 'higher'} is better",
             **spread,
         }
     )

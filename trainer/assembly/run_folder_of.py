@@ -32,11 +32,8 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
         keep_matching_best(run, last.with_name("best.pt"))
         if found[0] != last:
             found[0].replace(last)  # so that the damaged one does not become the previous checkpoint
-    blueprint, stopping = run.blueprint, run.blueprint.config["early_stopping"]
-    terminal = Terminal(
-        blueprint.total_steps, blueprint.steps_per_epoch, blueprint.monitor,
-        "auto" if stopping is None else stopping["mode"], console,
-    )  # fmt: skip
+    plan = run.blueprint
+    terminal = Terminal(plan.total_steps, plan.steps_per_epoch, plan.monitor, plan.best.mode, console)
     offsets = state["offsets"] if state is not None else None
     try:
         run.report = Report(folder, terminal, offsets, run.step)

@@ -1,34 +1,54 @@
 """The rule for improvements, shared by early stopping, best checkpoints and the plateau schedule."""
 
 import math
+from collections.abc import Mapping
 
 from trainer.base.checks import check_number, check_one_of
 from trainer.base.stateful import State
 
-# metrics for which less is better, by the last component of their names
-_FALLING = ("loss", "error", "mae", "rmse", "mse", "penalty")
+# which values of Gearshift's own metrics are better; names say nothing reliable about those of others
+_OWN = {"loss": "min", "accuracy": "max", "accuracy_top5": "max", "mae": "min"}
+_NONE: Mapping[str, str] = {}
 
 
-def direction(monitor: str, mode: str) -> str:
-    """Return "min" or "max"; `auto` means min for a loss or an error and max otherwise.
+def direction(monitor: str, mode: str, declared: Mapping[str, str] = _NONE, *, section: str = "") -> str:
+    """Return "min" or "max", whichever values of the metric are better.
 
-    Raises ValueError for any other mode.
+    `auto` is what the loss declares for the metric (`Loss.directions`), or what is known of Gearshift's own. `section`
+    precedes the setting in advice, as in `early_stopping.mode=min`. Raises ValueError for another mode, and for `auto`
+    if the direction is not known: a guess could keep the worst weights.
     """
     check_one_of("mode", mode, ("min", "max", "auto"))
     if mode != "auto":
         return mode
-    return "min" if monitor.rpartition("/")[2].startswith(_FALLING) else "max"
+    name = monitor.rpartition("/")[2]
+    found = declared.get(name, _OWN.get(name))
+    if found not in ("min", "max"):
+        raise ValueError(
+            f"mode=auto: whether a lower or a higher {monitor} is better is not known; set {section}mode=min or "
+            f'{section}mode=max, or declare it in the loss: directions = {{"{name}": "min"}}'
+        )
+    return found
 
 
 class Improvement:
     """Tracks the best value; a value is an improvement if it exceeds the best by more than `min_delta` >= 0.
 
-    NaN is never an improvement. Raises ValueError for a negative `min_delta`.
+    NaN is never an improvement. `mode`, `directions` and `section`: see `direction`, which also says when ValueError is
+    raised; a negative `min_delta` raises it, too.
     """
 
-    def __init__(self, monitor: str, mode: str = "auto", min_delta: float = 0.0) -> None:
+    def __init__(
+        self,
+        monitor: str,
+        mode: str = "auto",
+        min_delta: float = 0.0,
+        directions: Mapping[str, str] = _NONE,
+        section: str = "",
+    ) -> None:
         check_number("min_delta", min_delta, 0)
-        self.sign = -1.0 if direction(monitor, mode) == "min" else 1.0
+        self.mode = direction(monitor, mode, directions, section=section)
+        self.sign = -1.0 if self.mode == "min" else 1.0
         self.min_delta = min_delta
         self.best: float | None = None
 

@@ -18,6 +18,7 @@ from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
+from trainer.base.improvement import direction
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
@@ -84,14 +85,28 @@ def check_loss(config: Config, loss: Loss, facts: DataFacts) -> Iterator[str]:
     if facts.task not in loss.tasks:
         option, data = config["choices"].get("loss", "loss"), config["choices"].get("data", "data")
         yield f"loss={option}: is for {', '.join(sorted(loss.tasks))}; data={data} is {facts.task}"
-    elif config["early_stopping"] is not None:
-        monitor = config["early_stopping"]["monitor"]
-        yield from _check_monitor("early_stopping.monitor", monitor, metric_names(loss, facts))
+        return
+    problem = _problem_of_directions(loss)
+    if problem is None and (stopping := config["early_stopping"]) is not None:
+        monitor = stopping["monitor"]
+        problem = _problem_of_monitor("early_stopping.monitor", monitor, metric_names(loss, facts))
+        try:
+            direction(monitor, stopping["mode"], loss.directions, section="early_stopping.")
+        except ValueError as error:
+            problem = problem or f"early_stopping.{error}"
+    if problem is not None:
+        yield problem
 
 
-def _check_monitor(where: str, monitor: str, names: list[str]) -> Iterator[str]:
-    if monitor not in names:
-        yield f"{where}={monitor}: {unknown('metric', monitor, names)}"
+def _problem_of_directions(loss: Loss) -> str | None:
+    for name, way in loss.directions.items():
+        if way not in ("min", "max"):
+            return f"loss: directions = {{{name!r}: {way!r}}}: must be 'min' (lower values are better) or 'max'"
+    return None
+
+
+def _problem_of_monitor(where: str, monitor: str, names: list[str]) -> str | None:
+    return None if monitor in names else f"{where}={monitor}: {unknown('metric', monitor, names)}"
 
 
 def check_augmentation(
@@ -155,7 +170,9 @@ def check_schedule(
 ) -> Iterator[str]:
     """A schedule that uses evaluation metrics needs an existing one, on every rank."""
     if schedule.monitor is not None:
-        yield from _check_monitor("schedule.monitor", schedule.monitor, metric_names(loss, facts))
+        problem = _problem_of_monitor("schedule.monitor", schedule.monitor, metric_names(loss, facts))
+        if problem is not None:
+            yield problem
     if schedule.listens and not strategy.is_synchronous and strategy.world_size > 1:
         option, parallelism = config["choices"].get("schedule"), config["choices"].get("parallelism")
         yield f"schedule={option}: follows evaluations, of which only the main worker of {parallelism} knows"

@@ -37,7 +37,7 @@ _ROWS = (
         "schedule",
         "trainer.contracts.Schedule",
         "trainer.schedules",
-        given=("steps_per_epoch", "total_steps"),
+        given=("steps_per_epoch", "total_steps", "directions"),
         is_wired=True,
     ),
     Group("parallelism", "trainer.parallelism.strategy.Strategy", "trainer.parallelism", is_wired=True),

@@ -6,6 +6,7 @@ allocates nothing; a small one on the CPU) and the rules between them. All probl
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import torch
 
@@ -15,7 +16,7 @@ from trainer.base.config import Component, Config
 from trainer.base.device import choose_device, total_memory
 from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError, one_line
-from trainer.base.improvement import Improvement
+from trainer.base.improvement import Improvement, direction
 from trainer.base.precision import choose_dtype
 from trainer.base.rank import rank_info
 from trainer.base.without_compiler import keep_compiler_out
@@ -121,7 +122,7 @@ def _draft(
     schedule: Schedule = Constant()
     problems: list[str] = []
     if has_schedule:
-        given = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps}
+        given = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps, "directions": loss.directions}
         try:
             schedule = build_component(config, "schedule", **given)
         except ConfigurationError as error:
@@ -131,7 +132,11 @@ def _draft(
     def steps(text: str) -> int:
         return parse_duration(text).steps(steps_per_epoch, total_steps)
 
-    monitor = "val/loss" if stopping is None else stopping["monitor"]
+    monitor, mode = "val/loss", "min"
+    if stopping is not None:
+        monitor = stopping["monitor"]
+        with suppress(ValueError):  # one that is not known has been reported
+            mode = direction(monitor, stopping["mode"], loss.directions)
     return Blueprint(
         config=config, data=data, facts=facts, loss=loss, schedule=schedule, strategy=strategy, device=device,
         dtype=choose_dtype(config["precision"], device),
@@ -140,9 +145,9 @@ def _draft(
         steps_per_epoch=steps_per_epoch, total_steps=total_steps,
         every_log=steps(config["every"]["log"]), every_evaluate=steps(config["every"]["evaluate"]),
         every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
-        best=Improvement(monitor, "auto" if stopping is None else stopping["mode"]),
+        best=Improvement(monitor, mode),
         early_stopping=None if stopping is None else EarlyStopping(
-            monitor, stopping["mode"], stopping["patience"], stopping["min_delta"], steps(stopping["after"])
+            monitor, mode, stopping["patience"], stopping["min_delta"], steps(stopping["after"])
         ),
         others={group: item for group, item in built.items() if not GROUPS[group].is_wired and item is not None},
     ), problems  # fmt: skip

@@ -6,7 +6,6 @@ from typing import TypeGuard
 
 from trainer.base.duration import parse_duration
 from trainer.base.errors import nearest
-from trainer.base.improvement import direction
 
 # None if a value is allowed, else what it must be
 Rule = Callable[[object], str | None]
@@ -108,11 +107,7 @@ def patterns(value: object) -> str | None:
 
 
 def mode(value: object) -> str | None:
-    try:
-        direction("", str(value))
-    except ValueError:
-        return "must be min, max or auto"
-    return None
+    return None if value in ("min", "max", "auto") else "must be min, max or auto"
 
 
 SETTINGS: dict[str, Rule] = {

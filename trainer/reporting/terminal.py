@@ -16,8 +16,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from trainer.base.improvement import direction
-
 _REFRESH_SECONDS = 0.1
 _TABLE_SECONDS = 0.5
 _MAX_ROWS = 8
@@ -39,8 +37,8 @@ class Terminal:
     Without a capable terminal, each evaluation is one plain line. At most ten evaluations per second are printed,
     including the best and the last one; `metrics.jsonl` contains all.
 
-    `monitor` is the metric whose best row is marked; `mode` is min, max or auto (ValueError otherwise). `console` is
-    rich's shared console by default.
+    `monitor` is the metric whose best row is marked; `mode`, min or max, says which of its values are better.
+    `console` is rich's shared console by default.
     """
 
     def __init__(
@@ -59,7 +57,7 @@ class Terminal:
         self._rows: list[_Row] = []
         self._unprinted: list[_Row] = []
         self._monitor = monitor
-        self._arrow = _ARROWS[direction(monitor, mode)] if monitor else ""
+        self._arrow = _ARROWS[mode] if monitor else ""
         self._table = _Cached(self._draw_table)
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._start: tuple[float, int] | None = None

@@ -1,9 +1,11 @@
 """The training loop. It reads top to bottom and is independent of devices and ranks."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer.base.duration import is_time
+from trainer.base.errors import Diverged
 from trainer.base.signals import stop_request
 from trainer.contracts import Diagnostics
 from trainer.training.batches import Batch
@@ -20,13 +22,15 @@ from trainer.training.throughput import Throughput
 def fit(run: Run) -> Result:
     """Train until the run is complete, stops early or receives a signal; then evaluate, report and close.
 
-    Raises Diverged, OutOfMemory or DiskError, after `result.json` has been written.
+    Raises Diverged, OutOfMemory or DiskError, after `result.json` has been written. A run whose monitored metric was
+    NaN at every evaluation has no best weights, and has diverged.
     """
     try:
         stop_request.can_wait = True
         status = train(run)
         warn_if_input_bound(run, run.throughput.excessive_wait(at_end=True))
         stop_request.can_wait = False
+        require_best(run, status)
         return finish(run, status)
     except BaseException as error:
         error = stop_request.behind(error) or error
@@ -164,10 +168,21 @@ def has_stopped_early(run: Run) -> bool:
     return stopping is not None and stopping.has_stopped
 
 
+def require_best(run: Run, status: str) -> None:
+    """Raise Diverged if a run has ended without best weights: every evaluation of the monitored metric gave NaN."""
+    if status != "interrupted" and run.progress.best is None:
+        raise Diverged(
+            f"{run.blueprint.monitor} was NaN at every evaluation, so there are no best weights; checkpoints/last.pt "
+            f"holds the last ones; monitor another metric, or see on_nonfinite and the learning rate"
+        )
+
+
 def judge(run: Run, metrics: dict[str, float]) -> tuple[bool, bool]:
     """Return whether an evaluation is the best so far, and whether to stop early."""
     plan, value = run.blueprint, metrics[run.blueprint.monitor]
     improved = plan.best.observe(value)
+    if math.isnan(value) and run.progress.best is None:
+        run.say(f"{plan.monitor} is NaN at step {run.step}: there are no best weights so far")
     if improved:
         validation = {name: v for name, v in metrics.items() if name.startswith("val/")}
         run.progress.best = Best(run.step, run.epochs_done, validation)
