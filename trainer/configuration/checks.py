@@ -165,6 +165,16 @@ def check_preprocessing(preprocessing: Preprocessing, facts: DataFacts) -> Itera
         yield problem
 
 
+def check_schedule_monitor(config: Config, loss: Loss, facts: DataFacts) -> None:
+    """Raise ConfigurationError if the metric that the schedule is to monitor does not exist."""
+    monitor = (config["schedule"] or {}).get("monitor")
+    problem = None
+    if isinstance(monitor, str):
+        problem = _problem_of_monitor("schedule.monitor", monitor, metric_names(loss, facts))
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+
 def check_schedule(
     config: Config, schedule: Schedule, loss: Loss, facts: DataFacts, strategy: Strategy
 ) -> Iterator[str]:

@@ -124,6 +124,7 @@ def _draft(
     if has_schedule:
         given = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps, "directions": loss.directions}
         try:
+            checks.check_schedule_monitor(config, loss, facts)  # first: its direction is looked up by its name
             schedule = build_component(config, "schedule", **given)
         except ConfigurationError as error:
             problems += error.problems
