@@ -3,7 +3,9 @@
 From Python: `run = assemble(compose(["optimizer=adamw"]))`, then `fit(run)`.
 """
 
-from typing import Any
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes longer than all else before `train` begins
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["assemble", "compose", "fit", "launch"]
 
@@ -15,7 +17,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import lazily, so that `train --help` does not import torch."""
     import importlib
 

@@ -1,30 +1,45 @@
 """Entry point: dispatches to a sub-command or to Hydra, and turns every error into one line and an exit code.
 
-Nothing heavy is imported here, so `train --help` and most error messages appear without loading torch.
+Nothing heavy is imported here, so `train --help` and most error messages appear without loading torch. What `main`
+needs is imported there: a Ctrl-C during imports must not print a traceback.
 """
 
 import os
+import signal
 import sys
-from pathlib import Path
-
-from trainer import launching
-from trainer.base import signals
-from trainer.base.collector import pausing_collection
-from trainer.base.errors import ConfigurationError, nearest
-from trainer.base.text import NAME
-from trainer.hydra_entry.hydra import run_hydra
-from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
 
 
 def main() -> None:
     """Entry point of the console script `train`."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(128 + signum))
+    from trainer.base import signals
+    from trainer.base.errors import Interrupted
+
+    # before anything is at stake, and after it, a signal ends the program at once: an exception would leave a traceback
+    signals.stop_request.leaves = True
     signals.install()
+    try:
+        raise SystemExit(_main())
+    except Interrupted as error:  # raised while another error was reported
+        raise SystemExit(error.exit_code) from None
+    finally:
+        signals.stop_request.leaves = True
+
+
+def _main() -> int:
+    from trainer import launching
+    from trainer.base.collector import pausing_collection
+    from trainer.base.signals import stop_request
+    from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
+
     ignore_deprecations_inside_torch()
     # by default OpenMP threads spin for milliseconds at each barrier, which makes a run five times slower on a busy
     # machine; spinning for about ten microseconds costs nothing on an idle one
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with pausing_collection(), exit_on_error():
+        stop_request.leaves = False
         arguments = _own_flags(sys.argv[1:])
         _see_trusted_packages()
         launching.see_slurm()
@@ -33,11 +48,12 @@ def main() -> None:
         with launching.followed():
             code = run(arguments)
         sys.stdout.flush()
-    raise SystemExit(code)
+    return code
 
 
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code. Raises GearshiftError; any other exception is a bug."""
+    from trainer.base.errors import ConfigurationError
     from trainer.commands import COMMANDS
 
     first = arguments[0] if arguments else ""
@@ -58,10 +74,13 @@ def run(arguments: list[str]) -> int:
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
         raise ConfigurationError(_no_command(first, COMMANDS))
+    from trainer.hydra_entry.hydra import run_hydra
+
     return run_hydra(arguments)
 
 
 def _no_command(word: str, commands: dict[str, str]) -> str:
+    from trainer.base.text import NAME, nearest
     from trainer.configuration.groups import GROUPS
     from trainer.configuration.rules import PSEUDO_GROUPS
     from trainer.configuration.settings import SETTINGS
@@ -78,6 +97,8 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
 
 def _own_flags(arguments: list[str]) -> list[str]:
     """Remove `--debug` and `--trust PACKAGE` from the command line, which Hydra would reject, and apply them."""
+    from trainer.base.errors import ConfigurationError
+
     rest, index = [], 0
     while index < len(arguments):
         argument = arguments[index]
@@ -99,6 +120,8 @@ def _own_flags(arguments: list[str]) -> list[str]:
 
 def _see_trusted_packages() -> None:
     """Make trusted packages in the current folder importable, which a console script does not do by itself."""
+    from pathlib import Path
+
     for package in os.environ.get("GEARSHIFT_TRUST", "").split(","):
         top = package.strip().partition(".")[0]
         if top and (Path(top).is_dir() or Path(f"{top}.py").is_file()) and str(Path.cwd()) not in sys.path:

@@ -162,8 +162,8 @@ def _keep_a_spare() -> None:
     def start(path: str, arguments: list[str], descriptors: list[int]) -> int:
         if "forkserver" not in arguments[-1] or here.fileno() < 0:
             return spawn(path, arguments, descriptors)
-        ignored = [int(n) for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.SIG_IGN]
-        note = {"code": arguments[-1], "environment": dict(os.environ), "ignored": ignored, "numbers": descriptors}
+        held = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+        note = {"code": arguments[-1], "environment": dict(os.environ), "blocked": held, "numbers": descriptors}
         socket.send_fds(here, [json.dumps(note).encode()], descriptors)
         here.close()
         return child
@@ -187,8 +187,7 @@ def _be_started(there: socket.socket) -> int:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(note["environment"])
-    for number in note["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, note["blocked"])
     return _code_of(lambda: exec(note["code"], {"__name__": "__main__"}))
 
 

@@ -8,8 +8,6 @@ from trainer.base.errors import ConfigurationError, DataError
 from trainer.configuration import rules as rules
 from trainer.storage import run_folder
 
-SWEEP = "multirun.yaml"
-
 
 def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
     """Split arguments into folders and overrides.
@@ -47,7 +45,7 @@ def recorded_configuration(folder: Path) -> Config:
     Raises DataError if the file is damaged; ConfigurationError if there is none, or if it needs a data folder that
     does not exist or a package that is not trusted.
     """
-    if (folder / SWEEP).is_file():
+    if (folder / run_folder.SWEEP).is_file():
         raise ConfigurationError(f"{folder} is a sweep; name one of the runs in it")
     config = run_folder.read_configuration(folder)
     if problems := rules.check_text(config, config):

@@ -10,7 +10,8 @@ import yaml
 
 from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
-from trainer.commands.arguments import SWEEP, recorded_configuration, run_and_overrides
+from trainer.base.signals import stop_request
+from trainer.commands.arguments import recorded_configuration, run_and_overrides
 from trainer.configuration import compose
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
@@ -26,7 +27,7 @@ MAY_CHANGE = ("epochs", "steps", "parallelism")
 def main(arguments: list[str]) -> int:
     """Continue a run bit-identically; for the folder of a sweep, run the remaining trials."""
     folder, overrides = run_and_overrides("resume", arguments)
-    if (folder / SWEEP).is_file():
+    if (folder / run_folder.SWEEP).is_file():
         return resume_sweep(folder, overrides)
     before = recorded_configuration(folder)
     config = changed(before, overrides)
@@ -51,6 +52,7 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     if result is not None and result["steps"] > total:
         raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")
     lock = run_folder.Lock(folder)
+    stop_request.advice = run_folder.how_to_continue(folder)
     # ranks assemble and train in one call; an error after the assembly belongs to the run and must not undo the files
     refused = (BaseException,) if config["parallelism"] == SINGLE else (ConfigurationError, DataError, RunInUse)
     files = (folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES)
@@ -101,14 +103,14 @@ def resume_sweep(folder: Path, overrides: list[str]) -> int:
     if overrides:
         raise ConfigurationError(f"a sweep is resumed as it is; start another one for {' '.join(overrides)}")
     try:
-        hydra = yaml.safe_load((folder / SWEEP).read_text())["hydra"]
+        hydra = yaml.safe_load((folder / run_folder.SWEEP).read_text())["hydra"]
         typed, sources = hydra["overrides"], hydra["runtime"]["config_sources"]
         own = [word for word in typed["hydra"] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
         folders = [source["path"] for source in sources if source["provider"] == "command-line"]
         words = ["--multirun", *typed["task"], *own, f"hydra.sweep.dir={quoted(str(folder))}"]
         words += [f"--config-name={hydra['job']['config_name']}", *(f"--config-dir={path}" for path in folders)]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / SWEEP} is damaged: {one_line(error)}") from error
+        raise DataError(f"{folder / run_folder.SWEEP} is damaged: {one_line(error)}") from error
     return run_hydra(words)
 
 

@@ -120,7 +120,7 @@ def folder_problems(key: str, folder: str) -> list[str]:
 def _sweep_folder_problems(folder: Path) -> list[str]:
     if problems := folder_problems("hydra.sweep.dir", str(folder)):
         return problems
-    used = folder.is_dir() and any(folder.iterdir()) and not (folder / "multirun.yaml").is_file()
+    used = folder.is_dir() and any(folder.iterdir()) and not (folder / run_folder.SWEEP).is_file()
     return [f"hydra.sweep.dir={folder}: is not empty and not the folder of a sweep"] if used else []
 
 

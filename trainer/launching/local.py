@@ -3,12 +3,10 @@
 import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.base import signals
 from trainer.base.config import JsonObject
 from trainer.base.errors import GearshiftError, Interrupted, RankLost
+from trainer.base.fork_server import start_fork_server
 from trainer.base.rank import RankInfo
 from trainer.base.signals import stop_request
 from trainer.launching.failures import GRACE, OURS, Failure, how_it_ended
@@ -80,6 +79,7 @@ class LocalRanks:
                     from trainer.training.finish import Result
 
                     assert self._ranks[0].result is not None
+                    stop_request.advice = None  # the main rank has told how to continue
                     return Result(**self._ranks[0].result)
                 signals.show_cursor()
                 if failure.kind in OURS:
@@ -124,7 +124,7 @@ class LocalRanks:
         context = multiprocessing.get_context("forkserver")
         own = [type(self._strategy).__module__, *self._strategy.preload]
         context.set_forkserver_preload([*_PRELOAD, *own])
-        _start_server()
+        start_fork_server()  # with signals blocked: the launcher forwards them to the ranks
         count = int(self._strategy.devices)
         logs = self._folder / "ranks"
         with disk_errors(logs):
@@ -136,7 +136,9 @@ class LocalRanks:
             here, there = context.Pipe()
             info = RankInfo(number, count, number, count)
             process = context.Process(
-                target=rank_process, args=(there, info, str(store), job, environment), name=f"rank {number}"
+                target=rank_process,
+                args=(there, info, str(store), job, environment, signals.heeded()),
+                name=f"rank {number}",
             )
             process.start()
             there.close()
@@ -221,16 +223,6 @@ class LocalRanks:
         from trainer.training.finish import record_failure
 
         record_failure(self._folder, self._job.config, error)
-
-
-def _start_server() -> None:
-    """Start the fork server with SIGINT and SIGTERM ignored: the launcher forwards signals to the ranks."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        forkserver.ensure_running()  # a child process inherits ignored signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _names_a_layer(failure: Failure | None, main: Rank) -> bool:

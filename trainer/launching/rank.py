@@ -21,13 +21,19 @@ from trainer.storage import run_folder
 BEAT = 1.0  # seconds between heartbeats
 
 
-def rank_process(pipe: Connection, info: RankInfo, store: str, job: Job, environment: dict[str, str]) -> None:
-    """Entry point of a rank's process: execute the job and send its result or failure to the launcher."""
+def rank_process(
+    pipe: Connection, info: RankInfo, store: str, job: Job, environment: dict[str, str], heeded: list[int]
+) -> None:
+    """Entry point of a rank's process: execute the job and send its result or failure to the launcher.
+
+    `heeded` are the signals that the launcher does not ignore; all of them are blocked until here.
+    """
     os.setsid()  # Ctrl-C at the terminal reaches only the launcher, which forwards it once
     os.environ.update(environment)
     # by default gloo uses the interface of the host name; these ranks are on one machine
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    signals.install()
+    signals.install(heeded)
+    signals.unblock()
     send_lock = threading.Lock()
     threading.Thread(target=_die_with_launcher, args=(pipe,), daemon=True).start()
     log = Path(job.folder, "ranks", f"{info.rank}.log")

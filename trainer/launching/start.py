@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from trainer.base.config import Config
 from trainer.base.rank import RankInfo, given_rank_info, take
+from trainer.base.signals import stop_request
 from trainer.configuration.rules import SINGLE
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work_as_main
@@ -29,6 +30,7 @@ def train(
     Raises the error of a rank, or RankLost (71) if a rank was lost and no restarts are left.
     """
     ignore_broken_pipe()
+    stop_request.advice = run_folder.how_to_continue(folder)
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work_as_main(job, lock)

@@ -10,7 +10,6 @@ import os
 import pickle
 import secrets
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.base import signals
 from trainer.base.config import Json
 from trainer.contracts import ParameterGroup
 from trainer.parallelism.strategy import PeerLost
@@ -237,8 +237,8 @@ class ParameterServer:
 
 def main() -> None:
     """Run a server process: read the setup from stdin, print the port, and exit when stdin is closed."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # the main worker, which may need the weights, ends the server
+    signals.ignore()  # the main worker, which may need the weights, ends the server
+    signals.unblock()
     torch.set_num_threads(1)
     try:
         setup: Setup = pickle.load(sys.stdin.buffer)
@@ -275,13 +275,14 @@ class ServerProcess:
 
     def __init__(self) -> None:
         path = os.pathsep.join(entry or "." for entry in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from trainer.parallelism.parameter_server import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # so that Ctrl-C does not reach the server
-        )
+        with signals.blocked():  # until it ignores them
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from trainer.parallelism.parameter_server import main; main()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # so that Ctrl-C does not reach the server
+            )
 
     @property
     def pid(self) -> int:

@@ -1,6 +1,8 @@
 """Reports errors to the user, one line each on stderr, with the documented exit codes."""
 
+import errno
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -27,21 +29,40 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
-        raise SystemExit(getattr(error, "exit_code", 130)) from None
+        raise SystemExit(_stopped(error)) from None
     except BrokenPipeError:  # a reader such as `head` has exited
         _discard_stdout()
         raise SystemExit(0) from None
     except Exception as error:
         if (stop := stop_request.behind(error)) is not None:
-            raise SystemExit(stop.exit_code) from None
+            raise SystemExit(_stopped(stop)) from None
         known = print_failure(error)
         raise SystemExit(getattr(known, "exit_code", 1)) from None
 
 
-def say(text: str) -> None:
-    """Print a line during a run; a broken pipe does not end the run."""
+def _stopped(error: BaseException) -> int:
+    """Tell where the run is that a signal ended before it was trained, and return the exit code."""
+    code = getattr(error, "exit_code", 130)
+    stop_request.tell(f"stopped by {signal.Signals(code - 128).name}")
+    return int(code)
+
+
+@contextmanager
+def despite_lost_terminal() -> Iterator[None]:
+    """Context manager for printing during a run: a terminal that has been closed does not end the run."""
     try:
-        print(text, flush=True)
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _discard_stdout()
+
+
+def say(text: str) -> None:
+    """Print a line during a run; a broken pipe or a closed terminal does not end the run."""
+    try:
+        with despite_lost_terminal():
+            print(text, flush=True)
     except BrokenPipeError:
         _discard_stdout()
 

@@ -16,6 +16,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from trainer.reporting.console import despite_lost_terminal
+
 _REFRESH_SECONDS = 0.1
 _TABLE_SECONDS = 0.5
 _MAX_ROWS = 8
@@ -75,7 +77,8 @@ class Terminal:
         table.add_column(overflow="fold")
         for name, value in facts.items():
             table.add_row(Text(name), Text(value))
-        self._console.print(table, Text())
+        with despite_lost_terminal():
+            self._console.print(table, Text())
 
     def tick(self, step: int, loss: float | None = None, samples_per_second: float | None = None) -> None:
         """Update the progress after a step; None keeps the number shown. Redraws at most ten times per second."""
@@ -120,12 +123,14 @@ class Terminal:
         if live is not None:
             atexit.unregister(self.close)
             self._table.not_before = 0.0
-            live.update(self._table if self._rows else Group())
-            live.stop()
+            with despite_lost_terminal():
+                live.update(self._table if self._rows else Group())
+                live.stop()
 
     def _print(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        with despite_lost_terminal():
+            for line in lines:
+                self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _print_rows(self) -> None:
         rows, self._unprinted = self._unprinted, []
@@ -136,12 +141,13 @@ class Terminal:
             self._print(["  ".join(parts + ["*"] * row.best)])
 
     def _refresh(self) -> None:
-        if self._live is None:
-            self._live = Live(console=self._console, auto_refresh=False)
-            atexit.register(self.close)
-            self._live.start()
         parts = [self._table, self._progress()] if self._rows else [self._progress()]
-        self._live.update(Group(*parts), refresh=True)
+        with despite_lost_terminal():
+            if self._live is None:
+                self._live = Live(console=self._console, auto_refresh=False)
+                atexit.register(self.close)
+                self._live.start()
+            self._live.update(Group(*parts), refresh=True)
         self._next_refresh = perf_counter() + _REFRESH_SECONDS
 
     def _keep(self, row: "_Row") -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import platform
 import secrets
+import shlex
 import shutil
 import subprocess
 from datetime import datetime
@@ -17,6 +18,7 @@ from trainer.base.errors import ConfigurationError, DataError, RunInUse
 from trainer.storage.files import disk_error, write_atomic, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
+SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
 METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", "checkpoints"
 
 
@@ -84,6 +86,20 @@ def shown(folder: Path) -> Path:
     """Return a folder as a user would type it: relative to the current folder if it is inside it."""
     absolute, here = folder.resolve(), Path.cwd()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else folder
+
+
+def to_resume(folder: Path) -> Path:
+    """Return the folder with which `train resume` continues a run, as a user would type it: a trial's is its sweep's.
+
+    The folder of a sweep holds Hydra's `multirun.yaml`.
+    """
+    sweep = next((parent for parent in folder.absolute().parents if (parent / SWEEP).is_file()), None)
+    return shown(sweep or folder)
+
+
+def how_to_continue(folder: Path) -> str:
+    """Return one line with the run folder and the command that resumes it."""
+    return f"run folder: {shown(folder)}; to continue: train resume {shlex.quote(str(to_resume(folder)))}"
 
 
 def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:

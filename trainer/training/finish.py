@@ -163,7 +163,8 @@ def _summary(run: Run, result: Result) -> list[str]:
         lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
     lines.append(f"run folder: {result.folder}")
     if result.status == "interrupted":
-        lines.append(f"to continue: train resume {shlex.quote(result.folder)}")
+        assert run.folder is not None
+        lines.append(f"to continue: train resume {shlex.quote(str(run_folder.to_resume(run.folder)))}")
     elif result.error is None and not run.is_trial:
         lines.append(f"to view it: tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}")
     return lines

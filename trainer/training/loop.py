@@ -37,7 +37,7 @@ def fit(run: Run) -> Result:
         finish(run, "failed", error)
         raise error
     finally:
-        stop_request.can_wait = False
+        stop_request.can_wait, stop_request.advice = False, None  # `finish` has told how to continue
         run.close()
 
 

@@ -23,7 +23,9 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.base import signals
 from trainer.base.errors import RankLost
+from trainer.base.fork_server import start_fork_server
 from trainer.data.photographs.decoding import BadPhotograph, load_libraries
 from trainer.data.photographs.frames import apply_frame
 from trainer.data.photographs.storage import Reader, SharedBytes, Ticket
@@ -191,9 +193,7 @@ def start_server() -> None:
     context = _context()
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(["trainer.data.photographs.workers", "PIL.JpegImagePlugin", "torchvision.io"])
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
+        start_fork_server()
 
 
 _answered: int | None = None  # process id of the last server that has started a worker
@@ -251,8 +251,8 @@ def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> N
     """Main loop of a worker; ends when the parent process exits or kills it."""
     import torch
 
-    for signum in (signal.SIGINT, signal.SIGTERM):  # the parent process handles signals sent to the group
-        signal.signal(signum, signal.SIG_IGN)
+    signals.ignore()  # the parent process handles signals sent to the group
+    signals.unblock()
     torch.set_num_threads(1)
     load_libraries()  # before the first message: slow if the server has not loaded them
     slots = _as_slots(memory, size)
