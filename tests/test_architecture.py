@@ -40,7 +40,7 @@ LIGHT = ["app", "__main__", "commands", "hydra_entry", "launching", "configurati
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib", "tensorboard"}
 
 
-def part(path: Path) -> str:
+def room_of(path: Path) -> str:
     """The name below `trainer` that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -79,22 +79,26 @@ def test_imports_run_down(path: Path) -> None:
     if path == PACKAGE / "__init__.py":
         return  # the package's own lazy imports
     level = {name: number for number, names in enumerate(LAYERS) for name in names}
-    here = part(path)
-    assert here in level, f"{here} is new: give it a layer"
+    room = room_of(path)
+    assert room in level, f"{room} is new: give it a layer"
     # functions may import the entry point from above, as `resume` does for sweeps
-    above = {name for name in own(imports(path, module_level_only=True)) if level[name] < level[here]}
+    above = {name for name in own(imports(path, module_level_only=True)) if level[name] < level[room]}
     assert not above
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if part(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room_of(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_components_know_neither_the_configuration_nor_one_another(path: Path) -> None:
     names = imports(path)
-    allowed = {part(path), "contracts", "base", *(["data"] if part(path) == "examples" else [])}
+    allowed = {room_of(path), "contracts", "base", *(["data"] if room_of(path) == "examples" else [])}
     assert own(names) <= allowed
     assert not {name.partition(".")[0] for name in names} & {"hydra", "omegaconf", "rich"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if part(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room_of(p) in COMPONENTS], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_components_are_not_handed_a_run(path: Path) -> None:
     """A run typed as `Any` would pass the import test, and a training loop could hide in a component."""
     assert not runs_taken(path.read_text())
@@ -151,7 +155,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     modules = sorted(
         f"trainer.{name(p)}"
         for p in FILES
-        if {part(p), name(p)} & set(LIGHT) and p.stem not in ("__init__", "__main__")
+        if {room_of(p), name(p)} & set(LIGHT) and p.stem not in ("__init__", "__main__")
     )
     code = f"import sys; [__import__(m) for m in {modules!r}]; print({HEAVY!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

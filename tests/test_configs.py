@@ -138,8 +138,8 @@ def assert_same(one: object, other: object) -> None:
             assert_same(value, other[key])
     elif isinstance(one, list | tuple):
         assert isinstance(other, list | tuple)
-        for mine, yours in zip(one, other, strict=True):
-            assert_same(mine, yours)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
     else:
         assert one == other
 

@@ -50,16 +50,16 @@ class Listening(Falling):
     monitor = "val/loss"
 
     def __init__(self) -> None:
-        self.heard: list[float] = []
+        self.observed: list[float] = []
 
     def observe(self, metrics: dict[str, float]) -> None:
-        self.heard.append(metrics["val/loss"])
+        self.observed.append(metrics["val/loss"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"heard": list(self.heard)}
+        return {"heard": list(self.observed)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.heard = list(state["heard"])
+        self.observed = list(state["heard"])
 
 
 class Halved(nn.Module):
@@ -116,18 +116,18 @@ def test_what_a_stranger_has_is_its_own() -> None:
     found = adapt("schedule", Schedule, stranger)
     assert found.listens and found.monitor == "val/loss"
     found.observe({"val/loss": 0.5})
-    assert stranger.heard == [0.5]
-    stranger.heard.append(0.25)
+    assert stranger.observed == [0.5]
+    stranger.observed.append(0.25)
     assert found.state_dict() == {"heard": [0.5, 0.25]}
     found.load_state_dict({"heard": []})
-    assert stranger.heard == []
+    assert stranger.observed == []
     assert copy.deepcopy(found).factor(1) == 0.5
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"is nothing for loss, it has no tasks, metrics, __call__"):
+    with pytest.raises(ValueError, match=r"cannot be used as loss: it has no tasks, metrics, __call__"):
         adapt("loss", Loss, object())
-    with pytest.raises(ValueError, match=r"is nothing for diagnostics, it has no at_log, at_start"):
+    with pytest.raises(ValueError, match=r"cannot be used as diagnostics: it has no at_log, at_start"):
         adapt("diagnostics", Diagnostics, object())
     assert required_members(Sampler) == ["order"]
     assert required_members(Optimizer) == ["param_groups", "step", "state_dict"]
@@ -238,14 +238,14 @@ def test_a_checkpoint_holds_the_state_of_a_new_group(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("penalties")
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("overrides", "sentence"),
     [
         (["penalty.wieght=1"], "penalty.wieght=1: key 'penalty.wieght' does not exist. Did you mean 'penalty.weight'"),
         (["penalty.weight=-1"], "penalty.weight=-1: must be at least 0"),
-        (["penalty=bare"], f"penalty._target_={__name__}.WithoutValue: is nothing for penalty, it has no value"),
+        (["penalty=bare"], f"penalty._target_={__name__}.WithoutValue: cannot be used as penalty: it has no value"),
     ],
 )
-def test_a_new_group_is_checked_as_the_others_are(words: list[str], sentence: str) -> None:
+def test_a_new_group_is_checked_as_the_others_are(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        resolve(compose(["model=linear", *words]))
+        resolve(compose(["model=linear", *overrides]))
     assert sentence in str(caught.value)

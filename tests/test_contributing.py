@@ -75,7 +75,10 @@ def test_every_snippet_is_a_file() -> None:
         "initializers", "diagnostics", "contracts", "penalties",
     }  # fmt: skip
     options = {Path(name).stem for name in FILES if name.endswith(".yaml") and name not in OF_A_GROUP}
-    assert options == {word.partition("=")[2] for words in RUNS.values() for word in words} - {"linear", "2"}
+    assert options == {override.partition("=")[2] for overrides in RUNS.values() for override in overrides} - {
+        "linear",
+        "2",
+    }
 
 
 def write(folder: Path, shape: str) -> list[str]:
@@ -111,11 +114,11 @@ def insert_lines(folder: Path) -> None:
 def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
     flags = write(tmp_path, shape)
     clone = {"code": IN_A_CLONE, "environment": {"PYTHONPATH": str(tmp_path)}} if shape == "contributor" else {}
-    for number, words in enumerate(RUNS.values()):
-        words = [*words, "penalty.weight=0.5"] if shape == "contributor" else words
+    for number, overrides in enumerate(RUNS.values()):
+        overrides = [*overrides, "penalty.weight=0.5"] if shape == "contributor" else overrides
         # ranks of a clone must import its own modules, not those of the fork server
         spare = shape == "user"
-        line = [*flags, *words, *SHORT, f"name=run{number}"]
+        line = [*flags, *overrides, *SHORT, f"name=run{number}"]
         process = shared().start(line, tmp_path, spare=spare, **clone)
         assert process.wait() == 0, process.output()
         (run,) = tmp_path.glob(f"outputs/*/*-run{number}")
@@ -125,7 +128,7 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
         assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
         config = yaml.safe_load((run / "config.yaml").read_text())
         root = "mine" if shape == "user" else "trainer"
-        chosen = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+        chosen = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
         for group, option in chosen.items():
             if (file := f"configs/{group}/{option}.yaml") in FILES:
                 target = yaml.safe_load(FILES[file])["_target_"]

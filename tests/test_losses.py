@@ -100,7 +100,7 @@ def test_regression_targets_are_taken_to_the_kind_of_the_outputs() -> None:
 
 @pytest.mark.parametrize("targets", [torch.zeros(12), torch.zeros(5, 12), torch.zeros(12, 1), torch.zeros(1)])
 def test_values_of_another_shape_are_refused(targets: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"targets of the shape \(.*\) do not fit outputs of \(12, 5\)"):
+    with pytest.raises(ValueError, match=r"targets of shape \(.*\) do not match outputs of shape \(12, 5\)"):
         MSE()(logits(), targets)
 
 

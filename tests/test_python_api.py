@@ -28,11 +28,11 @@ print(json.dumps([light, asdict(result)]))
 """
 
 
-def in_a_process(*words: str, cwd: Path) -> subprocess.Popen[str]:
+def in_a_process(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, *words], cwd=cwd, env=env | {"OMP_NUM_THREADS": "1"}, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, *arguments], cwd=cwd, env=env | {"OMP_NUM_THREADS": "1"}, stdout=pipe, stderr=pipe, text=True
     )
 
 

@@ -283,7 +283,7 @@ def test_neither_the_order_of_the_calls_nor_the_ranks_leave_a_trace():
         for rank, part in zip(ranks, half.chunk(3), strict=True):
             for few in part.split(7):
                 rank.observe(indices[few], losses[few])
-        total = sum(rank._mine for rank in ranks)
+        total = sum(rank._local for rank in ranks)
         for rank in ranks:
             rank.gather(lambda mine, total=total: total)
     for rank in ranks:
@@ -298,13 +298,13 @@ def test_neither_the_order_of_the_calls_nor_the_ranks_leave_a_trace():
 
 @pytest.mark.parametrize("stop", [0, 1, 37, 99, 100])
 def test_an_epoch_that_is_resumed_has_the_same_order_and_leaves_the_same_state(stop):
-    def losses(epoch: int, place: torch.Tensor) -> torch.Tensor:
-        return torch.rand(300, generator=generator(epoch))[place] * 5
+    def losses(epoch: int, rows: torch.Tensor) -> torch.Tensor:
+        return torch.rand(300, generator=generator(epoch))[rows] * 5
 
     def epoch_of(sampler: HardExamples, epoch: int, start: int, end: int) -> torch.Tensor:
         order = sampler.order(TARGETS, generator(1000 + epoch))
-        for place in torch.arange(start, end).split(10):
-            sampler.observe(order[place], losses(epoch, place))
+        for rows in torch.arange(start, end).split(10):
+            sampler.observe(order[rows], losses(epoch, rows))
         return order
 
     straight, orders = HardExamples(), []

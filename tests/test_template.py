@@ -64,10 +64,10 @@ def test_the_strongest_wave_of_a_class_has_its_angle() -> None:
 def test_facts_and_data_agree_and_come_again() -> None:
     data = Stripes(num_images=203, split_seed=3)
     facts, splits = data.facts(), data.load()
-    for part, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
-        assert part.images_NCHW.shape == (count, *facts.input_shape)
-        assert (part.images_NCHW.dtype, part.targets_N.dtype) == (torch.uint8, torch.int64)
-        assert part.targets_N.unique().tolist() == list(range(facts.num_outputs))
+    for split, count in ((splits.train, facts.num_train), (splits.val, facts.num_val), (splits.test, facts.num_test)):
+        assert split.images_NCHW.shape == (count, *facts.input_shape)
+        assert (split.images_NCHW.dtype, split.targets_N.dtype) == (torch.uint8, torch.int64)
+        assert split.targets_N.unique().tolist() == list(range(facts.num_outputs))
     assert facts.num_train + facts.num_val + facts.num_test == 203
     assert splits.checksum() == Stripes(num_images=203, split_seed=3).load().checksum()
     assert splits.checksum() != Stripes(num_images=203, split_seed=4).load().checksum()

@@ -142,7 +142,7 @@ class Augmentation(ABC):
 
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Mix preprocessed images with their partners; also return the weight of each sample's own label, float32_N."""
-        raise AssertionError(f"{type(self).__name__} mixes no samples")
+        raise AssertionError(f"{type(self).__name__} does not mix samples")
 
 
 class Initializer(Protocol):
@@ -176,7 +176,7 @@ class Loss(ABC):
 
     def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each sample, (N,), for samplers that use it."""
-        raise AssertionError(f"{type(self).__name__} has no loss of each sample")
+        raise AssertionError(f"{type(self).__name__} has no per-sample loss")
 
     def initial_value(self, num_outputs: int) -> float | None:
         """Expected mean loss of an untrained model, or None if unknown."""
@@ -289,13 +289,13 @@ def adapt(group: str, contract: type[Contract], component: Component) -> Contrac
     """
     missing = missing_members(contract, component)
     if missing:
-        raise ValueError(f"is nothing for {group}, it has no {', '.join(missing)}")
+        raise ValueError(f"cannot be used as {group}: it has no {', '.join(missing)}")
     found = component
     if _is_protocol(contract) or isinstance(component, contract):
         pass
     elif issubclass(contract, Preprocessing):
         if not isinstance(component, nn.Module):
-            raise ValueError(f"is nothing for {group}, it is no torch.nn.Module")
+            raise ValueError(f"cannot be used as {group}: it is not a torch.nn.Module")
         found = _ForeignPreprocessing(component)
     else:
         found = _adapter(contract, component)(component)

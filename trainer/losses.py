@@ -93,5 +93,7 @@ def _encode(targets: Tensor, outputs_NK: Tensor) -> Tensor:
         return torch.zeros_like(outputs_NK).scatter_(1, targets.unsqueeze(1), 1.0)
     targets_NK = targets.unsqueeze(1) if targets.ndim == 1 else targets
     if targets_NK.shape != outputs_NK.shape:
-        raise ValueError(f"targets of the shape {tuple(targets.shape)} do not fit outputs of {tuple(outputs_NK.shape)}")
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs_NK.shape)}"
+        )
     return targets_NK.to(outputs_NK.dtype)

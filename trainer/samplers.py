@@ -82,9 +82,9 @@ class FreshBatch(Sampler):
 
 def _repeated(drawn_SK: Tensor) -> Tensor:
     """Flat indices of the entries that equal an entry to their left in the same row."""
-    values, places = drawn_SK.sort(dim=1, stable=True)
-    rows, behind = (values[:, 1:] == values[:, :-1]).nonzero(as_tuple=True)
-    return rows * drawn_SK.shape[1] + places[rows, behind + 1]
+    values, positions = drawn_SK.sort(dim=1, stable=True)
+    rows, previous = (values[:, 1:] == values[:, :-1]).nonzero(as_tuple=True)
+    return rows * drawn_SK.shape[1] + positions[rows, previous + 1]
 
 
 class ClassInterleaved(Sampler):
@@ -116,8 +116,8 @@ def _spread(counts: list[int], generator: torch.Generator) -> Tensor:
     runs = [*counts[:largest], num_runs, *counts[largest + 1 :]]
     sequence = torch.tensor(list(_alternating(runs, generator)))
     lengths = torch.ones_like(sequence)
-    places = torch.arange(num_runs + 1) * counts[largest] // max(1, num_runs)
-    lengths[sequence == largest] = places.diff()
+    positions = torch.arange(num_runs + 1) * counts[largest] // max(1, num_runs)
+    lengths[sequence == largest] = positions.diff()
     return sequence.repeat_interleave(lengths)
 
 
@@ -175,8 +175,8 @@ class ClassBalanced(Sampler):
         present = counts_C.nonzero().flatten()
         size = len(targets_N)
         drawn_N = present[torch.randint(len(present), (size,), generator=generator)]
-        share_N = torch.rand(size, generator=generator, dtype=torch.float64)
-        return by_class_N[starts_C[drawn_N] + (share_N * counts_C[drawn_N]).long()]
+        fraction_N = torch.rand(size, generator=generator, dtype=torch.float64)
+        return by_class_N[starts_C[drawn_N] + (fraction_N * counts_C[drawn_N]).long()]
 
 
 LOSS_UNIT, MOST_LOSS = 2.0**-30, 2.0**20  # losses are summed as integer multiples of LOSS_UNIT
@@ -211,7 +211,7 @@ class HardExamples(Sampler):
         self._power, self._floor, self._uniform, self._smoothing = power, floor, uniform, smoothing
         self._running = torch.empty(0)  # float32 (N,), NaN: unknown
         # sums in LOSS_UNIT and counts of this epoch, int64 (2, N): over all ranks, and of this rank since `gather`
-        self._seen = self._mine = torch.empty(2, 0, dtype=torch.int64)
+        self._seen = self._local = torch.empty(2, 0, dtype=torch.int64)
 
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
         size = len(targets_N)
@@ -247,13 +247,13 @@ class HardExamples(Sampler):
         Does not wait for the device: sums stay on the device of the losses. Call it after `order` or
         `load_state_dict`.
         """
-        if self._mine.device != losses_K.device:
-            self._mine = self._mine.to(losses_K.device)
+        if self._local.device != losses_K.device:
+            self._local = self._local.to(losses_K.device)
         losses_K = losses_K.detach().float()
         valid_K = losses_K.isfinite()
         units_K = losses_K.where(valid_K, 0).clamp(0, MOST_LOSS).div(LOSS_UNIT).round().long()
-        self._mine.index_add_(
-            1, indices_K.to(self._mine.device, non_blocking=True), torch.stack([units_K, valid_K.long()])
+        self._local.index_add_(
+            1, indices_K.to(self._local.device, non_blocking=True), torch.stack([units_K, valid_K.long()])
         )
 
     def gather(self, sum_over_ranks: SumOverRanks = lambda tensor: tensor) -> None:
@@ -262,8 +262,8 @@ class HardExamples(Sampler):
 
         Must be called before `state_dict` and `end_epoch`; further calls are harmless.
         """
-        self._seen = self._seen + sum_over_ranks(self._mine).cpu()
-        self._mine = torch.zeros_like(self._mine)
+        self._seen = self._seen + sum_over_ranks(self._local).cpu()
+        self._local = torch.zeros_like(self._local)
 
     def end_epoch(self) -> None:
         """Update the running means with the losses of the epoch."""
@@ -280,11 +280,11 @@ class HardExamples(Sampler):
     def load_state_dict(self, state: State) -> None:
         """Restore the same state on every rank."""
         self._running, self._seen = state["running"].clone(), state["seen"].clone()
-        self._mine = torch.zeros_like(self._seen)
+        self._local = torch.zeros_like(self._seen)
 
     def _begin(self, size: int) -> None:
         """Allocate the state for `size` samples, unless it exists."""
         if len(self._running) != size:
             self._running = torch.full((size,), float("nan"))
             self._seen = torch.zeros(2, size, dtype=torch.int64)
-            self._mine = torch.zeros(2, size, dtype=torch.int64)
+            self._local = torch.zeros(2, size, dtype=torch.int64)

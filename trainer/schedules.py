@@ -83,7 +83,7 @@ class _Warmup(Schedule):
         return self.final + (1 - self.final) * self.decay(progress)
 
     def decay(self, progress: float) -> float:
-        raise AssertionError("a subclass says how the rate falls")
+        raise AssertionError("subclasses define the decay")
 
 
 class LinearWarmup(_Warmup):

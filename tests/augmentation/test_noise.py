@@ -185,8 +185,8 @@ def segments_pixel_by_pixel(pixels: np.ndarray, cell: int, compactness: float, i
     for _ in range(iterations):
         centres = {}
         for key in set(segment.values()):
-            mine = np.array([point for point in coordinates if segment[point] == key])
-            centres[key] = np.concatenate([pixels[:, mine[:, 0], mine[:, 1]].mean(1), mine.mean(0)])
+            members = np.array([point for point in coordinates if segment[point] == key])
+            centres[key] = np.concatenate([pixels[:, members[:, 0], members[:, 1]].mean(1), members.mean(0)])
         for y, x in coordinates:
             values = np.concatenate([pixels[:, y, x], [y, x]])
             weights = np.array([1.0] * len(pixels) + [(compactness / cell) ** 2] * 2)
@@ -194,8 +194,10 @@ def segments_pixel_by_pixel(pixels: np.ndarray, cell: int, compactness: float, i
             segment[y, x] = min(near, key=lambda k: float((weights * (values - centres[k]) ** 2).sum()))
     painted = np.empty_like(pixels)
     for key in set(segment.values()):
-        mine = np.array([point for point in coordinates if segment[point] == key])
-        painted[:, mine[:, 0], mine[:, 1]] = pixels[:, mine[:, 0], mine[:, 1]].mean(1, keepdims=True).round()
+        members = np.array([point for point in coordinates if segment[point] == key])
+        painted[:, members[:, 0], members[:, 1]] = (
+            pixels[:, members[:, 0], members[:, 1]].mean(1, keepdims=True).round()
+        )
     return painted
 
 

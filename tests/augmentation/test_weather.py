@@ -66,9 +66,9 @@ def test_the_field_is_smooth_and_about_a_half():
     assert abs(torch.corrcoef(torch.stack((near[:, 0], far[:, -1])))[0, 1]) < 0.2
 
 
-def veiled(given: torch.Tensor, level: float, share: torch.Tensor) -> np.ndarray:
-    share64 = share.double()
-    return ((1 - share64) * given.double() + share64 * level).numpy()
+def veiled(given: torch.Tensor, level: float, opacity: torch.Tensor) -> np.ndarray:
+    opacity64 = opacity.double()
+    return ((1 - opacity64) * given.double() + opacity64 * level).numpy()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

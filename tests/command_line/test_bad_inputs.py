@@ -521,7 +521,7 @@ def test_words_after_a_run(train: Train, run: Path) -> None:
         ("resume run optimizer.lr=1", "optimizer.lr=1 & the run has 0.002 & epochs, steps, parallelism"),
         ("resume run optimizer=sgd", "optimizer._target_=torch.optim.SGD"),
         ("resume run model.hidden=[3]", "model.hidden & does not exist"),
-        ("resume run steps=1", "steps=1 & done 2"),
+        ("resume run steps=1", "steps=1 & taken 2"),
         ("resume run steps=0", "steps=0 & at least 1"),
         ("resume run epochs=2 steps=3", "epochs=2, steps=3 & one of the two"),
         ("resume run epochs=2 epochs=3", "epochs=2, epochs=3 & given twice"),

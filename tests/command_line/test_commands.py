@@ -485,7 +485,7 @@ def test_a_run_that_has_begun_is_not_marked_as_failed_when_it_cannot_go_on(
     (folder / "photographs/a/3.jpg").write_bytes(jpeg(20, 24, 50))
     done = train("resume", "run", "epochs=2")
     assert done.problems == [
-        "data=image_folder data.root=photographs: not the data that the run began with (another checksum)"
+        "data=image_folder data.root=photographs: not the data that the run started with (different checksum)"
     ]
     assert listing(folder / "run") == before
 

@@ -123,7 +123,7 @@ def sample(image: object = None, label: object = 0) -> tuple:
 
 @pytest.mark.parametrize(
     ("train", "message"),
-    [(None, "train=null: must be a dataset"), (3, "train=int: must be a dataset with a length and an index"),
+    [(None, "train=null: must be a dataset"), (3, "train=int: must be a dataset with __len__ and __getitem__"),
      (Listed([]), "train=Listed: has no samples"),
      (Listed([sample()]), "val_fraction=0.1: must be between 0 and 1"),
      (Listed([sample()] * 9 + [5]), None),
@@ -152,7 +152,9 @@ def test_what_is_no_such_dataset_is_told_in_one_line(train, message):
 
 def test_other_bad_arguments():
     train = TensorDataset(pixels(), LABELS)
-    with pytest.raises(ValueError, match="num_classes=null: must be given, as TensorDataset has no list `classes`"):
+    with pytest.raises(
+        ValueError, match="num_classes=null: must be given, because TensorDataset has no list `classes`"
+    ):
         FromDataset(train)
     with pytest.raises(ValueError, match="num_classes=0: must be from 1 to 1000000"):
         FromDataset(train, num_classes=0)
@@ -162,7 +164,7 @@ def test_other_bad_arguments():
         FromDataset(train, test=3, num_classes=3)
     with pytest.raises(ValueError, match=r"test_fraction=1\.0: must be between 0 and 1"):
         FromDataset(train, num_classes=3, test_fraction=1.0)
-    with pytest.raises(ValueError, match=r"val_fraction=0\.5: must leave samples to train on"):
+    with pytest.raises(ValueError, match=r"val_fraction=0\.5: must leave samples for training"):
         FromDataset(train, num_classes=3, val_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValueError, match="split_seed=-1"):
         FromDataset(train, num_classes=3, split_seed=-1)

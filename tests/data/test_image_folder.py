@@ -110,18 +110,18 @@ def test_folders_that_are_none_of_ours(tmp_path: Path) -> None:
         data_set(root).check()
     root.unlink()
     root.mkdir()
-    with pytest.raises(ValueError, match=r"^root=.*: must hold a folder of photographs for each class"):
+    with pytest.raises(ValueError, match=r"^root=.*: must contain a folder of photographs for each class"):
         data_set(root).check()
     write_folder(root, {"val/a": 2})
-    with pytest.raises(ValueError, match=r"^root=.*: has the folder 'val', but no 'train' beside it"):
+    with pytest.raises(ValueError, match=r"^root=.*: has the folder 'val', but no folder 'train'"):
         data_set(root).check()
     write_folder(root, {"train/a": 9, "train/b": 9, "val/c": 1})
-    with pytest.raises(ValueError, match=r"'val/c' is a class that 'train' does not have"):
+    with pytest.raises(ValueError, match=r"'val/c' is not a class of 'train'"):
         data_set(root).check()
     (root / "val/c").rename(root / "val/b")
     data_set(root).check()
     (root / "train/c").mkdir()
-    with pytest.raises(ValueError, match=r"the class 'c' has no photographs to train on"):
+    with pytest.raises(ValueError, match=r"the class 'c' has no training photographs"):
         data_set(root).check()
 
 
@@ -199,9 +199,9 @@ def test_bad_files_are_left_out_with_one_line(
     settings |= {"val_fraction": 0.25, "test_fraction": 0.25}
     assert sum(counts(mixed, **settings)) == 30
     (line,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert line.startswith(f"{NUM_BAD} of 40 photographs in {mixed} are left out (train.log names all): b/")
+    assert line.startswith(f"{NUM_BAD} of 40 photographs in {mixed} are skipped (train.log lists all): b/")
     assert line.endswith(f") and {NUM_BAD - 3} more") and line.count("b/") == 3 and "\n" not in line
-    reported = [r.message for r in caplog.records if r.message.startswith("left out: ")]
+    reported = [r.message for r in caplog.records if r.message.startswith("skipped: ")]
     reasons = {name: message for name, (_, message) in bad_files().items()} | {"link.jpg": "no such file"}
     assert len(reported) == NUM_BAD
     assert all(any(f" b/{name} (" in one and message in one for one in reported) for name, message in reasons.items())
@@ -232,7 +232,7 @@ def test_bad_files_end_a_run_with_one_line(mixed: Path, cache: str) -> None:
     line = str(caught.value)
     count = int(line.split()[0])  # files whose content is damaged are found later
     assert "\n" not in line and count > 5 and line.count("b/") == 5
-    assert line.endswith(f") and {count - 5} more; data.on_bad_file=skip leaves such files out")
+    assert line.endswith(f") and {count - 5} more; data.on_bad_file=skip omits such files")
 
 
 def counts_of_facts(root: Path) -> tuple[int, int, int]:
@@ -312,10 +312,10 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(
     (tmp_path / "file").touch()
     settings = {"cache_dir": str(tmp_path / "file" / "folder")}
     assert sum(counts(root, on_bad_file="skip", **settings)) == 20
-    assert "what was found out about the photographs is not kept" in caplog.text
+    assert "cannot store the results of the check of the photographs" in caplog.text
     caplog.clear()
     assert sum(counts(root, cache="disk", **settings)) == 20
-    assert "they are read each time" in caplog.text
+    assert "reading their files" in caplog.text
 
 
 # --- manifest
@@ -383,7 +383,9 @@ def test_streaming_meets_damage_behind_a_header_when_it_reads(tmp_path: Path) ->
     root = write_folder(tmp_path / "root", {"train/a": 10, "val/a": 1, "test/a": 1})
     (root / "train/a/truncated.jpg").write_bytes(bad_files()["truncated.jpg"][0])
     images = data_set(root, cache="none").load().train.images_NCHW
-    with pytest.raises(DataError, match=r"^data: train/a/truncated.jpg: damaged: .*on_bad_file=skip finds such files"):
+    with pytest.raises(
+        DataError, match=r"^data: train/a/truncated.jpg: damaged: .*on_bad_file=skip detects such files"
+    ):
         list(images.read([(torch.arange(11), None)]))
     (root / "train/a/empty.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^1 of 14 .*: train/a/empty.jpg \(empty file\)"):
@@ -414,7 +416,7 @@ def test_what_does_not_fit_is_kept_as_it_is_then_not_at_all(tmp_path: Path, capl
         assert len(caplog.records) == (limit < decoded)
         assert choose_layout(decoded, encoded_bytes, limit) == layout
     assert caplog.messages[0].startswith("the decoded photographs take ")
-    assert caplog.messages[0].endswith("and their files take more, too: they are read each time")
+    assert caplog.messages[0].endswith("which the encoded ones exceed, too: reading them from disk")
 
 
 def test_what_a_cache_costs_is_told_before(tmp_path: Path) -> None:
@@ -459,7 +461,7 @@ def test_where_caches_on_disk_lie_and_what_they_take(
     data = data_set(root, cache="disk")
     assert data.memory_taken() == 0
     where = f"; mapped from a file, {cache}/root-*.pixels"
-    assert data.storage()["photographs"].endswith(f"{where} (none there yet)")
+    assert data.storage()["photographs"].endswith(f"{where} (none yet)")
     data_set(tmp_path / "root-2", cache="disk").load()  # another data set
     kept = []
     for number in range(1, 3):
@@ -467,8 +469,8 @@ def test_where_caches_on_disk_lie_and_what_they_take(
         data_set(root, cache="disk").load()
         kept += sorted(cache.glob("root-[!2]*.pixels"), key=lambda path: path.stat().st_mtime)[-1:]
         size = as_bytes(sum(path.stat().st_size for path in kept))
-        assert data.storage()["photographs"].endswith(f"{where} ({number} there, {size})")
-        older = "" if number == 1 else f"; 1 older there take {as_bytes(kept[0].stat().st_size)}"
+        assert data.storage()["photographs"].endswith(f"{where} ({number} files, {size})")
+        older = "" if number == 1 else f"; older ones there: 1, {as_bytes(kept[0].stat().st_size)}"
         assert [message.partition(")")[2] for message in caplog.messages] == [older]
         # the data set changes; another run may be using the old cache
         (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))
@@ -505,7 +507,7 @@ def test_a_cache_on_disk_is_made_once(tmp_path: Path, cache: Path, caplog: pytes
         file.write(bytes([byte ^ 1]))
     caplog.clear()
     assert torch.equal(data_set(root, cache="disk").load().train.images_NCHW[:], expected)
-    assert caplog.messages.count(f"{path} is damaged: it is made anew") == 1
+    assert caplog.messages.count(f"{path} is damaged: creating it again") == 1
     os.truncate(path, 500)
     assert torch.equal(data_set(root, cache="disk").load().train.images_NCHW[:], expected)
     (root / "a/000.jpg").write_bytes(jpeg(50, 50, 77))
@@ -533,7 +535,7 @@ def test_a_full_disk_is_done_without(
     images = data_set(root, cache="disk").load().train.images_NCHW
     assert images._all.store.layout == "in files"
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [f"the photographs cannot be kept in {cache} (No space left on device): they are read each time"]
+    assert warnings == [f"cannot store the photographs in {cache} (No space left on device): reading their files"]
     assert not list(cache.glob("*.pixels"))
 
 

@@ -263,7 +263,7 @@ def test_without_shared_memory_this_process_reads(
     caplog.clear()
     streaming = train_part(folder, memory_limit="300kB")
     assert streaming._all.store.layout == "in files"
-    assert "there is no memory for the files of the photographs" in caplog.text
+    assert "not enough memory for the encoded photographs" in caplog.text
     assert torch.equal(streaming[:], expected)
 
 

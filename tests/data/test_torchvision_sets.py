@@ -526,5 +526,5 @@ def test_what_does_not_fit_the_limit_is_read_from_a_file(
 
 
 def test_a_limit_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"memory_limit=much: must be auto, a number of bytes, or such as"):
+    with pytest.raises(ValueError, match=r"memory_limit=much: must be auto, a number of bytes, or a size such as"):
         FashionMNIST(str(tmp_path), memory_limit="much")

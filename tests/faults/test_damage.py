@@ -117,4 +117,4 @@ def test_a_log_that_lost_what_the_checkpoint_counted_is_refused(
     path.write_bytes(path.read_bytes()[:50])
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
     assert (code, len(output.splitlines())) == (65, 1)
-    assert f"{path.name}: damaged" in output
+    assert f"{path.name} is damaged" in output

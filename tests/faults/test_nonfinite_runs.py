@@ -90,7 +90,7 @@ def test_skip_leaves_the_step_out_and_says_so(zygote: Zygote, home: Path, optimi
             "every.log=30step", "every.evaluate=30step", "every.checkpoint=30step", run=f"fused-{fused}",
         )  # fmt: skip
         assert code == 0, output
-        assert f"1 of 30 steps were not finite and were left out, from step {bad_step} on" in output
+        assert f"1 of 30 steps were not finite and were skipped, the first of them step {bad_step}" in output
         assert result_of(home / f"fused-{fused}")["status"] == "completed"
         weights.append(last_of(home / f"fused-{fused}")["model"])
     for name, value in weights[0].items():
@@ -113,9 +113,9 @@ def test_rollback_gives_up_after_three_times(zygote: Zygote, home: Path) -> None
     """The layer's count is part of the checkpoint, so the same step fails again at any learning rate."""
     code, output = train_poisoned(zygote, home, 18, "on_nonfinite=rollback", "schedule=constant", "optimizer.lr=0.01")
     assert code == 70
-    said = re.findall(r"step (\d+) was not finite: back to step (\d+), learning rate times ([\d.]+)", output)
+    said = re.findall(r"step (\d+) was not finite: rolled back to step (\d+), learning rate times ([\d.]+)", output)
     assert said == [("17", "15", rate) for rate in ("0.5", "0.25", "0.125")]
-    assert "diverged at step 17: the output of layer 'poison' is not finite, after 3 roll-backs" in output
+    assert "diverged at step 17: the output of layer 'poison' is not finite, after 3 rollbacks" in output
     assert result_of(home / "run")["status"] == "diverged"
 
 
@@ -131,7 +131,7 @@ STEEP = but(
     "schedule=constant", "on_nonfinite=rollback", "clip_norm=null", "early_stopping=null", "steps=150",
     "every.evaluate=50step",
 )  # fmt: skip
-BACK = re.compile(r"step (\d+) was not finite: back to step (\d+), learning rate times ([\d.]+)")
+BACK = re.compile(r"step (\d+) was not finite: rolled back to step (\d+), learning rate times ([\d.]+)")
 
 
 def test_rollback_halves_the_rate_and_each_step_is_logged_once(zygote: Zygote, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_killed_workers_are_replaced(
     found = read(folder, lambda: send(signal.SIGKILL, count))
     assert_same(found, undisturbed)
     assert clock.now == 0, "nobody waits for the timeout"
-    assert lines(caplog) == ["a worker that reads photographs was killed by SIGKILL; another one goes on"] * count
+    assert lines(caplog) == ["a data worker was killed by SIGKILL; starting a new one"] * count
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -139,7 +139,7 @@ def test_stopped_workers_are_replaced_after_the_timeout(
     assert len(stopped) == count
     assert TIMEOUT <= clock.now <= count * TIMEOUT
     assert_same(found, undisturbed)
-    assert lines(caplog) == ["a worker that reads photographs gave no answer for 1 s; another one goes on"] * count
+    assert lines(caplog) == ["a data worker did not answer for 1 s; starting a new one"] * count
 
 
 def test_workers_leave_signals_to_the_whole_group_to_their_parent(
@@ -169,7 +169,7 @@ def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     before = workers._server()
     stop_the_server()
     assert_same(read(folder), undisturbed)
-    assert lines(caplog) == ["the process that starts workers was lost; another one goes on"]
+    assert lines(caplog) == ["the process that starts data workers died; starting a new one"]
     assert workers._server() != before
 
 
@@ -192,7 +192,7 @@ def test_a_server_that_is_lost_again_and_again_ends_the_run_with_one_line(
             raise EOFError("unexpected EOF")  # as after the death of the server
 
     monkeypatch.setattr(type(workers._context()), "Process", Process)
-    with pytest.raises(RankLost, match="the process that starts workers was lost 3 times"):
+    with pytest.raises(RankLost, match="the process that starts data workers died 3 times"):
         read(folder)
     assert len(lines(caplog)) == 3
 
@@ -213,18 +213,18 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("how", "words", "seconds"),
-    [("dies", "was killed by SIGSEGV", 0.0), ("hangs", "gave no answer for 0.5 s", 3 * 0.5)],
+    ("how", "message", "seconds"),
+    [("dies", "was killed by SIGSEGV", 0.0), ("hangs", "did not answer for 0.5 s", 3 * 0.5)],
 )
 def test_what_ends_every_worker_ends_the_run_with_one_line(
-    how: str, words: str, seconds: float, caplog: pytest.LogCaptureFixture, clock: Clock, tmp_path: Path
+    how: str, message: str, seconds: float, caplog: pytest.LogCaptureFixture, clock: Clock, tmp_path: Path
 ) -> None:
     clock.is_silent = lambda pid: (tmp_path / str(pid)).exists()
     pool = Workers(Broken(how, tmp_path), 4, count=2, ahead=6, timeout=0.5)
     frame = [0, 0, 4, 4, 4, 4, 0, 0]
     chunks = (Chunk([n], [n], [frame]) for n in range(20))
     done = []
-    with pytest.raises(RankLost, match=rf"^the worker that reads photographs {words}; it was lost 3 times") as caught:
+    with pytest.raises(RankLost, match=rf"^a data worker {message}, 3 times at the same photographs$") as caught:
         for chunk, images in pool.read(chunks):
             done.append((chunk.numbers[0], int(images.max())))
     assert clock.now == seconds
@@ -356,7 +356,7 @@ def test_a_run_whose_worker_is_lost_in_mid_epoch_ends_with_the_same_bits(
     assert fit(run).status == "completed"
     assert clock.now == (TIMEOUT if signum == signal.SIGSTOP else 0)
     assert lost and not readers()
-    assert sum("another one goes on" in line for line in lines(caplog)) == 1
+    assert sum("starting a new one" in line for line in lines(caplog)) == 1
     one, other = (checkpoint.load(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "disturbed"))
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name]), name

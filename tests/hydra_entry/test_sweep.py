@@ -113,11 +113,11 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "conf/model").mkdir(parents=True)
     (tmp_path / "conf/model/gated.yaml").write_text("# Gated\n_target_: gated.gated\ntrial: 0\n")
     (tmp_path / "gate 2").touch()
-    words = [
+    arguments = [
         "--trust", "gated", "--config-dir", "conf", "-m", "model=gated", "model.trial=1,2", "threads=1", "steps=100",
         "early_stopping=null", "every.log=10step", "name=long",
     ]  # fmt: skip
-    child = shared().start(words, tmp_path, apart=True)
+    child = shared().start(arguments, tmp_path, apart=True)
     while not (tmp_path / "waits").exists():
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
@@ -131,7 +131,7 @@ def test_an_interrupted_trial_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert stopped["steps"] == 30
 
     (tmp_path / "gate 2").unlink()
-    done = train(tmp_path, *words)
+    done = train(tmp_path, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].startswith("0_") and lines[0].endswith("completed already")

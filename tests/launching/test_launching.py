@@ -133,18 +133,18 @@ def start_gated(
     option = (Path(__file__).parents[2] / "configs/model/lenet.yaml").read_text()
     (folder / "conf/model/gated.yaml").write_text(option.replace("trainer.models.lenet.lenet", "gated.lenet"))
     keys = {change.partition("=")[0] for change in ("model", *changes)}
-    words = [word for word in RUN if word.partition("=")[0] not in keys]
+    overrides = [override for override in RUN if override.partition("=")[0] not in keys]
     trust = ["--trust", "gated", "--config-dir", "conf", "model=gated"]
-    return start(folder, *trust, *words, *changes, program=program, session=session)
+    return start(folder, *trust, *overrides, *changes, program=program, session=session)
 
 
-def at_gate(process: Process, folder: Path, step: int, others_than: Collection[int] = ()) -> list[int]:
+def at_gate(process: Process, folder: Path, step: int, excluded: Collection[int] = ()) -> list[int]:
     """Wait until both ranks have reached this step; returns their processes by rank."""
     notes = [folder / f"gates/{step} on rank {rank}" for rank in range(2)]
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         pids = [int(note.read_text()) for note in notes if note.exists()]
-        if len(pids) == 2 and not set(pids) & set(others_than):
+        if len(pids) == 2 and not set(pids) & set(excluded):
             return pids
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -333,9 +333,9 @@ def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "ddp"])
 def test_what_torch_deprecates_inside_itself_is_not_shown(strategy: str, broken: Path) -> None:
-    words = [o for o in BREAK if not o.startswith(("parallelism", "steps"))]
+    overrides = [o for o in BREAK if not o.startswith(("parallelism", "steps"))]
     devices = ["parallelism.devices=2"] if strategy == "ddp" else []
-    code, _, err = end(start(broken, *words, "model.what=warn", f"parallelism={strategy}", *devices, "steps=20"))
+    code, _, err = end(start(broken, *overrides, "model.what=warn", f"parallelism={strategy}", *devices, "steps=20"))
     assert code == 0, err
     shown = [err, *(path.read_text() for path in (broken / "run" / "ranks").glob("1.log"))]
     assert len(shown) == 1 + len(devices)
@@ -435,8 +435,8 @@ def test_resume_under_another_strategy_says_so_and_continues_the_curve(tmp_path:
 
 
 def torchrun(folder: Path, *arguments: str, count: int = 2) -> Process:
-    words = (TORCHRUN, f"--nproc-per-node={count}", f"--master-port={free_port()}", "-m", "trainer")
-    return start(folder, *arguments, program=words)
+    command = (TORCHRUN, f"--nproc-per-node={count}", f"--master-port={free_port()}", "-m", "trainer")
+    return start(folder, *arguments, program=command)
 
 
 def free_port() -> int:
@@ -480,11 +480,11 @@ def test_torchrun_s_own_restart_goes_on_in_the_same_folder(undisturbed: Path, tm
 @pytest.mark.slow
 def test_two_machines(undisturbed: Path, tmp_path: Path) -> None:
     """Two agents of torchrun with one rank each, as on two machines."""
-    words = [*[o for o in RUN if not o.startswith("parallelism.devices")], "parallelism.devices=1"]
+    overrides = [*[o for o in RUN if not o.startswith("parallelism.devices")], "parallelism.devices=1"]
     port = free_port()
     agents = [
         start(
-            tmp_path, *words,
+            tmp_path, *overrides,
             program=(TORCHRUN, "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", "--master-addr=127.0.0.1",
                      f"--master-port={port}", "-m", "trainer"),
         )
@@ -520,8 +520,8 @@ def test_a_sweep_over_strategies_has_a_folder_a_job(started_by: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("started_by", ["train", "torchrun"])
 def test_a_job_that_fails_does_not_hang_the_rest(started_by: str, broken: Path) -> None:
-    words = [o for o in BREAK if not o.startswith(("parallelism", "hydra", "steps"))]
-    sweep = ["-m", *words, "steps=20", "model.what=raise,nothing", "parallelism=ddp", "hydra.sweep.dir=sweep"]
+    overrides = [o for o in BREAK if not o.startswith(("parallelism", "hydra", "steps"))]
+    sweep = ["-m", *overrides, "steps=20", "model.what=raise,nothing", "parallelism=ddp", "hydra.sweep.dir=sweep"]
     process = start(broken, *sweep) if started_by == "train" else torchrun(broken, *sweep)
     code, _, err = end(process)
     assert code in (1, 3), err  # torchrun has its own exit code
@@ -552,7 +552,7 @@ def test_ten_ranks_killed_at_random_leave_no_trace(undisturbed: Path, tmp_path: 
     family: set[int] = set()
     ended: set[int] = set()
     for gate in gates:
-        pids = at_gate(process, tmp_path, gate, others_than=ended)
+        pids = at_gate(process, tmp_path, gate, excluded=ended)
         ended |= set(pids)
         family |= set(children(process.pid))
         open_gate(tmp_path, gate)

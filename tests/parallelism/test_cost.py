@@ -176,7 +176,7 @@ def test_what_is_sent_now_and_then() -> None:
     # weights and the running mean and variance of 4 channels
     assert sent(cost.local_sgd(step(), 4, 8)) == {"weights": 1.5 * 4 * (ALL + 2 * 4) / 8}
     costs = cost.downpour(step(), 3, 2)
-    assert sent(costs) == {"gradients": 4 * ALL / 2, "weights that come back": 4 * ALL / 2}
+    assert sent(costs) == {"gradients": 4 * ALL / 2, "fetched weights": 4 * ALL / 2}
     assert costs.optimizer == 0
 
 

@@ -100,8 +100,15 @@ def test_choices_are_explained_in_the_order_of_the_groups(plan: Plan) -> None:
 
 
 def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
-    words = ["data=mnist", "model=linear", "schedule=plateau", "batch_size=128", "accumulate=2", "early_stopping=null"]
-    text = "\n".join(plan(*words))
+    overrides = [
+        "data=mnist",
+        "model=linear",
+        "schedule=plateau",
+        "batch_size=128",
+        "accumulate=2",
+        "early_stopping=null",
+    ]
+    text = "\n".join(plan(*overrides))
     assert "the run downloads them first" in text
     assert "128 samples, in micro-batches of 64" in text
     assert "(as if val/loss improved at every evaluation)" in text
@@ -175,8 +182,8 @@ def photographs(tmp_path: Path) -> str:
     ids=" ".join,
 )
 def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, photographs: str) -> None:
-    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2]]
-    found = estimate._data_bytes(resolve(compose([*words, *settings])))
+    overrides = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2]]
+    found = estimate._data_bytes(resolve(compose([*overrides, *settings])))
     # the stored size, 10 x 12 or, with a short side of 9, 9 x 10; not the crops of 32 x 32
     assert found == {"decoded": 20 * 360, "smaller": 20 * 270, "nothing": 0}[kept] + 20 * 8
 
@@ -186,17 +193,17 @@ def test_photographs_take_what_their_cache_does(settings: list[str], kept: str, 
     [("1GB", 16_000 * 784 + Bordered.size((54_000, 1, 28, 28), 4)), ("55MB", 70_000 * 784), ("54MB", 0)],
 )
 def test_images_between_borders_or_in_a_file_are_counted_as_they_lie(limit: str, images: int) -> None:
-    words = ["data=fashion_mnist", "model=linear", "augmentation=crop", f"data.memory_limit={limit}", "device=cpu"]
-    found = estimate._data_bytes(resolve(compose([*words, "augmentation.crop.padding=4"])))
+    overrides = ["data=fashion_mnist", "model=linear", "augmentation=crop", f"data.memory_limit={limit}", "device=cpu"]
+    found = estimate._data_bytes(resolve(compose([*overrides, "augmentation.crop.padding=4"])))
     assert found == images + 70_000 * 8
 
 
 def test_ranks_share_the_memory_of_the_machine(plan: Plan, photographs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_free_memory", lambda: 2 * 7200)
-    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", "model=linear"]
-    for ranks, told in (("", "7.2 kB: decoded in memory"), (["parallelism=ddp"], "3.6 kB: ")):
-        (row,) = [line for line in plan(*words, "device=cpu", *ranks) if line.startswith("  photographs")]
-        assert f"data.memory_limit is {told}" in row
+    overrides = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", "model=linear"]
+    for ranks, described in (("", "7.2 kB: decoded in memory"), (["parallelism=ddp"], "3.6 kB: ")):
+        (row,) = [line for line in plan(*overrides, "device=cpu", *ranks) if line.startswith("  photographs")]
+        assert f"data.memory_limit is {described}" in row
     assert rank_info() is None
 
 
@@ -206,8 +213,8 @@ def test_whitening_is_measured_without_estimating_it(
     kind: str, components: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eigenvectors take seconds or minutes, and a plan only needs their number."""
-    words = [f"preprocessing={kind}", f"preprocessing.components={components}"]
-    blueprint = resolve(compose([*MLP, *words]))
+    overrides = [f"preprocessing={kind}", f"preprocessing.components={components}"]
+    blueprint = resolve(compose([*MLP, *overrides]))
     fitted = assemble.build_run(blueprint).preprocessing.state_dict()
     monkeypatch.setattr(Whitening, "fit", None)  # must not be called
     run = estimate._run(blueprint, 10)
@@ -256,13 +263,13 @@ def test_reading_photographs_is_told_apart(
 ) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(caching.time, "perf_counter", lambda: next(clock) / 50)  # 20 ms per photograph
-    words = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2], *settings]
-    found = estimate.estimate(resolve(compose(words)), seconds=0.01)
+    overrides = ["data=image_folder", f"data.root={photographs}", "data.size=32", "batch_size=5", *MLP[:2], *settings]
+    found = estimate.estimate(resolve(compose(overrides)), seconds=0.01)
     if workers is None:
         assert found.reading_seconds is None
         return
     assert found.reading_seconds == pytest.approx(0.02)
-    rows = dict(commands_plan.estimate_rows(resolve(compose(words)), found))
+    rows = dict(commands_plan.estimate_rows(resolve(compose(overrides)), found))
     assert ", without reading photographs" in rows["time"]
     a_step = "50" if "2" in workers else "100"
     assert rows["reading"].startswith(f"20 ms per photograph, {a_step} ms per step {workers}")

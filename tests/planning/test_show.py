@@ -50,8 +50,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def show(tmp_path: Path) -> Show:
-    def shown(*words: str) -> Tensor:
-        draw_augmentation(resolve(compose(words)), tmp_path / "augmentation.png")
+    def shown(*overrides: str) -> Tensor:
+        draw_augmentation(resolve(compose(overrides)), tmp_path / "augmentation.png")
         return read((tmp_path / "augmentation.png").read_bytes())
 
     return shown
@@ -75,22 +75,22 @@ def tiles(page: Tensor, bottom: int, size: int, factor: int, count: int, pitch: 
     return torch.stack(found)
 
 
-def trained_on(*words: str) -> tuple[Tensor, list[int], Any]:
+def trained_on(*overrides: str) -> tuple[Tensor, list[int], Any]:
     """Images of a run's first steps, the indices of those that are shown, and the run."""
-    run = build_run(resolve(compose([*TRAINED, *words])))
+    run = build_run(resolve(compose([*TRAINED, *overrides])))
     images, classes = [], []
     for batch in run.batches.epoch(0):
         images.append(batch.images)
         classes += run.batches.targets[batch.indices].tolist()
         if len(classes) >= 8:
             break
-    chosen = [place for place, label in enumerate(classes) if label not in classes[:place]]
-    chosen += [place for place in range(len(classes)) if place not in chosen]
+    chosen = [index for index, label in enumerate(classes) if label not in classes[:index]]
+    chosen += [index for index in range(len(classes)) if index not in chosen]
     return torch.cat(images), sorted(chosen[:8]), run
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["augmentation=none"],
         ["augmentation=flip_crop"],
@@ -102,11 +102,13 @@ def trained_on(*words: str) -> tuple[Tensor, list[int], Any]:
     ],
     ids=" ".join,
 )
-def test_the_last_row_is_what_training_sees(words: list[str], show: Show) -> None:
-    page = show(*TRAINED, *words)
-    images, chosen, _ = trained_on(*words)
+def test_the_last_row_is_what_training_sees(overrides: list[str], show: Show) -> None:
+    page = show(*TRAINED, *overrides)
+    images, chosen, _ = trained_on(*overrides)
     expected = images[chosen].to(torch.uint8).expand(-1, 3, -1, -1)
-    bottom = BELOW + 20 * (words == ["augmentation=none"])  # the only row is that of the originals, which has labels
+    bottom = BELOW + 20 * (
+        overrides == ["augmentation=none"]
+    )  # the only row is that of the originals, which has labels
     assert torch.equal(tiles(page, bottom, 8, 24, len(chosen), 192 + GAP), expected)
 
 
@@ -116,15 +118,15 @@ def test_mixed_images_are_shown_with_their_mixed_labels(option: str) -> None:
     found = rows(run, run.batches._augmentation)
     assert torch.equal(found["as trained on"].images_KCHW, images[chosen])
     batch = next(run.batches.epoch(0))
-    for place, caption in zip(chosen, found["as trained on"].captions, strict=True):
-        told = shares(caption)
-        for label, share in enumerate(batch.targets[place].tolist()):
-            assert told.get(str(label), 0.0) == pytest.approx(share, abs=0.0051)
+    for index, caption in zip(chosen, found["as trained on"].captions, strict=True):
+        captioned = shares(caption)
+        for label, share in enumerate(batch.targets[index].tolist()):
+            assert captioned.get(str(label), 0.0) == pytest.approx(share, abs=0.0051)
 
 
 def shares(caption: list[str]) -> dict[str, float]:
     """Class -> share, from "0.70 cat", "0.30 dog", or "cat"."""
-    return {words.split()[-1]: float(words.split()[0]) if " " in words else 1.0 for words in caption}
+    return {overrides.split()[-1]: float(overrides.split()[0]) if " " in overrides else 1.0 for overrides in caption}
 
 
 def rows(run: Any, augmentation: Any, **changes: Any) -> dict[str, Strip]:
@@ -150,9 +152,9 @@ class Run:
         first = generator_for(5, "order", 0)
         order = torch.randperm(40, generator=first)[:16].tolist()
         classes = [number % 9 for number in order]
-        chosen = [place for place, label in enumerate(classes) if label not in classes[:place]][:8]
-        chosen += [place for place in range(16) if place not in chosen]
-        return [order[place] for place in sorted(chosen[:8])]
+        chosen = [index for index, label in enumerate(classes) if label not in classes[:index]][:8]
+        chosen += [index for index in range(16) if index not in chosen]
+        return [order[index] for index in sorted(chosen[:8])]
 
 
 def test_an_operation_alone_has_the_parameters_that_it_has_in_the_whole() -> None:
@@ -294,9 +296,9 @@ def test_what_is_cut_out_of_a_photograph_is_shown_as_trained_on(photographs: str
 
 
 def test_photographs_are_shown_as_trained_on(photographs: str, show: Show) -> None:
-    words = [*PHOTOGRAPHS, f"data.root={photographs}", "augmentation=flip_crop"]
-    page = show(*TRAINED, *words)
-    images, chosen, _ = trained_on(*words)
+    overrides = [*PHOTOGRAPHS, f"data.root={photographs}", "augmentation=flip_crop"]
+    page = show(*TRAINED, *overrides)
+    images, chosen, _ = trained_on(*overrides)
     assert torch.equal(tiles(page, BELOW, 32, 6, 8, 192 + GAP), images[chosen].to(torch.uint8))
 
 
@@ -361,11 +363,11 @@ def test_nothing_overlaps_or_leaves_the_page(count: int, num_images: int, monkey
 
 
 def test_it_is_said_in_one_line_and_the_plan_is_as_usual(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = [*LINEAR, "augmentation=flip_crop"]
-    app.run(["plan", *words])
+    overrides = [*LINEAR, "augmentation=flip_crop"]
+    app.run(["plan", *overrides])
     usual = capsys.readouterr().out.splitlines()
     for _ in range(2):  # the second call overwrites its own picture
-        app.run(["plan", *words, "--show"])
+        app.run(["plan", *overrides, "--show"])
         shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("  augmentation.png")] == [
         "  augmentation.png  8 training samples: originals, flip, crop, as trained on"
@@ -373,14 +375,17 @@ def test_it_is_said_in_one_line_and_the_plan_is_as_usual(capsys: pytest.CaptureF
     titles = [line for line in usual if line and not line.startswith(" ")]
     assert [line for line in shown if line and not line.startswith(" ")] == [*titles, "picture"]
     assert [path.name for path in tmp_path.iterdir()] == ["augmentation.png"]
-    app.run(["plan", *words, "--show=other.png"])
+    app.run(["plan", *overrides, "--show=other.png"])
     assert Path("other.png").read_bytes() == Path("augmentation.png").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
-        (["--show=there.png"], "--show=there.png: exists already; only --show alone overwrites, augmentation.png"),
+        (
+            ["--show=there.png"],
+            "--show=there.png: already exists; only --show without a name overwrites (augmentation.png)",
+        ),
         (["--show=picture.jpg"], "--show=picture.jpg: must name a .png file"),
         (["--show="], "--show=: must name a .png file"),
         (["--show=nowhere/picture.png"], "--show=nowhere/picture.png: there is no folder nowhere"),
@@ -390,10 +395,10 @@ def test_it_is_said_in_one_line_and_the_plan_is_as_usual(capsys: pytest.CaptureF
         (["--show", "data=fashion_mnist", "data.download=false", "data.root=data"], "data: "),
     ],
 )
-def test_mistakes_are_a_line_and_nothing_is_written(words: list[str], message: str, tmp_path: Path) -> None:
+def test_mistakes_are_a_line_and_nothing_is_written(overrides: list[str], message: str, tmp_path: Path) -> None:
     Path("there.png").write_bytes(b"precious")
     with pytest.raises(ConfigurationError) as caught:
-        app.run(["plan", *LINEAR, *words])
+        app.run(["plan", *LINEAR, *overrides])
     assert message in str(caught.value) and len(caught.value.problems) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there.png"]
     assert Path("there.png").read_bytes() == b"precious"
@@ -419,15 +424,15 @@ def test_damaged_data_are_told_and_nothing_is_written(tmp_path: Path, capsys: py
 def test_tensorboard_has_the_first_batch_in_its_own_colours(preprocessing: str, option: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = [f"augmentation={option}", "batch_size=20"]
+    overrides = [f"augmentation={option}", "batch_size=20"]
     (tmp_path / "run").mkdir()
-    run = assemble(compose([*LINEAR, f"preprocessing={preprocessing}", *words]), tmp_path / "run")
+    run = assemble(compose([*LINEAR, f"preprocessing={preprocessing}", *overrides]), tmp_path / "run")
     assert run.report is not None
     run.report.close()
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0})
     events.Reload()
     (event,) = events.Images("train/first_batch")
-    images, _, _ = trained_on(*words)
+    images, _, _ = trained_on(*overrides)
     expected = image_grid(images[:20].round().to(torch.uint8)).expand(3, -1, -1)
     assert torch.equal(read(event.encoded_image_string), expected)
 
@@ -435,13 +440,13 @@ def test_tensorboard_has_the_first_batch_in_its_own_colours(preprocessing: str, 
 def test_of_large_images_a_few_are_enough(photographs: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ["data=image_folder", f"data.root={photographs}", "data.size=260", "data.workers=0", "batch_size=20"]
+    overrides = ["data=image_folder", f"data.root={photographs}", "data.size=260", "data.workers=0", "batch_size=20"]
     (tmp_path / "run").mkdir()
-    run = assemble(compose([*LINEAR, *words, "augmentation=none"]), tmp_path / "run")
+    run = assemble(compose([*LINEAR, *overrides, "augmentation=none"]), tmp_path / "run")
     assert run.report is not None
     run.report.close()
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0})
     events.Reload()
     (event,) = events.Images("train/first_batch")
-    images, _, _ = trained_on(*words, "augmentation=none")
+    images, _, _ = trained_on(*overrides, "augmentation=none")
     assert torch.equal(read(event.encoded_image_string), image_grid(images[:15].to(torch.uint8)))

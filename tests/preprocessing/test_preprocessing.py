@@ -473,7 +473,7 @@ def test_what_whitening_cannot_do_is_said_before():
     with pytest.raises(ValueError, match="components=193: must be at most 192, the values of a sample"):
         PCAWhitening(193).check((3, 8, 8))
     ZCA().check((3, 64, 64))
-    with pytest.raises(ValueError, match=f"at most {MOST_FEATURES:,} values a sample, not 150,528"):
+    with pytest.raises(ValueError, match=f"at most {MOST_FEATURES:,} values per sample, not 150,528"):
         ZCA().check((3, 224, 224))
     with pytest.raises(ValueError, match="components=0: must be at least 1, or null"):
         ZCA(components=0)

@@ -54,7 +54,7 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
 
 
 @contextmanager
-def nobody_listens() -> Iterator[None]:
+def no_handlers() -> Iterator[None]:
     """Without the handlers that pytest adds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [])
@@ -62,7 +62,7 @@ def nobody_listens() -> Iterator[None]:
 
 
 def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with nobody_listens(), held():
+    with no_handlers(), held():
         log.info("first")
         log.warning("second")
         handler = open_run_log(tmp_path / "train.log")
@@ -76,7 +76,7 @@ def test_what_was_said_before_the_log_was_open_stands_in_it(tmp_path: Path, caps
 
 
 def test_what_is_held_is_let_go_where_no_log_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="no log"), nobody_listens(), held():
+    with pytest.raises(ValueError, match="no log"), no_handlers(), held():
         log.warning("lost")
         raise ValueError("no log")
     handler = open_run_log(tmp_path / "train.log")
@@ -86,12 +86,12 @@ def test_what_is_held_is_let_go_where_no_log_is_opened(tmp_path: Path, capsys: p
 
 
 def test_warnings_of_data_are_said_until_the_handler_is_closed() -> None:
-    said: list[str] = []
-    handler = tell_warnings_of_data(said.append)
+    messages: list[str] = []
+    handler = tell_warnings_of_data(messages.append)
     logger = logging.getLogger("trainer.data.photographs.workers")
     logger.warning("a worker %s", "was lost")
     logger.info("decoding")
     logging.getLogger("trainer").warning("another thing")
     close(handler)
     logger.warning("after the end")
-    assert said == ["a worker was lost"]
+    assert messages == ["a worker was lost"]

@@ -76,7 +76,7 @@ def test_a_fresh_run_starts_an_empty_file(tmp_path: Path) -> None:
 def test_a_file_shorter_than_the_checkpoint_says_is_damaged(tmp_path: Path, offset: int) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match=f"it has 12 bytes where the checkpoint counted {offset}"):
+    with pytest.raises(ValueError, match=f"it has 12 bytes, but the checkpoint recorded {offset}"):
         MetricsFile(path, offset)
     assert path.read_text() == '{"step": 1}\n'
 

@@ -139,7 +139,7 @@ def test_damaged_event_files_are_refused_and_left_alone(tmp_path: Path, damage: 
         wanted = {**offsets, "events.out.tfevents.0000000001.host.1.0": 88}
     else:
         wanted = {name: size + 1 for name, size in offsets.items()}
-    with pytest.raises(ValueError, match=r"damaged, it has \d+ bytes where the checkpoint counted"):
+    with pytest.raises(ValueError, match=r"damaged: it has \d+ bytes, but the checkpoint recorded"):
         TensorBoard(tmp_path, wanted, purge_step=2)
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == offsets
 

@@ -13,7 +13,7 @@ from trainer.reporting.text_plot import plot
 
 def decode(text: str) -> np.ndarray:
     """Convert braille lines to an array of dots, by the dot numbers in the official character names."""
-    places = {1: (0, 0), 2: (1, 0), 3: (2, 0), 7: (3, 0), 4: (0, 1), 5: (1, 1), 6: (2, 1), 8: (3, 1)}
+    positions = {1: (0, 0), 2: (1, 0), 3: (2, 0), 7: (3, 0), 4: (0, 1), 5: (1, 1), 6: (2, 1), 8: (3, 1)}
     lines = [line[line.index(next(c for c in line if c in "┤│")) + 1 :] for line in text.splitlines()[1:-2]]
     width = len(text.splitlines()[-2].lstrip()) - 1
     dots = np.zeros((4 * len(lines), 2 * width), dtype=bool)
@@ -22,7 +22,7 @@ def decode(text: str) -> np.ndarray:
             if character != " ":
                 numbers = unicodedata.name(character).rpartition("-")[2]
                 for number in map(int, numbers):
-                    y, x = places[number]
+                    y, x = positions[number]
                     dots[4 * row + y, 2 * column + x] = True
     return dots
 
@@ -112,5 +112,5 @@ def test_any_number_of_values(num_values: int) -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="width=29, height=6: must be at least 30 and 6"):
         plot([1.0], 29, 6, "x", "y")
-    with pytest.raises(ValueError, match="values: must hold at least one finite number"):
+    with pytest.raises(ValueError, match="values: must contain at least one finite number"):
         plot([math.nan], 30, 6, "x", "y")

@@ -76,9 +76,9 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
     save(path, state_of(7))
     sound, silent = path.read_bytes(), 0
     for number in range(400):
-        place = number * 8 * len(sound) // 400
+        bit = number * 8 * len(sound) // 400
         damaged = bytearray(sound)
-        damaged[place // 8] ^= 1 << place % 8
+        damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"last\.pt is damaged: its checksum does not match"):
             load(path)

@@ -143,9 +143,9 @@ def test_what_was_sealed_comes_back(tmp_path: Path) -> None:
 def test_every_single_bit_and_every_length_is_guarded(tmp_path: Path) -> None:
     """All bits of a small file, content and checksum, and all shorter and some longer files."""
     path, sealed = tmp_path / "file", seal(b"some content")
-    for place in range(8 * len(sealed)):
+    for bit in range(8 * len(sealed)):
         changed = bytearray(sealed)
-        changed[place // 8] ^= 1 << place % 8
+        changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         with pytest.raises(DataError, match="is damaged: its checksum does not match"):
             unseal(path)

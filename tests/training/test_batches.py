@@ -107,11 +107,11 @@ def test_batches_that_are_kept_are_not_overwritten(side: int) -> None:
         augmentation=None, preprocessing=Scale(), strategy=Single(), channels_last=False,
     )  # fmt: skip
     kept = [batch.images[5:6] for batch in batches.epoch(0)]  # a view keeps the whole batch
-    for place, image in enumerate(kept):
-        assert torch.equal(image, images[10 * place + 5 : 10 * place + 6].float() / 255)
+    for number, image in enumerate(kept):
+        assert torch.equal(image, images[10 * number + 5 : 10 * number + 6].float() / 255)
     del kept, image
-    places = [{batch.images.untyped_storage().data_ptr() for batch in batches.epoch(epoch)} for epoch in range(4)]
-    assert len(set.union(*places)) == (2 if side == 600 else 1), "an epoch of small ones is made in one go"
+    addresses = [{batch.images.untyped_storage().data_ptr() for batch in batches.epoch(epoch)} for epoch in range(4)]
+    assert len(set.union(*addresses)) == (2 if side == 600 else 1), "an epoch of small ones is made in one go"
 
 
 class AsTheyAre(Preprocessing):

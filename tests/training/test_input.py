@@ -109,17 +109,17 @@ def test_a_loop_that_waits_for_data_says_so_once(
     run = assemble(compose([*SMALL, f"every.log={every}"]), tmp_path)
     run.batches._augmentation = adapt("augmentation", Augmentation, Slow(clock))
     fit(run)
-    said = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
-    assert len(said) == 1
-    assert "a cheaper augmentation, more threads or a GPU would help" in said[0]
-    share = int(said[0].partition("%")[0].split()[-1])
-    assert 50 < share < 100
+    lines = [line for line in capsys.readouterr().out.splitlines() if "waiting for data" in line]
+    assert len(lines) == 1
+    assert "a cheaper augmentation, more threads or a GPU would help" in lines[0]
+    percent = int(lines[0].partition("%")[0].split()[-1])
+    assert 50 < percent < 100
 
 
 def test_only_long_waiting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
 
-    def told(*readings: tuple[float, float]) -> float | None:
+    def reported(*readings: tuple[float, float]) -> float | None:
         throughput = Throughput()
         throughput.since = clock.now
         for waited, elapsed in readings:
@@ -128,16 +128,16 @@ def test_only_long_waiting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             throughput.read()
         return throughput.excessive_wait()
 
-    assert told((9.0, 10.0)) is None  # the first reading, while workers start
-    assert told((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
-    assert told((0.0, 1.0), (0.9, 5.0)) is None
-    assert told((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4)
+    assert reported((9.0, 10.0)) is None  # the first reading, while workers start
+    assert reported((0.0, 1.0), (1.0, 1.5)) is None  # too short to tell
+    assert reported((0.0, 1.0), (0.9, 5.0)) is None
+    assert reported((0.0, 1.0), (1.0, 2.0), (0.5, 2.0)) == pytest.approx(1.5 / 4)
 
 
 def test_in_the_end_all_waiting_counts_but_for_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
 
-    def told(*steps: tuple[float, float]) -> float | None:
+    def reported(*steps: tuple[float, float]) -> float | None:
         throughput = Throughput()
         batches = iter(range(len(steps)))
         for waited, worked in steps:
@@ -145,16 +145,16 @@ def test_in_the_end_all_waiting_counts_but_for_the_first_batch(monkeypatch: pyte
             throughput.await_next(Waited(batches, clock, waited))  # type: ignore[arg-type]
             assert clock.now == before + waited
             clock.now += worked
-        share = throughput.excessive_wait(at_end=True)
+        fraction = throughput.excessive_wait(at_end=True)
         assert throughput.excessive_wait(at_end=True) is None
-        return share
+        return fraction
 
-    assert told() is None
-    assert told((9.0, 10.0)) is None  # the first batch, while workers start
-    assert told((9.0, 0.5), (1.0, 0.4)) is None  # too short to tell
-    assert told((9.0, 2.0), (0.4, 2.0)) is None
-    assert told((9.0, 1.0), (0.6, 1.0)) == pytest.approx(0.6 / 2.6)
-    assert told((9.0, 1.0), (0.7, 1.0), (0.3, 1.0)) == pytest.approx(1.0 / 4)
+    assert reported() is None
+    assert reported((9.0, 10.0)) is None  # the first batch, while workers start
+    assert reported((9.0, 0.5), (1.0, 0.4)) is None  # too short to tell
+    assert reported((9.0, 2.0), (0.4, 2.0)) is None
+    assert reported((9.0, 1.0), (0.6, 1.0)) == pytest.approx(0.6 / 2.6)
+    assert reported((9.0, 1.0), (0.7, 1.0), (0.3, 1.0)) == pytest.approx(1.0 / 4)
 
 
 class Waited:
@@ -169,17 +169,17 @@ class Waited:
 
 
 def test_an_operation_is_added_on_the_command_line() -> None:
-    word = "+augmentation.blur={_target_: trainer.augmentation.GaussianBlur, kernel_size: 3}"
-    run = make([*SMALL, "augmentation=crop", word])
+    override = "+augmentation.blur={_target_: trainer.augmentation.GaussianBlur, kernel_size: 3}"
+    run = make([*SMALL, "augmentation=crop", override])
     assert list(run.batches._augmentation.operations) == ["crop", "blur"]
     for wrong, line in (
-        (word.replace("kernel_size", "kernelsize"), "augmentation.blur.kernelsize=3: .*kernel_size"),
-        (word.replace("GaussianBlur", "GausianBlur"), "augmentation.blur._target_=.*GaussianBlur"),
+        (override.replace("kernel_size", "kernelsize"), "augmentation.blur.kernelsize=3: .*kernel_size"),
+        (override.replace("GaussianBlur", "GausianBlur"), "augmentation.blur._target_=.*GaussianBlur"),
         ("+augmentation.blur=2", "augmentation.blur.*must be an operation"),
     ):
         with pytest.raises(ConfigurationError, match=line):
             make([*SMALL, "augmentation=crop", wrong])
-    assert list(make([*SMALL, "augmentation=none", word]).batches._augmentation.operations) == ["blur"]
+    assert list(make([*SMALL, "augmentation=none", override]).batches._augmentation.operations) == ["blur"]
 
 
 def test_a_crop_beyond_the_image_is_refused() -> None:

@@ -47,8 +47,8 @@ def poison(run: Run, kind: str, *, until_rolled_back: bool = False) -> None:
     """Insert NaN into the model's input in one evaluation of step BAD."""
 
     def enter(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
-        here = run.step == BAD and module.training and run.objective._evaluations == MIDDLE.get(kind, 0)
-        return (inputs[0] * torch.nan,) if here and not (until_rolled_back and run.progress.rollbacks) else None
+        is_bad = run.step == BAD and module.training and run.objective._evaluations == MIDDLE.get(kind, 0)
+        return (inputs[0] * torch.nan,) if is_bad and not (until_rolled_back and run.progress.rollbacks) else None
 
     run.model.register_forward_pre_hook(enter)
 
@@ -89,7 +89,7 @@ def test_skip_leaves_out_that_step_alone(kind: str, tmp_path: Path) -> None:
     for step in range(1, 14):
         assert torch.equal(seen[step], seen[step - 1]) == (step == BAD), step
     assert torch.isfinite(weights(run)).all()
-    assert f"1 of 1 steps were not finite and were left out, from step {BAD} on" in notices(run)
+    assert f"1 of 1 steps were not finite and were skipped, the first of them step {BAD}" in notices(run)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_rollback_returns_to_the_checkpoint_with_half_the_rate(kind: str, tmp_pa
     assert run.progress.rollbacks == 1
     assert run.step == 14
     assert run.lr == pytest.approx(KINDS[kind]["lr"] / 2)
-    assert f"step {BAD} was not finite: back to step 7" in notices(run)
+    assert f"step {BAD} was not finite: rolled back to step 7" in notices(run)
 
 
 @pytest.mark.parametrize("kind", KINDS)

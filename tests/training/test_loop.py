@@ -132,8 +132,8 @@ def test_a_run_folder_is_complete_and_tells_the_same_story_everywhere(tmp_path: 
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
     for tag in ("train/loss", "val/accuracy", "lr", "grad_norm"):
-        told = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars(tag)]
-        assert [(r["step"], r[tag]) for r in records if tag in r] == told
+        recorded = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars(tag)]
+        assert [(r["step"], r[tag]) for r in records if tag in r] == recorded
     assert {"train/first_batch", "test/confusion_matrix"} <= set(events.Tags()["images"])
 
 
@@ -166,12 +166,12 @@ def test_confusion_matrix_is_scikit_learn_s() -> None:
 
     run = assembled("epochs=1")
     train(run)
-    part = run.splits.test
+    split = run.splits.test
     run.model.eval()
     with torch.no_grad():
-        predicted = run.model(run.preprocessing(part.images_NCHW)).argmax(1)
-    expected = reference(part.targets_N, predicted, labels=range(10))
-    assert confusion_matrix(run, part).tolist() == expected.tolist()
+        predicted = run.model(run.preprocessing(split.images_NCHW)).argmax(1)
+    expected = reference(split.targets_N, predicted, labels=range(10))
+    assert confusion_matrix(run, split).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

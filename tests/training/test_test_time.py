@@ -94,12 +94,12 @@ def trained() -> Run:
     return run
 
 
-def probabilities_one_by_one(run: Run, part: Any, kind: str) -> Tensor:
+def probabilities_one_by_one(run: Run, split: Any, kind: str) -> Tensor:
     """float64 (N, K), in a plain loop over images."""
     run.model.eval()
     rows = []
     with torch.inference_mode():
-        for image in part.images_NCHW:
+        for image in split.images_NCHW:
             views = run.preprocessing(torch.stack(views_one_by_one(image, kind)))
             rows.append(run.model(views).double().softmax(1).mean(0))
     run.model.train()
@@ -109,36 +109,36 @@ def probabilities_one_by_one(run: Run, part: Any, kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_are_those_of_a_plain_loop(trained, kind):
     """Within 1e-6, because sums over views are in float32."""
-    part = trained.splits.val
-    expected = probabilities_one_by_one(trained, part, kind)
+    split = trained.splits.val
+    expected = probabilities_one_by_one(trained, split, kind)
     trained.model.eval()
     with torch.inference_mode():
-        log_p = log_probabilities(trained, TestTime(kind).views(part.images_NCHW))
+        log_p = log_probabilities(trained, TestTime(kind).views(split.images_NCHW))
     trained.model.train()
     assert (log_p.double().exp() - expected).abs().max() < 1e-6
-    found = evaluate_views(trained, part, "val", TestTime(kind))
-    of_target = expected[torch.arange(len(part)), part.targets_N]
+    found = evaluate_views(trained, split, "val", TestTime(kind))
+    of_target = expected[torch.arange(len(split)), split.targets_N]
     assert found["val/loss"] == pytest.approx(-of_target.log().mean().item(), rel=1e-5)
-    assert found["val/accuracy"] == (expected.argmax(1) == part.targets_N).double().mean().item()
-    assert found.keys() == evaluate(trained, part, "val").keys()
+    assert found["val/accuracy"] == (expected.argmax(1) == split.targets_N).double().mean().item()
+    assert found.keys() == evaluate(trained, split, "val").keys()
     assert trained.model.training
 
 
 def test_views_change_the_answer_and_none_does_not(trained):
-    part = trained.splits.val
-    plain = evaluate(trained, part, "val")
-    assert evaluate_views(trained, part, "val", TestTime()) == pytest.approx(plain, rel=1e-5)
-    losses = {kind: evaluate_views(trained, part, "val", TestTime(kind))["val/loss"] for kind in KINDS}
+    split = trained.splits.val
+    plain = evaluate(trained, split, "val")
+    assert evaluate_views(trained, split, "val", TestTime()) == pytest.approx(plain, rel=1e-5)
+    losses = {kind: evaluate_views(trained, split, "val", TestTime(kind))["val/loss"] for kind in KINDS}
     assert len({round(loss, 5) for loss in losses.values()}) == 4
 
 
 def test_batches_do_not_matter(trained):
-    part = trained.splits.val
+    split = trained.splits.val
     trained.model.eval()
     with torch.inference_mode():
         ten = TestTime("ten_crop")
-        whole = log_probabilities(trained, ten.views(part.images_NCHW))
-        alone = torch.cat([log_probabilities(trained, ten.views(i[None])) for i in part.images_NCHW])
+        whole = log_probabilities(trained, ten.views(split.images_NCHW))
+        alone = torch.cat([log_probabilities(trained, ten.views(i[None])) for i in split.images_NCHW])
     trained.model.train()
     assert (whole - alone).abs().max() < 1e-4
 
@@ -156,14 +156,14 @@ def test_a_probability_of_zero_has_a_finite_loss(trained):
 
 
 def test_loss_in_bits_with_smoothing():
-    words = ["loss.base=2", "loss.label_smoothing=0.2"]
-    run = build_run(resolve(compose([*SMALL, *words])))
+    overrides = ["loss.base=2", "loss.label_smoothing=0.2"]
+    run = build_run(resolve(compose([*SMALL, *overrides])))
     train(run)
-    part = run.splits.val
-    p = probabilities_one_by_one(run, part, "flip")
-    target = 0.8 * torch.nn.functional.one_hot(part.targets_N, 10) + 0.02
+    split = run.splits.val
+    p = probabilities_one_by_one(run, split, "flip")
+    target = 0.8 * torch.nn.functional.one_hot(split.targets_N, 10) + 0.02
     expected = -(target * p.log2()).sum(1).mean().item()
-    assert evaluate_views(run, part, "val", TestTime("flip"))["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert evaluate_views(run, split, "val", TestTime("flip"))["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_another_loss_is_left_out():
@@ -190,17 +190,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of two classes, one brighter than the other."""
     root = tmp_path_factory.mktemp("photographs")
     seed = 0
-    for part, label in [(part, label) for part in ("train", "val", "test") for label in "ab"]:
-        (root / part / label).mkdir(parents=True)
+    for split, label in [(split, label) for split in ("train", "val", "test") for label in "ab"]:
+        (root / split / label).mkdir(parents=True)
         for height, width in PHOTOGRAPHS[label == "b" :]:
             seed += 1
             array = pixels(height, width, seed) // (2 if label == "a" and seed % 3 else 1)
             content = encoded(Image.fromarray(array), quality=92)
-            (root / part / label / f"{seed:03}.jpg").write_bytes(content)
+            (root / split / label / f"{seed:03}.jpg").write_bytes(content)
     return root
 
 
-def words_for(root: Path, workers: int = 0) -> list[str]:
+def overrides_for(root: Path, workers: int = 0) -> list[str]:
     return [
         *OF_PHOTOGRAPHS, f"data.root={root}", f"data.cache_dir={root.parent / 'cache'}", f"data.workers={workers}"
     ]  # fmt: skip
@@ -209,13 +209,13 @@ def words_for(root: Path, workers: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def weights(root: Path) -> dict[str, Any]:
     """Weights of a model confident enough to answer differently for different views."""
-    run = build_run(resolve(compose([*words_for(root), "steps=60"])))
+    run = build_run(resolve(compose([*overrides_for(root), "steps=60"])))
     train(run)
     return {"model": run.model.state_dict(), "preprocessing": run.preprocessing.state_dict()}
 
 
-def of_photographs(root: Path, weights: dict[str, Any], words: Sequence[str] = (), workers: int = 0) -> Run:
-    run = build_run(resolve(compose([*words_for(root, workers), "steps=60", *words])), fit=False)
+def of_photographs(root: Path, weights: dict[str, Any], overrides: Sequence[str] = (), workers: int = 0) -> Run:
+    run = build_run(resolve(compose([*overrides_for(root, workers), "steps=60", *overrides])), fit=False)
     run.model.load_state_dict(weights["model"])
     run.preprocessing.load_state_dict(weights["preprocessing"])
     return run
@@ -254,25 +254,25 @@ def probabilities_of_files(run: Run, folder: Path, test_time: TestTime, max_side
     return torch.stack([row.mean(0) for row in rows])
 
 
-def probabilities(run: Run, part: Any, test_time: TestTime) -> list[Tensor]:
+def probabilities(run: Run, split: Any, test_time: TestTime) -> list[Tensor]:
     """One tensor per batch, with a row per sample."""
     run.model.eval()
     with torch.inference_mode():
-        found = [log_probabilities(run, views).exp() for views, _ in batches_of_views(run, part, test_time)]
+        found = [log_probabilities(run, views).exp() for views, _ in batches_of_views(run, split, test_time)]
     run.model.train()
     return found
 
 
 def check_photographs(run: Run, root: Path, test_time: TestTime, max_side: int | None = None) -> None:
     """Within 1e-6, because of convolutions over other batches and sums over views in float32."""
-    part = run.splits.val
+    split = run.splits.val
     expected = probabilities_of_files(run, root / "val", test_time, max_side)
-    assert (torch.cat(probabilities(run, part, test_time)).double() - expected).abs().max() < 1e-6
+    assert (torch.cat(probabilities(run, split, test_time)).double() - expected).abs().max() < 1e-6
     seen: list[int] = []
-    found = evaluate_views(run, part, "val", test_time, seen.append)
-    of_target = expected[torch.arange(len(part)), part.targets_N]
+    found = evaluate_views(run, split, "val", test_time, seen.append)
+    of_target = expected[torch.arange(len(split)), split.targets_N]
     assert found["val/loss"] == pytest.approx(-of_target.log().mean().item(), abs=1e-6)
-    assert found["val/accuracy"] == (expected.argmax(1) == part.targets_N).double().mean().item()
+    assert found["val/accuracy"] == (expected.argmax(1) == split.targets_N).double().mean().item()
     assert seen == [4, 4, 4, 4, 3]  # the number of images per batch, not of views
 
 
@@ -321,16 +321,16 @@ def test_views_of_photographs_are_shared_among_ranks(
     """Three ranks, one of which has an empty shard of the last batch, have equally many batches and together every
     sample once."""
     run, asked = of_photographs(root, weights), TestTime("ten_crop")
-    part = run.splits.val
-    alone = torch.cat(probabilities(run, part, asked))
+    split = run.splits.val
+    alone = torch.cat(probabilities(run, split, asked))
     shards, rows = [], []
     for rank in range(3):
         share = lambda count, rank=rank: slice(rank * count // 3, (rank + 1) * count // 3)  # noqa: E731
         monkeypatch.setattr(run, "strategy", SimpleNamespace(data_size=3, shard=share))
-        shards += evaluation_shards(run, part)
-        rows += probabilities(run, part, asked)
+        shards += evaluation_shards(run, split)
+        rows += probabilities(run, split, asked)
         assert len(rows) == 2 * (rank + 1)
-    assert sorted(torch.cat(shards).tolist()) == list(range(len(part)))
+    assert sorted(torch.cat(shards).tolist()) == list(range(len(split)))
     assert (torch.cat(rows) - alone[torch.cat(shards)]).abs().max() < 1e-6
 
 
@@ -341,26 +341,26 @@ def test_evaluate_says_when_the_data_are_others(
     shutil.copytree(root, copy)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train"])
-    assert app.run([*words_for(copy), "steps=4", "hydra.run.dir=run"]) == 0
+    assert app.run([*overrides_for(copy), "steps=4", "hydra.run.dir=run"]) == 0
 
-    def said(*words: str) -> str:
+    def warnings_of(*overrides: str) -> str:
         capsys.readouterr()
-        assert app.run(["evaluate", "run", *words]) == 0
+        assert app.run(["evaluate", "run", *overrides]) == 0
         out, err = capsys.readouterr()
         assert "val/loss" in json.loads(out)
         return err
 
-    assert said() == said("tta=ten_crop") == ""
+    assert warnings_of() == warnings_of("tta=ten_crop") == ""
     changed = next((copy / "test").rglob("*.jpg"))
     changed.write_bytes(encoded(Image.fromarray(pixels(50, 60, 999)), quality=92))
-    line = f"run: data=image_folder data.root={copy}: not the data that the run began with (another checksum)\n"
-    assert said() == said("tta=ten_crop") == said("batch_size=4") == line
-    assert said("data.split_seed=1") == ""  # other data may be asked for
+    line = f"run: data=image_folder data.root={copy}: not the data that the run started with (different checksum)\n"
+    assert warnings_of() == warnings_of("tta=ten_crop") == warnings_of("batch_size=4") == line
+    assert warnings_of("data.split_seed=1") == ""  # other data may be asked for
     for content in ("{}", "[]", "{"):
         (tmp_path / "run/environment.json").write_text(content)
-        assert said() == ""
+        assert warnings_of() == ""
     (tmp_path / "run/environment.json").unlink()
-    assert said() == ""
+    assert warnings_of() == ""
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
     found = json.loads(line)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["_target_"] == "trainer.data.Digits"
-    names = [f"{part}/{metric}" for part in ("val", "test") for metric in ("loss", "accuracy", "accuracy_top5")]
+    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy", "accuracy_top5")]
     assert list(found) == ["run", *names, "throughput/samples_per_second"]
     assert 10 < found["throughput/samples_per_second"] < math.inf
     plain = json.loads((folder / "result.json").read_text())
@@ -401,16 +401,16 @@ class _Screen(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("words", [[], ["tta=multi_scale"]], ids=["plain", "views"])
+@pytest.mark.parametrize("overrides", [[], ["tta=multi_scale"]], ids=["plain", "views"])
 @pytest.mark.parametrize("is_screen", [True, False])
-def test_progress_is_seen_on_a_terminal_alone(folder, words, is_screen, capsys, monkeypatch):
+def test_progress_is_seen_on_a_terminal_alone(folder, overrides, is_screen, capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.delenv("CI", raising=False)
     stderr = _Screen() if is_screen else io.StringIO()
     monkeypatch.setattr("sys.stderr", stderr)
     capsys.readouterr()
-    assert app.run(["evaluate", str(folder), *words]) == 0
+    assert app.run(["evaluate", str(folder), *overrides]) == 0
     assert "val/loss" in json.loads(capsys.readouterr().out)
     shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stderr.getvalue())
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -434,31 +434,31 @@ MISTAKES: dict[str, str] = {
     "tta=ten_crop tta.crop=1.5": "tta.crop=1.5: must be a number from 0.1 to 1",
     "tta=ten_crop tta.crop=half": "tta.crop=half: must be a number from 0.1 to 1",
     "tta=ten_crop tta.crop=nan": "tta.crop=nan: must be a number from 0.1 to 1",
-    "tta=flip tta.crop=0.5": "tta.crop=0.5: is for tta=ten_crop",
-    "tta.crop=0.5": "tta.crop=0.5: is for tta=ten_crop",
+    "tta=flip tta.crop=0.5": "tta.crop=0.5: requires tta=ten_crop",
+    "tta.crop=0.5": "tta.crop=0.5: requires tta=ten_crop",
     "tta=flip tta=none": "tta=flip tta=none: each may be given once",
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_mistakes_are_one_line_and_code_2(words, folder):
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_mistakes_are_one_line_and_code_2(overrides, folder):
     with pytest.raises(ConfigurationError) as error:
-        app.run(["evaluate", str(folder), *words.split()])
-    assert error.value.problems == [MISTAKES[words]]
+        app.run(["evaluate", str(folder), *overrides.split()])
+    assert error.value.problems == [MISTAKES[overrides]]
     assert error.value.exit_code == 2
 
 
 def test_other_words_are_left_alone():
-    words = ["seed=3", "tta=ten_crop", "data.tta=1", "tta.crop=0.5"]
-    assert read_words(words) == (TestTime("ten_crop", 0.5), ["seed=3", "data.tta=1"])
+    overrides = ["seed=3", "tta=ten_crop", "data.tta=1", "tta.crop=0.5"]
+    assert read_words(overrides) == (TestTime("ten_crop", 0.5), ["seed=3", "data.tta=1"])
     assert read_words(["seed=3"]) == (None, ["seed=3"])
 
 
 def test_values_have_no_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train"])
-    words = ["data=linear_regression", "loss=mse", "model=linear", "epochs=1", "hydra.run.dir=run", "threads=1"]
-    assert app.run(words) == 0
+    overrides = ["data=linear_regression", "loss=mse", "model=linear", "epochs=1", "hydra.run.dir=run", "threads=1"]
+    assert app.run(overrides) == 0
     with pytest.raises(
         ConfigurationError, match=r"^tta=flip: averages class probabilities of images; the data is regression$"
     ):

@@ -65,10 +65,10 @@ def load_data(blueprint: Blueprint) -> Splits:
         part = getattr(splits, name)
         shape = tuple(part.images_NCHW.shape)
         if shape != (count, *facts.input_shape) or len(part.targets_N) != count:
-            raise DataError(f"data: the {name} part has images {shape}; its facts say {(count, *facts.input_shape)}")
+            raise DataError(f"data: the {name} split has images {shape}; its facts say {(count, *facts.input_shape)}")
         wanted = torch.float32 if facts.kind == "features" else torch.uint8
         if isinstance(part.images_NCHW, torch.Tensor) and part.images_NCHW.dtype != wanted:
-            raise DataError(f"data: the {name} part has {part.images_NCHW.dtype}; {facts.kind} are {wanted}")
+            raise DataError(f"data: the {name} split has {part.images_NCHW.dtype}; {facts.kind} are {wanted}")
         if facts.task == "classification" and not 0 <= part.targets_N.min() <= part.targets_N.max() < facts.num_outputs:
-            raise DataError(f"data: the {name} part has classes outside 0..{facts.num_outputs - 1}")
+            raise DataError(f"data: the {name} split has classes outside 0..{facts.num_outputs - 1}")
     return splits

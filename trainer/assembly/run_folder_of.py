@@ -70,7 +70,7 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
         config = run.blueprint.config
         raise ConfigurationError(
             f"epochs={config['epochs']}, steps={config['steps']}: is {run.blueprint.total_steps} steps; "
-            f"the run has done {run.step} already"
+            f"the run has taken {run.step} already"
         )
 
 
@@ -112,7 +112,7 @@ def other_data(config: Config) -> str:
     """Return the message about data that have changed since the run began."""
     root = config["data"].get("root")
     chosen = f"data={config['choices']['data']}" + ("" if root is None else f" data.root={root}")
-    return f"{chosen}: not the data that the run began with (another checksum)"
+    return f"{chosen}: not the data that the run started with (different checksum)"
 
 
 def record_environment(run: Run, folder: Path, resumed: bool) -> None:
@@ -127,7 +127,7 @@ def record_environment(run: Run, folder: Path, resumed: bool) -> None:
     before = json.loads(path.read_text())
     for key in ("packages", "device", "threads", "world_size", "platform"):
         if before[key] != now[key] and run.report is not None:
-            run.report.message(f"{key} differ from when the run began; the last bits may, too: {now[key]}")
+            run.report.message(f"{key}: changed since the run started, so the last bits may differ; now {now[key]}")
 
 
 def keep_matching_best(run: Run, path: Path) -> None:

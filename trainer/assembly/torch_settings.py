@@ -15,8 +15,8 @@ from trainer.configuration.blueprint import Blueprint
 def set_up_torch(config: Config, device: torch.device) -> None:
     """Set threads and determinism for the whole process."""
     torchs_own_threads()
-    here = rank_info()
-    sharing = here.local_size if here is not None and device.type == "cpu" else 1
+    info = rank_info()
+    sharing = info.local_size if info is not None and device.type == "cpu" else 1
     torch.set_num_threads(config["threads"] or max(1, torchs_own_threads() // sharing))
     if config["deterministic"]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -53,6 +53,6 @@ def _plain_weights(path: Path) -> State:
         raise DataError(f"init_from={path}: is neither a checkpoint nor a state dict of tensors") from error
     tensors = found.get("model", found) if isinstance(found, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise DataError(f"init_from={path}: must hold a state dict, tensors by name")
+        raise DataError(f"init_from={path}: must contain a state dict of tensors")
     whole: State = found
     return whole

@@ -50,6 +50,6 @@ class Bordered:
         crops = self._crop_pool.empty((N, C, H, W), dtype, device)
         crops.copy_(runs.as_strided((N, C, H, W), (run, self._plane, self._stride, 1)))
         if flipped_N is not None:
-            there_K = flipped_N.nonzero().flatten().to(self._flat.device, non_blocking=True)
-            put(crops, there_K, crops.index_select(0, there_K).flip(3))
+            index_K = flipped_N.nonzero().flatten().to(self._flat.device, non_blocking=True)
+            put(crops, index_K, crops.index_select(0, index_K).flip(3))
         return crops

@@ -74,8 +74,8 @@ def change_hue(images_NCHW: Tensor, shifts_N: Tensor) -> Tensor:
     hue.add_(column(1 + shifts_N, images_NCHW).squeeze(1))  # keeps it positive
     for channel, n in ((red, 5), (green, 3), (blue, 1)):
         turned = torch.add(hue, n / 6, out=buffer).frac_()
-        share = turned.sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
-        torch.sub(high, share.mul_(chroma), out=channel)
+        weight = turned.sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
+        torch.sub(high, weight.mul_(chroma), out=channel)
     return images_NCHW.mul_(_SCALE / 255).floor_()
 
 
@@ -83,7 +83,9 @@ def change_gamma(images_NCHW: Tensor, gammas_N: Tensor) -> Tensor:
     """255 (x / 255)^gamma."""
     levels_256 = torch.arange(256, dtype=torch.float64) / 255
     tables = levels_256.pow(gammas_N.unsqueeze(1)).mul_(_SCALE).floor_()
-    return _look_up(images_NCHW, _places(images_NCHW.flatten(1)), tables.to(images_NCHW.device, non_blocking=True))
+    return _look_up(
+        images_NCHW, _table_indices(images_NCHW.flatten(1)), tables.to(images_NCHW.device, non_blocking=True)
+    )
 
 
 def invert(images_NCHW: Tensor) -> Tensor:
@@ -102,12 +104,12 @@ def sharpen(images_NCHW: Tensor, factors_N: Tensor) -> Tensor:
     # Neighbours are summed along the flattened batch, in long runs instead of short rows; the borders, where the sums
     # wrap around, are zeroed afterwards. Sums are exact, and a 13th of an integer never lies halfway between levels.
     flat = images_NCHW.view(-1)
-    beside = flat[:-2] + flat[1:-1]
-    beside.add_(flat[2:])
+    row_sums = flat[:-2] + flat[1:-1]
+    row_sums.add_(flat[2:])
     change = torch.empty_like(images_NCHW)
     inner, centre = change.view(-1)[W + 1 : -W - 1], flat[W + 1 : -W - 1]
-    torch.add(beside[: -2 * W], beside[W:-W], out=inner)
-    inner.add_(beside[2 * W :]).add_(centre, alpha=4).mul_(1 / 13).round_().sub_(centre)
+    torch.add(row_sums[: -2 * W], row_sums[W:-W], out=inner)
+    inner.add_(row_sums[2 * W :]).add_(centre, alpha=4).mul_(1 / 13).round_().sub_(centre)
     for border in (change[..., 0, :], change[..., -1, :], change[..., 0], change[..., -1]):
         border.zero_()
     return images_NCHW.addcmul_(change, column(1 - factors_N, images_NCHW)).clamp_(0, 255).floor_()
@@ -142,31 +144,31 @@ def equalize(images_NCHW: Tensor) -> Tensor:
     255 and rounded down. If s is 0 the channel is unchanged.
     """
     planes = images_NCHW.flatten(0, 1).flatten(1)
-    places = _places(planes)
-    counts = _count(places, len(planes) * 256).view(-1, 256)
+    indices = _table_indices(planes)
+    counts = _count(indices, len(planes) * 256).view(-1, 256)
     below = counts.cumsum(1).sub_(counts).to(torch.float32)  # exact, as all that follows, below 2^24 pixels
     step = below.gather(1, planes.amax(1, keepdim=True).to(torch.int64)).div_(255).floor_()
     tables = below.add_((step * 0.5).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
     tables = torch.where(step > 0, tables, torch.arange(256.0, device=planes.device))
-    return _look_up(images_NCHW, places, tables)
+    return _look_up(images_NCHW, indices, tables)
 
 
-def _places(pixels_PM: Tensor) -> Tensor:
+def _table_indices(pixels_PM: Tensor) -> Tensor:
     """int32 (P * M,): index of each pixel's entry in concatenated tables of 256 entries, one table per row."""
     first_P = torch.arange(len(pixels_PM), dtype=torch.int32, device=pixels_PM.device).mul_(256)
     return pixels_PM.to(torch.int32).add_(first_P.unsqueeze(1)).view(-1)
 
 
-def _count(places: Tensor, num_places: int) -> Tensor:
+def _count(indices: Tensor, num_indices: int) -> Tensor:
     """int64 (num_places,): number of occurrences of each index."""
-    if places.device.type == "cpu":
-        return torch.bincount(places, minlength=num_places)
-    counts = torch.zeros(num_places, dtype=torch.int64, device=places.device)  # bincount would wait for the device
-    return counts.scatter_add_(0, places.to(torch.int64), counts.new_ones(1).expand_as(places))
+    if indices.device.type == "cpu":
+        return torch.bincount(indices, minlength=num_indices)
+    counts = torch.zeros(num_indices, dtype=torch.int64, device=indices.device)  # bincount would wait for the device
+    return counts.scatter_add_(0, indices.to(torch.int64), counts.new_ones(1).expand_as(indices))
 
 
-def _look_up(images_NCHW: Tensor, places: Tensor, tables_P256: Tensor) -> Tensor:
-    torch.index_select(tables_P256.to(images_NCHW.dtype).view(-1), 0, places, out=images_NCHW.view(-1))
+def _look_up(images_NCHW: Tensor, indices: Tensor, tables_P256: Tensor) -> Tensor:
+    torch.index_select(tables_P256.to(images_NCHW.dtype).view(-1), 0, indices, out=images_NCHW.view(-1))
     return images_NCHW
 
 

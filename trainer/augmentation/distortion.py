@@ -54,7 +54,7 @@ class Elastic(RangedOperation):
         if self.alpha == 0:
             return images_KCHW
         height, width = images_KCHW.shape[2:]
-        y_HW, x_HW = _places(height, width, images_KCHW.device)
+        y_HW, x_HW = _coordinates(height, width, images_KCHW.device)
         for chunk in chunks(images_KCHW):
             by_K2HW = self.displacement(rows["seed"][chunk], height, width, images_KCHW.device)
             _take(images_KCHW[chunk], y_HW + by_K2HW[:, 1], x_HW + by_K2HW[:, 0], self.fill)
@@ -69,8 +69,8 @@ def _smoothing(size: int, sigma: float) -> Tensor:
     square.
     """
     margin = math.ceil(3 * sigma)
-    places_K = torch.arange(-margin, size + margin, max(1, int(sigma)), dtype=torch.float64)
-    distance = torch.arange(size, dtype=torch.float64).unsqueeze(1) - places_K
+    coordinates_K = torch.arange(-margin, size + margin, max(1, int(sigma)), dtype=torch.float64)
+    distance = torch.arange(size, dtype=torch.float64).unsqueeze(1) - coordinates_K
     weights = (-((distance / sigma) ** 2) / 2).exp()
     weights /= weights.square().sum(1, keepdim=True).sqrt()
     # noise and weights are multiples of powers of two, so that sums are exact in any order
@@ -105,7 +105,7 @@ class LensDistortion(Operation):
 
     def _change(self, images_NCHW: Tensor, k1_N: Tensor) -> Tensor:
         height, width = images_NCHW.shape[2:]
-        y_HW, x_HW = _places(height, width, images_NCHW.device)
+        y_HW, x_HW = _coordinates(height, width, images_NCHW.device)
         square_HW = (x_HW**2 + y_HW**2) / ((height / 2) ** 2 + (width / 2) ** 2)
         k1_N11 = k1_N.to(images_NCHW.device, non_blocking=True).view(-1, 1, 1)
         for chunk in chunks(images_NCHW):
@@ -114,7 +114,7 @@ class LensDistortion(Operation):
         return images_NCHW
 
 
-def _places(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """y and x of each pixel relative to the centre, each float64_HW."""
     y_HW, x_HW = torch.meshgrid(centred(height), centred(width), indexing="ij")
     return y_HW.to(device), x_HW.to(device)

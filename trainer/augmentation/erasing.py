@@ -47,10 +47,10 @@ class Erasing(Operation):
         _, H, W = input_shape
         applied_N = draw_applied(num_samples, self.probability, generator)
         seeds_N = draw_seeds(num_samples, generator)
-        place_2N = torch.rand(2, num_samples, generator=generator, dtype=torch.float64)
+        position_2N = torch.rand(2, num_samples, generator=generator, dtype=torch.float64)
         height_N, width_N = self._sides(applied_N, seeds_N, H, W)
-        top_N = (place_2N[0] * (H - height_N + 1)).to(torch.int64)
-        left_N = (place_2N[1] * (W - width_N + 1)).to(torch.int64)
+        top_N = (position_2N[0] * (H - height_N + 1)).to(torch.int64)
+        left_N = (position_2N[1] * (W - width_N + 1)).to(torch.int64)
         rows = {"top": top_N, "left": left_N, "height": height_N, "width": width_N}
         return rows | ({"seed": seeds_N} if self.fill == "noise" else {})
 
@@ -104,5 +104,5 @@ class Erasing(Operation):
 
 def _outside(first_N: Tensor, count_N: Tensor, size: int) -> Tensor:
     """bool (N, size): whether an index lies outside first..first+count-1."""
-    places = torch.arange(size)
-    return (places < first_N.unsqueeze(1)) | (places >= (first_N + count_N).unsqueeze(1))
+    positions = torch.arange(size)
+    return (positions < first_N.unsqueeze(1)) | (positions >= (first_N + count_N).unsqueeze(1))

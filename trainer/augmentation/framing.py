@@ -97,7 +97,7 @@ class ResizedCrop(Framing):
 
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         drawn = uniform(seeds_N, (2 * _TRIES + 2,), seeds_N.device).double()
-        scale_NT, ratio_NT, place_N2 = drawn.split([_TRIES, _TRIES, 2], 1)
+        scale_NT, ratio_NT, position_N2 = drawn.split([_TRIES, _TRIES, 2], 1)
         area_NT = (height_N * width_N).unsqueeze(1) * (self.scale[0] + (self.scale[1] - self.scale[0]) * scale_NT)
         low, high = (math.log(ratio) for ratio in self.ratio)
         ratio_NT = (low + (high - low) * ratio_NT).exp()
@@ -108,8 +108,8 @@ class ResizedCrop(Framing):
         first_N1 = fits_NT.int().argmax(1, keepdim=True)
         box_height_N = tried_height_NT.gather(1, first_N1).squeeze(1)
         box_width_N = tried_width_NT.gather(1, first_N1).squeeze(1)
-        top_N = (place_N2[:, 0] * (height_N - box_height_N + 1)).long()
-        left_N = (place_N2[:, 1] * (width_N - box_width_N + 1)).long()
+        top_N = (position_N2[:, 0] * (height_N - box_height_N + 1)).long()
+        left_N = (position_N2[:, 1] * (width_N - box_width_N + 1)).long()
         found_N8 = _frames(top_N, left_N, box_height_N, box_width_N, *output_hw, 0, 0)
         central_N8 = _central(height_N, width_N, *self.ratio, output_hw)
         return torch.where(fits_NT.any(1, keepdim=True), found_N8, central_N8)
@@ -136,7 +136,7 @@ class RandomShortSide(Framing):
         uniform_N3 = uniform(seeds_N, (3,), seeds_N.device).double()
         by_height_N = height_N * output_w <= width_N * output_h
         side_N = torch.where(by_height_N, output_h, output_w)
-        low_N, high_N = ((side_N * share).round().long() for share in self.short_side)
+        low_N, high_N = ((side_N * fraction).round().long() for fraction in self.short_side)
         short_N = low_N + (uniform_N3[:, 0] * (high_N - low_N + 1)).long()
         new_height_N = torch.where(by_height_N, short_N, (short_N * height_N // width_N).clamp(min=output_h))
         new_width_N = torch.where(by_height_N, (short_N * width_N // height_N).clamp(min=output_w), short_N)
@@ -162,8 +162,8 @@ class CropAndPad(Operation):
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         applied_N = draw_applied(num_samples, self.probability, generator)
         names = ("top", "bottom", "left", "right")
-        shares = [draw_uniform(num_samples, -self.fraction, self.fraction, generator) for _ in names]
-        return {name: torch.where(applied_N, share_N, 0) for name, share_N in zip(names, shares, strict=True)}
+        fractions = [draw_uniform(num_samples, -self.fraction, self.fraction, generator) for _ in names]
+        return {name: torch.where(applied_N, fraction_N, 0) for name, fraction_N in zip(names, fractions, strict=True)}
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
         height, width = images_NCHW.shape[2:]
@@ -174,9 +174,9 @@ class CropAndPad(Operation):
         return where(images_NCHW, changed_N, lambda chosen, at_K: apply_frames(chosen, frames_N8[at_K]))
 
 
-def _pixels(share_N: Tensor, size: int) -> Tensor:
+def _pixels(fraction_N: Tensor, size: int) -> Tensor:
     """Number of pixels to add, limited so that at least one pixel remains."""
-    return (share_N * size).round().long().clamp(min=-((size - 1) // 2))
+    return (fraction_N * size).round().long().clamp(min=-((size - 1) // 2))
 
 
 def apply_frames(images_NCHW: Tensor, frames_N8: Tensor, output_hw: tuple[int, int] | None = None) -> Tensor:

@@ -65,12 +65,12 @@ class _Flip(Operation):
         return {"applied": draw_applied(num_samples, self.probability, generator)}
 
     def __call__(self, images_NCHW: Tensor, rows: Rows) -> Tensor:
-        there_K = rows["applied"].nonzero().flatten().to(images_NCHW.device, non_blocking=True)
-        if len(there_K) == 0:
+        index_K = rows["applied"].nonzero().flatten().to(images_NCHW.device, non_blocking=True)
+        if len(index_K) == 0:
             return images_NCHW
-        flipped = images_NCHW.index_select(0, there_K).flip(self._axis)
+        flipped = images_NCHW.index_select(0, index_K).flip(self._axis)
         # uint8 images belong to the data set and must not be modified
-        return put(images_NCHW if images_NCHW.dtype == torch.float32 else images_NCHW.clone(), there_K, flipped)
+        return put(images_NCHW if images_NCHW.dtype == torch.float32 else images_NCHW.clone(), index_K, flipped)
 
 
 class HorizontalFlip(_Flip):

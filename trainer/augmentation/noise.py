@@ -156,11 +156,11 @@ class Emboss(RangedOperation):
         H, W = images_KCHW.shape[2:]
         padded = F.pad(images_KCHW, (1,) * 4, mode="reflect" if min(H, W) > 1 else "replicate")
 
-        def beside(down: int, right: int) -> Tensor:
+        def neighbour(down: int, right: int) -> Tensor:
             return padded[:, :, 1 + down : 1 + down + H, 1 + right : 1 + right + W]
 
-        across = beside(1, 1) - beside(-1, -1)
-        relief = (across + beside(0, 1)).sub_(beside(0, -1)).add_(beside(1, 0)).sub_(beside(-1, 0))
+        across = neighbour(1, 1) - neighbour(-1, -1)
+        relief = (across + neighbour(0, 1)).sub_(neighbour(0, -1)).add_(neighbour(1, 0)).sub_(neighbour(-1, 0))
         relief.mul_(column(rows["strength"], images_KCHW)).add_(across)
         relief.mul_(column(rows["alpha"], images_KCHW))
         return images_KCHW.add_(relief).round_().clamp_(0, 255)
@@ -205,8 +205,8 @@ class Superpixels(RangedOperation):
         colour_KCS = cells.means(segment_KP)[:, :C].round()
         painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
         uniform_KS = uniform(rows["seed"], (cells.count,), images_KCHW.device)
-        share_K1 = rows["replaced"].to(uniform_KS).unsqueeze(1)
-        replaced_KP = (uniform_KS < share_K1).gather(1, segment_KP).unsqueeze(1)
+        fraction_K1 = rows["replaced"].to(uniform_KS).unsqueeze(1)
+        replaced_KP = (uniform_KS < fraction_K1).gather(1, segment_KP).unsqueeze(1)
         return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]
 
 
@@ -227,9 +227,9 @@ class _Cells:
             torch.arange(padded_W, dtype=torch.float32, device=images_NCHW.device),
             indexing="ij",
         )
-        there = ((row < H) & (column_ < W)).to(torch.float32)  # the last cells may extend beyond the image
-        places_N3HW = torch.stack((row, column_, there)).expand(N, -1, -1, -1)
-        features = torch.cat((F.pad(images_NCHW, (0, padded_W - W, 0, padded_H - H)), places_N3HW), 1)
+        is_inside = ((row < H) & (column_ < W)).to(torch.float32)  # the last cells may extend beyond the image
+        positions_N3HW = torch.stack((row, column_, is_inside)).expand(N, -1, -1, -1)
+        features = torch.cat((F.pad(images_NCHW, (0, padded_W - W, 0, padded_H - H)), positions_N3HW), 1)
         cut = features.view(N, C + 3, self.rows, side, self.columns, side).permute(0, 1, 3, 5, 2, 4)
         self.features = cut.reshape(N, C + 3, side * side, self.count)
         self.features.mul_(self.features[:, -1:].clone())
@@ -240,12 +240,12 @@ class _Cells:
         cut = pixels_NCP.view(N, C, self.side, self.side, self.rows, self.columns).permute(0, 1, 4, 2, 5, 3)
         return cut.reshape(N, C, self.rows * self.side, self.columns * self.side)
 
-    def cluster(self, place_weight: float, iterations: int) -> Tensor:
+    def cluster(self, position_weight: float, iterations: int) -> Tensor:
         """int64 (N, pixels): the cluster of each pixel after the last round, numbered as the cells."""
         own_P = torch.arange(self.count, device=self.features.device).repeat(self.side**2)
         segment_NP = own_P.expand(len(self.features), -1)
         for _ in range(iterations):
-            segment_NP = self._nearest(self.means(segment_NP), place_weight)
+            segment_NP = self._nearest(self.means(segment_NP), position_weight)
         return segment_NP
 
     def means(self, segment_NP: Tensor) -> Tensor:
@@ -261,22 +261,22 @@ class _Cells:
         means_NFS[:, :1].masked_fill_(sums[:, -1:] == 0, math.inf)
         return means_NFS
 
-    def _nearest(self, centres_NFS: Tensor, place_weight: float) -> Tensor:
+    def _nearest(self, centres_NFS: Tensor, position_weight: float) -> Tensor:
         N, num_features, _ = centres_NFS.shape
-        weight_squared = place_weight * place_weight
+        weight_squared = position_weight * position_weight
         least = nearest = None
         for cell_S in self._around(centres_NFS.device):
             centres_NF1S = centres_NFS.index_select(2, cell_S).unsqueeze(2)
             cell_S = cell_S.to(torch.int32)  # halves the memory traffic
-            distance = place = None
+            distance = position = None
             for feature in range(num_features):
                 squares = (self.features[:, feature] - centres_NF1S[:, feature]).square_()
                 if feature < num_features - 2:
                     distance = squares if distance is None else distance.add_(squares)
                 else:
-                    place = squares if place is None else place.add_(squares)
-            assert distance is not None and place is not None
-            distance.add_(place.mul_(weight_squared))
+                    position = squares if position is None else position.add_(squares)
+            assert distance is not None and position is not None
+            distance.add_(position.mul_(weight_squared))
             if least is None or nearest is None:
                 least, nearest = distance, cell_S.expand(distance.shape)
             else:

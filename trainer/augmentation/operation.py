@@ -70,7 +70,7 @@ class Operation(ABC):
 
         The identity if the operation is not applied.
         """
-        raise AssertionError(f"{type(self).__name__} maps no coordinates")
+        raise AssertionError(f"{type(self).__name__} does not map coordinates")
 
     def frames(self, rows: Rows, sizes_N2: Tensor, output_hw: tuple[int, int]) -> Tensor | None:
         """For the first operation: frames to crop from photographs of these heights and widths, int64_N8 (see
@@ -88,7 +88,7 @@ class Operation(ABC):
     def mix(self, images_NCHW: Tensor, partners_NCHW: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Mix preprocessed images with their partners; also return `lam`, the weight of each image's own label,
         float32_N."""
-        raise AssertionError(f"{type(self).__name__} mixes no samples")
+        raise AssertionError(f"{type(self).__name__} does not mix samples")
 
     def phrases(self, rows: Rows) -> Sequence[list[str]] | None:
         """Descriptions of what was done to each image, for captions; None: the parameters are shown."""
@@ -165,8 +165,8 @@ def where(images_NCHW: Tensor, chosen_N: Tensor, change: Callable[[Tensor, Tenso
         return images_NCHW
     if len(indices_K) == len(images_NCHW):
         return change(images_NCHW, indices_K)
-    there_K = indices_K.to(images_NCHW.device, non_blocking=True)
-    return put(images_NCHW, there_K, change(images_NCHW.index_select(0, there_K), indices_K))
+    index_K = indices_K.to(images_NCHW.device, non_blocking=True)
+    return put(images_NCHW, index_K, change(images_NCHW.index_select(0, index_K), indices_K))
 
 
 def most(chosen_N: Tensor) -> bool:
@@ -174,12 +174,12 @@ def most(chosen_N: Tensor) -> bool:
     return 2 * int(chosen_N.sum()) > len(chosen_N)
 
 
-def put(images_NCHW: Tensor, there_K: Tensor, changed_KCHW: Tensor) -> Tensor:
-    """Overwrite the images at `there_K`, indices on the images' device, and return all images."""
+def put(images_NCHW: Tensor, index_K: Tensor, changed_KCHW: Tensor) -> Tensor:
+    """Overwrite the images at `index_K`, indices on the images' device, and return all images."""
     words, changed = _as_words(images_NCHW), _as_words(changed_KCHW)
     if words is None or changed is None:
-        return images_NCHW.index_copy_(0, there_K, changed_KCHW)
-    words.index_copy_(0, there_K, changed)
+        return images_NCHW.index_copy_(0, index_K, changed_KCHW)
+    words.index_copy_(0, index_K, changed)
     return images_NCHW
 
 

@@ -108,16 +108,16 @@ class _Policy(Operation):
     def _move(self, images_NCHW: Tensor, indices_K: Tensor, code_K: Tensor) -> None:
         if len(indices_K) == 0:
             return
-        there_K = indices_K.to(images_NCHW.device, non_blocking=True)
+        index_K = indices_K.to(images_NCHW.device, non_blocking=True)
         grids = self._grids(code_K, images_NCHW)
-        moved = F.grid_sample(images_NCHW.index_select(0, there_K), grids, mode="nearest", align_corners=False)
-        put(images_NCHW, there_K, moved)
+        moved = F.grid_sample(images_NCHW.index_select(0, index_K), grids, mode="nearest", align_corners=False)
+        put(images_NCHW, index_K, moved)
 
     def _colour(self, images_NCHW: Tensor, indices_K: Tensor, code_K: Tensor, counts: list[int]) -> None:
         if len(indices_K) == 0:
             return
-        there_K = indices_K.to(images_NCHW.device, non_blocking=True)
-        coloured = images_NCHW.index_select(0, there_K)
+        index_K = indices_K.to(images_NCHW.device, non_blocking=True)
+        coloured = images_NCHW.index_select(0, index_K)
         H, W = images_NCHW.shape[2:]
         magnitude_K = self._magnitudes(H, W).index_select(0, code_K)
         start = 0
@@ -126,7 +126,7 @@ class _Policy(Operation):
                 stop = start + count
                 change(coloured[start:stop], magnitude_K[start:stop])
                 start = stop
-        put(images_NCHW, there_K, coloured)
+        put(images_NCHW, index_K, coloured)
 
     def _magnitudes(self, height: int, width: int) -> Tensor:
         """float64, indexed by the code (operation, magnitude, sign): torchvision's float32 values."""
@@ -156,8 +156,8 @@ class _Policy(Operation):
         if key not in self._grids_of:
             table = torch.stack([self._grid(code, H, W) for code in range(first, stop)])
             self._grids_of = {key: table.flatten(1).to(images_NCHW.device)}
-        places_K = (code_K - first).to(images_NCHW.device, non_blocking=True)
-        return self._grids_of[key].index_select(0, places_K).view(-1, H, W, 2)
+        grid_index_K = (code_K - first).to(images_NCHW.device, non_blocking=True)
+        return self._grids_of[key].index_select(0, grid_index_K).view(-1, H, W, 2)
 
     def _grid(self, code: int, height: int, width: int) -> Tensor:
         """Source position of each pixel, (H, W, 2); outside the image for a black pixel.

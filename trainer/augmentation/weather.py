@@ -219,9 +219,9 @@ def _interpolation(size: int, cells: int) -> Tensor:
 
     The weights are 3 t^2 - 2 t^3.
     """
-    place = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size
-    before = place.floor()
-    t = place - before
+    coordinate = (torch.arange(size, dtype=torch.float64) + 0.5) * cells / size
+    before = coordinate.floor()
+    t = coordinate - before
     weight = (256 * t * t * (3 - 2 * t)).round_()
     weights = torch.zeros(size, cells + 1, dtype=torch.float64)
     line = torch.arange(size)

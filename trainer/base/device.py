@@ -15,10 +15,10 @@ def choose_device(text: str, several: bool = False) -> torch.device:
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if several and (text == "mps" or text.startswith("cuda:")):
-        raise ConfigurationError(f"device={text}: is one device; under this parallelism give cuda, cpu or auto")
+        raise ConfigurationError(f"device={text}: is a single device; with this parallelism use cuda, cpu or auto")
     if several and cuda and text in ("auto", "cuda"):
-        here = rank_info()
-        return torch.device("cuda", here.local_rank if here is not None else 0)
+        info = rank_info()
+        return torch.device("cuda", info.local_rank if info is not None else 0)
     if text == "auto":
         return torch.device("cuda" if cuda else "mps" if mps and not several else "cpu")
     devices = [

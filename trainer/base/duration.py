@@ -35,7 +35,7 @@ def parse_duration(text: object) -> Duration:
     if unit == "%" and amount > 100:
         raise ValueError("a share of the run must be at most 100%")
     if unit == "step" and amount != int(amount):
-        raise ValueError("steps are whole: 500step")
+        raise ValueError("steps must be a whole number, such as 500step")
     return Duration(amount, unit)
 
 

@@ -23,7 +23,7 @@ def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
         if word.startswith("-"):
             problems.append(f"train {command} has no option {word}")
         elif os.path.isfile(word):  # noqa: PTH113 (a Path raises for a name that is too long)
-            problems.append(f"{word}: is a file; a run folder is needed")
+            problems.append(f"{word}: is a file, not a run folder")
         elif not os.path.isdir(word):  # noqa: PTH112
             problems.append(f"{word}: there is no such run folder")
     if problems:
@@ -46,10 +46,10 @@ def recorded_configuration(folder: Path) -> Config:
     does not exist or a package that is not trusted.
     """
     if (folder / run_folder.SWEEP).is_file():
-        raise ConfigurationError(f"{folder} is a sweep; name one of the runs in it")
+        raise ConfigurationError(f"{folder} is a sweep; name one of its runs")
     config = run_folder.read_configuration(folder)
     if problems := rules.check_text(config, config):
-        raise DataError(f"{folder / run_folder.CONFIG} is damaged, or of another version: {problems[0]}")
+        raise DataError(f"{folder / run_folder.CONFIG} is damaged or from another version: {problems[0]}")
     if problems := rules.check_surroundings(config):
         raise ConfigurationError(problems)
     return config

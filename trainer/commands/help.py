@@ -34,7 +34,7 @@ def _show(console: Console, arguments: list[str]) -> None:
         console.print(f"[bold]{escape(f'{words:24}')}[/] {escape(meaning)}")
     console.print("\nSettings of the runner ([bold]configs/train.yaml[/] explains each):")
     console.print("  " + escape(" ".join(f"{k}={v}" for k, v in _settings(folders[0]).items())))
-    console.print("\nGroups and their options (* is the default), each with keys of its own: group.key=value")
+    console.print("\nGroups and their options (* is the default), each with its own keys: group.key=value")
     for group, options in _groups(folders).items():
         console.print(f"[bold]{group}[/]")
         for option, meaning in options.items():

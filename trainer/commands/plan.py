@@ -67,7 +67,7 @@ def _read(arguments: Sequence[str]) -> tuple[list[str], str | None, bool, Path |
         else:
             overrides.append(word)
     if is_sweep and picture is not None:
-        raise ConfigurationError("--show: draws one configuration, not a sweep; leave --multirun out")
+        raise ConfigurationError("--show: draws one configuration, not a sweep; remove --multirun")
     return overrides, config_dir, is_sweep, picture
 
 
@@ -79,7 +79,7 @@ def _new_picture(name: str) -> Path:
     if not path.parent.is_dir():
         raise ConfigurationError(f"--show={name}: there is no folder {path.parent}")
     if os.path.lexists(path):
-        raise ConfigurationError(f"--show={name}: exists already; only --show alone overwrites, {_PICTURE}")
+        raise ConfigurationError(f"--show={name}: already exists; only --show without a name overwrites ({_PICTURE})")
     return path
 
 
@@ -129,8 +129,8 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
         grid, of_hydra = trials(config), list(config.hydra.overrides.hydra)
     if not grid:
         raise ConfigurationError(
-            f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}: chooses its trials as it goes, "
-            "so there is no list of them"
+            f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}: chooses its trials during the sweep, "
+            "so they cannot be listed"
         )
     table = make_table("trial", "steps", "parameters", left=("overrides",))
     found: dict[str, str] = {}

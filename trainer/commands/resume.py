@@ -50,7 +50,9 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     total = resolve(config).total_steps
     result = read_result(folder)
     if result is not None and result["steps"] > total:
-        raise ConfigurationError(f"{' '.join(overrides)}: is {total} steps; the run has done {result['steps']} already")
+        raise ConfigurationError(
+            f"{' '.join(overrides)}: is {total} steps; the run has taken {result['steps']} already"
+        )
     lock = run_folder.Lock(folder)
     stop_request.advice = run_folder.how_to_continue(folder)
     # ranks assemble and train in one call; an error after the assembly belongs to the run and must not undo the files
@@ -101,7 +103,7 @@ def resume_sweep(folder: Path, overrides: list[str]) -> int:
     from trainer.hydra_entry.hydra import run_hydra
 
     if overrides:
-        raise ConfigurationError(f"a sweep is resumed as it is; start another one for {' '.join(overrides)}")
+        raise ConfigurationError(f"a sweep is resumed without changes; start a new one for {' '.join(overrides)}")
     try:
         hydra = yaml.safe_load((folder / run_folder.SWEEP).read_text())["hydra"]
         typed, sources = hydra["overrides"], hydra["runtime"]["config_sources"]
@@ -125,7 +127,7 @@ def changed(before: Config, overrides: list[str]) -> Config:
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     if different:
         raise ConfigurationError(
-            f"{line}; resume may change {', '.join(MAY_CHANGE)} only (a new run: train repeat)"
+            f"{line}; resume may only change {', '.join(MAY_CHANGE)} (for a new run: train repeat)"
             for key in different
             for line in _differences(key, before.get(key), config[key])
         )

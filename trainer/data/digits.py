@@ -30,7 +30,7 @@ class Digits(DataSet):
         if self.num_val + self.num_test >= NUM_IMAGES:
             raise ValueError(
                 f"val_fraction={val_fraction}: must be below 1 - test_fraction ({1 - test_fraction:g}),"
-                " to leave samples to train on"
+                " to leave samples for training"
             )
 
     def facts(self) -> DataFacts:

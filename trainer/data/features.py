@@ -37,7 +37,7 @@ class Blobs(DataSet):
         split_seed: int = 0,
     ) -> None:
         check_whole("num_features", num_features, 1, _MOST_FEATURES)
-        most = f"num_features + 1 ({num_features + 1}), for centres of equal distance"
+        most = f"num_features + 1 ({num_features + 1}), for equidistant centres"
         check_whole("num_classes", num_classes, 2, num_features + 1, must=f"between 2 and {most}")
         check_number("separation", separation, 0, must="at least 0, and finite")
         check_counts(num_train=num_train, num_val=num_val, num_test=num_test)

@@ -53,7 +53,7 @@ class FromDataset(DataSet):
             if dataset is None and name != "train":
                 continue
             if dataset is None or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-                raise ValueError(f"{name}={_kind(dataset)}: must be a dataset with a length and an index")
+                raise ValueError(f"{name}={_kind(dataset)}: must be a dataset with __len__ and __getitem__")
             if len(dataset) < 1:
                 raise ValueError(f"{name}={_kind(dataset)}: has no samples")
         check_split_seed(split_seed)
@@ -61,10 +61,10 @@ class FromDataset(DataSet):
         self.num_val = cut_size("val_fraction", val_fraction, len(train)) if val is None else len(val)
         self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
         if self._num_kept() < 1:
-            raise ValueError(f"val_fraction={val_fraction}: must leave samples to train on")
+            raise ValueError(f"val_fraction={val_fraction}: must leave samples for training")
         names: Sequence[object] = getattr(train, "classes", None) or ()
         if num_classes is None and not names:
-            raise ValueError(f"num_classes=null: must be given, as {_kind(train)} has no list `classes`")
+            raise ValueError(f"num_classes=null: must be given, because {_kind(train)} has no list `classes`")
         self.num_classes = len(names) if num_classes is None else num_classes
         check_whole("num_classes", self.num_classes, 1, _MOST_CLASSES)
         self.class_names = tuple(map(str, names)) if len(names) == self.num_classes else ()

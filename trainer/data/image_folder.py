@@ -114,11 +114,11 @@ class ImageFolder(DataSet):
             caching.raise_bad(self.root, self._num_known, self._bad)
         elif self._bad:
             logger.warning(
-                "%s of %s photographs in %s are left out (train.log names all): %s",
+                "%s of %s photographs in %s are skipped (train.log lists all): %s",
                 f"{len(self._bad):,}", f"{self._num_known:,}", self.root, some_of(self._bad, 3),
             )  # fmt: skip
             for name, reason in self._bad.items():
-                logger.info("left out: %s (%s)", shown(name), reason)
+                logger.info("skipped: %s (%s)", shown(name), reason)
         if self._unlisted:
             logger.warning(
                 "the manifest does not list %d photographs, which are not compared; the first is %s",
@@ -196,7 +196,7 @@ class ImageFolder(DataSet):
         cuts = {name: self._cut_size(name, total) for name in ("test", "val") if name not in parts}
         if sum(cuts.values()) >= total:
             raise ValueError(
-                f"val_fraction={self.val_fraction}: must be below 1 - test_fraction, to leave some to train on"
+                f"val_fraction={self.val_fraction}: must be below 1 - test_fraction, to leave samples for training"
             )
         for name, count in cuts.items():
             generator = torch.Generator().manual_seed(self.split_seed)
@@ -219,9 +219,9 @@ class ImageFolder(DataSet):
     def _inspected(self) -> dict[str, Inspected]:
         deep = self.on_bad_file == "skip"
         remembers = deep or self.cache != "memory"
-        memory = caching.inspection_file(self.root, self.cache_dir, self.max_side, deep) if remembers else None
-        inspection = Inspection(self.root, self.max_side, self._manifest, deep=deep, memory=memory)
-        return dict(zip(self._names, inspection.look_at(self._names, max(1, self.workers)), strict=True))
+        record = caching.inspection_file(self.root, self.cache_dir, self.max_side, deep) if remembers else None
+        inspection = Inspection(self.root, self.max_side, self._manifest, deep=deep, record=record)
+        return dict(zip(self._names, inspection.inspect(self._names, max(1, self.workers)), strict=True))
 
     @cached_property
     def _bad(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ def parse_limit(memory_limit: int | str) -> int | None:
     if memory_limit == "auto":
         return None
     if found is None or isinstance(memory_limit, bool):
-        refuse("memory_limit", memory_limit, "auto, a number of bytes, or such as 500MB or 4GB")
+        refuse("memory_limit", memory_limit, "auto, a number of bytes, or a size such as 500MB or 4GB")
     letter, binary = found[2], found[3]
     unit = 1 if letter is None else _UNITS[letter.upper()]
     if binary:  # KiB, MiB, ...
@@ -40,8 +40,8 @@ def parse_limit(memory_limit: int | str) -> int | None:
 
 def free_share() -> int:
     """Half of the free memory, divided by the number of ranks on this machine."""
-    here = rank_info()
-    return int(_SHARE_OF_FREE * _free_memory()) // (here.local_size if here is not None else 1)
+    info = rank_info()
+    return int(_SHARE_OF_FREE * _free_memory()) // (info.local_size if info is not None else 1)
 
 
 def _free_memory() -> int:

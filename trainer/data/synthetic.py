@@ -85,8 +85,8 @@ class Shapes(DataSet):
 
         radius = self.size * (_SMALLEST + (_LARGEST - _SMALLEST) * uniform(1, 1))
         x, y = (radius + (self.size - 2 * radius) * uniform(1, 1) for _ in range(2))
-        places = torch.arange(self.size) + 0.5
-        inside_N1HW = _inside(targets_N, (places - x) / radius, (places[:, None] - y) / radius).unsqueeze(1)
+        coordinates = torch.arange(self.size) + 0.5
+        inside_N1HW = _inside(targets_N, (coordinates - x) / radius, (coordinates[:, None] - y) / radius).unsqueeze(1)
         background = 256 * uniform(self.channels, 1, 1)
         contrast = _LEAST_CONTRAST + (256 - 2 * _LEAST_CONTRAST) * uniform(self.channels, 1, 1)
         images = torch.where(inside_N1HW, (background + contrast) % 256, background)

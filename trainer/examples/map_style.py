@@ -19,6 +19,6 @@ class Bars(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         generator = torch.Generator().manual_seed(index)
         image_CHW = torch.randint(180, (1, 16, 16), generator=generator, dtype=torch.uint8)
-        place, label = int(torch.randint(16, (1,), generator=generator)), index % 2
-        image_CHW.select(1 + label, place).add_(75)
+        offset, label = int(torch.randint(16, (1,), generator=generator)), index % 2
+        image_CHW.select(1 + label, offset).add_(75)
         return image_CHW, label

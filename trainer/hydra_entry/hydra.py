@@ -65,16 +65,16 @@ def _mode_by_words(flags: list[str], overrides: list[str]) -> Iterator[None]:
 
 def _enter(entry: Callable[[], object]) -> None:
     """Call Hydra. If `--package` names nothing, Hydra prints a message and exits with code 1: raise it instead."""
-    said = io.StringIO()
+    stderr = io.StringIO()
     if not {"--package", "-p"} & {word.partition("=")[0] for word in sys.argv}:
         entry()
         return
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(stderr):
             entry()
     except SystemExit as leaving:
         if leaving.code == 1:
-            raise ConfigurationError(f"--package: {said.getvalue().strip()}") from None
+            raise ConfigurationError(f"--package: {stderr.getvalue().strip()}") from None
         raise
 
 
@@ -164,8 +164,8 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     given, unread = parser.parse_known_intermixed_args(arguments)
     known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
     problems = [unknown("flag", word.partition("=")[0], [*known, "--debug", "--trust"]) for word in unread]
-    what = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
-    modes = [flag for flag, value in what.items() if value] + ["--shell-completion"] * given.shell_completion
+    chosen = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    modes = [flag for flag, value in chosen.items() if value] + ["--shell-completion"] * given.shell_completion
     if len(modes) > 1:
         problems.append(f"{', '.join(modes)}: give only one of them")
     problems += [

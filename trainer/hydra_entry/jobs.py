@@ -71,7 +71,7 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
     config = compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
     if (folder / run_folder.CONFIG).is_file():
         if run_folder.read_configuration(folder) != config:
-            raise ConfigurationError(f"{folder} holds another configuration; give the sweep a new name: name=...")
+            raise ConfigurationError(f"{folder} has a different configuration; give the sweep a new name: name=...")
         if (found := read_result(folder)) and found["status"] in COMPLETE:
             say(f"{folder.name}: {found['status']} already")
             best = found["best"]

@@ -194,7 +194,7 @@ def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
     seen: set[str] = set()
     grid = trials(config)
     if len(grid) > 1 and not OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
-        problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ from trial to trial")
+        problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ between trials")
     for overrides in grid:
         try:
             _check_trial(loader, config, overrides, seen)

@@ -28,14 +28,14 @@ class Bus:
     def __init__(self) -> None:
         dist = distributed()
         env = os.environ
-        here = given_rank_info()
-        assert here is not None
+        info = given_rank_info()
+        assert info is not None
         agents = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
         self.lasting = dist.TCPStore(
             env["MASTER_ADDR"],
             int(env["MASTER_PORT"]),
-            is_master=here.rank == 0 and not agents,
+            is_master=info.rank == 0 and not agents,
             timeout=timedelta(seconds=300),
         )
         # a restart must not read messages of the previous attempt
@@ -82,14 +82,14 @@ def _first_host(nodes: str) -> str:
 
 def is_follower() -> bool:
     """Whether torchrun or srun started this process as a rank other than 0, which does not run Hydra."""
-    here = given_rank_info()
-    return here is not None and here.rank != 0
+    info = given_rank_info()
+    return info is not None and info.rank != 0
 
 
 def follow() -> int:
     """Execute the jobs that the first process sends until it sends the end; returns the exit code."""
-    here = given_rank_info()
-    assert here is not None
+    info = given_rank_info()
+    assert info is not None
     while True:
         key = bus().next()
         bus().store.wait([key], timedelta(days=30))
@@ -97,14 +97,14 @@ def follow() -> int:
         if message is None:
             return 0
         devices = message.pop("devices")
-        if here.local_rank >= devices:
+        if info.local_rank >= devices:
             continue
         try:
             _take_given(key, devices)
             work(Job(**message))
         except Exception as error:
             kind, text = describe(error, Path(message["folder"], "ranks"))
-            bus().store.set(f"{key}/failed/{here.rank}", json.dumps([kind, text]))
+            bus().store.set(f"{key}/failed/{info.rank}", json.dumps([kind, text]))
             traceback.print_exception(error)
         finally:
             leave()
@@ -114,8 +114,8 @@ def follow() -> int:
 def followed() -> Iterator[None]:
     """Context manager for the first process; releases the other ranks when it exits."""
     global _is_followed
-    here = given_rank_info()
-    if here is None or here.world_size == 1 or _is_followed:
+    info = given_rank_info()
+    if info is None or info.world_size == 1 or _is_followed:
         yield
         return
     _is_followed = True
@@ -149,22 +149,22 @@ def with_others(job: Job, devices: int, lock: run_folder.Lock | None) -> "Result
 
 
 def _take_given(key: str, devices: int) -> None:
-    here = given_rank_info()
-    assert here is not None
-    rank = here.rank // here.local_size * devices + here.local_rank
+    info = given_rank_info()
+    assert info is not None
+    rank = info.rank // info.local_size * devices + info.local_rank
     store = distributed().PrefixStore(key, bus().store)
-    take(RankInfo(rank, here.machines * devices, here.local_rank, devices), lambda: store)
+    take(RankInfo(rank, info.machines * devices, info.local_rank, devices), lambda: store)
 
 
 def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
     """Return the failure of another rank if it explains this one's, else `error`."""
-    here = given_rank_info()
-    assert here is not None
+    info = given_rank_info()
+    assert info is not None
     if own.kind != "peer":
         return error
     deadline = time.monotonic() + GRACE
     while time.monotonic() < deadline:
-        for rank in range(1, here.world_size):
+        for rank in range(1, info.world_size):
             name = f"{key}/failed/{rank}"
             if bus().store.check([name]):
                 kind, text = json.loads(bus().store.get(name))
@@ -176,8 +176,8 @@ def _first_cause(key: str, own: Failure, error: Exception) -> Exception:
 
 def folder_of_earlier_attempt() -> Path | None:
     """Return the folder of the run that the attempt before torchrun's restart has started, if any."""
-    here = given_rank_info()
-    if here is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
+    info = given_rank_info()
+    if info is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         return None
     name = f"folder/job{bus().number + 1}"
     return Path(bus().lasting.get(name).decode()) if bus().lasting.check([name]) else None

@@ -133,16 +133,16 @@ class LocalRanks:
         environment = {key: value for key, value in os.environ.items() if key.startswith(("GEARSHIFT_", "HYDRA_"))}
         self._ranks = []
         for number in range(count):
-            here, there = context.Pipe()
+            parent_end, child_end = context.Pipe()
             info = RankInfo(number, count, number, count)
             process = context.Process(
                 target=rank_process,
-                args=(there, info, str(store), job, environment, signals.heeded()),
+                args=(child_end, info, str(store), job, environment, signals.heeded()),
                 name=f"rank {number}",
             )
             process.start()
-            there.close()
-            self._ranks.append(Rank(number, process, here))
+            child_end.close()
+            self._ranks.append(Rank(number, process, parent_end))
 
     def _listen(self) -> None:
         """Receive messages of the ranks for up to 0.1 s, forward signals, and detect silent ranks."""
@@ -156,15 +156,15 @@ class LocalRanks:
         for source in wait(list(by_source), timeout=0.1):
             rank = by_source[source]
             if not rank.ended:
-                self._hear(rank)
+                self._receive(rank)
         for rank in self._running():
             silent = time.monotonic() - rank.last_beat
             if silent > _STOPPED and _is_stopped(rank.pid):
                 self._lost(rank, "was stopped")
             elif silent > _SILENT:
-                self._lost(rank, f"gave no sign of life for {_SILENT:.0f} s")
+                self._lost(rank, f"did not respond for {_SILENT:.0f} s")
 
-    def _hear(self, rank: Rank) -> None:
+    def _receive(self, rank: Rank) -> None:
         try:
             while rank.pipe.poll():
                 kind, *values = rank.pipe.recv()

@@ -152,12 +152,12 @@ def _misfit(model: nn.Module, state: Mapping[str, Tensor], num_outputs: int) -> 
     """Describe the first mismatch between a state dict and the model; empty if there is none."""
     own = model.state_dict()
     for key, tensor in own.items():
-        there = tuple(state[key].shape) if key in state else tuple(tensor.shape)
-        here = tuple(tensor.shape)
-        if here[1:] == there[1:] and here[:1] == (num_outputs,) != there[:1]:
-            return f"its classifier {key} has {there[0]} outputs, the data needs {num_outputs}"
-        if here != there:
-            return f"{key} has the shape {there} in the file, {here} in the model"
+        in_file = tuple(state[key].shape) if key in state else tuple(tensor.shape)
+        in_model = tuple(tensor.shape)
+        if in_model[1:] == in_file[1:] and in_model[:1] == (num_outputs,) != in_file[:1]:
+            return f"its classifier {key} has {in_file[0]} outputs, the data needs {num_outputs}"
+        if in_model != in_file:
+            return f"{key} has the shape {in_file} in the file, {in_model} in the model"
     # files older than num_batches_tracked have no such entry; torch does not require it
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]

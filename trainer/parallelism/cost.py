@@ -41,14 +41,14 @@ def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     sent = {"weights": all_gather(size, ranks).times(2 * step.parts), "gradients": all_gather(size, ranks)}
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks)
-    share = 1 / ranks
+    fraction = 1 / ranks
     units: Counter[str] = Counter()
     for layer in step.layers:
         units[layer.name.partition(".")[0]] += layer.parameters
-    whole = share + (1 - share) * max(units.values(), default=0) / max(1, step.parameters)
+    whole = fraction + (1 - fraction) * max(units.values(), default=0) / max(1, step.parameters)
     return Cost(
         _present(sent), weights=whole, gradients=1.0 if step.parts > 1 else whole,
-        optimizer=share, activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),
+        optimizer=fraction, activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def tensor_parallel(step: Step, ranks: int) -> Cost:
 def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost:
     """`data` groups of `model` ranks: layers are split within a group, samples over the groups (CUHK ELEG 5491)."""
     held = sum(_held(layer, model) for layer in step.layers)
-    share = held / max(1, step.parameters)
+    fraction = held / max(1, step.parameters)
     sent = {
         "activations": _activations_sent(step, step.layers, _largest_fraction(step, data), model),
         "gradients": all_reduce(step.value_bytes * held, data),
@@ -68,7 +68,7 @@ def hybrid(step: Step, data: int, model: int, synchronized: bool = True) -> Cost
     if synchronized:
         sent["batch norm"] = batch_norm(step, data, model)
     return Cost(
-        _present(sent), weights=share, gradients=share, optimizer=share,
+        _present(sent), weights=fraction, gradients=fraction, optimizer=fraction,
         activations=_largest_fraction(step, data) * _kept_fraction(step.layers, model),
         speed_up=_data_speed_up(step, data) * _tensor_speed_up(step.layers, model),
     )  # fmt: skip
@@ -82,21 +82,21 @@ def weird_trick(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     layer every rank keeps its samples' outputs, whose gradients are gathered in the backward pass. Gradients of layers
     before the border are summed over all ranks; those of layers after it are complete.
     """
-    before, behind = _border(step.layers)
+    before, after = _border(step.layers)
     convolutions = sum(layer.parameters for layer in before)
-    share = (convolutions + sum(_held(layer, ranks) for layer in behind)) / max(1, step.parameters)
-    passing = (behind[0].inputs + behind[-1].outputs) if behind else 0
+    fraction = (convolutions + sum(_held(layer, ranks) for layer in after)) / max(1, step.parameters)
+    passing = (after[0].inputs + after[-1].outputs) if after else 0
     sent = {
         "gradients": all_reduce(step.value_bytes * convolutions, ranks),
         "border": all_gather(step.activation_bytes * step.batch_size * passing, ranks),
-        "activations": _activations_sent(step, behind, 1.0, ranks),
+        "activations": _activations_sent(step, after, 1.0, ranks),
     }
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks, layers=before)
     return Cost(
-        _present(sent), weights=share, gradients=share, optimizer=share,
-        activations=_weird_activations(step, before, behind, ranks),
-        speed_up=_weird_speed_up(step, before, behind, ranks),
+        _present(sent), weights=fraction, gradients=fraction, optimizer=fraction,
+        activations=_weird_activations(step, before, after, ranks),
+        speed_up=_weird_speed_up(step, before, after, ranks),
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def downpour(step: Step, workers: int, period: int) -> Cost:
     """
     exchange = Sent(step.value_bytes * step.parameters, 1).times(1 / period)
     return Cost(
-        {"gradients": exchange, "weights that come back": exchange},
+        {"gradients": exchange, "fetched weights": exchange},
         gradients=2.0 if period > 1 else 1.0,
         optimizer=0.0,
         activations=_largest_fraction(step, workers),
@@ -240,8 +240,8 @@ def _kept_fraction(layers: Sequence[Layer], ranks: int) -> float:
 def _tensor_speed_up(layers: Sequence[Layer], ranks: int) -> float:
     """Speed-up by splitting layers; layers that are not split are computed by every rank."""
     work = sum(layer.work for layer in layers)
-    mine = sum(layer.work / (ranks if layer.plan else 1) for layer in layers)
-    return work / mine if mine else 1.0
+    own_work = sum(layer.work / (ranks if layer.plan else 1) for layer in layers)
+    return work / own_work if own_work else 1.0
 
 
 def _border(layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
@@ -249,19 +249,19 @@ def _border(layers: Sequence[Layer]) -> tuple[list[Layer], list[Layer]]:
     split over ranks."""
     first = next((i for i, layer in enumerate(layers) if layer.is_linear and "." not in layer.name), len(layers))
     before = [replace(layer, plan="") for layer in layers[:first]]
-    behind = list(layers[first:])
-    if behind and behind[0].plan == "cross":
-        behind[0] = replace(behind[0], plan="column")
-    return before, behind
+    after = list(layers[first:])
+    if after and after[0].plan == "cross":
+        after[0] = replace(after[0], plan="column")
+    return before, after
 
 
-def _weird_activations(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
-    kept = _inputs(before) * _largest_fraction(step, ranks) + _inputs(behind) * _kept_fraction(behind, ranks)
+def _weird_activations(step: Step, before: Sequence[Layer], after: Sequence[Layer], ranks: int) -> float:
+    kept = _inputs(before) * _largest_fraction(step, ranks) + _inputs(after) * _kept_fraction(after, ranks)
     return kept / max(1, _inputs(step.layers))
 
 
-def _weird_speed_up(step: Step, before: Sequence[Layer], behind: Sequence[Layer], ranks: int) -> float:
+def _weird_speed_up(step: Step, before: Sequence[Layer], after: Sequence[Layer], ranks: int) -> float:
     """Speed-up by Amdahl's law over the two groups of layers."""
-    first, second = (sum(layer.work for layer in layers) for layers in (before, behind))
-    mine = first * _largest_fraction(step, ranks) + second / _tensor_speed_up(behind, ranks)
-    return step.work / mine if mine else 1.0
+    first, second = (sum(layer.work for layer in layers) for layers in (before, after))
+    own_work = first * _largest_fraction(step, ranks) + second / _tensor_speed_up(after, ranks)
+    return step.work / own_work if own_work else 1.0

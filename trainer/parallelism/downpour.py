@@ -115,7 +115,7 @@ class Downpour(Unreduced):
         if self.world_size == 1:
             return []
         text = (
-            f"{self.world_size} asynchronous workers: {self.world_size} updates a step; neither equal to one device "
+            f"{self.world_size} asynchronous workers: {self.world_size} updates per step; neither equal to one device "
             "nor bit-reproducible"
         )
         has_statistics = any(True for _ in model.buffers())
@@ -137,9 +137,9 @@ class Downpour(Unreduced):
     # --- ranks and servers
 
     def connect(self, device: torch.device) -> None:
-        here = rank_info()
-        if here is not None:
-            self.rank, self.world_size = here.rank, here.world_size
+        info = rank_info()
+        if info is not None:
+            self.rank, self.world_size = info.rank, info.world_size
         if self.world_size > 1:
             self._store = open_store()  # kept open: a FileStore is deleted once every rank has closed its handle
         if self.is_main:

@@ -31,21 +31,21 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
         if not module.training:
             return draw(x)
         size = total(x.size(dim))
-        mine = shard(size)
-        if mine.stop - mine.start != x.size(dim):
+        own = shard(size)
+        if own.stop - own.start != x.size(dim):
             raise ValueError(
                 f"{type(module).__name__} on a tensor of shape {tuple(x.shape)}: axis {dim} is not the one that is "
-                f"sharded over ranks ({mine.stop - mine.start} on this one)"
+                f"sharded over ranks ({own.stop - own.start} on this one)"
             )
-        return draw(_embedded(x, dim, mine, size)).narrow(dim, mine.start, x.size(dim))
+        return draw(_embedded(x, dim, own, size)).narrow(dim, own.start, x.size(dim))
 
     module.forward = forward
 
 
-def _embedded(x: Tensor, dim: int, mine: slice, size: int) -> Tensor:
+def _embedded(x: Tensor, dim: int, own: slice, size: int) -> Tensor:
     """Return `x` at its position in a tensor of the global shape, zero elsewhere."""
     before, after = list(x.shape), list(x.shape)
-    before[dim], after[dim] = mine.start, size - mine.stop
+    before[dim], after[dim] = own.start, size - own.stop
     whole = torch.cat([x.new_zeros(before), x, x.new_zeros(after)], dim)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         whole = whole.contiguous(memory_format=torch.channels_last)

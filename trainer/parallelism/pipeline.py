@@ -85,7 +85,7 @@ class Pipeline(Ranks):
             if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
                 raise ValueError(
                     f"parallelism=pipeline: {type(module).__name__} ({name}) cannot be drawn for a whole batch at "
-                    "once; it must be nn.Dropout, or another that multiplies by what it draws"
+                    "once; it must be nn.Dropout, or another module that multiplies by a random mask"
                 )
             if isinstance(module, _BatchNorm) and self.micro_batches > 1:
                 raise ValueError(
@@ -101,9 +101,9 @@ class Pipeline(Ranks):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the layers of other stages by identities in place, which keeps this rank's stage and all names."""
-        mine = cut(model, self.world_size)[self.rank]
+        own = cut(model, self.world_size)[self.rank]
         self._draws = _Draws(model)
-        for name in [name for name, _ in model.named_children() if name not in mine]:
+        for name in [name for name, _ in model.named_children() if name not in own]:
             setattr(model, name, nn.Identity())
         self._held = _Stage(model, self.rank, self.world_size, self._control)
         return self._held

@@ -94,20 +94,20 @@ class Ranks(WholeModel):
     # --- ranks and shards
 
     def connect(self, device: torch.device) -> None:
-        here, store = rank_info(), open_store()
-        assert here is not None
+        info, store = rank_info(), open_store()
+        assert info is not None
         if device.type == "cuda":
-            device = torch.device("cuda", here.local_rank if device.index is None else device.index)
+            device = torch.device("cuda", info.local_rank if device.index is None else device.index)
             torch.cuda.set_device(device)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,
-            rank=here.rank,
-            world_size=here.world_size,
+            rank=info.rank,
+            world_size=info.world_size,
             timeout=timedelta(seconds=self.timeout),
             device_id=device if device.type == "cuda" else None,
         )
-        self.rank, self.world_size = here.rank, here.world_size
+        self.rank, self.world_size = info.rank, info.world_size
         # flags and objects are exchanged on the CPU, concurrently with the work of the device
         self._control = own_group(dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout)))
         self._patient = own_group(dist.new_group(backend="gloo", timeout=_PATIENCE))
@@ -136,9 +136,9 @@ class Ranks(WholeModel):
         self._flag = now, dist.all_reduce(now, group=self._control, async_op=True)
         if before is None:
             return False
-        said, handle = before
+        answer, handle = before
         handle.wait()
-        return bool(said.item())
+        return bool(answer.item())
 
     def broadcast(self, value: T) -> T:
         return self._from_main(value, self._control)

@@ -34,12 +34,12 @@ def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str
         if kind == "split":
             continue
         module = _layer(found)
-        count, what = module.weight.size(_WEIGHT_AXIS[kind]), _FIELDS[type(module).__name__][1 - _WEIGHT_AXIS[kind]]
+        count, noun = module.weight.size(_WEIGHT_AXIS[kind]), _FIELDS[type(module).__name__][1 - _WEIGHT_AXIS[kind]]
         if kind == "group":
             assert isinstance(module, nn.Conv2d)
-            count, what = module.groups, "groups"
+            count, noun = module.groups, "groups"
         if count % size:
-            raise ValueError(f"{asked}: must divide the {count} {what} of {name}")
+            raise ValueError(f"{asked}: must divide the {count} {noun} of {name}")
 
 
 def _layer(module: nn.Module) -> Layer:

@@ -125,13 +125,13 @@ class _Page:
         self._write(note, round(end) + _GAP, top + _TITLE - 14, fontsize=8.5, color=_GREY)
         top += _TITLE
         height, width = block.tiles_KHWC.shape[1:3]
-        for place, tile in enumerate(block.tiles_KHWC):
-            x = left + place * self._pitch
+        for column, tile in enumerate(block.tiles_KHWC):
+            x = left + column * self._pitch
             self._pixels[top - 1 : top + height + 1, x - 1 : x + width + 1] = _FRAME
             self._pixels[top : top + height, x : x + width] = tile
-        for place, lines in enumerate(block.captions):
+        for column, lines in enumerate(block.captions):
             for number, line in enumerate(lines, 1):
-                self._write(line, left + place * self._pitch, top + height + number * _LINE, fontsize=7.5, color=_GREY)
+                self._write(line, left + column * self._pitch, top + height + number * _LINE, fontsize=7.5, color=_GREY)
 
     def _write(
         self, text: str, left: int, baseline: int, fontsize: float, color: str = "black", weight: str = "normal"

@@ -102,7 +102,7 @@ def _border_row(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     if not needed:
         return
     plain = facts.num_train * math.prod(facts.input_shape)
-    use = "lie between black borders, for faster crops" if fits else "do not fit between borders: crops are slower"
+    use = "stored with black borders, for faster crops" if fits else "too large for memory, so crops are slower"
     yield (
         "training images",
         f"{format_size(plain)}; with borders {format_size(needed)} ({needed / plain:.2f} times): {use}",

@@ -48,7 +48,7 @@ class Whitening(Preprocessing):
     def check(self, input_shape: tuple[int, int, int]) -> None:
         size = math.prod(input_shape)
         if size > MOST_FEATURES:
-            raise ValueError(f"whitening takes at most {MOST_FEATURES:,} values a sample, not {size:,}")
+            raise ValueError(f"whitening supports at most {MOST_FEATURES:,} values per sample, not {size:,}")
         if self.components is not None:
             check_whole("components", self.components, 1, size, must=f"at most {size}, the values of a sample")
 

@@ -117,4 +117,4 @@ def _print_bug(error: Exception) -> None:
         path = Path(frame.filename)
         if path.is_relative_to(_OWN):
             print(f"  {path.relative_to(_OWN.parent)}:{frame.lineno} in {frame.name}", file=sys.stderr)
-    print("  this is a bug in Gearshift or in a class of yours; --debug shows the whole traceback", file=sys.stderr)
+    print("  this is a bug in Gearshift or in one of your classes; --debug shows the whole traceback", file=sys.stderr)

@@ -69,11 +69,11 @@ def read_metrics(path: Path) -> list[JsonObject]:
 def _check_cut(path: Path, offset: int) -> None:
     size = path.stat().st_size if path.exists() else 0
     if size < offset:
-        raise ValueError(f"{path}: damaged, it has {size} bytes where the checkpoint counted {offset}")
+        raise ValueError(f"{path} is damaged: it has {size} bytes, but the checkpoint recorded {offset}")
     with path.open("rb") as file:
         file.seek(offset - 1)
         if file.read(1) != b"\n":
-            raise ValueError(f"{path}: damaged, byte {offset} of the checkpoint is not the end of a line")
+            raise ValueError(f"{path} is damaged: byte {offset} of the checkpoint is not the end of a line")
 
 
 def _spell(value: Value) -> Value:
@@ -86,5 +86,5 @@ def _read_line(line: bytes, path: Path, number: int) -> JsonObject:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise ValueError(f"{path}: damaged, line {number} is not a JSON object")
+        raise ValueError(f"{path} is damaged: line {number} is not a JSON object")
     return {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in record.items()}

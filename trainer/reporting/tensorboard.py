@@ -223,7 +223,7 @@ def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
     for name, offset in offsets.items():
         size = existing[name].stat().st_size if name in existing else 0
         if size < offset:
-            raise ValueError(f"{folder / name}: damaged, it has {size} bytes where the checkpoint counted {offset}")
+            raise ValueError(f"{folder / name} is damaged: it has {size} bytes, but the checkpoint recorded {offset}")
     for name, path in existing.items():
         if name in offsets:
             os.truncate(path, offsets[name])

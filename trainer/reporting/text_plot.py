@@ -31,7 +31,7 @@ def plot(
         raise ValueError(f"width={width}, height={height}: must be at least 30 and 6")
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        raise ValueError("values: must hold at least one finite number")
+        raise ValueError("values: must contain at least one finite number")
     low, high = min(0.0, *finite), max(finite)
     if low == high:
         high = low + 1.0

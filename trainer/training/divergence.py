@@ -17,7 +17,7 @@ MAX_ROLLBACKS = 3
 
 
 def check_finite(run: Run) -> tuple[float | None, bool]:
-    """Read the guard's flags since the last call. Returns the last gradient norm, and False after a roll-back.
+    """Read the guard's flags since the last call. Returns the last gradient norm, and False after a rollback.
 
     If a step was not finite, `on_nonfinite` decides: `stop` raises Diverged, naming step and layer; `skip` reports
     it and continues; `rollback` returns to the last checkpoint with half the learning rate, at most three times.
@@ -31,10 +31,10 @@ def check_finite(run: Run) -> tuple[float | None, bool]:
     if policy == "stop":
         raise Diverged(f"{locate(run, first)}; see on_nonfinite, clip_norm and the learning rate")
     if policy == "skip":
-        run.say(f"{sum(flags)} of {len(flags)} steps were not finite and were left out, from step {first} on")
+        run.say(f"{sum(flags)} of {len(flags)} steps were not finite and were skipped, the first of them step {first}")
         return norm, True
     if run.progress.rollbacks == MAX_ROLLBACKS:
-        raise Diverged(f"{locate(run, first)}, after {MAX_ROLLBACKS} roll-backs")
+        raise Diverged(f"{locate(run, first)}, after {MAX_ROLLBACKS} rollbacks")
     _roll_back(run, first)
     return norm, False
 
@@ -52,7 +52,7 @@ def _roll_back(run: Run, bad_step: int) -> None:
     if run.checkpoints is not None:
         state["stateful"]["progress"]["rollbacks"] = rollbacks
         run.checkpoints.put(lambda: state, None, at_once=True)
-    run.say(f"step {bad_step} was not finite: back to step {run.step}, learning rate times {0.5**rollbacks:g}")
+    run.say(f"step {bad_step} was not finite: rolled back to step {run.step}, learning rate times {0.5**rollbacks:g}")
 
 
 def locate(run: Run, bad_step: int) -> str:
@@ -75,7 +75,7 @@ def locate(run: Run, bad_step: int) -> str:
                 return f"diverged at step {bad_step}: {_first_nonfinite(replay, batch.images)}"
             train_step(replay, batch)
             replay.advance(batch.num_global)
-    raise AssertionError("the bad step lies behind the last checkpoint")
+    raise AssertionError("the bad step precedes the last checkpoint")
 
 
 def _first_nonfinite(replay: Run, images: Tensor) -> str:

@@ -86,8 +86,8 @@ def due_now(run: Run) -> Due:
 
 def handle(run: Run, due: Due) -> str | None:
     """Log, evaluate and save as due. Returns the status if training ends here, "rolled_back", or None to continue."""
-    grad_norm, goes_on = check_finite(run)
-    if not goes_on:
+    grad_norm, continues = check_finite(run)
+    if not continues:
         return "rolled_back"
     record = training_metrics(run, grad_norm) if due.log else {}
     improved = stop = False
@@ -118,8 +118,8 @@ def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
     if run.checkpoints is None:
         return
     if interrupted:
-        run.checkpoints.finish()  # write a pending checkpoint first: a roll-back may need it
-    # which checkpoint a roll-back returns to must not depend on timing
+        run.checkpoints.finish()  # write a pending checkpoint first: a rollback may need it
+    # which checkpoint a rollback returns to must not depend on timing
     at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"
     run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
 

@@ -85,7 +85,7 @@ class Run:
         return self.skips_nonfinite or bool(self.blueprint.config["micro_batch"] == "auto")
 
     def set_learning_rate(self) -> None:
-        """Set the learning rates of this step according to the schedule, halved for each roll-back."""
+        """Set the learning rates of this step according to the schedule, halved for each rollback."""
         factor = self.blueprint.schedule.factor(self.progress.step) * 0.5**self.progress.rollbacks
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor

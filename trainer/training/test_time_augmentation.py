@@ -137,7 +137,7 @@ def read_words(words: Sequence[str]) -> tuple[TestTime | None, list[str]]:
         problems.append(f"{' '.join(own)}: each may be given once")
     kind, crop = values.get("tta", "none"), values.get("tta.crop")
     if crop is not None and kind in KINDS and kind != "ten_crop":
-        problems.append(f"tta.crop={crop}: is for tta=ten_crop")
+        problems.append(f"tta.crop={crop}: requires tta=ten_crop")
     try:
         asked = TestTime(kind, None if crop is None else _number(crop))
     except ConfigurationError as error:

@@ -97,7 +97,7 @@ def raise_bad(root: Path, count: int, bad: dict[str, str]) -> None:
     """Raise ValueError if any photographs cannot be used."""
     if bad:
         changed = all(reason.startswith(CHANGED) for reason in bad.values())
-        advice = "data.on_bad_file=skip leaves such files out"
+        advice = "data.on_bad_file=skip omits such files"
         if changed:
             advice = "restore them, or start a new run"
         raise ValueError(
@@ -121,26 +121,26 @@ def in_memory(source: Source, limit: int) -> Store:
         try:
             buffer = SharedBytes(sum(source.num_bytes))
         except OSError as error:
-            logger.warning("there is no memory for the files of the photographs (%s): they are read each time", error)
+            logger.warning("not enough memory for the encoded photographs (%s): reading them from disk", error)
             return in_files(source)
-        logger.info("%s: their files are kept in memory (%s)", text, as_bytes(buffer.nbytes))
+        logger.info("%s: keeping them encoded in memory (%s)", text, as_bytes(buffer.nbytes))
         source.copy_into(buffer.array)
         return Encoded(buffer, source.num_bytes, source.max_side)
-    logger.info("%s, and their files take more, too: they are read each time", text)
+    logger.info("%s, which the encoded ones exceed, too: reading them from disk", text)
     return in_files(source)
 
 
 def estimate(root: Path, names: list[str], max_side: int | None) -> tuple[int, int]:
     """Total bytes of all photographs, decoded and encoded, estimated from at most 200 of them."""
-    decoded = encoded = looked = 0
+    decoded = encoded = num_read = 0
     for name in names[:: max(1, len(names) // 200)]:
         try:
             content = read_file(root / name)
             height, width = stored_size(content, max_side)
         except BadPhotograph:
             continue
-        decoded, encoded, looked = decoded + 3 * height * width, encoded + len(content), looked + 1
-    return (decoded * len(names) // looked, encoded * len(names) // looked) if looked else (0, 0)
+        decoded, encoded, num_read = decoded + 3 * height * width, encoded + len(content), num_read + 1
+    return (decoded * len(names) // num_read, encoded * len(names) // num_read) if num_read else (0, 0)
 
 
 def seconds_to_read(root: Path, names: list[str], max_side: int | None, size: int, short_side: int) -> float:
@@ -183,8 +183,8 @@ def describe_files(root: Path, folder: Path) -> str:
     They remain when the data set changes, because another run or machine may be using them.
     """
     sizes = _sizes(root, folder)
-    there = f"{len(sizes)} there, {as_bytes(sum(sizes))}" if sizes else "none there yet"
-    return f"{folder / _file_name(root)}-*.pixels ({there})"
+    existing = f"{len(sizes)} files, {as_bytes(sum(sizes))}" if sizes else "none yet"
+    return f"{folder / _file_name(root)}-*.pixels ({existing})"
 
 
 def _sizes(root: Path, folder: Path) -> list[int]:
@@ -208,12 +208,12 @@ def on_disk(source: Source, folder: Path) -> Store:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # but one creates it while the others wait
             if not (whole or _is_whole(path, source.decoded_bytes)):
                 if path.exists():
-                    logger.warning("%s is damaged: it is made anew", path)
+                    logger.warning("%s is damaged: creating it again", path)
                 older = _sizes(source.root, folder)
                 logger.info(
                     "decoding %s photographs into %s (%s)%s", f"{len(source.names):,}", path,
                     as_bytes(source.decoded_bytes),
-                    f"; {len(older)} older there take {as_bytes(sum(older))}" if older else "",
+                    f"; older ones there: {len(older)}, {as_bytes(sum(older))}" if older else "",
                 )  # fmt: skip
                 try:
                     _make(path, source)
@@ -221,7 +221,7 @@ def on_disk(source: Source, folder: Path) -> Store:
                     path.with_suffix(".lock").unlink(missing_ok=True)
                     raise
     except OSError as error:
-        logger.warning("the photographs cannot be kept in %s (%s): they are read each time", folder, error.strerror)
+        logger.warning("cannot store the photographs in %s (%s): reading their files", folder, error.strerror)
         return in_files(source)
     return Decoded(_mapped(path)[: source.decoded_bytes], source.sizes, "decoded on disk")
 

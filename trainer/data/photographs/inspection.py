@@ -31,20 +31,20 @@ class Inspected:
 
 
 class Inspection:
-    """Inspects each file once; with `memory`, a file of results, not again while its size and time are unchanged.
+    """Inspects each file once; with `record`, a file of results, not again while its size and time are unchanged.
 
     With `deep`, files are decoded completely, which finds damage behind the header. `expected` are a manifest's sha256
     by name.
     """
 
     def __init__(
-        self, root: Path, max_side: int | None, expected: dict[str, str] | None, *, deep: bool, memory: Path | None
+        self, root: Path, max_side: int | None, expected: dict[str, str] | None, *, deep: bool, record: Path | None
     ) -> None:
-        self.root, self.max_side, self.expected, self.deep, self._memory = root, max_side, expected, deep, memory
+        self.root, self.max_side, self.expected, self.deep, self._record = root, max_side, expected, deep, record
 
-    def look_at(self, names: list[str], threads: int) -> list[Inspected]:
+    def inspect(self, names: list[str], threads: int) -> list[Inspected]:
         """Return one entry per name. Reads the files that have no current entry."""
-        known = self._remembered()
+        known = self._load_record()
         found: list[Inspected] = [Inspected()] * len(names)
         new = []
         for number, name in enumerate(names):
@@ -54,15 +54,15 @@ class Inspection:
             else:
                 found[number] = entry
 
-        def look(place: int) -> None:
-            found[new[place]] = self._look(names[new[place]])
+        def inspect_one(index: int) -> None:
+            found[new[index]] = self._inspect(names[new[index]])
 
-        for_all(len(new), look, threads, "checking photographs" if self.deep else "listing photographs")
+        for_all(len(new), inspect_one, threads, "checking photographs" if self.deep else "listing photographs")
         if new:
-            self._remember(dict(zip(names, found, strict=True)))
+            self._save_record(dict(zip(names, found, strict=True)))
         return [self._compared(name, entry) for name, entry in zip(names, found, strict=True)]
 
-    def _look(self, name: str) -> Inspected:
+    def _inspect(self, name: str) -> Inspected:
         path = self.root / name
         num_bytes = modified = 0
         sha256 = ""
@@ -92,21 +92,21 @@ class Inspection:
             return False
         return (entry.num_bytes, entry.modified) == (status.st_size, status.st_mtime_ns)
 
-    def _remembered(self) -> dict[str, Inspected]:
-        if self._memory is None:
+    def _load_record(self) -> dict[str, Inspected]:
+        if self._record is None:
             return {}
         try:
-            return {name: Inspected(*entry) for name, entry in json.loads(self._memory.read_bytes()).items()}
+            return {name: Inspected(*entry) for name, entry in json.loads(self._record.read_bytes()).items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}  # missing or damaged: inspect all files again
 
-    def _remember(self, found: dict[str, Inspected]) -> None:
-        if self._memory is None:
+    def _save_record(self, found: dict[str, Inspected]) -> None:
+        if self._record is None:
             return
         try:
-            write_whole(self._memory, json.dumps({name: astuple(entry) for name, entry in found.items()}).encode())
+            write_whole(self._record, json.dumps({name: astuple(entry) for name, entry in found.items()}).encode())
         except OSError as error:
-            logger.warning("what was found out about the photographs is not kept: %s", error)
+            logger.warning("cannot store the results of the check of the photographs: %s", error)
 
 
 def some_of(bad: dict[str, str], most: int) -> str:
@@ -125,14 +125,14 @@ def for_all(count: int, work: Callable[[int], None], threads: int, label: str) -
     numbers = itertools.count()
     done = [0]
 
-    def go_on() -> None:
+    def work_through() -> None:
         while (number := next(numbers)) < count:
             work(number)
             done[0] += 1  # not atomic: only for display
 
     pool = ThreadPoolExecutor(max(1, threads), "photographs")
     try:
-        pending = {pool.submit(go_on) for _ in range(max(1, threads))}
+        pending = {pool.submit(work_through) for _ in range(max(1, threads))}
         began, shown = time.monotonic(), False
         while pending:
             finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)

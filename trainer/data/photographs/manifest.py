@@ -34,21 +34,21 @@ def scan(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
         raise NotADirectoryError(f"root={root}: must be a folder, but is a file")
     present = [part for part in PARTS if (root / part).is_dir()]
     if present and "train" not in present:
-        raise ValueError(f"root={root}: has the folder '{present[0]}', but no 'train' beside it")
+        raise ValueError(f"root={root}: has the folder '{present[0]}', but no folder 'train'")
     bases = {part: f"{part}/" for part in present} or {"train": ""}
     class_names = _folders(root / bases["train"])
     if not class_names:
-        raise ValueError(f"root={root / bases['train']}: must hold a folder of photographs for each class")
+        raise ValueError(f"root={root / bases['train']}: must contain a folder of photographs for each class")
     found = {}
     for part, base in bases.items():
         unknown = sorted(set(_folders(root / base)) - set(class_names))
         if unknown:
-            raise ValueError(f"root={root}: '{base}{unknown[0]}' is a class that 'train' does not have")
+            raise ValueError(f"root={root}: '{base}{unknown[0]}' is not a class of 'train'")
         pairs = [(n, c) for c, label in enumerate(class_names) for n in _photographs(root, f"{base}{label}")]
         found[part] = Files(tuple(name for name, _ in pairs), tuple(target for _, target in pairs))
     empty = sorted(set(range(len(class_names))) - set(found["train"].targets))
     if empty:
-        raise ValueError(f"root={root}: the class '{class_names[empty[0]]}' has no photographs to train on")
+        raise ValueError(f"root={root}: the class '{class_names[empty[0]]}' has no training photographs")
     return tuple(class_names), found
 
 
@@ -64,8 +64,8 @@ def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterat
     Skips hidden files, and links to a parent folder, which would recurse forever.
     """
     path = root / folder
-    here = os.path.realpath(path)
-    if here in above:
+    real_path = os.path.realpath(path)
+    if real_path in above:
         return
     if not path.is_dir():
         return
@@ -73,7 +73,7 @@ def _photographs(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterat
         names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     for name, is_folder in names:
         if is_folder:
-            yield from _photographs(root, f"{folder}/{name}", (*above, here))
+            yield from _photographs(root, f"{folder}/{name}", (*above, real_path))
         elif name.lower().endswith(SUFFIXES):
             yield f"{folder}/{name}"
 

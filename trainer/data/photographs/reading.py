@@ -66,13 +66,13 @@ class Collection:
         images = torch.empty(len(numbers_n), 3, self.size, self.size, dtype=torch.uint8)
         out, numbers, frames = images.numpy(), numbers_n.tolist(), frames_n8.tolist()
 
-        def read_some(places: range) -> None:
-            for place in places:
+        def read_some(indices: range) -> None:
+            for index in indices:
                 try:
-                    pixels = self.store.reader(self.store.ticket(numbers[place]))
+                    pixels = self.store.reader(self.store.ticket(numbers[index]))
                 except BadPhotograph as error:
-                    raise self._damaged(numbers[place], str(error)) from error
-                apply_frame(pixels, frames[place], out[place])
+                    raise self._damaged(numbers[index], str(error)) from error
+                apply_frame(pixels, frames[index], out[index])
 
         count = min(torch.get_num_threads(), len(numbers))
         if count <= 1:
@@ -110,7 +110,7 @@ class Collection:
                 yield batch
 
     def _damaged(self, number: int, reason: str) -> DataError:
-        advice = "data.on_bad_file=skip finds such files beforehand"
+        advice = "data.on_bad_file=skip detects such files before training"
         if reason.startswith(CHANGED):
             advice = "restore it and resume, or start a new run"
         return DataError(f"data: {shown(self.names[number])}: {reason}; {advice}")

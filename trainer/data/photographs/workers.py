@@ -57,7 +57,7 @@ class Chunk:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    heard: float
+    last_answer: float
     is_ready: bool = False
     unanswered: deque[Chunk] = field(default_factory=deque)
 
@@ -114,19 +114,19 @@ class Workers:
     def _start(self) -> _Worker:
         for _ in range(_LOSSES):
             start_server()
-            here, there = _context().Pipe()
-            process = _context().Process(target=_work, args=(there, *self._arguments), name="photographs")  # type: ignore[attr-defined]
+            parent_end, child_end = _context().Pipe()
+            process = _context().Process(target=_work, args=(child_end, *self._arguments), name="photographs")  # type: ignore[attr-defined]
             try:
                 with _no_main_module(), _server_lives_only(self._timeout):
                     process.start()
-                return _Worker(process, here, time.monotonic())
+                return _Worker(process, parent_end, time.monotonic())
             except (EOFError, ConnectionError):
                 _kill_server()
-                here.close()
-                logger.warning("the process that starts workers was lost; another one goes on")
+                parent_end.close()
+                logger.warning("the process that starts data workers died; starting a new one")
             finally:
-                there.close()
-        raise RankLost(f"the process that starts workers was lost {_LOSSES} times")
+                child_end.close()
+        raise RankLost(f"the process that starts data workers died {_LOSSES} times")
 
     def _hand_out(self) -> None:
         while self._backlog:
@@ -143,27 +143,27 @@ class Workers:
     def _await(self, chunk: Chunk) -> None:
         began = time.monotonic()
         for worker in self._workers:
-            worker.heard = began  # timeouts count from the start of this wait
+            worker.last_answer = began  # timeouts count from the start of this wait
         while not chunk.is_done:
             busy = {worker.pipe: worker for worker in self._workers if worker.unanswered}
             patience = min(self._deadline(worker) for worker in busy.values()) - time.monotonic()
             ready = wait(list(busy), timeout=max(0.0, patience))
             for pipe in ready:
-                self._hear(busy[pipe])  # type: ignore[index]
+                self._receive(busy[pipe])  # type: ignore[index]
             if not ready:
                 for worker in busy.values():
                     if time.monotonic() >= self._deadline(worker):
-                        self._replace(worker, f"gave no answer for {self._timeout:g} s")
+                        self._replace(worker, f"did not answer for {self._timeout:g} s")
             self._hand_out()
 
     def _deadline(self, worker: _Worker) -> float:
-        return worker.heard + (self._timeout if worker.is_ready else max(self._timeout, _START))
+        return worker.last_answer + (self._timeout if worker.is_ready else max(self._timeout, _START))
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         try:
             while worker.pipe.poll():
                 answer = worker.pipe.recv()
-                worker.heard = time.monotonic()
+                worker.last_answer = time.monotonic()
                 if worker.is_ready:
                     chunk = worker.unanswered.popleft()
                     chunk.is_done, chunk.problem = True, answer
@@ -180,10 +180,15 @@ class Workers:
         if unanswered:
             unanswered[0].losses += 1
             if unanswered[0].losses == _LOSSES:
-                raise RankLost(f"the worker that reads photographs {reason}; it was lost {_LOSSES} times at one place")
-        logger.warning("a worker that reads photographs %s; another one goes on", reason)
+                raise RankLost(f"a data worker {reason}, {_LOSSES} times at the same photographs")
+        logger.warning("a data worker %s; starting a new one", reason)
         fresh = self._start()
-        worker.process, worker.pipe, worker.heard, worker.is_ready = fresh.process, fresh.pipe, fresh.heard, False
+        worker.process, worker.pipe, worker.last_answer, worker.is_ready = (
+            fresh.process,
+            fresh.pipe,
+            fresh.last_answer,
+            False,
+        )
         for chunk in unanswered:
             self._send(worker, chunk)
 
@@ -266,11 +271,11 @@ def _work(pipe: Connection, reader: Reader, memory: SharedBytes, size: int) -> N
 def _read(
     reader: Reader, tickets: list[Ticket], frames: list[list[int]], out_n3SS: NDArray[np.uint8]
 ) -> tuple[int, str] | None:
-    for place, (ticket, frame) in enumerate(zip(tickets, frames, strict=True)):
+    for index, (ticket, frame) in enumerate(zip(tickets, frames, strict=True)):
         try:
-            apply_frame(reader(ticket), frame, out_n3SS[place])
+            apply_frame(reader(ticket), frame, out_n3SS[index])
         except BadPhotograph as error:
-            return place, str(error)
+            return index, str(error)
     return None
 
 
