@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from tests.forks import Zygote
 from trainer import app
-from trainer.base.signals import stop_request
+from trainer.base.signals import HANDLED, stop_request
 
 PROGRAM = Path(sys.executable).with_name("train")
 INSTALLED = (str(PROGRAM),)
@@ -63,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
     """`train(*arguments)` in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
     threads = torch.get_num_threads()
 
     root = logging.getLogger()
@@ -73,7 +73,7 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
         for name in _VARIABLES:
             os.environ.pop(name, None)
         GlobalHydra.instance().clear()
-        stop_request.signum = None
+        stop_request.forget()
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
@@ -84,6 +84,7 @@ def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    stop_request.leaves, stop_request.advice = False, None
     torch.set_deterministic_debug_mode("default")
     torch.set_num_threads(threads)
     logging.getLogger("trainer").handlers.clear()

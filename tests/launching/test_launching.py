@@ -19,6 +19,7 @@ import torch
 from tests.forks import Fork, shared
 from trainer import compose, launch
 from trainer.base.errors import ConfigurationError, GearshiftError, RankLost
+from trainer.base.signals import HANDLED
 from trainer.launching.failures import GRACE
 from trainer.launching.local import _STOPPED
 from trainer.storage import checkpoint, run_folder
@@ -70,7 +71,7 @@ from pathlib import Path
 from trainer.training import loop
 from trainer.models.lenet import lenet
 from trainer.base.rank import rank_info
-from trainer.base.signals import stop_request
+from trainer.base.signals import HANDLED, stop_request
 
 train_step = loop.train_step
 
@@ -234,13 +235,14 @@ def test_it_is_the_run_of_one_device(undisturbed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_stops_and_saves(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_stops_and_saves(signum: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
     """As sent by `timeout`, a terminal or a batch system."""
     process = start_gated(tmp_path, [20], session=True)
     at_gate(process, tmp_path, 20)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signum)
     code, _, err = end(process)
-    assert (code, err) == (128 + signal.SIGTERM, "")
+    assert (code, err) == (128 + signum, "")
     assert end(resume(tmp_path))[0] == 0
     same(tmp_path / "run", undisturbed)
 
@@ -254,12 +256,12 @@ def test_a_signal_before_there_is_anything_to_save_leaves_nothing_behind(tmp_pat
     family = children(process.pid)
     process.send_signal(signal.SIGINT)
     code, _, err = end(process)
-    assert (code, err) == (130, "")
+    assert (code, err) == (130, "stopped by SIGINT; run folder: run; to continue: train resume run\n")
     assert gone(family)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", HANDLED)
 def test_a_signal_stops_and_saves_all_ranks_and_resume_has_the_same_bits(
     signum: int, undisturbed: Path, tmp_path: Path
 ) -> None:

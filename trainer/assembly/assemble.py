@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from trainer.assembly.data import load_data, make_batches, share_statistics
-from trainer.assembly.run_folder_of import join, open_folder
+from trainer.assembly.run_folder_of import for_resuming, join, open_folder
 from trainer.assembly.torch_settings import set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
 from trainer.base.config import Config
@@ -50,7 +50,7 @@ def assemble(
     Without `folder`, a new one is created under `outputs/`; `lock` is a lock already held on it. With `resume`, the
     run continues from its last checkpoint. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
-    blueprint = resolve(config)
+    blueprint = resolve(config if folder is None or not resume else for_resuming(config, folder))
     connect(blueprint)
     run: Run | None = None
     if not blueprint.strategy.is_main:

@@ -11,6 +11,7 @@ from trainer.assembly.data import share_statistics
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.stateful import State
+from trainer.configuration.recorded import as_trained
 from trainer.reporting.report import Report
 from trainer.reporting.terminal import Terminal
 from trainer.storage import checkpoint, run_folder
@@ -47,6 +48,12 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     run.checkpoints = checkpoint_writer(run, state)
 
 
+def for_resuming(config: Config, folder: Path) -> Config:
+    """Return the configuration without the starting weights if the run has a checkpoint, which replaces them."""
+    has_checkpoint = any((folder / run_folder.CHECKPOINTS).glob("last*.pt"))
+    return as_trained(config) if has_checkpoint else config
+
+
 def join(run: Run, folder: Path, *, resume: bool) -> None:
     """Restore the run on a rank other than the main one, and make it take part in snapshots."""
     run.folder = folder
@@ -62,9 +69,9 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
     share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
     run.preprocessing.to(run.device)
     state = run.strategy.broadcast(state)
+    compare_data(run, folder)
     if state is None:
         return
-    compare_data(run, folder)
     restore(run, state)
     if run.step > run.blueprint.total_steps:
         config = run.blueprint.config

@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+import yaml
+
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
+from trainer.configuration import compose
 from trainer.configuration import rules as rules
+from trainer.configuration.recorded import found_again
 from trainer.storage import run_folder
 
 
@@ -40,16 +44,32 @@ def run_and_overrides(command: str, arguments: list[str]) -> tuple[Path, list[st
 
 
 def recorded_configuration(folder: Path) -> Config:
-    """Read the configuration of a run and check it without building anything.
+    """Read the configuration of a run, without checking what it needs from this machine.
 
-    Raises DataError if the file is damaged; ConfigurationError if there is none, or if it needs a data folder that
-    does not exist or a package that is not trusted.
+    Raises DataError if the file is damaged, ConfigurationError if there is none.
     """
     if (folder / run_folder.SWEEP).is_file():
         raise ConfigurationError(f"{folder} is a sweep; name one of its runs")
     config = run_folder.read_configuration(folder)
     if problems := rules.check_text(config, config):
         raise DataError(f"{folder / run_folder.CONFIG} is damaged or from another version: {problems[0]}")
+    return config
+
+
+def recorded_overrides(folder: Path) -> list[str]:
+    """Overrides given on the command line when the run started."""
+    path = folder / run_folder.OVERRIDES
+    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
+
+
+def changed_configuration(folder: Path, recorded: Config, overrides: list[str]) -> Config:
+    """Return the recorded configuration with overrides, and with the data where they are now.
+
+    Raises ConfigurationError with every problem, also if the data folder does not exist or a package is not trusted.
+    """
+    config = found_again(recorded, recorded_overrides(folder))
+    if overrides:
+        return compose.override(config, overrides)
     if problems := rules.check_surroundings(config):
         raise ConfigurationError(problems)
     return config

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.errors import ConfigurationError, one_line
-from trainer.commands.arguments import recorded_configuration, split
-from trainer.configuration import compose
+from trainer.commands.arguments import changed_configuration, recorded_configuration, split
+from trainer.configuration.recorded import as_trained, same_data
 from trainer.configuration.rules import SINGLE
 from trainer.reporting.terminal import interactive
 from trainer.storage import run_folder
@@ -54,14 +54,14 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     """Return validation and test metrics of `best.pt`.
 
     With `test_time`, probabilities are averaged over views, and the result includes images (not views) per second.
-    If the data differ from those of the run although no override asks for it, one line on stderr says so.
+    If the data differ from those of the run although no override but that of their place asks for it, one line on
+    stderr says so.
 
     Raises DataError if `best.pt` is missing or damaged; ConfigurationError if `test_time` is used with data other
     than images of classes.
     """
-    recorded = config = recorded_configuration(folder)
-    if overrides:
-        config = compose.override(config, overrides)
+    recorded = recorded_configuration(folder)
+    config = changed_configuration(folder, recorded, overrides)
     import torch
 
     from trainer.assembly.assemble import build_run
@@ -73,7 +73,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     from trainer.training.state import restore_weights
 
     best = folder / run_folder.CHECKPOINTS / "best.pt"
-    blueprint = resolve(config | {"compile": False, "init_from": None, "parallelism": SINGLE})
+    blueprint = resolve(as_trained(config) | {"compile": False, "parallelism": SINGLE})
     if test_time is not None and (blueprint.facts.task != "classification" or blueprint.facts.kind != "images"):
         facts = blueprint.facts
         other = facts.task if facts.task != "classification" else facts.kind
@@ -85,7 +85,7 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         prepared(run, torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
-    if config["data"] == recorded["data"] and _data_differ(run.splits, folder):
+    if same_data(config["data"], recorded["data"]) and _data_differ(run.splits, folder):
         print(f"{folder}: {other_data(config)}", file=sys.stderr)
     splits = {"val": run.splits.val, "test": run.splits.test}
     num_samples = sum(len(split) for split in splits.values())

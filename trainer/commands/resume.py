@@ -11,8 +11,13 @@ import yaml
 from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.base.signals import stop_request
-from trainer.commands.arguments import recorded_configuration, run_and_overrides
-from trainer.configuration import compose
+from trainer.commands.arguments import (
+    changed_configuration,
+    recorded_configuration,
+    recorded_overrides,
+    run_and_overrides,
+)
+from trainer.configuration.recorded import is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
@@ -30,9 +35,10 @@ def main(arguments: list[str]) -> int:
     if (folder / run_folder.SWEEP).is_file():
         return resume_sweep(folder, overrides)
     before = recorded_configuration(folder)
-    config = changed(before, overrides)
+    config = changed_configuration(folder, before, overrides)
+    refuse_other(before, config)
     result = read_result(folder)
-    if result is not None and result["status"] in COMPLETE and config == before:
+    if result is not None and result["status"] in COMPLETE and same_but_for_places(config, before):
         words = shlex.quote(str(folder))
         print(f"{folder} is complete ({result['status']}); to train it further: train resume {words} epochs=...")
         return 0
@@ -42,12 +48,13 @@ def main(arguments: list[str]) -> int:
 def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
     """Check the configuration, lock the folder, record the changes and continue training."""
     from trainer.assembly.assemble import assemble
+    from trainer.assembly.run_folder_of import for_resuming
     from trainer.configuration.resolve import resolve
     from trainer.training.loop import fit
 
     if config["parallelism"] == before["parallelism"]:
         config = config | {"threads": config["threads"] or recorded_threads(folder)}
-    total = resolve(config).total_steps
+    total = resolve(for_resuming(config, folder)).total_steps
     result = read_result(folder)
     if result is not None and result["steps"] > total:
         raise ConfigurationError(
@@ -73,6 +80,7 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
 
 def describe_changes(before: Config, config: Config) -> Iterator[str]:
     """Describe each change in one line."""
+    yield from moved_places(before["data"], config["data"])
     for key in MAY_CHANGE:
         if config[key] == before[key]:
             continue
@@ -121,20 +129,21 @@ def quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def changed(before: Config, overrides: list[str]) -> Config:
-    """Apply overrides to a configuration. Raises ConfigurationError if keys other than MAY_CHANGE change."""
-    config = compose.override(before, overrides) if overrides else before
+def refuse_other(before: Config, config: Config) -> None:
+    """Raise ConfigurationError if keys change other than MAY_CHANGE and those that say where the data lie."""
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
-    if different:
-        raise ConfigurationError(
-            f"{line}; resume may only change {', '.join(MAY_CHANGE)} (for a new run: train repeat)"
-            for key in different
-            for line in _differences(key, before.get(key), config[key])
-        )
-    return config
+    problems = [
+        f"{line}; resume may only change {', '.join(MAY_CHANGE)} and where the data lie (for a new run: train repeat)"
+        for key in different
+        for line in _differences(key, before.get(key), config[key])
+    ]
+    if problems:
+        raise ConfigurationError(problems)
 
 
 def _differences(key: str, before: ConfigValue, after: ConfigValue) -> Iterator[str]:
+    if key.startswith("data.") and is_place(key):
+        return
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
             if before.get(name) != after.get(name):
@@ -150,9 +159,3 @@ def recorded_threads(folder: Path) -> int | None:
         return int(json.loads(path.read_text())["threads"]) if path.is_file() else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {one_line(error)}") from error
-
-
-def recorded_overrides(folder: Path) -> list[str]:
-    """Overrides given on the command line when the run started."""
-    path = folder / run_folder.OVERRIDES
-    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []

@@ -14,6 +14,7 @@ from trainer.base.config import JsonObject
 from trainer.base.errors import ConfigurationError, DataError, one_line
 from trainer.base.signals import stop_request
 from trainer.configuration import compose
+from trainer.configuration.recorded import same_but_for_places
 from trainer.launching import folder_of_earlier_attempt, train
 from trainer.reporting.console import print_failure, say
 from trainer.storage import run_folder
@@ -69,8 +70,10 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
     """Run a trial in its folder: a complete one is not run again, an interrupted one is resumed."""
     hydra: Any = HydraConfig.get()
     config = compose.finalize(composed, hydra, GlobalHydra.instance().config_loader())
+    before = config
     if (folder / run_folder.CONFIG).is_file():
-        if run_folder.read_configuration(folder) != config:
+        before = run_folder.read_configuration(folder)
+        if not same_but_for_places(before, config):
             raise ConfigurationError(f"{folder} has a different configuration; give the sweep a new name: name=...")
         if (found := read_result(folder)) and found["status"] in COMPLETE:
             say(f"{folder.name}: {found['status']} already")
@@ -80,6 +83,8 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
         run_folder.write_configuration(folder, config, compose.typed_words(hydra))
     say(f"trial {folder.name}")
     result = train(config, folder, resume=True, is_trial=True)
+    if before != config:  # the data have moved, and are the same
+        run_folder.write_configuration(folder, config, compose.typed_words(hydra))
     if result.status == "interrupted":
         raise SystemExit(result.exit_code)
     value: float | None = result.value

@@ -34,9 +34,10 @@ def train(
     job = Job(config, str(folder.absolute()), resume, is_trial)
     if config["parallelism"]["_target_"] == SINGLE["_target_"]:
         return work_as_main(job, lock)
+    from trainer.assembly.run_folder_of import for_resuming
     from trainer.configuration.resolve import resolve
 
-    strategy = resolve(config).strategy
+    strategy = resolve(for_resuming(config, folder) if resume else config).strategy
     if given_rank_info() is not None:
         return with_others(job, int(strategy.devices), lock)
     if strategy.devices == 1:

@@ -1,0 +1,70 @@
+"""A recorded configuration that is used again: data that moved, and starting weights that are no longer needed."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.base.config import Config, ConfigValue
+from trainer.base.errors import ConfigurationError
+from trainer.configuration import compose
+
+# keys of `data`, at any depth, that say where it lies or how it gets there, by the last word of their names. What is
+# there is told by the checksum
+_PLACES = ("root", "dir", "folder", "path", "file", "download")
+
+
+def is_place(key: str) -> bool:
+    """Whether this key of `data` only says where the data lie."""
+    name = key.rpartition(".")[2].lower()
+    return name.rpartition("_")[2] in _PLACES and not name.startswith("on_")
+
+
+def same_but_for_places(one: Config, other: Config) -> bool:
+    """Whether two configurations differ at most in where the data lie."""
+    return same_data(one["data"], other["data"]) and one == {**other, "data": one["data"]}
+
+
+def same_data(one: ConfigValue, other: ConfigValue) -> bool:
+    """Whether two nodes of `data` differ at most in where the data lie."""
+    return bool(_stripped(one) == _stripped(other))
+
+
+def _stripped(value: ConfigValue) -> ConfigValue:
+    if isinstance(value, dict):
+        return {key: _stripped(item) for key, item in value.items() if not is_place(str(key))}
+    return [_stripped(item) for item in value] if isinstance(value, list) else value
+
+
+def moved_places(before: ConfigValue, after: ConfigValue, where: str = "data") -> Iterator[str]:
+    """Describe each place that differs, in one line."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before:
+            yield from moved_places(before[key], after.get(key), f"{where}.{key}")
+    elif before != after and is_place(where):
+        yield f"{where}: {before} -> {after}"
+
+
+def found_again(config: Config, typed: Sequence[str]) -> Config:
+    """Return the configuration with data that are no longer at their recorded root, but in DATA_ROOT.
+
+    Only if the root came from the option, which takes it from DATA_ROOT, and was not in the overrides `typed` for the
+    run.
+    """
+    root = (config["data"] or {}).get("root")
+    is_typed = any(word.lstrip("+").startswith("data.root=") for word in typed)
+    if not isinstance(root, str) or is_typed or not os.environ.get("DATA_ROOT") or Path(root).expanduser().is_dir():
+        return config
+    with suppress(ConfigurationError):  # an option of the user's, from a folder that is not known here
+        now = compose.compose([f"data={config['choices']['data']}"])["data"]
+        if now["_target_"] == config["data"]["_target_"] and Path(now["root"]).expanduser().is_dir():
+            return config | {"data": config["data"] | {"root": now["root"]}}
+    return config
+
+
+def as_trained(config: Config) -> Config:
+    """Return the configuration without the weights that training started from: a checkpoint replaces them."""
+    model = config["model"] or {}
+    if model.get("_target_") == "trainer.models.from_torchvision.from_torchvision":
+        model = model | {"weights": None}
+    return config | {"init_from": None, "model": model}
