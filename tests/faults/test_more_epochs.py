@@ -47,6 +47,61 @@ def test_an_end_off_the_grid_leaves_one_more_record_and_nothing_else(zygote: Zyg
     assert [step for step in reference if reference[step] != run[step]] == [49]
 
 
+WARMUP = ["schedule=cosine_warmup", "schedule.warmup=10step", "every.log=1step", "early_stopping=null"]
+
+
+def rates(folder: Path, run: str) -> dict[int, float]:
+    records = map(json.loads, metric_lines(folder / run))
+    return {record["step"]: record["lr"] for record in records if "lr" in record}
+
+
+def test_the_planned_schedule_is_kept_and_its_last_rate_held(zygote: Zygote, tmp_path: Path) -> None:
+    """Made longer twice, interrupted in between: the bits of a run that was to be so from the start."""
+    held = but(ON_THE_GRID, *WARMUP)
+    assert train(zygote, tmp_path, *but(held, "epochs=4", "schedule_length=46step"), "hydra.run.dir=reference")[0] == 0
+    assert train(zygote, tmp_path, *held, "hydra.run.dir=run")[0] == 0
+    fault = {"signal": 10, "during": "trainer.training.loop.train_step", "call": 9}
+    longer = ["epochs=3", "schedule_length=2ep"]
+    code, output = train(zygote, tmp_path, "resume", "run", *longer, sitting=1, fault=fault)
+    assert (code, output.splitlines()[:2]) == (138, ["epochs: 2 -> 3", "schedule_length: null -> 2ep"])
+    found = rates(tmp_path, "run")
+    same = (
+        f"learning rate: {found[46]:.3g} in the last step, {found[46]:.3g} in the next; the schedule is 46 steps long"
+    )
+    assert same in output
+    assert train(zygote, tmp_path, "resume", "run", sitting=2)[0] == 0
+    assert train(zygote, tmp_path, "resume", "run", "epochs=4", sitting=3)[0] == 0
+    found = rates(tmp_path, "run")
+    assert list(found) == list(range(1, 93))
+    assert found == rates(tmp_path, "reference")
+    assert max(found.values()) == found[10] and {found[step] for step in range(46, 93)} == {found[46]}
+    states = [torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("reference", "run")]
+    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+
+
+def test_a_schedule_that_is_spread_says_so_and_its_advice_can_be_typed(zygote: Zygote, tmp_path: Path) -> None:
+    spread = but(ON_THE_GRID, *WARMUP)
+    assert train(zygote, tmp_path, *but(spread, "epochs=4"), "hydra.run.dir=reference")[0] == 0
+    assert train(zygote, tmp_path, *spread, "hydra.run.dir=run")[0] == 0
+    planned = rates(tmp_path, "run")
+    fault = {"signal": 15, "during": "trainer.training.loop.train_step", "call": 5}
+    _, output = train(zygote, tmp_path, "resume", "run", "epochs=4", sitting=1, fault=fault)
+    reference, found = rates(tmp_path, "reference"), rates(tmp_path, "run")
+    assert {step: rate for step, rate in found.items() if step > 46} == {
+        step: reference[step] for step in range(47, 52)
+    }
+    (line,) = (line for line in output.splitlines() if line.startswith("learning rate: "))
+    assert line.startswith(
+        f"learning rate: {planned[46]:.3g} in the last step, {found[47]:.3g} in the next; the schedule "
+    )
+    assert found[47] > 50 * planned[46]
+    words = line.partition("hold its last rate: train ")[2].split()
+    assert words == ["resume", "run", "schedule_length=46step"]
+    assert train(zygote, tmp_path, *words, sitting=2)[0] == 0
+    found = rates(tmp_path, "run")
+    assert {found[step] for step in range(52, 93)} == {planned[46]}
+
+
 STOPPING = but(
     [argument for argument in CONFIGURATIONS["momentum"] if not argument.startswith("schedule.")],
     "schedule=constant", "every.evaluate=5step",

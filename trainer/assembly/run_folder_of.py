@@ -44,8 +44,29 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     record_environment(run, folder, resumed=state is not None)
     with disk_errors(folder):
         announce(run, resumed=state is not None)
+    if state is not None:
+        tell_learning_rate(run, state["total_steps"])
     run.profiler = start_profiler(run, folder)
     run.checkpoints = checkpoint_writer(run, state)
+
+
+def tell_learning_rate(run: Run, total_before: int) -> None:
+    """If the run is longer than it was, or its schedule shorter, tell the learning rate before and after."""
+    plan = run.blueprint
+    assert run.report is not None and run.folder is not None
+    is_as_planned = plan.total_steps == total_before == plan.schedule_steps
+    if is_as_planned or run.step in (0, plan.total_steps):
+        return
+    after = run.base_lrs[0] * run.lr_factor
+    line = f"learning rate: {run.lr:.3g} in the last step, {after:.3g} in the next"
+    if plan.config["schedule_length"] is not None:
+        line += f"; the schedule is {plan.schedule_steps:,} steps long, afterwards its last rate is held"
+    elif after != run.lr:
+        line += (
+            f"; the schedule now spreads over {plan.total_steps:,} steps instead of {total_before:,}; to keep it and "
+            f"then hold its last rate: train resume {run_folder.quoted(run.folder)} schedule_length={total_before}step"
+        )
+    run.report.message(line)
 
 
 def for_resuming(config: Config, folder: Path) -> Config:

@@ -11,6 +11,7 @@ import yaml
 from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.base.signals import stop_request
+from trainer.base.text import written
 from trainer.commands.arguments import (
     changed_configuration,
     recorded_configuration,
@@ -25,8 +26,8 @@ from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import run_folder
 from trainer.storage.files import write_atomic
 
-# keys that can change while the run remains the same run: training longer, and another parallelism
-MAY_CHANGE = ("epochs", "steps", "parallelism")
+# keys that can change while the run remains the same run: training longer, the schedule then, and another parallelism
+MAY_CHANGE = ("epochs", "steps", "schedule_length", "parallelism")
 
 
 def main(arguments: list[str]) -> int:
@@ -90,7 +91,7 @@ def describe_changes(before: Config, config: Config) -> Iterator[str]:
             settings = ", ".join(f"{k}={config[key][k]}" for k in keys)
             yield f"parallelism: {names[0]} -> {names[1]} ({settings}): the same curve, to rounding"
         else:
-            yield f"{key}: {before[key]} -> {config[key]}"
+            yield f"{key}: {written(before[key])} -> {written(config[key])}"
 
 
 @contextmanager

@@ -37,6 +37,7 @@ class Blueprint:
     micro_batch: int
     steps_per_epoch: int
     total_steps: int
+    schedule_steps: int
     every_log: int
     every_evaluate: int
     every_checkpoint: int
@@ -44,6 +45,10 @@ class Blueprint:
     best: Improvement
     early_stopping: EarlyStopping | None
     others: Mapping[str, Component]
+
+    def factor(self, step: int) -> float:
+        """Return the schedule's factor on the learning rates in a step; beyond its length, that of its last step."""
+        return self.schedule.factor(min(step, self.schedule_steps - 1))
 
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""

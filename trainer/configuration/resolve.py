@@ -121,17 +121,21 @@ def _draft(
     loss, stopping = built["loss"], config["early_stopping"]
     schedule: Schedule = Constant()
     problems: list[str] = []
+
+    def steps(text: str) -> int:
+        return parse_duration(text).steps(steps_per_epoch, total_steps)
+
+    schedule_steps = total_steps if config["schedule_length"] is None else steps(config["schedule_length"])
     if has_schedule:
-        given = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps, "directions": loss.directions}
+        given = {
+            "steps_per_epoch": steps_per_epoch, "total_steps": schedule_steps, "directions": loss.directions
+        }  # fmt: skip
         try:
             checks.check_schedule_monitor(config, loss, facts)  # first: its direction is looked up by its name
             schedule = build_component(config, "schedule", **given)
         except ConfigurationError as error:
             problems += error.problems
         problems += checks.check_schedule(config, schedule, loss, facts, strategy)
-
-    def steps(text: str) -> int:
-        return parse_duration(text).steps(steps_per_epoch, total_steps)
 
     monitor, mode = "val/loss", "min"
     if stopping is not None:
@@ -144,6 +148,7 @@ def _draft(
         metrics=metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs),
         batch_size=batch_size, micro_batch=micro_batch_size(config, batch_size),
         steps_per_epoch=steps_per_epoch, total_steps=total_steps,
+        schedule_steps=schedule_steps,
         every_log=steps(config["every"]["log"]), every_evaluate=steps(config["every"]["evaluate"]),
         every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
         best=Improvement(monitor, mode),

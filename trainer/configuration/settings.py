@@ -74,6 +74,10 @@ def period(value: object) -> str | None:
     return problem
 
 
+def period_or_null(value: object) -> str | None:
+    return None if value is None else period(value)
+
+
 def device(value: object) -> str | None:
     text = str(value)
     numbered = text.startswith("cuda:") and text[5:].isdigit()
@@ -115,6 +119,7 @@ SETTINGS: dict[str, Rule] = {
     "tags": words,
     "epochs": whole(1, None),
     "steps": whole(1, None),
+    "schedule_length": period_or_null,
     "batch_size": whole(1, "full"),
     "limit_batches": whole(1, None),
     "accumulate": whole(1),

@@ -144,7 +144,7 @@ def learning_rate_curve(blueprint: "Blueprint", console: Console) -> tuple[str, 
     lr = blueprint.build_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     total = blueprint.total_steps
     steps = range(0, total, max(1, total // _CURVE_POINTS))
-    rates = [lr * blueprint.schedule.factor(step) for step in steps]
+    rates = [lr * blueprint.factor(step) for step in steps]
     width, height = PLOT_SIZE
     drawn = plot(rates, max(30, min(width, console.width - 3)), height, "step", "lr", (0, steps[-1]))
     title = f"learning rate: {rates[0]:.3g} first, {max(rates):.3g} highest, {rates[-1]:.3g} last"
@@ -159,6 +159,8 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
     split = f", in micro-batches of {blueprint.micro_batch:,}" if parts > 1 else ""
     yield "batch", f"{format_count(blueprint.batch_size, 'sample')}{split}"
+    if blueprint.schedule_steps != total:
+        yield "schedule", f"over {format_count(blueprint.schedule_steps, 'step')}; afterwards its last rate is held"
     if warmup := blueprint.schedule.warmup:
         yield "warm-up", format_count(warmup, "step")
     moments = {

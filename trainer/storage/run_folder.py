@@ -99,7 +99,12 @@ def to_resume(folder: Path) -> Path:
 
 def how_to_continue(folder: Path) -> str:
     """Return one line with the run folder and the command that resumes it."""
-    return f"run folder: {shown(folder)}; to continue: train resume {shlex.quote(str(to_resume(folder)))}"
+    return f"run folder: {shown(folder)}; to continue: train resume {quoted(to_resume(folder))}"
+
+
+def quoted(folder: Path) -> str:
+    """Return a folder as a user would type it in a shell."""
+    return shlex.quote(str(shown(folder)))
 
 
 def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:

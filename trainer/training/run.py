@@ -75,6 +75,11 @@ class Run:
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
+    def lr_factor(self) -> float:
+        """Factor on all learning rates in the next step: the schedule's, halved for each rollback."""
+        return self.blueprint.factor(self.progress.step) * 0.5**self.progress.rollbacks
+
+    @property
     def skips_nonfinite(self) -> bool:
         """Whether steps that are not finite are skipped."""
         return bool(self.blueprint.config["on_nonfinite"] == "skip")
@@ -85,8 +90,8 @@ class Run:
         return self.skips_nonfinite or bool(self.blueprint.config["micro_batch"] == "auto")
 
     def set_learning_rate(self) -> None:
-        """Set the learning rates of this step according to the schedule, halved for each rollback."""
-        factor = self.blueprint.schedule.factor(self.progress.step) * 0.5**self.progress.rollbacks
+        """Set the learning rates of this step."""
+        factor = self.lr_factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
 
