@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# before torch is loaded: tests run side by side, a thread each
+# before torch is loaded: tests run in parallel, with one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -13,7 +13,7 @@ from tests.forks import Zygote, shared
 
 @pytest.fixture
 def data_root() -> Path:
-    """The folder of real data sets that DATA_ROOT names; the test is skipped where there is none."""
+    """The folder of real data sets in DATA_ROOT; without it the test is skipped."""
     root = os.environ.get("DATA_ROOT")
     if not root or not Path(root).is_dir():
         pytest.skip("DATA_ROOT names no folder of real data")
@@ -22,5 +22,5 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def zygote() -> Zygote:
-    """Forks processes that need not import anything; see `tests.forks`."""
+    """Forks processes that have already imported everything; see `tests.forks`."""
     return shared()

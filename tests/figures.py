@@ -1,7 +1,7 @@
-"""Counts of a package's source, read by `ast`: `python tests/figures.py [FOLDER...]` prints them, a column a folder.
+"""Figures of a package's source, from `ast`; `python tests/figures.py [FOLDER...]` prints one column per folder.
 
 Branches are `if`, `for`, `while`, `except`, conditional expressions, and each further operand of `and` and `or`. A
-bare `Any` is an annotation that is `Any`, or has it as an argument of a type at any depth; aliases are not followed.
+bare `Any` is an annotation that is `Any`, or has it as a type argument at any depth; aliases are not followed.
 """
 
 import ast
@@ -30,18 +30,18 @@ class Function:
 
 @cache
 def sources(package: Path) -> dict[str, ast.Module]:
-    """The parsed files of a package by their path relative to it."""
+    """Path relative to the package -> parsed file."""
     return {str(path.relative_to(package)): ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
 
 
 def lines_of(package: Path) -> dict[str, int]:
-    """Lines of each file, the longest first."""
+    """Path -> number of lines, longest file first."""
     counts = {str(path.relative_to(package)): len(path.read_text().splitlines()) for path in package.rglob("*.py")}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def branches(node: ast.AST) -> int:
-    """Of everything inside `node`, functions defined in it included."""
+    """Number of branches inside `node`, including functions defined in it."""
     inside = list(ast.walk(node))
     further = sum(len(part.values) - 1 for part in inside if isinstance(part, ast.BoolOp))
     return sum(isinstance(part, _BRANCHES) for part in inside) + further
@@ -49,7 +49,7 @@ def branches(node: ast.AST) -> int:
 
 @cache
 def functions_of(package: Path) -> list[Function]:
-    """Every function and method, the longest first; nested ones are also listed on their own."""
+    """Every function and method, longest first; nested functions also have their own entries."""
     found = [
         Function(file, name, (node.end_lineno or node.lineno) - node.lineno + 1, branches(node))
         for file, tree in sources(package).items()
@@ -67,7 +67,7 @@ def _named(node: ast.AST, prefix: str) -> Iterator[tuple[str, FunctionNode]]:
 
 
 def attribute_guesses(package: Path) -> dict[str, Counter[str]]:
-    """Calls of `hasattr` and `getattr` in each file that has some: file -> name -> count."""
+    """Calls of `hasattr` and `getattr` in each file that has any: file -> name -> count."""
     found: dict[str, Counter[str]] = {}
     for file, tree in sources(package).items():
         calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
@@ -78,7 +78,7 @@ def attribute_guesses(package: Path) -> dict[str, Counter[str]]:
 
 
 def bare_any(package: Path) -> dict[str, int]:
-    """Bare `Any` in the annotations of each file that has some."""
+    """Number of bare `Any` in the annotations of each file that has any."""
     counts = {file: sum(map(has_any, annotations(tree))) for file, tree in sources(package).items()}
     return {file: count for file, count in counts.items() if count}
 
@@ -95,7 +95,7 @@ def has_any(annotation: ast.AST) -> bool:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):  # a quoted annotation
         try:
             annotation = ast.parse(annotation.value, mode="eval").body
-        except SyntaxError:  # a word in Literal["..."]
+        except SyntaxError:  # a string in Literal["..."]
             return False
     if isinstance(annotation, ast.Name | ast.Attribute):
         return (annotation.id if isinstance(annotation, ast.Name) else annotation.attr) == "Any"
@@ -107,7 +107,7 @@ def any_per_thousand_lines(package: Path) -> float:
 
 
 def import_graph(package: Path) -> dict[str, set[str]]:
-    """Modules below the package -> those of it that they import when they are loaded."""
+    """File of the package -> files of the package that it imports when it is loaded."""
     return {file: _loaded(package, file, tree) for file, tree in sources(package).items()}
 
 
@@ -124,7 +124,7 @@ def _loaded(package: Path, file: str, tree: ast.Module) -> set[str]:
 
 
 def _file_of(package: Path, name: str) -> str | None:
-    """The file that an imported name is in: the module itself, or the one that defines it."""
+    """File of an imported name: the module itself, or the one that defines it."""
     top, *rest = name.split(".")
     if top != package.name:
         return None
@@ -136,8 +136,8 @@ def _file_of(package: Path, name: str) -> str | None:
     return None
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Chains of imports that end where they began."""
+def import_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Import cycles; each begins and ends with the same file."""
     found: list[list[str]] = []
     finished: set[str] = set()
 
@@ -155,7 +155,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def figures(package: Path) -> dict[str, str]:
-    """The table's rows: what is counted -> its figure."""
+    """Rows of the table: metric -> value."""
     functions, lines = functions_of(package), lines_of(package)
     lengths = sorted(function.lines for function in functions)
     guesses = attribute_guesses(package)
@@ -180,7 +180,7 @@ def figures(package: Path) -> dict[str, str]:
         "bare `Any`": f"{sum(bare_any(package).values())}",
         "bare `Any` per thousand lines": f"{any_per_thousand_lines(package):.2f}",
         "imports between files": f"{sum(map(len, graph.values()))}",
-        "circles of imports": f"{len(circles(graph))}",
+        "import cycles": f"{len(import_cycles(graph))}",
     }
 
 

@@ -317,7 +317,7 @@ def test_bare_any_is_rare_and_less_than_a_quarter_of_before() -> None:
 
 
 def test_no_import_leads_back() -> None:
-    assert figures.circles(figures.import_graph(PACKAGE)) == []
+    assert figures.import_cycles(figures.import_graph(PACKAGE)) == []
 
 
 def test_what_the_counts_mean() -> None:

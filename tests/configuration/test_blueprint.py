@@ -26,7 +26,7 @@ TOGETHER = {
 @pytest.mark.parametrize("name", ALONE)
 def test_a_sample_alone_is_found_before_the_run(name: str) -> None:
     overrides = [*DATA, "model=lenet", "epochs=1"]
-    with pytest.raises(ConfigurationError, match=r"computed alone.*; batch_size=\d+ leaves none alone") as caught:
+    with pytest.raises(ConfigurationError, match=r"computed alone.*; batch_size=\d+ avoids this") as caught:
         resolve(compose([*overrides, *ALONE[name]]))
     advised = str(caught.value).rpartition("batch_size=")[2].split()[0]
     others = [override for override in ALONE[name] if not override.startswith("batch_size=")]

@@ -336,10 +336,10 @@ def _content(value: Any) -> Any:
 
 def read_events(path: Path) -> Iterator[Event]:
     """Events of a file. Raises AssertionError if it ends with a partial record."""
-    content, place = path.read_bytes(), 0
-    while place < len(content):
-        (length,) = struct.unpack_from("<Q", content, place)
-        record = content[place + 12 : place + 12 + length]
-        place += 12 + length + 4
-        assert place <= len(content), f"{path.name} ends in the middle of a record"
+    content, offset = path.read_bytes(), 0
+    while offset < len(content):
+        (length,) = struct.unpack_from("<Q", content, offset)
+        record = content[offset + 12 : offset + 12 + length]
+        offset += 12 + length + 4
+        assert offset <= len(content), f"{path.name} ends in the middle of a record"
         yield Event.FromString(record)

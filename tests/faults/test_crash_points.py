@@ -20,7 +20,7 @@ SHORT = but(CONFIGURATIONS["adamw"], "steps=24")
 
 
 @dataclass
-class Story:
+class Scenario:
     """A reference run, a run to resume (untrained or half-way), and the changes that resuming it makes to its files."""
 
     reference: Path
@@ -29,24 +29,24 @@ class Story:
     is_resumed: bool
 
 
-def go_on(zygote: Zygote, folder: Path, /, sitting: int, **fault: object) -> int:
+def resume(zygote: Zygote, folder: Path, /, sitting: int, **fault: object) -> int:
     return finish(zygote.start(["resume", str(folder)], folder.parent, sitting, fault={**QUICK, **fault}))
 
 
-def watch(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: object) -> tuple[int, list[str]]:
+def resume_copy(zygote: Zygote, start: Path, folder: Path, /, sitting: int, **fault: object) -> tuple[int, list[str]]:
     """Resume a copy of `start`; returns the exit code and the changes of its files."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(start, folder)
     log = folder.with_name(f"{folder.name}.log")
     log.unlink(missing_ok=True)
-    code = go_on(zygote, folder, sitting, folder=str(folder), log=str(log), **fault)
+    code = resume(zygote, folder, sitting, folder=str(folder), log=str(log), **fault)
     if fault.get("how") == "power" and code == EXIT_CODE:
         cut_power(folder, log)
     return code, log.read_text().splitlines()
 
 
 @pytest.fixture(scope="module", params=["from the start", "from the middle"])
-def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     home = tmp_path_factory.mktemp("story")
     fresh, reference, start = home / "fresh", home / "reference", home / "start"
     arguments = [*SHORT, f"hydra.run.dir={fresh}"]
@@ -54,25 +54,25 @@ def story(request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pyte
         finish(zygote.start(arguments, home, fault={"folder": str(fresh), "at": ("open metrics.jsonl", 0)}))
         == EXIT_CODE
     )
-    code, changes = watch(zygote, fresh, reference, sitting=0)
+    code, changes = resume_copy(zygote, fresh, reference, sitting=0)
     assert code == 0
     if request.param == "from the start":
-        return Story(reference, fresh, changes, is_resumed=False)
-    code, _ = watch(zygote, fresh, start, sitting=0, at=("replace .best.pt.#.tmp", 1))
+        return Scenario(reference, fresh, changes, is_resumed=False)
+    code, _ = resume_copy(zygote, fresh, start, sitting=0, at=("replace .best.pt.#.tmp", 1))
     assert code == EXIT_CODE
-    code, changes = watch(zygote, start, home / "whole", sitting=1)
+    code, changes = resume_copy(zygote, start, home / "whole", sitting=1)
     assert (code, differences(reference, home / "whole")) == (0, [])
-    return Story(reference, start, changes, is_resumed=True)
+    return Scenario(reference, start, changes, is_resumed=True)
 
 
-def broken(zygote: Zygote, story: Story, folder: Path, points: list[tuple[str, int, str]]) -> list[str]:
+def broken(zygote: Zygote, story: Scenario, folder: Path, points: list[tuple[str, int, str]]) -> list[str]:
     """Differences after a run ended at each of these points (change, occurrence, kind of crash) and was resumed."""
     found = []
     for change, which, how in points:
         where = f"{how} {change} ({which})"
-        code, _ = watch(zygote, story.start, folder, sitting=1, at=(change, which), how=how)
+        code, _ = resume_copy(zygote, story.start, folder, sitting=1, at=(change, which), how=how)
         assert code == EXIT_CODE, f"{where} was not reached"
-        if (code := go_on(zygote, folder, 2)) != 0:
+        if (code := resume(zygote, folder, 2)) != 0:
             found.append(f"{where}: exit code {code}")
         else:
             found += [f"{where}: {line}" for line in differences(story.reference, folder)]
@@ -85,7 +85,7 @@ def ways(change: str) -> list[str]:
     return ["before", "power", "torn"] if tears else ["before", "power"]
 
 
-def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path) -> None:
+def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Scenario, tmp_path: Path) -> None:
     """Each change at its second occurrence if there is one, with alternating kinds of crash.
 
     From the middle, only the changes before training starts; the others are the same.
@@ -105,7 +105,7 @@ def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Story, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["before", "power", "torn"])
-def test_every_change_may_be_the_last(zygote: Zygote, story: Story, tmp_path: Path, how: str) -> None:
+def test_every_change_may_be_the_last(zygote: Zygote, story: Scenario, tmp_path: Path, how: str) -> None:
     kinds = Counter(story.changes)
     points = [(change, which, how) for change in kinds if how in ways(change) for which in range(kinds[change])]
     assert broken(zygote, story, tmp_path / "run", points) == []

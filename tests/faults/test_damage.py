@@ -60,7 +60,7 @@ def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(
     damage(tmp_path / "run/checkpoints/last.pt")
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
     assert code == 0, output
-    said = "run/checkpoints/last.pt is damaged: its checksum does not match; falling back to the one before"
+    said = "run/checkpoints/last.pt is damaged: its checksum does not match; falling back to the previous one"
     assert output.splitlines().count(said) == (damage is not Path.unlink)
     assert differences(reference, tmp_path / "run") == []
 

@@ -121,19 +121,19 @@ EARLY = [
 
 
 def test_a_signal_before_training_leaves_nothing_half_made(zygote: Zygote, tmp_path: Path) -> None:
-    for number, place in enumerate(EARLY):
+    for number, function in enumerate(EARLY):
         signum = [*SIGNALS, *OTHERS][number % 5]
         home = tmp_path / str(number)
         home.mkdir()
-        fault = {"signal": int(signum), "during": place}
+        fault = {"signal": int(signum), "during": function}
         code, output = train(zygote, home, *CONFIGURATIONS["adamw"], "hydra.run.dir=made/run", fault=fault)
         made = number > EARLY.index("trainer.storage.run_folder._move_into_place")
         words = f"stopped by {signum.name}; run folder: made/run; to continue: train resume made/run\n" if made else ""
-        assert (code, output) == (128 + signum, words), place
-        assert [path.name for path in home.iterdir()] == (["made"] if made else []), place
+        assert (code, output) == (128 + signum, words), function
+        assert [path.name for path in home.iterdir()] == (["made"] if made else []), function
         if made:
-            assert [path.name for path in (home / "made").iterdir()] == ["run"], place
-            assert train(zygote, home, "resume", "made/run", sitting=1)[0] == 0, place
+            assert [path.name for path in (home / "made").iterdir()] == ["run"], function
+            assert train(zygote, home, "resume", "made/run", sitting=1)[0] == 0, function
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -146,11 +146,11 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     else:
         process = start_slow_run(zygote, tmp_path, terminal=os.ttyname(slave))
     # a second press before the first one is handled would be merged with it
-    heard = [tmp_path / "run/metrics.jsonl"] if times == 1 else [tmp_path / "asleep", tmp_path / "asked"]
+    acknowledged = [tmp_path / "run/metrics.jsonl"] if times == 1 else [tmp_path / "asleep", tmp_path / "asked"]
     while process.wait(0) is None:
         if select.select([master], [], [], 0.01)[0]:
             screen += os.read(master, 65536)
-        if HIDES in screen and presses < times and heard[presses].exists():
+        if HIDES in screen and presses < times and acknowledged[presses].exists():
             os.write(master, b"\x03")
             presses += 1
     os.close(slave)
@@ -164,7 +164,7 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
 
 
 @pytest.mark.parametrize(
-    ("place", "as_import"),
+    ("function", "as_import"),
     [
         ("trainer.training.finish.evaluate", False),
         ("trainer.training.finish.confusion_matrix", False),
@@ -172,12 +172,12 @@ def test_ctrl_c_gives_the_terminal_back(zygote: Zygote, tmp_path: Path, times: i
     ],
 )
 def test_a_signal_at_the_end_leaves_the_end_to_be_done_again(
-    zygote: Zygote, tmp_path: Path, place: str, as_import: bool
+    zygote: Zygote, tmp_path: Path, function: str, as_import: bool
 ) -> None:
     """The signal may arrive during an import; steps that would need another import are skipped."""
     reference, run = tmp_path / "reference", tmp_path / "run"
     assert train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={reference}")[0] == 0
-    fault = {"signal": int(signal.SIGTERM), "during": place, "as_import": as_import}
+    fault = {"signal": int(signal.SIGTERM), "during": function, "as_import": as_import}
     code, output = train(zygote, tmp_path, *CONFIGURATIONS["adamw"], f"hydra.run.dir={run}", fault=fault)
     assert code == 143
     assert output.splitlines()[-1] == "to continue: train resume run"

@@ -67,14 +67,14 @@ def last_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("bad_step", [0, 3, 17])
 def test_stop_names_the_step_and_the_layer(zygote: Zygote, home: Path, bad_step: int, optimizer: list[str]) -> None:
     code, output = train_poisoned(zygote, home, bad_step + 1, *optimizer)
-    said = f"diverged at step {bad_step}: the output of layer 'poison' is not finite"
+    message = f"diverged at step {bad_step}: the output of layer 'poison' is not finite"
     assert code == 70
     assert [line for line in output.splitlines() if line.startswith("error: ")] == [
-        f"error: {said}; see on_nonfinite, clip_norm and the learning rate"
+        f"error: {message}; see on_nonfinite, clip_norm and the learning rate"
     ]
     result = result_of(home / "run")
     assert (result["status"], result["exit_code"]) == ("diverged", 70)
-    assert str(result["error"]).startswith(said)
+    assert str(result["error"]).startswith(message)
     for line in metric_lines(home / "run"):
         assert "nan" not in line, "what is not finite is not logged as if it were"
 
@@ -113,8 +113,10 @@ def test_rollback_gives_up_after_three_times(zygote: Zygote, home: Path) -> None
     """The layer's count is part of the checkpoint, so the same step fails again at any learning rate."""
     code, output = train_poisoned(zygote, home, 18, "on_nonfinite=rollback", "schedule=constant", "optimizer.lr=0.01")
     assert code == 70
-    said = re.findall(r"step (\d+) was not finite: rolled back to step (\d+), learning rate times ([\d.]+)", output)
-    assert said == [("17", "15", rate) for rate in ("0.5", "0.25", "0.125")]
+    rollbacks = re.findall(
+        r"step (\d+) was not finite: rolled back to step (\d+), learning rate times ([\d.]+)", output
+    )
+    assert rollbacks == [("17", "15", rate) for rate in ("0.5", "0.25", "0.125")]
     assert "diverged at step 17: the output of layer 'poison' is not finite, after 3 rollbacks" in output
     assert result_of(home / "run")["status"] == "diverged"
 
@@ -137,13 +139,13 @@ BACK = re.compile(r"step (\d+) was not finite: rolled back to step (\d+), learni
 def test_rollback_halves_the_rate_and_each_step_is_logged_once(zygote: Zygote, tmp_path: Path) -> None:
     folder = undisturbed(zygote, STEEP, tmp_path / "run").folder
     records = [json.loads(line) for line in metric_lines(folder)]
-    said = BACK.findall((folder / "train.log").read_text())
-    assert [rate for _, _, rate in said] == ["0.5", "0.25"], "the run was to diverge twice"
-    assert all(0 < int(bad) - int(back) < 5 and int(back) % 5 == 0 for bad, back, _ in said)
+    rollbacks = BACK.findall((folder / "train.log").read_text())
+    assert [rate for _, _, rate in rollbacks] == ["0.5", "0.25"], "the run was to diverge twice"
+    assert all(0 < int(bad) - int(back) < 5 and int(back) % 5 == 0 for bad, back, _ in rollbacks)
     assert [record["step"] for record in records if "lr" in record] == [*range(7, 150, 7), 150]
     for record in records:
         if "lr" in record:
-            before = sum(int(back) < record["step"] for _, back, _ in said)
+            before = sum(int(back) < record["step"] for _, back, _ in rollbacks)
             assert record["lr"] == 0.7 * 0.5**before, record["step"]
     losses = [record["train/loss"] for record in records if "lr" in record]
     assert max(losses) > 1e20 > 1e3 * losses[-1] / max(losses)

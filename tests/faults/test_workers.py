@@ -282,7 +282,7 @@ def started(folder: Path, script: Path, how: str) -> tuple[subprocess.Popen[str]
     return process, pids
 
 
-def lives(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether a process is running; zombies are not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -292,7 +292,7 @@ def lives(pid: int) -> bool:
 
 def assert_gone(pids: list[int]) -> None:
     deadline = time.monotonic() + 60
-    while left := [pid for pid in pids if lives(pid)]:
+    while left := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
 

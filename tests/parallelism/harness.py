@@ -38,8 +38,8 @@ def started(world_size: int, function: Callable[..., Any], *args: Any) -> Iterat
     """Context manager: the ranks, and the file in which each leaves its result; kills the ranks on exit."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"answer {rank}") for rank in range(world_size)]
-        told = str(Path(folder, "store")), world_size, function, args
-        processes = [shared().call(_rank, path, rank, *told) for rank, path in enumerate(paths)]
+        shared_arguments = str(Path(folder, "store")), world_size, function, args
+        processes = [shared().call(_rank, path, rank, *shared_arguments) for rank, path in enumerate(paths)]
         try:
             yield list(zip(processes, paths, strict=True))
         finally:
@@ -181,22 +181,22 @@ def reference(overrides: tuple[str, ...], double: bool, steps: int = 50) -> dict
         torch.set_deterministic_debug_mode("default")
 
 
-def curves(rows: Sequence[tuple[Sequence[str], bool]], words: list[str], steps: int = 50) -> list[dict[str, Any]]:
+def curves(rows: Sequence[tuple[Sequence[str], bool]], overrides: list[str], steps: int = 50) -> list[dict[str, Any]]:
     """Several runs in succession in the same processes."""
-    return [anew(number, curve, [*row, *words], steps, double) for number, (row, double) in enumerate(rows)]
+    return [in_new_run(number, curve, [*row, *overrides], steps, double) for number, (row, double) in enumerate(rows)]
 
 
-def anew(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
+def in_new_run(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call `function` as a new run in the same processes, with an empty store."""
-    here, store = rank.rank_info(), rank.open_store()
-    rank.take(here, lambda: dist.PrefixStore(f"run {number}", store))
+    info, store = rank.rank_info(), rank.open_store()
+    rank.take(info, lambda: dist.PrefixStore(f"run {number}", store))
     try:
         return function(*arguments)
     finally:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        rank.take(here, lambda: store)
+        rank.take(info, lambda: store)
 
 
 def trained(run: Run, steps: int) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_one_rank_sends_nothing_and_gains_nothing(kind: str) -> None:
 
 # --- measured ---------------------------------------------------------------------------------------------
 
-WORDS = ["device=cpu", "threads=1", "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "batch_size=51"]
+OVERRIDES = ["device=cpu", "threads=1", "model=lenet", "model.channels=[4,8]", "model.hidden=[16]", "batch_size=51"]
 
 
 def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
@@ -212,7 +212,7 @@ def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
 
 @pytest.mark.parametrize("more", [[], ["accumulate=3"]])
 def test_data_parallelism_hands_over_what_is_promised(more: list[str]) -> None:
-    overrides = [*WORDS, *more, "parallelism=ddp", "parallelism.devices=2"]
+    overrides = [*OVERRIDES, *more, "parallelism=ddp", "parallelism.devices=2"]
     found = spawn(2, bytes_handed_over, overrides, 2)
     blueprint = resolve(compose(overrides))
     with torch.device("meta"):
@@ -235,8 +235,8 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0.01))
 
-    def lines(*words: str) -> dict[str, str]:
-        assert app.run(["plan", *words]) == 0
+    def lines(*overrides: str) -> dict[str, str]:
+        assert app.run(["plan", *overrides]) == 0
         section = capsys.readouterr().out.partition("\nparallelism\n")[2]
         return {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in section.strip().splitlines()}
 
@@ -245,20 +245,20 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_plan_of_data_parallelism(shown: object) -> None:
-    words = ["model=mlp", "model.hidden=[8]", "optimizer=momentum", "batch_size=100", "parallelism=ddp"]
+    overrides = ["model=mlp", "model.hidden=[8]", "optimizer=momentum", "batch_size=100", "parallelism=ddp"]
     # 610 parameters; weights, gradients, momentum, half of the activations, and all data
-    assert shown(*words, "parallelism.devices=4") == {  # type: ignore[operator]
+    assert shown(*overrides, "parallelism.devices=4") == {  # type: ignore[operator]
         "ranks": "4",
         "sent": "3.7 kB per step and rank: gradients 3.7 kB",
         "memory": "about 150 kB per rank, without Python and torch",
         "weights": "2.4 kB, gradients 2.4 kB, optimizer 2.4 kB, activations 8.4 kB, data 130 kB",
         "speed-up": "at best 4 over one such device: computation only, no communication or waiting",
     }
-    assert shown(*words, "parallelism.devices=1") == {}  # type: ignore[operator]
+    assert shown(*overrides, "parallelism.devices=1") == {}  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["parallelism=fsdp"],
         ["parallelism=tensor"],
@@ -269,10 +269,10 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
         ["parallelism=downpour"],
         ["parallelism=two_column", "model=alexnet_two_column", "model.channels=[4,4,4,4,4]", "model.hidden=[8]"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda overrides: overrides[0],
 )
-def test_every_strategy_has_its_numbers(words: list[str]) -> None:
-    blueprint = resolve(compose([*words, "model.dropout=0"]))
+def test_every_strategy_has_its_numbers(overrides: list[str]) -> None:
+    blueprint = resolve(compose([*overrides, "model.dropout=0"]))
     with torch.device("meta"):
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)

@@ -232,11 +232,11 @@ def test_after_new_weights_others_wait_and_what_they_push_is_dropped() -> None:
     server = ParameterServer(Setup.of(b"key", torch.optim.SGD([{"params": [weight], "name": "all"}]), [weight]))
     waits, wait_for = threading.Event(), server._changed.wait_for
 
-    def say_and_wait_for(is_open: Any) -> bool:
+    def signal_and_wait_for(is_open: Any) -> bool:
         waits.set()
         return wait_for(is_open)
 
-    server._changed.wait_for = say_and_wait_for  # type: ignore[method-assign, assignment]
+    server._changed.wait_for = signal_and_wait_for  # type: ignore[method-assign, assignment]
     with Listener(("127.0.0.1", 0), backlog=2, authkey=b"key") as listener:
         serving = [threading.Thread(target=lambda: server.serve(listener.accept()), daemon=True) for _ in range(2)]
         for thread in serving:
@@ -351,16 +351,16 @@ def joins_late(folder: Path) -> Any:
             torch.save(addresses_of(run), folder / "addresses")
             os.kill(os.getpid(), signal.SIGKILL)
         store.wait(["late"])
-        places: list[tuple[int, int, int]] = []
+        positions: list[tuple[int, int, int]] = []
 
         def step(run: Run, batch: Any) -> None:
-            places.append((run.step, run.progress.epoch, run.progress.samples_seen))
+            positions.append((run.step, run.progress.epoch, run.progress.samples_seen))
             train_step(run, batch)
             store.set("joined", "now")
 
         with patch.object(worker_loop, "train_step", step):
             run_worker(run)
-        return places[0]
+        return positions[0]
 
 
 def test_a_late_worker_begins_where_the_main_one_is_and_ends_with_it(tmp_path: Path) -> None:

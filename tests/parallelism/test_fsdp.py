@@ -44,13 +44,13 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "words", "world_size", "double"), ROWS)
-def test_equals_one_device(model: list[str], words: list[str], world_size: int, double: bool) -> None:
-    steps = 4 if "batch_size=700" in words else 50
-    [reference] = spawn(1, sharded, [*model, *words, "parallelism=single"], steps, double)
-    [exact] = [reference] if double else spawn(1, sharded, [*model, *words, "parallelism=single"], steps, True)
+@pytest.mark.parametrize(("model", "overrides", "world_size", "double"), ROWS)
+def test_equals_one_device(model: list[str], overrides: list[str], world_size: int, double: bool) -> None:
+    steps = 4 if "batch_size=700" in overrides else 50
+    [reference] = spawn(1, sharded, [*model, *overrides, "parallelism=single"], steps, double)
+    [exact] = [reference] if double else spawn(1, sharded, [*model, *overrides, "parallelism=single"], steps, True)
     allowed = DOUBLE if double else tolerance(exact, reference)
-    answers = spawn(world_size, sharded, [*model, *words, "parallelism=fsdp"], steps, double)
+    answers = spawn(world_size, sharded, [*model, *overrides, "parallelism=fsdp"], steps, double)
     for answer in answers:
         assert max(difference(exact, answer).values()) < allowed
         assert difference(answer | answer["before"], answer) == {"losses": 0, "model": 0, "optimizer": 0}
@@ -64,9 +64,9 @@ def test_equals_one_device(model: list[str], words: list[str], world_size: int, 
     assert sum(answer["kept"] for answer in answers) == reference["kept"]
 
 
-def one_bad_gradient(words: list[str]) -> dict[str, Any]:
+def one_bad_gradient(overrides: list[str]) -> dict[str, Any]:
     """Three steps; before the last, one element of rank 1's gradient shard becomes infinite."""
-    run = make([*MLP, *words, "parallelism=fsdp", "batch_size=64"])
+    run = make([*MLP, *overrides, "parallelism=fsdp", "batch_size=64"])
     run.model.train()
     batches = iter(run.batches.epoch(0))
     for _ in range(2):
@@ -88,9 +88,9 @@ def one_bad_gradient(words: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("fused", ["true", pytest.param("false", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_a_part_that_is_not_finite_is_seen_by_all_ranks(fused: str, on_nonfinite: str) -> None:
-    words = ["optimizer=momentum", f"optimizer.fused={fused}", f"on_nonfinite={on_nonfinite}"]
+    overrides = ["optimizer=momentum", f"optimizer.fused={fused}", f"on_nonfinite={on_nonfinite}"]
     left_out = fused == "true" or on_nonfinite == "skip"
-    for answer in spawn(2, one_bad_gradient, words):
+    for answer in spawn(2, one_bad_gradient, overrides):
         assert answer == {"flags": [False, False, True], "same": left_out}
 
 

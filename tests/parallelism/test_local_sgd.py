@@ -47,7 +47,7 @@ def own(run: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.model.state_dict().items()}
 
 
-def looked_at() -> dict[str, Any]:
+def inspected() -> dict[str, Any]:
     """A run of 36 steps, and this rank's weights at step 6 (between two averages) and step 8 (after one)."""
     run = make(LOCAL, True)
     losses = advance(run, 6)
@@ -70,7 +70,7 @@ def resumed(saved: bytes) -> dict[str, Any]:
 
 
 def test_ranks_go_apart_meet_and_learn_and_go_on_with_the_same_bits() -> None:
-    one, other = spawn(2, looked_at)
+    one, other = spawn(2, inspected)
     for name, mean in one["mean"].items():
         wanted = (one["own"][name] + other["own"][name]) / 2
         assert torch.equal(mean, wanted.to(mean.dtype)) and torch.equal(mean, other["mean"][name]), name

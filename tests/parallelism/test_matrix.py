@@ -18,9 +18,9 @@ from benchmarks import parallel
 from tests.parallelism.harness import (
     DOUBLE,
     advance,
-    anew,
     curves,
     difference,
+    in_new_run,
     make,
     reference,
     spawn,
@@ -152,8 +152,8 @@ COLUMN_OPTIMIZERS = [
 def test_columns_coincide(strategy: str, world_size: int) -> None:
     needed("two_column")
     rows = [
-        ((*PROBLEM, SEEDS["columns"], *COLUMNS, *words), double)
-        for words in COLUMN_OPTIMIZERS
+        ((*PROBLEM, SEEDS["columns"], *COLUMNS, *overrides), double)
+        for overrides in COLUMN_OPTIMIZERS
         for double in (True, False)
     ]
     for row, _ in rows:
@@ -181,7 +181,7 @@ def test_parts_clipping_augmentation_and_dropout(strategy: str, world_size: int)
 # --- what must not be equal -------------------------------------------------------------------------------
 
 
-def take_the_mean(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
+def take_the_mean(rows: list[Row], overrides: list[str]) -> list[dict[str, Any]]:
     def mean(group: Any, bucket: dist.GradBucket) -> Any:
         bucket.buffer().div_(dist.get_world_size(group))
         return summed(group, bucket)
@@ -189,15 +189,15 @@ def take_the_mean(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
     summed = ddp.sum_gradients
     mean.__annotations__.clear()
     ddp.sum_gradients = mean
-    return curves(rows, words)
+    return curves(rows, overrides)
 
 
-def take_own_seed(rows: list[Row], words: list[str]) -> list[dict[str, Any]]:
-    here = rank.rank_info()
-    assert here is not None
-    own = f"seed={11 + here.rank}"
+def take_own_seed(rows: list[Row], overrides: list[str]) -> list[dict[str, Any]]:
+    info = rank.rank_info()
+    assert info is not None
+    own = f"seed={11 + info.rank}"
     return curves(
-        [(tuple(own if word == SEEDS["batch"] else word for word in row), double) for row, double in rows], words
+        [(tuple(own if word == SEEDS["batch"] else word for word in row), double) for row, double in rows], overrides
     )
 
 
@@ -210,9 +210,9 @@ CONTROLS = {
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_what_is_wrong_is_seen(control: str) -> None:
-    function, words = CONTROLS[control]
+    function, overrides = CONTROLS[control]
     row = settings("batch", "momentum"), True
-    answers = spawn(2, function, [row], [*spread("ddp", 2), *words])
+    answers = spawn(2, function, [row], [*spread("ddp", 2), *overrides])
     found = worst([difference(reference(*row), answer[0]) for answer in answers])
     assert min(found["losses"], found["model"]) > DIFFERENT
 
@@ -228,11 +228,11 @@ def save_halfway(overrides: list[str]) -> bytes:
     return pickle.dumps((losses, capture(run)))
 
 
-def go_on(overrides: list[str], saved: list[bytes]) -> list[dict[str, Any]]:
-    return [anew(number, _go_on, overrides, state) for number, state in enumerate(saved)]
+def resume(overrides: list[str], saved: list[bytes]) -> list[dict[str, Any]]:
+    return [in_new_run(number, _resume, overrides, state) for number, state in enumerate(saved)]
 
 
-def _go_on(overrides: list[str], saved: bytes) -> dict[str, Any]:
+def _resume(overrides: list[str], saved: bytes) -> dict[str, Any]:
     run = make([*overrides, f"steps={STEPS}"], double=True)
     losses, state = pickle.loads(saved)
     restore(run, state)
@@ -255,7 +255,7 @@ def test_a_checkpoint_goes_on_under_another_strategy_and_world_size(strategy: st
     overrides = settings(rest, "adamw", "clip_norm=1")
     before = [name for name in STRATEGIES if rest in NORMS.get(name, (rest,)) and _is_there(name)]
     saved = [halfway(name, overrides) for name in before]
-    answers = spawn(world_size, go_on, [*overrides, *spread(strategy, world_size)], saved, timeout=PATIENCE)
+    answers = spawn(world_size, resume, [*overrides, *spread(strategy, world_size)], saved, timeout=PATIENCE)
     wanted = reference(overrides, True)
     found = {name: worst([difference(wanted, answer[i]) for answer in answers]) for i, name in enumerate(before)}
     assert {name: one for name, one in found.items() if not max(one.values()) < DOUBLE} == {}

@@ -74,7 +74,7 @@ def test_the_largest_divisor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("overrides", "sentence"),
     [
         (["model.norm=batch"], "parallelism.micro_batches=4: the statistics of batch norm .norm1."),
         (["parallelism.schedule=1f1b", "parallelism.micro_batches=1"], "micro_batches=1: .* 2 stages needs at least 2"),
@@ -84,9 +84,9 @@ def test_the_largest_divisor() -> None:
         (["compile=true"], "compile=true: the stages of parallelism=pipeline cannot be compiled"),
     ],
 )
-def test_what_cannot_be_exact_is_refused(words: list[str], sentence: str) -> None:
+def test_what_cannot_be_exact_is_refused(overrides: list[str], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
-        resolve(compose([*MLP, "parallelism=pipeline", *words]))
+        resolve(compose([*MLP, "parallelism=pipeline", *overrides]))
 
 
 def test_dropout_that_is_no_product_is_refused() -> None:
@@ -128,14 +128,14 @@ ROWS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "words", "world_size", "double"), ROWS)
-def test_equals_one_device(model: list[str], words: list[str], world_size: int, double: bool) -> None:
-    steps = 4 if world_size == 2 and "batch_size=700" in words else 50
-    alone = [word for word in words if not word.startswith("parallelism")]
+@pytest.mark.parametrize(("model", "overrides", "world_size", "double"), ROWS)
+def test_equals_one_device(model: list[str], overrides: list[str], world_size: int, double: bool) -> None:
+    steps = 4 if world_size == 2 and "batch_size=700" in overrides else 50
+    alone = [override for override in overrides if not override.startswith("parallelism")]
     [reference] = spawn(1, staged, [*model, *alone, "parallelism=single"], steps, double)
     [exact] = [reference] if double else spawn(1, staged, [*model, *alone, "parallelism=single"], steps, True)
     allowed = DOUBLE if double else tolerance(exact, reference)
-    answers = spawn(world_size, staged, [*model, *words, "parallelism=pipeline"], steps, double)
+    answers = spawn(world_size, staged, [*model, *overrides, "parallelism=pipeline"], steps, double)
     for answer in answers:
         assert max(difference(exact, answer).values()) < allowed
         assert difference(answer | answer["before"], answer) == {"losses": 0, "model": 0, "optimizer": 0}
@@ -145,5 +145,5 @@ def test_equals_one_device(model: list[str], words: list[str], world_size: int, 
         assert answer["metrics"] == pytest.approx(reference["metrics"], abs=1e-12 if double else 1e-5)
     owned = [name for answer in answers for name in answer["own"]]
     assert owned == reference["own"] and all(answer["own"] for answer in answers)
-    if "batch_size=700" in words and "accumulate=3" not in words:
+    if "batch_size=700" in overrides and "accumulate=3" not in overrides:
         assert answers[0]["counts"] == {700: 4, 37: 1}

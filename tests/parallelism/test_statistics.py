@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from tests import forks
-from tests.parallelism.harness import anew, make, spawn
+from tests.parallelism.harness import in_new_run, make, spawn
 from trainer import compose
 from trainer.assembly import assemble, run_folder_of
 from trainer.base.rank import rank_info
@@ -25,9 +25,9 @@ BASE = ["threads=1", "model=mlp", "model.hidden=[8]", "device=cpu", "batch_size=
 
 
 def rank() -> int:
-    here = rank_info()
-    assert here is not None
-    return here.rank
+    info = rank_info()
+    assert info is not None
+    return info.rank
 
 
 def watch(kind: Any, calls: list[int]) -> None:
@@ -40,7 +40,7 @@ def watch(kind: Any, calls: list[int]) -> None:
     kind.fit = fit
 
 
-def looked_at(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
+def inspected(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
     """The ranks that fit, as recorded on this one, and the statistics on this rank."""
     downpour._MAX_STORED = 1000  # smaller than the matrix
     calls: list[int] = []
@@ -56,7 +56,7 @@ def looked_at(strategy: str) -> tuple[list[int], dict[str, torch.Tensor]]:
 def test_the_main_rank_fits_and_all_have_the_same_bits(strategy: str) -> None:
     alone = ZCA()
     alone.fit(Digits().load().train.images_NCHW)
-    main, other = spawn(2, looked_at, strategy)
+    main, other = spawn(2, inspected, strategy)
     assert (main[0], other[0]) == ([0], [])
     for _, state in (main, other):
         assert state.keys() == alone.state_dict().keys()
@@ -67,14 +67,14 @@ def resumed(strategy: str) -> list[tuple[list[int], torch.Tensor]]:
     """The ranks that fit when a run is resumed with and without a checkpoint, and the resulting mean."""
     calls: list[int] = []
     watch(MeanImage, calls)
-    words = [*BASE, f"parallelism={strategy}", "preprocessing=mean_image"]
-    state = anew(0, _captured, words)
+    overrides = [*BASE, f"parallelism={strategy}", "preprocessing=mean_image"]
+    state = in_new_run(0, _captured, overrides)
     state["preprocessing"]["mean"] += 1  # of a different training split
-    return [anew(1, _resumed, words, state, calls), anew(2, _resumed, words, None, calls)]
+    return [in_new_run(1, _resumed, overrides, state, calls), in_new_run(2, _resumed, overrides, None, calls)]
 
 
-def _captured(words: list[str]) -> dict[str, Any]:
-    run = make(words)
+def _captured(overrides: list[str]) -> dict[str, Any]:
+    run = make(overrides)
     is_downpour = isinstance(run.strategy, downpour.Downpour)
     state = capture(run) if run.strategy.is_main or not is_downpour else {"preprocessing": {"mean": 0}}
     if is_downpour:
@@ -82,9 +82,9 @@ def _captured(words: list[str]) -> dict[str, Any]:
     return state
 
 
-def _resumed(words: list[str], state: Any, calls: list[int]) -> tuple[list[int], torch.Tensor]:
+def _resumed(overrides: list[str], state: Any, calls: list[int]) -> tuple[list[int], torch.Tensor]:
     calls.clear()
-    blueprint = resolve(compose(words))
+    blueprint = resolve(compose(overrides))
     assemble.connect(blueprint)
     run = assemble.build_run(blueprint, fit=False)
     run_folder_of.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_has_the_statistics_of_its_checkpoint_or_of_the_main_
     assert [calls for calls, _ in main] == [[], [0]]
     assert [calls for calls, _ in other] == [[], []]
     assert torch.equal(main[0][1], main[1][1] + 1)
-    assert all(torch.equal(mine, its) for (_, mine), (_, its) in zip(main, other, strict=True))
+    assert all(torch.equal(own, its) for (_, own), (_, its) in zip(main, other, strict=True))
 
 
 def test_a_replica_takes_the_statistics_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +176,8 @@ def train(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("downpour", marks=pytest.mark.slow)])
 def test_a_failure_to_fit_ends_all_ranks_with_one_line(strategy: str, train: Any, tmp_path: Path) -> None:
-    words = ["--trust", "own", "--config-dir", "conf", "preprocessing=own", "preprocessing.fails=true"]
+    overrides = ["--trust", "own", "--config-dir", "conf", "preprocessing=own", "preprocessing.fails=true"]
     more = [f"parallelism={strategy}", "parallelism.devices=2", "hydra.run.dir=run"]
-    done = train(*words, *BASE, *more)
+    done = train(*overrides, *BASE, *more)
     assert (done.returncode, done.stderr) == (65, "error: rank 0: data: a.jpg: has changed\n")
     assert (tmp_path / "fits").read_text() == "0 "

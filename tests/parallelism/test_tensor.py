@@ -26,13 +26,13 @@ AT_ONCE = ["accumulate=3", "clip_norm=0.5", "model.dropout=0.3"]
 FEW = ["batch_size=410", *AT_ONCE]
 
 
-def row(model: list[str], *words: str) -> tuple[str, ...]:
-    return (*PROBLEM, *model, *words)
+def row(model: list[str], *more: str) -> tuple[str, ...]:
+    return (*PROBLEM, *model, *more)
 
 
 def assert_equal_to_single(strategy: str, world_size: int, rows: list[tuple[str, ...]], steps: int = 50) -> None:
-    words = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
-    answers = spawn(world_size, curves, [(row, True) for row in rows], words, steps, timeout=300)
+    more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
+    answers = spawn(world_size, curves, [(row, True) for row in rows], more, steps, timeout=300)
     for i, overrides in enumerate(rows):
         for answer in answers:
             found = difference(reference(overrides, True, steps), answer[i])
@@ -106,9 +106,9 @@ def two_ways(kind: str) -> float:
         (output.tanh() * weights).sum().backward()
     pairs = [(outputs[0], outputs[1]), (inputs[0].grad, inputs[1].grad)]
     for (name, p), q in zip(whole.named_parameters(), split.parameters(), strict=True):
-        mine = p.grad.chunk(member.size, axes[name])[member.rank] if name in axes else p.grad
+        own = p.grad.chunk(member.size, axes[name])[member.rank] if name in axes else p.grad
         assert (name in axes) == (q.shape != p.shape)
-        pairs.append((mine, q.grad))
+        pairs.append((own, q.grad))
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
@@ -139,11 +139,11 @@ def there_and_back() -> list[tuple[Tensor, Tensor]]:
 
 def test_batches_are_gathered_and_shared_out_again_also_where_a_rank_has_nothing() -> None:
     sizes = [2, 0, 3]
-    shares = torch.arange(5.0).unsqueeze(1).split(sizes)
-    for share, ((whole, squares), (_, partial)) in zip(shares, spawn(3, there_and_back), strict=True):
+    rows = torch.arange(5.0).unsqueeze(1).split(sizes)
+    for own_rows, ((whole, squares), (_, partial)) in zip(rows, spawn(3, there_and_back), strict=True):
         assert torch.equal(whole, torch.arange(5.0).unsqueeze(1))
-        assert torch.equal(squares, 2 * share)  # d x^2
-        assert torch.equal(partial, torch.full_like(share, 6.0))  # 1 + 2 + 3
+        assert torch.equal(squares, 2 * own_rows)  # d x^2
+        assert torch.equal(partial, torch.full_like(own_rows, 6.0))  # 1 + 2 + 3
 
 
 PLANNED = {
@@ -180,7 +180,7 @@ def test_models_say_how_they_are_split_and_where_a_stage_may_begin(name: str) ->
 # --- what the verbs say -----------------------------------------------------------------------------------
 
 
-def look(overrides: list[str]) -> dict[str, Any]:
+def inspected(overrides: list[str]) -> dict[str, Any]:
     """State of a rank after a few steps."""
     run = make(overrides, double=True)
     losses = advance(run, 3)
@@ -192,7 +192,7 @@ def look(overrides: list[str]) -> dict[str, Any]:
     return {
         "losses": losses, "shapes": shapes, "moments": tuple(moments), "norm": norm,
         "val": evaluate(run, run.splits.val, "val"),
-        "place": (getattr(strategy, "data_rank", 0), getattr(strategy, "data_size", 1)),
+        "position": (getattr(strategy, "data_rank", 0), getattr(strategy, "data_size", 1)),
         **state_of(run),
     }  # fmt: skip
 
@@ -201,11 +201,11 @@ def look(overrides: list[str]) -> dict[str, Any]:
 def test_parts_are_parts_and_what_is_said_of_them_is_whole(strategy: str, world_size: int) -> None:
     overrides = [*PROBLEM, *LENET, "optimizer=momentum", "batch_size=50"]
     threads = torch.get_num_threads()
-    wanted = look([*overrides, "parallelism=single"])
+    wanted = inspected([*overrides, "parallelism=single"])
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("default")
-    words = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
-    answers = spawn(world_size, look, [*overrides, *words])
+    more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
+    answers = spawn(world_size, inspected, [*overrides, *more])
     for answer in answers:
         assert answer["shapes"]["conv1.weight"] == answer["moments"] == (4, 1, 5, 5)
         assert answer["shapes"]["conv2.weight"] == (12, 4, 5, 5)
@@ -217,7 +217,7 @@ def test_parts_are_parts_and_what_is_said_of_them_is_whole(strategy: str, world_
         assert answer["model"]["conv1.weight"].shape == (8, 1, 5, 5)
     assert len({answer["norm"] for answer in answers}) == 1
     neighbours = [(rank // 2, 2) for rank in range(4)] if strategy == "hybrid" else [(0, 1)] * 2
-    assert [answer["place"] for answer in answers] == neighbours
+    assert [answer["position"] for answer in answers] == neighbours
 
 
 # --- refusals ---------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_ranks_may_have_nothing_to_convolve() -> None:
     assert_equal_to_single("weird_trick", 4, [row(LENET, "model.norm=none", "batch_size=359")], steps=5)
 
 
-def look(overrides: list[str]) -> dict[str, Any]:
+def inspected(overrides: list[str]) -> dict[str, Any]:
     run = make(overrides)
     losses = advance(run, 2)
     return {
@@ -47,10 +47,10 @@ def look(overrides: list[str]) -> dict[str, Any]:
 def test_convolutions_are_whole_and_dense_layers_are_shared() -> None:
     overrides = [*PROBLEM, *LENET, "batch_size=51"]
     threads = torch.get_num_threads()
-    wanted = look([*overrides, "parallelism=single"])
+    wanted = inspected([*overrides, "parallelism=single"])
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("default")
-    answers = spawn(2, look, [*overrides, "parallelism=weird_trick"])
+    answers = spawn(2, inspected, [*overrides, "parallelism=weird_trick"])
     assert [answer["logits"] for answer in answers] == [26, 25]
     for answer in answers:
         assert answer["shapes"]["conv1.weight"] == wanted["shapes"]["conv1.weight"] == (8, 1, 5, 5)

@@ -174,7 +174,7 @@ def test_the_newest_sound_one_is_found(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         newest = load_newest(path)
     assert newest is not None and newest["place"]["step"] == 1
-    assert caplog.messages == [f"{path} is damaged: its checksum does not match; falling back to the one before"]
+    assert caplog.messages == [f"{path} is damaged: its checksum does not match; falling back to the previous one"]
     path.unlink()
     newest = load_newest(path)
     assert newest is not None and newest["place"]["step"] == 1

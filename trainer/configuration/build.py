@@ -92,7 +92,7 @@ def problems(node: Node, where: str, runtime: Collection[str] = ()) -> list[str]
     except ConfigurationError as error:
         return error.problems
     except (ValueError, TypeError):  # a few classes written in C
-        return [f"{where}._target_={node['_target_']}: does not say which arguments it takes"]
+        return [f"{where}._target_={node['_target_']}: has no signature"]
     found = list(_signature_problems(target, node, where, runtime))
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -147,7 +147,7 @@ def _signature_problems(target: Target, node: Node, where: str, runtime: Collect
     known = [name for name, p in parameters.items() if name not in runtime and p.kind in by_name]
     for key in given:
         if key in parameters and key in runtime:
-            yield f"{where}.{key}: is given by the trainer, not by the configuration"
+            yield f"{where}.{key}: is set by the trainer, not by the configuration"
         elif key not in parameters and not takes_any:
             taken = unknown("key", str(key), known, f"{where}.")
             yield f"{where}.{key}={written(node[key])}: {taken} (of {node['_target_']})"

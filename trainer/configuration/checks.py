@@ -117,7 +117,7 @@ def check_augmentation(
         return
     if facts.kind != "images":
         option, data = config["choices"].get("augmentation"), config["choices"].get("data")
-        yield f"augmentation={option}: changes images; data={data} has {facts.kind}; leave augmentation=none"
+        yield f"augmentation={option}: changes images; data={data} has {facts.kind}; use augmentation=none"
         return
     problem = None
     try:
@@ -148,10 +148,10 @@ def check_sampler(
     if not sampler.listens:
         return
     if not loss.has_each:
-        yield f"sampler={option}: asks for the loss of each sample; loss={config['choices'].get('loss')} has no `each`"
+        yield f"sampler={option}: needs the loss of each sample; loss={config['choices'].get('loss')} has no `each`"
     if not strategy.is_synchronous:
         parallelism = config["choices"].get("parallelism")
-        yield f"sampler={option}: every rank must know every loss; parallelism={parallelism} does not wait for them"
+        yield f"sampler={option}: needs the losses of all ranks, which parallelism={parallelism} does not synchronize"
 
 
 def check_preprocessing(preprocessing: Preprocessing, facts: DataFacts) -> Iterator[str]:
@@ -185,7 +185,7 @@ def check_schedule(
             yield problem
     if schedule.listens and not strategy.is_synchronous and strategy.world_size > 1:
         option, parallelism = config["choices"].get("schedule"), config["choices"].get("parallelism")
-        yield f"schedule={option}: follows evaluations, of which only the main worker of {parallelism} knows"
+        yield f"schedule={option}: follows evaluations, which only the main worker of {parallelism} makes"
 
 
 def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
@@ -195,7 +195,7 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
     optimizer: Optimizer = build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
     option, parallelism = config["choices"].get("optimizer"), config["choices"].get("parallelism")
     if needs_closure(optimizer) and blueprint.dtype is torch.float16:
-        yield "precision=fp16: cannot be scaled under an optimizer that evaluates a closure"
+        yield "precision=fp16: does not support an optimizer that evaluates a closure"
     if needs_closure(optimizer) and not strategy.takes_closures:
         yield f"optimizer={option}: evaluates the loss itself, which parallelism={parallelism} cannot"
     if strategy.cuts_weights and not is_elementwise(optimizer):
@@ -223,7 +223,7 @@ def _check_model(blueprint: Blueprint) -> None:
         model = blueprint.build_model()
         if not isinstance(model, nn.Module):
             target = blueprint.config["model"]["_target_"]
-            raise ConfigurationError(f"model._target_={target}: gives no torch.nn.Module, but {type(model).__name__}")
+            raise ConfigurationError(f"model._target_={target}: returns no torch.nn.Module, but {type(model).__name__}")
         outputs = None if _fits(model, 2, blueprint) else _run_meta(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
@@ -233,7 +233,7 @@ def _check_model(blueprint: Blueprint) -> None:
     wanted = (2, blueprint.facts.num_outputs)
     if outputs is not None and tuple(outputs.shape) != wanted:
         raise ConfigurationError(
-            f"model: turns a batch of 2 into outputs of shape {tuple(outputs.shape)}; {wanted} is needed"
+            f"model: returns outputs of shape {tuple(outputs.shape)} for a batch of 2; must be {wanted}"
         )
     _check_memory(model)
     blueprint.strategy.validate(blueprint.config, model)
@@ -258,9 +258,9 @@ def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
         others = (size for near in range(1, batch_size + 2) for size in (batch_size - near, batch_size + near))
         better = next((size for size in others if size > 1 and not _leaves_one_alone(blueprint, size)), None)
         raise ConfigurationError(
-            f"batch_size={blueprint.config['batch_size']}: of {blueprint.facts.num_train:,} training samples one is"
-            " computed alone, and over one the model's batch norm has no variance"
-            + ("" if better is None else f"; batch_size={better} leaves none alone")
+            f"batch_size={blueprint.config['batch_size']}: one of {blueprint.facts.num_train:,} training samples would"
+            " be computed alone, but the model's batch norm needs at least two"
+            + ("" if better is None else f"; batch_size={better} avoids this")
         ) from error
 
 
@@ -278,11 +278,11 @@ def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:
 def _check_memory(model: nn.Module) -> None:
     """Weights and gradients must fit into main memory, because models are built on the CPU for every device."""
     needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
-    there = total_memory()
-    if needed > there:
+    available = total_memory()
+    if needed > available:
         raise ConfigurationError(
             f"model: weights and gradients alone need {needed / 1e9:,.1f} GB of memory; "
-            f"this machine has {there / 1e9:,.1f} GB"
+            f"this machine has {available / 1e9:,.1f} GB"
         )
 
 

@@ -94,7 +94,7 @@ def folder_problems(config_dir: Path) -> list[str]:
     problems = []
     for path in sorted((*config_dir.glob("*.yaml"), *config_dir.glob("*/*.yaml"))):
         if (ours / path.relative_to(config_dir)).is_file():
-            problems.append(f"{path}: has the name of an option of Gearshift, which would be taken instead; rename it")
+            problems.append(f"{path}: has the name of a built-in option, which would be used instead; rename it")
         try:
             path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:  # Hydra's message does not name the file
@@ -126,7 +126,7 @@ def _foreign(node: object, where: str) -> Iterator[str]:
         named = key in ("_target_", "()") or (key == "class" and isinstance(value, str))
         if named and not is_class_of_hydra(str(value)) and not is_trusted(str(value)):
             package = str(value).partition(".")[0]
-            yield f"{inside}={value}: is not trusted; train --trust {package} lets its classes be used"
+            yield f"{inside}={value}: is not trusted; train --trust {package} allows its classes"
         else:
             yield from _foreign(value, inside)
 
@@ -209,7 +209,7 @@ def _word_problem(item: Override, is_sweep: bool) -> str | None:
             return f"{text}: several values are a sweep: train -m ... (a list is written [a,b], text is quoted)"
         return None
     if group in _FIXED or group.startswith("hydra.callbacks.") or (item.is_delete() and group.startswith("hydra.")):
-        return f"{text}: must be left as it is"
+        return f"{text}: cannot be changed"
     if group == "hydra.searchpath":
         return _search_problem(text, item.value())
     if group not in (*GROUPS, *PSEUDO_GROUPS) or item.is_delete():
@@ -257,7 +257,7 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
         elif "epochs" not in typed:
             config["epochs"] = None
     if "choices" in config:
-        raise ConfigurationError("choices: is written by Gearshift; choose by GROUP=OPTION")
+        raise ConfigurationError("choices: is set by Gearshift; choose options with GROUP=OPTION")
     config["choices"] = choices
     if problems := rules.check(config, defaults, typed):
         raise ConfigurationError(problems)

@@ -95,7 +95,7 @@ def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | 
         if key not in inside:
             return unknown("key", key, [k for k in inside if not str(k).startswith("_")], f"{where}.")
         inside, where = inside[key], f"{where}.{key}"
-    return f"{where} is there, but not to be deleted or renamed"
+    return f"{where} exists, but cannot be deleted or renamed"
 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:

@@ -178,9 +178,9 @@ _BYTES_PER_RANK = 300e6  # of a process that has imported torch, without data
 
 def plan_ranks(strategy: Strategy, device: torch.device) -> None:
     """Determine the number of processes. Raises ValueError if the machine cannot run that many."""
-    here = rank_info()
-    if here is not None:
-        strategy.plan(here.local_size, here.machines)
+    info = rank_info()
+    if info is not None:
+        strategy.plan(info.local_size, info.machines)
         if device.type == "cuda" and int(strategy.devices) > torch.cuda.device_count():
             raise ValueError(
                 f"parallelism.devices={strategy.devices}: this machine has {torch.cuda.device_count()} CUDA devices"

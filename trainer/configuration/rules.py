@@ -82,7 +82,7 @@ def _check_top(config: Config) -> Iterator[str]:
     top = {*SETTINGS, "early_stopping", "every", *GROUPS}
     for key, value in config.items():
         if key in PSEUDO_GROUPS:
-            yield f"{key}: its file sets keys of its own; make its first line '# @package _global_'"
+            yield f"{key}: its file sets its own keys; make its first line '# @package _global_'"
         elif key not in top and key != "choices":
             yield _unknown_key("", key, top, value)
 
@@ -157,7 +157,7 @@ def _compare(value: object, default: object, where: str) -> Iterator[str]:
         yield from (f"{where}.{key}: is missing; it cannot be deleted" for key in gone)
     elif isinstance(default, dict):
         options = f"an option of {where}" if "." not in where else "a mapping"
-        yield f"{where}={_show(value)}: must be {options}" + (f", or keys of it, {where}.KEY=..." if default else "")
+        yield f"{where}={_show(value)}: must be {options}" + (f", or its keys, {where}.KEY=..." if default else "")
     elif value is not None and default is not None and (kind := _mismatch(value, default)):
         such_as = "" if isinstance(default, bool) else f", such as {_show(default)}"
         yield f"{where}={_show(value)}: must be {kind}{such_as}"
@@ -243,7 +243,7 @@ def _check_root(data: object) -> Iterator[str]:
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
         return
     what = "is a file" if Path(root).expanduser().exists() else "there is no such folder"
-    yield f"data.root={root}: {what}; name the folder that holds the data sets (or set DATA_ROOT)"
+    yield f"data.root={root}: {what}; name the folder with the data sets (or set DATA_ROOT)"
 
 
 def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object) -> str:

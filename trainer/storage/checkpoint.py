@@ -66,7 +66,7 @@ def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, Stat
             state = load(candidate)
         except DataError as error:
             damaged.append(str(error))
-            log.warning("%s; falling back to the one before", error)
+            log.warning("%s; falling back to the previous one", error)
             continue
         if accept(state):
             return candidate, state

@@ -84,8 +84,8 @@ def _remove(temporary: Path, made: list[Path]) -> None:
 
 def shown(folder: Path) -> Path:
     """Return a folder as a user would type it: relative to the current folder if it is inside it."""
-    absolute, here = folder.resolve(), Path.cwd()
-    return absolute.relative_to(here) if absolute.is_relative_to(here) else folder
+    absolute, cwd = folder.resolve(), Path.cwd()
+    return absolute.relative_to(cwd) if absolute.is_relative_to(cwd) else folder
 
 
 def to_resume(folder: Path) -> Path:
@@ -124,7 +124,7 @@ def read_configuration(folder: Path) -> Config:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
-        raise DataError(f"{path} is damaged: it holds no configuration")
+        raise DataError(f"{path} is damaged: it has no configuration")
     return config
 
 
