@@ -8,7 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests import quick_hydra
 from tests.forks import Zygote, shared
+
+quick_hydra.install()
 
 
 @pytest.fixture

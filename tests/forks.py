@@ -92,18 +92,20 @@ class Zygote:
         session: bool = False,
         spare: bool = False,
         code: str | None = None,
+        pictures: bool = False,
     ) -> Fork:
         """`train` with these arguments in a folder.
 
         `sitting` counts the starts of one run; `fault`: see `faults.install`; `terminal`: the path of one that becomes
         the run's own; `apart`: stderr apart from stdout; `out`: where stdout goes; `session`: in a session of its own;
-        `spare`: a server of multiprocessing that it starts is forked, too; `code`: Python to run in place of `train`.
+        `spare`: a server of multiprocessing that it starts is forked, too; `code`: Python to run in place of `train`;
+        `pictures`: they are drawn, otherwise files without a picture are written in their place.
         """
         return self._start(
             {
                 "arguments": list(arguments), "cwd": str(folder), "sitting": sitting, "fault": fault,
                 "environment": dict(os.environ) | ENVIRONMENT | (environment or {}), "terminal": terminal,
-                "session": session, "spare": spare, "code": code,
+                "session": session, "spare": spare, "code": code, "pictures": pictures,
             },
             apart,
             out,

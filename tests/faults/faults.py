@@ -25,8 +25,6 @@ def install(fault: dict[str, Any]) -> None:
         _write_every_checkpoint()
     if "slow_disk" in fault:
         _slow_down(fault["slow_disk"])
-    if fault.get("no_drawing"):
-        _draw_nothing()
     if "folder" in fault:
         at = None if fault.get("at") is None else (fault["at"][0], fault["at"][1])
         CrashPoints(Path(fault["folder"]), at, fault.get("how", "before"), fault.get("log")).install()
@@ -94,18 +92,6 @@ def _put_in_place_of(function: Callable[..., Any], other: Callable[..., Any]) ->
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "trainer"]:
         for name in [name for name, value in vars(module).items() if value is function]:
             setattr(module, name, other)
-
-
-def _draw_nothing() -> None:
-    """Two thirds of a short run are spent in matplotlib."""
-    import numpy
-
-    import trainer.reporting.tensorboard
-    import trainer.training.finish
-    from trainer.storage.files import write_atomic
-
-    trainer.training.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
-    trainer.reporting.tensorboard.draw_confusion_matrix = lambda *others: numpy.zeros((8, 8, 3), numpy.uint8)
 
 
 class CrashPoints:

@@ -15,7 +15,7 @@ from harness import CONFIGURATIONS, but, differences, finish
 
 from tests.forks import Zygote
 
-QUICK = {"every_checkpoint": True, "no_drawing": True}
+QUICK = {"every_checkpoint": True}
 SHORT = but(CONFIGURATIONS["adamw"], "steps=24")
 
 

@@ -15,7 +15,7 @@ from trainer.base.errors import DataError
 from trainer.storage.checkpoint import load, save
 from trainer.training.progress import Best
 
-QUICK = {"every_checkpoint": True, "no_drawing": True}
+QUICK = {"every_checkpoint": True}
 SHORT = but(CONFIGURATIONS["momentum"], "steps=24")
 
 

@@ -11,7 +11,7 @@ from harness import CONFIGURATIONS, RealProcess, but, differences, finish, train
 from tests.forks import Zygote
 from trainer.storage.checkpoint import load
 
-QUICK = {"every_checkpoint": True, "no_drawing": True}
+QUICK = {"every_checkpoint": True}
 SHORT = but(CONFIGURATIONS["adamw"], "steps=24")
 
 

@@ -33,7 +33,6 @@ def test_a_run_in_many_sittings_is_one_run(zygote: Zygote, tmp_path: Path, name:
         "signal": int(signal.SIGTERM),
         "during": "trainer.training.loop.train_step",
         "call": 13,
-        "no_drawing": True,
     }
     for sitting in count():
         code, output = train(zygote, tmp_path, *arguments, sitting=sitting, fault=fault)

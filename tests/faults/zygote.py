@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+from tests import forked_servers, quick_hydra
+
 
 def main() -> None:
     _warm_up()
@@ -30,15 +33,39 @@ def main() -> None:
     assert threads == 1, f"{threads} threads: a fork has only the one that forks, and locks of the others stay taken"
     gc.collect()
     gc.freeze()  # the collector of a fork does not touch what is shared
+    listener = forked_servers.listen()
+    forked_servers.install(listener)
     print("ready", file=answer)
-    for line in sys.stdin:
-        job = json.loads(line)
-        if "reap" in job:
-            print(os.waitpid(job["reap"], 0)[1], file=answer)
-        elif child := os.fork():
-            print(child, file=answer)
-        else:
-            _exit_with(_call if "call" in job else _run, job)
+    servers: set[int] = set()
+    while True:
+        ready, _, _ = select.select([sys.stdin, listener], [], [], 1.0 if servers else None)
+        servers -= {pid for pid in servers if os.waitpid(pid, os.WNOHANG)[0]}
+        if listener in ready:
+            servers.add(_fork_server(listener))
+        if sys.stdin in ready:  # one line: the next is written when this one is answered
+            if not (line := sys.stdin.readline()):
+                return
+            job = json.loads(line)
+            if "reap" in job:
+                print(os.waitpid(job["reap"], 0)[1], file=answer)
+            elif child := os.fork():
+                print(child, file=answer)
+            else:
+                _exit_with(_call if "call" in job else _run, job)
+
+
+def _fork_server(listener: socket.socket) -> int:
+    """Fork the parameter server that a process asks for; returns its process id."""
+    connection, _ = listener.accept()
+    with connection:
+        note, descriptors = forked_servers.read_request(connection)
+        if not (child := os.fork()):
+            connection.close()
+            _exit_with(lambda _: forked_servers.serve(note, descriptors), None)
+        connection.send(str(child).encode())
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return child
 
 
 def _warm_up() -> None:
@@ -53,6 +80,7 @@ def _warm_up() -> None:
     from trainer.reporting.curves import draw_curves
     from trainer.reporting.tensorboard import draw_confusion_matrix
 
+    quick_hydra.install()
     with tempfile.TemporaryDirectory() as folder:
         draw_curves([{"step": 1, "epoch": 1.0, "train/loss": 1.0}], Path(folder, "curves.png"), "warm")
     draw_confusion_matrix(torch.ones(2, 2), ["a", "b"])
@@ -82,6 +110,8 @@ def _run(job: dict[str, Any]) -> int:
     _redirect(job)
     os.chdir(job["cwd"])
     _change_environment(job["environment"])
+    if not job["pictures"]:
+        _draw_nothing()
     if job["spare"]:
         _keep_a_spare()
     if job["sitting"]:
@@ -114,6 +144,18 @@ def _call(job: dict[str, Any]) -> int:
     function, arguments = pickle.loads(Path(job["call"]).read_bytes())
     function(*arguments)
     return 0
+
+
+def _draw_nothing() -> None:
+    """Two thirds of a short run are spent in matplotlib. Ranks are forked from the process that this has changed."""
+    import numpy
+
+    import trainer.reporting.tensorboard
+    import trainer.training.finish
+    from trainer.storage.files import write_atomic
+
+    trainer.training.finish.draw_curves = lambda records, path, *others: write_atomic(path, b"a picture")
+    trainer.reporting.tensorboard.draw_confusion_matrix = lambda *others: numpy.zeros((8, 8, 3), numpy.uint8)
 
 
 def _change_environment(environment: dict[str, str]) -> None:

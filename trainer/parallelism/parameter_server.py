@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from trainer.base import signals
 from trainer.base.config import Json
+from trainer.base.torch_optimizers import plain_step
 from trainer.contracts import ParameterGroup
 from trainer.parallelism.strategy import PeerLost
 
@@ -212,7 +213,7 @@ class ParameterServer:
         for parameter, gradient in zip(self._parameters, message["gradients"], strict=True):
             parameter.grad = gradient
         self._set_groups(message["groups"])
-        self._optimizer.step()
+        plain_step(self._optimizer, None)
         self._staleness.append(self._updates - seen)
         self._updates += 1
 

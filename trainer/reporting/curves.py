@@ -63,10 +63,10 @@ def draw_curves(
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9)
     rows[-1].set_xlabel("step")
     _add_epochs(rows[0], metrics)
-    FigureCanvasAgg(figure)
     picture = BytesIO()
     with missing_glyphs_allowed():
-        figure.savefig(picture, format="png")
+        # draws once; `savefig` would draw twice, the first time for the layout alone
+        FigureCanvasAgg(figure).print_png(picture)
     write_atomic(path, picture.getvalue())
 
 
