@@ -52,10 +52,10 @@ def _mode_by_words(flags: list[str], overrides: list[str]) -> Iterator[None]:
 
     given = _parser().parse_args(flags)
     by_files = given.config_dir is not None or given.config_name not in (None, NAME)
-    if by_files or any("hydra" in word for word in overrides):
+    get_mode = vars(Hydra).get("get_mode")  # private: another version of Hydra may not have it
+    if get_mode is None or by_files or any("hydra" in word for word in overrides):
         yield
         return
-    get_mode = Hydra.get_mode
     Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
     try:
         yield
