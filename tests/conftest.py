@@ -1,6 +1,7 @@
 """Fixtures shared by every test."""
 
 import os
+import signal
 from pathlib import Path
 
 # before torch is loaded: tests run in parallel, with one thread each
@@ -12,6 +13,9 @@ from tests import quick_hydra
 from tests.forks import Zygote, shared
 
 quick_hydra.install()
+# a shell starts what it leaves in the background with Ctrl-C ignored, and what the tests start would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
