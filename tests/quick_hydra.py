@@ -9,6 +9,7 @@ import io
 from functools import cache
 from typing import Any
 
+import yaml
 from hydra._internal import defaults_list as hydra_defaults
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -27,7 +28,13 @@ def uninstall() -> None:
 
 
 def _load_file(file_: Any) -> DictConfig | ListConfig:
-    return copy.deepcopy(_parse(file_.read())) if isinstance(file_, io.TextIOBase) else _load(file_)
+    if not isinstance(file_, io.TextIOBase):
+        return _load(file_)
+    try:
+        return copy.deepcopy(_parse(file_.read()))
+    except yaml.YAMLError:  # whose message names the file
+        file_.seek(0)
+        return _load(file_)
 
 
 @cache

@@ -62,16 +62,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def train(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
-    """`train(*arguments)` in this process."""
+    """`train(*arguments, **variables)` in this process; `variables` of the environment."""
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     threads = torch.get_num_threads()
 
     root = logging.getLogger()
     level, known = root.level, list(root.handlers)
 
-    def run(*arguments: str) -> Done:
+    def run(*arguments: str, **variables: str) -> Done:
         for name in _VARIABLES:
             os.environ.pop(name, None)
+        os.environ.update(variables)
         GlobalHydra.instance().clear()
         stop_request.forget()
         monkeypatch.setattr(sys, "argv", ["train", *arguments])

@@ -63,6 +63,7 @@ SETTINGS = {
     "tags": ["x", "5", "null", "[[a]]"],
     "epochs": ["0", "-4", "1.5", "abc", "true", "[1]", "inf", "99999999999999999999"],
     "steps": ["0", "-1", "2.5", "abc", "false"],
+    "schedule_length": ["3", "0ep", "-1step", "long", "true"],
     "batch_size": ["0", "-64", "1.5", "null", "ful", "true", "[64]"],
     "accumulate": ["0", "null", "1.5", "two"],
     "limit_batches": ["0", "-1", "0.5", "all"],
@@ -93,7 +94,8 @@ SETTINGS = {
 }  # fmt: skip
 # the allowed values that each message must list
 ALLOWED = {
-    "name": "null", "tags": "list", "epochs": "at least 1", "steps": "at least 1", "batch_size": "full",
+    "name": "null", "tags": "list", "epochs": "at least 1", "steps": "at least 1", "schedule_length": "",
+    "batch_size": "full",
     "accumulate": "at least 1", "limit_batches": "null", "micro_batch": "auto", "seed": "at least 0",
     "deterministic": "true, false", "device": "auto, cpu, cuda", "threads": "at most 1024",
     "precision": "fp32, bf16, fp16, auto", "compile": "true, false", "channels_last": "auto, true, false",
@@ -518,7 +520,7 @@ def edit(path: Path, key: str, value: object) -> None:
 
 def test_words_after_a_run(train: Train, run: Path) -> None:
     cases = [
-        ("resume run optimizer.lr=1", "optimizer.lr=1 & the run has 0.002 & epochs, steps, parallelism"),
+        ("resume run optimizer.lr=1", "optimizer.lr=1 & the run has 0.002 & epochs, steps, schedule_length"),
         ("resume run optimizer=sgd", "optimizer._target_=torch.optim.SGD"),
         ("resume run model.hidden=[3]", "model.hidden & does not exist"),
         ("resume run steps=1", "steps=1 & taken 2"),

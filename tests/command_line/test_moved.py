@@ -1,9 +1,7 @@
 """Runs are used again though their data are elsewhere, or the weights that they started from are gone."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,37 +88,24 @@ def test_other_data_in_the_new_place_are_told(ended: Path, train: Train) -> None
     assert done.code == 0 and done.out.splitlines()[-1] == "the data are not those of run (different checksum)"
     (problem,) = train("resume", "run", "data.root=photos2", "data.split_seed=1").problems
     assert problem.startswith(
-        "data.split_seed=1: the run has 0; resume may only change epochs, steps, parallelism and where"
+        "data.split_seed=1: the run has 0; resume may only change epochs, steps, schedule_length, parallelism and where"
     )
 
 
-@pytest.fixture
-def data_root(train: Train, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`train` with DATA_ROOT set."""
-
-    def run(root: str, *arguments: str) -> Done:
-        monkeypatch.setattr("conftest._VARIABLES", [])  # else each command line clears it
-        os.environ["DATA_ROOT"] = root
-        return train(*arguments)
-
-    yield run
-    os.environ.pop("DATA_ROOT", None)
-
-
-def test_a_new_data_root_is_where_the_data_are(data_root: Any, folder: Path) -> None:
+def test_a_new_data_root_is_where_the_data_are(train: Train, folder: Path) -> None:
     photographs(folder / "old/photographs")
     words = [*SMALL, "epochs=1"]
-    assert data_root("old", *words, "hydra.run.dir=run").code == 0
-    assert data_root("old", "-m", *words, "seed=1,2", "hydra.sweep.dir=sweep").code == 0
+    assert train(*words, "hydra.run.dir=run", DATA_ROOT="old").code == 0
+    assert train("-m", *words, "seed=1,2", "hydra.sweep.dir=sweep", DATA_ROOT="old").code == 0
     trial = next(path for path in (folder / "sweep").iterdir() if path.name.startswith("1_"))
     (trial / "result.json").unlink()
     (folder / "old").rename(folder / "new")
-    done = data_root("new", "evaluate", "run")
+    done = train("evaluate", "run", DATA_ROOT="new")
     assert evaluation(done) and done.err == ""
-    assert data_root("new", "repeat", "run").code == 0
-    done = data_root("new", "resume", "run", "epochs=2")
+    assert train("repeat", "run", DATA_ROOT="new").code == 0
+    done = train("resume", "run", "epochs=2", DATA_ROOT="new")
     assert done.code == 0 and done.out.startswith("data.root: old/photographs -> new/photographs\n")
-    done = data_root("new", "resume", "sweep")
+    done = train("resume", "sweep", DATA_ROOT="new")
     assert (done.code, done.err) == (0, "")
     assert (root_of(folder / "run"), root_of(trial)) == ("new/photographs", "new/photographs")
 

@@ -95,12 +95,12 @@ def test_a_closed_terminal_saves(zygote: Zygote, tmp_path: Path) -> None:
     """Nothing can be printed on it any more."""
     master, slave = pty.openpty()
     process = zygote.start([*ENDLESS, "hydra.run.dir=run"], tmp_path, terminal=os.ttyname(slave))
-    os.close(slave)
     metrics = tmp_path / "run/metrics.jsonl"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
         assert process.wait(0.01) is None
         if select.select([master], [], [], 0.01)[0]:
             os.read(master, 65536)
+    os.close(slave)  # not before the run has opened it: nothing can be read from a terminal that nobody holds
     os.close(master)
     assert finish(process) == 129
     result = json.loads((tmp_path / "run/result.json").read_text())
