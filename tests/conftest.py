@@ -13,13 +13,13 @@ from tests import quick_hydra
 from tests.forks import Zygote, shared
 
 quick_hydra.install()
-# a shell starts what it leaves in the background with Ctrl-C ignored, and what the tests start would inherit that
+# a shell starts background jobs with SIGINT ignored, which the processes that tests start would inherit
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores for `-n auto`: tests wait for other processes a sixth of their time."""
+    """One more than the number of cores: tests spend a sixth of their time waiting for other processes."""
     return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 

@@ -1,7 +1,7 @@
-"""Parameter servers that the zygote forks: a start of their own takes two seconds, most of them to import torch.
+"""Parameter servers forked by the zygote, because starting Python and importing torch takes two seconds.
 
-The process that starts a server sends the zygote the server's three standard descriptors through a socket; the server
-is then a child of the zygote, and otherwise what `subprocess.Popen` would have started.
+The process that starts a server sends the server's three standard descriptors to the zygote through a socket. The
+server is a child of the zygote, but otherwise as started by `subprocess.Popen`.
 """
 
 import json
@@ -25,7 +25,7 @@ def listen() -> socket.socket:
 
 
 def install(listener: socket.socket) -> None:
-    """Let the processes forked from this one ask here for their servers."""
+    """Make the processes forked from this one request their servers through this socket."""
     from trainer.parallelism import parameter_server
 
     Server.address = listener.getsockname()
@@ -35,7 +35,7 @@ def install(listener: socket.socket) -> None:
 
 
 class Server:
-    """What the product uses of `subprocess.Popen`."""
+    """The subset of `subprocess.Popen` that Gearshift uses."""
 
     address = b""
 
@@ -63,7 +63,7 @@ class Server:
 
 
 def read_request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What the server needs: environment and working directory, and the three descriptors."""
+    """Return environment and working directory of the server, and its three descriptors."""
     size = int.from_bytes(connection.recv(4), "big")
     text, descriptors, _, _ = socket.recv_fds(connection, size, 3)
     while len(text) < size:
@@ -72,7 +72,7 @@ def read_request(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def serve(note: dict[str, Any], descriptors: list[int]) -> int:
-    """The life of a server, in a fork of the zygote."""
+    """Run a server in a fork of the zygote; returns the exit code."""
     from trainer.parallelism.parameter_server import main
 
     os.setsid()

@@ -1,6 +1,6 @@
-"""Processes for tests, forked from one that has loaded everything: a start costs tenths of a second, not three to five.
+"""Processes for tests, forked from one that has imported everything: a start takes tenths of a second, not five.
 
-What a test says of the start itself (imports, the installed program, a signal while Python loads) needs a real start.
+Tests of the start itself (imports, the installed program, a signal while Python loads) need a real start.
 """
 
 import atexit
@@ -20,20 +20,21 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 300.0
-# one thread: the last bit must not depend on how busy the machine is
+# one thread, so that the last bit does not depend on the load of the machine
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Fork:
-    """A process that a Zygote has forked; what `subprocess.Popen` can do with it, and `output()`."""
+    """A process forked by a Zygote, with methods of `subprocess.Popen` and `output()`."""
 
     def __init__(self, zygote: "Zygote", pid: int, out: Path, err: Path) -> None:
         self.pid, self._zygote, self._out, self._err = pid, zygote, out, err
         self.returncode: int | None = None
-        self._descriptor = os.pidfd_open(pid)  # it stays a zombie until it is reaped: the number is not used again
+        # the process stays a zombie until it is reaped, so its number is not reused
+        self._descriptor = os.pidfd_open(pid)
 
     def wait(self, seconds: float = TIME_LIMIT) -> int | None:
-        """The exit code (minus the signal that ended it), None when it still runs after `seconds`."""
+        """Exit code (minus the signal number if killed by a signal); None if it still runs after `seconds`."""
         if self.returncode is None and select.select([self._descriptor], [], [], max(0.0, seconds))[0]:
             self.returncode = self._zygote.reap(self.pid)
             os.close(self._descriptor)
@@ -43,17 +44,17 @@ class Fork:
         return self.wait(0)
 
     def communicate(self, timeout: float = TIME_LIMIT) -> tuple[str, str]:
-        """What it printed on stdout and on stderr, at its end. Raises TimeoutExpired."""
+        """Wait for the end; returns stdout and stderr. Raises TimeoutExpired."""
         if self.wait(timeout) is None:
             raise subprocess.TimeoutExpired(["train"], timeout)
         return self._out.read_text(), self._err.read_text()
 
     def output(self) -> str:
-        """What it has printed so far."""
+        """Output so far."""
         return self._out.read_text() if self._out.exists() else ""
 
     def errors(self) -> str:
-        """What it has printed on stderr so far, where that is apart."""
+        """Stderr so far, if separate."""
         return self._err.read_text()
 
     def send_signal(self, signum: int) -> None:
@@ -67,7 +68,7 @@ class Fork:
 
 
 class Zygote:
-    """A process in which everything is imported, and which forks `train` with any command line."""
+    """A process that has imported everything and forks `train` with any command line."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
@@ -94,12 +95,12 @@ class Zygote:
         code: str | None = None,
         pictures: bool = False,
     ) -> Fork:
-        """`train` with these arguments in a folder.
+        """Run `train` with these arguments in a folder.
 
-        `sitting` counts the starts of one run; `fault`: see `faults.install`; `terminal`: the path of one that becomes
-        the run's own; `apart`: stderr apart from stdout; `out`: where stdout goes; `session`: in a session of its own;
-        `spare`: a server of multiprocessing that it starts is forked, too; `code`: Python to run in place of `train`;
-        `pictures`: they are drawn, otherwise files without a picture are written in their place.
+        `sitting` counts the starts of one run; `fault`: see `faults.install`; `terminal`: path of the controlling
+        terminal; `apart`: keep stderr separate from stdout; `out`: file for stdout; `session`: start a new session;
+        `spare`: fork the fork server that multiprocessing would start, too; `code`: Python to run instead of `train`;
+        `pictures`: draw the pictures (by default, small placeholders are written instead).
         """
         return self._start(
             {
@@ -112,7 +113,7 @@ class Zygote:
         )  # fmt: skip
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Fork:
-        """A function in a process of its own, with this one's path and nothing else of it."""
+        """Call a function in a separate process with this process's import path."""
         payload = self._folder / f"call-{self._count}"
         payload.write_bytes(pickle.dumps((function, arguments)))
         job = {"call": str(payload), "path": sys.path, "cwd": str(Path.cwd()), "environment": dict(os.environ)}
@@ -152,7 +153,7 @@ class Zygote:
 
 @cache
 def shared() -> Zygote:
-    """One for all tests of a process."""
+    """The Zygote of this process, shared by all its tests."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     zygote = Zygote(Path(folder.name))
     atexit.register(folder.cleanup)
@@ -161,7 +162,7 @@ def shared() -> Zygote:
 
 
 def train(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A whole run of `train` in a folder, with what ranks it has, as `subprocess.run` would give it."""
+    """A complete run of `train` in a folder, including its ranks; the result is like that of `subprocess.run`."""
     process = shared().start(arguments, folder, environment=environment, apart=True, spare=True)
     out, err = process.communicate()
     assert process.returncode is not None

@@ -1,7 +1,7 @@
-"""Composing a configuration in two thirds of the time: the tests compose some two thousand.
+"""Makes Hydra compose configurations in two thirds of the time: the tests compose about two thousand.
 
-Each YAML file is parsed once per process and its forks, and no map for interpolations is built for files without a
-defaults list. What is composed is the same; a test compares both.
+Each YAML file is parsed only once, and the map for interpolations is not built for files without a defaults list. The
+result is the same, which a test verifies.
 """
 
 import copy
@@ -32,7 +32,7 @@ def _load_file(file_: Any) -> DictConfig | ListConfig:
         return _load(file_)
     try:
         return copy.deepcopy(_parse(file_.read()))
-    except yaml.YAMLError:  # whose message names the file
+    except yaml.YAMLError:  # parse the file itself, so that the message names it
         file_.seek(0)
         return _load(file_)
 

@@ -1,4 +1,4 @@
-"""Faults inside a run: the process ends, or the power does, at a chosen change of the disk; or the disk is full."""
+"""Faults inside a run: the process ends or the power fails at a chosen change of a file, or the disk is full."""
 
 import errno
 import importlib
@@ -20,7 +20,7 @@ EXIT_CODE = 99
 
 
 def install(fault: dict[str, Any]) -> None:
-    """Prepare this process for the fault that a job describes."""
+    """Install the fault that a job describes in this process."""
     if fault.get("every_checkpoint"):
         _write_every_checkpoint()
     if "slow_disk" in fault:
@@ -35,7 +35,7 @@ def install(fault: dict[str, Any]) -> None:
 
 
 def _write_every_checkpoint() -> None:
-    """Without this a run that is over in half a second writes two or three."""
+    """By default, a run of half a second writes two or three checkpoints."""
     import trainer.storage.checkpoint
     from trainer.storage.checkpoint import CheckpointWriter
 
@@ -50,7 +50,7 @@ def _write_every_checkpoint() -> None:
 
 
 def _slow_down(seconds: float) -> None:
-    """Every checkpoint takes so long."""
+    """Make every checkpoint take `seconds`."""
     import trainer.storage.checkpoint
 
     save = trainer.storage.checkpoint.save
@@ -63,9 +63,9 @@ def _slow_down(seconds: float) -> None:
 
 
 def _send_during(signum: int, place: str, call: int, as_import: bool) -> None:
-    """A signal to ourselves at the so-manieth call of a function, given by its dotted name.
+    """Send a signal to this process in the `call`-th call of a function, given by its dotted name.
 
-    With `as_import` its exception becomes what C code makes of it while an extension is imported.
+    With `as_import`, its exception is converted as by C code during the import of an extension.
     """
     module_name, _, name = place.rpartition(".")
     module = importlib.import_module(module_name)
@@ -83,24 +83,24 @@ def _send_during(signum: int, place: str, call: int, as_import: bool) -> None:
 
     if function.__module__ == module_name:
         _put_in_place_of(function, interrupted)
-    else:  # as this module calls it
+    else:  # only where this module calls it
         setattr(module, name, interrupted)
 
 
 def _put_in_place_of(function: Callable[..., Any], other: Callable[..., Any]) -> None:
-    """Under every name that a module of ours has imported it by: they are loaded before there is a fault."""
+    """Replace a function under every name by which our modules, which are already loaded, have imported it."""
     for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "trainer"]:
         for name in [name for name, value in vars(module).items() if value is function]:
             setattr(module, name, other)
 
 
 class CrashPoints:
-    """Watches what changes the files of a folder and ends the process at one such change.
+    """Observes changes to the files of a folder and ends the process at one of them.
 
-    `at`: a change, such as "replace last.pt", and which one of its kind (0, 1, ...); threads make the order of
-    different kinds vary. `before`: as SIGKILL would; `torn`: half of a write has been done; `power`: of every
-    file only what an fsync has put on the disk is to be left (`cut_power` does that when the process is gone: its
-    other threads would go on writing meanwhile). What happens is written to `log`.
+    `at`: a kind of change, such as "replace last.pt", and its occurrence (0, 1, ...); the order of different kinds
+    varies between runs because of threads. `how`: `before` ends the process before the change, like SIGKILL; `torn` after half
+    of a write; `power` keeps only what was synced (`cut_power` truncates the files after the process has ended, because
+    its other threads may continue to write until then). Changes are recorded in `log`.
     """
 
     def __init__(self, folder: Path, at: tuple[str, int] | None, how: str, log: str | None) -> None:
@@ -150,7 +150,7 @@ class CrashPoints:
         status = os.fstat(descriptor)
 
         def tear() -> None:
-            # a part of what was written since the last fsync
+            # keep half of what was written since the last fsync
             start = self.on_disk.get(status.st_ino, 0)
             os.ftruncate(descriptor, start + (status.st_size - start) // 2)
 
@@ -159,12 +159,12 @@ class CrashPoints:
         self.on_disk[status.st_ino] = status.st_size
 
     def _point(self, operation: str, name: str, tear: Callable[[], Any] | None) -> None:
-        """The process may end here."""
+        """End the process if this change is the chosen one."""
         path = Path(name).absolute()
         if not path.is_relative_to(self.folder):
             return
         change = f"{operation} {'.' if path == self.folder else re.sub(r'[0-9]+', '#', path.name)}"
-        with self.one_at_a_time:  # it is kept at the end: no thread comes to its next change then
+        with self.one_at_a_time:  # still held when the process ends, so that no other thread reaches its next change
             place = (change, self.count[change])
             self.count[change] += 1
             if self.log is not None:
@@ -181,7 +181,7 @@ class CrashPoints:
 
 
 def cut_power(folder: Path, log: Path) -> None:
-    """Leave of every file what was on the disk when the process ended, as it wrote beside its log."""
+    """Truncate every file to what was on the disk when the process ended, which it recorded next to its log."""
     on_disk = dict(json.loads(log.with_suffix(".disk").read_text()))
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         status = path.stat()
@@ -189,11 +189,11 @@ def cut_power(folder: Path, log: Path) -> None:
 
 
 class FullDisk:
-    """A disk with so many bytes left: a write that does not fit is done in part, later ones fail (ENOSPC)."""
+    """A disk with `bytes_left`: a write that does not fit is done in part; later ones raise ENOSPC."""
 
     def __init__(self, bytes_left: int) -> None:
         self.bytes_left = bytes_left
-        self._taking = threading.Lock()  # the checkpoint, the events and the rest have a thread each
+        self._taking = threading.Lock()  # checkpoints and events are written by their own threads
 
     def install(self) -> None:
         disk, path_open = self, pathlib.Path.open
@@ -220,7 +220,7 @@ class FullDisk:
         pathlib.Path.open, RecordWriter.write = open_path, write_event
 
     def take(self, number: int) -> int:
-        """How many bytes of a write still fit. Raises OSError when there is none."""
+        """Number of bytes of a write that still fit. Raises OSError if there is no space."""
         with self._taking:
             if number and not self.bytes_left:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

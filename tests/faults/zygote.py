@@ -1,8 +1,8 @@
-"""A process that has imported everything and forks others: a start costs tenths of a second, not five.
+"""A process that has imported everything and forks others: a start takes tenths of a second instead of five.
 
-Started by `tests.forks.Zygote`. Reads one JSON job a line from stdin, forks a process for it and answers with its
-id. `{"reap": id}` waits for its end and is answered with the wait status. A job is a command line of `train`, which may
-carry a fault (see `faults.py`), Python code, or a function that was pickled.
+Started by `tests.forks.Zygote`. Reads one JSON job per line from stdin, forks a process for it and answers with its
+process id; answers `{"reap": id}` with the wait status once that process has ended. A job is a command line of `train`,
+optionally with a fault (see `faults.py`), Python code, or a pickled function.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ def main() -> None:
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     assert threads == 1, f"{threads} threads: a fork has only the one that forks, and locks of the others stay taken"
     gc.collect()
-    gc.freeze()  # the collector of a fork does not touch what is shared
+    gc.freeze()  # forks do not write to shared pages in garbage collection
     listener = forked_servers.listen()
     forked_servers.install(listener)
     print("ready", file=answer)
@@ -69,8 +69,8 @@ def _fork_server(listener: socket.socket) -> int:
 
 
 def _warm_up() -> None:
-    """Import and use once what a run would otherwise import. Ranks import torch's compiler; that a run on one device
-    does not is for tests/test_start_up.py to see."""
+    """Import and use everything that a run would. Unlike a run on one device, which tests/test_start_up.py verifies,
+    ranks import torch's compiler."""
     import hydra  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import torch
@@ -147,7 +147,7 @@ def _call(job: dict[str, Any]) -> int:
 
 
 def _draw_nothing() -> None:
-    """Two thirds of a short run are spent in matplotlib. Ranks are forked from the process that this has changed."""
+    """Skip drawing, which takes two thirds of a short run. Applies to ranks, too, which are forked later."""
     import numpy
 
     import trainer.reporting.tensorboard
@@ -166,7 +166,7 @@ def _change_environment(environment: dict[str, str]) -> None:
 
 def _redirect(job: dict[str, Any]) -> None:
     if job["terminal"] is not None:
-        os.setsid()  # the first terminal that is opened now is the controlling one: Ctrl-C comes from it
+        os.setsid()  # the first terminal that is opened next becomes the controlling terminal, which delivers Ctrl-C
         descriptors = [os.open(job["terminal"], os.O_RDWR)] * 3
         job["environment"].update(TERM="xterm-256color")
         job["environment"].pop("CI", None)
@@ -182,7 +182,7 @@ def _redirect(job: dict[str, Any]) -> None:
 
 
 def _set_clock_forward(seconds: float) -> None:
-    """Event files are named after the second, and a run waits for the next one: every sitting has its own."""
+    """Event files are named after the second, and a run waits for the next one: every start gets a new time."""
     now = time.time
     time.time = lambda: now() + seconds
 
@@ -191,8 +191,8 @@ def _set_clock_forward(seconds: float) -> None:
 
 
 def _keep_a_spare() -> None:
-    """A fork of this moment, in which nothing has been done yet, in place of the next program that multiprocessing
-    starts to fork from: a child of this process as that would be, with what is imported here."""
+    """Fork a process in this initial state and use it for the next fork server that multiprocessing would start: it is
+    a child of this process, too, and has everything imported."""
     here, there = socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -214,13 +214,13 @@ def _keep_a_spare() -> None:
 
 
 def _be_started(there: socket.socket) -> int:
-    """Wait for what is to be run, with descriptors under the numbers that it knows them by."""
+    """Wait for the code to run, and for descriptors with the numbers that it expects."""
     text, descriptors, _, _ = socket.recv_fds(there, 1 << 20, 16)
     there.close()
     if not text:
         return 0
     note = json.loads(text)
-    # beyond all that are in use, then to their numbers, which were free when this process was forked
+    # first to numbers above all in use, then to the expected ones, which were free when this process was forked
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 200) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
@@ -244,7 +244,7 @@ def _exit_with(run: Callable[[Any], int], job: Any) -> None:
             try:
                 stream.flush()
             except OSError:
-                code = 120  # Python's own for what it cannot write at its end
+                code = 120  # Python's own exit code if it cannot flush a stream
         os._exit(code)
 
 
