@@ -98,9 +98,9 @@ class CrashPoints:
     """Observes changes to the files of a folder and ends the process at one of them.
 
     `at`: a kind of change, such as "replace last.pt", and its occurrence (0, 1, ...); the order of different kinds
-    varies between runs because of threads. `how`: `before` ends the process before the change, like SIGKILL; `torn` after half
-    of a write; `power` keeps only what was synced (`cut_power` truncates the files after the process has ended, because
-    its other threads may continue to write until then). Changes are recorded in `log`.
+    varies between runs because of threads. `how`: `before` ends the process before the change, like SIGKILL; `torn`
+    after half of a write; `power` keeps only what was synced (`cut_power` truncates the files after the process has
+    ended, because its other threads may continue to write until then). Changes are recorded in `log`.
     """
 
     def __init__(self, folder: Path, at: tuple[str, int] | None, how: str, log: str | None) -> None:
