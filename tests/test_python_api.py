@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.data.images import jpeg
 from tests.forks import train
-from trainer import assemble, compose
-from trainer.base.errors import ConfigurationError
+from trainer import app, assemble, compose, fit, launch
+from trainer.base.config import Config
+from trainer.base.errors import ConfigurationError, Diverged
 
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]
 SCRIPT = f"""
@@ -95,3 +98,72 @@ def test_assemble_lists_every_problem_and_leaves_no_folder(tmp_path: Path, monke
     text = str(caught.value)
     assert "hidden=[0]" in text and "batch_size=5000" in text and "Did you mean 'val/accuracy'?" in text
     assert list(tmp_path.iterdir()) == []
+
+
+SHORT = ["model=linear", "steps=3", "schedule=constant", "threads=1", "every.log=1step"]
+
+
+def recorded(folder: Path) -> Config:
+    config: Config = yaml.safe_load((folder / "config.yaml").read_text())
+    return config
+
+
+def test_a_run_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = assemble(compose(SHORT), "run")
+    assert fit(run).status == "completed"
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(
+            ConfigurationError, match=r"^the run has ended; to continue it: fit\(assemble\(config, '.*run'"
+        ):
+            fit(run)
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    with pytest.raises(ConfigurationError, match=r"^run: holds a run; .*: assemble\(config, 'run', resume=True\)$"):
+        assemble(compose(SHORT), "run")
+
+
+def test_a_folder_of_ones_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line and from Python, with more steps each time: the metrics of one long run."""
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in SHORT if not word.startswith("steps")]
+    assert fit(assemble(compose([*words, "steps=9"]), "reference")).steps == 9
+    assert fit(assemble(compose([*words, "steps=3"]), Path("mine/own"))).steps == 3
+    assert app.run(["resume", "mine/own", "steps=6"]) == 0
+    assert fit(assemble(compose([*words, "steps=9"]), "mine/own", resume=True)).steps == 9
+    assert app.run(["resume", "mine/own"]) == 0
+    assert recorded(Path("mine/own")) == recorded(Path("reference"))
+    assert yaml.safe_load(Path("mine/own/overrides.yaml").read_text()) == ["steps=6"]
+    found, wanted = ([line for line in metrics(Path(run)) if "lr" in line] for run in ("mine/own", "reference"))
+    assert [line["train/loss"] for line in found] == [line["train/loss"] for line in wanted]
+    assert launch(compose(SHORT), tmp_path / "launched").folder == "launched"
+    assert launch(compose(SHORT), "launched").steps == 3
+
+
+@pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("none", 0), ("none", 1)])
+def test_the_current_folder_may_change_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, workers: int
+) -> None:
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(jpeg(12, 10, number + 20 * (name == "b")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = ["data=image_folder", "data.root=photos", "data.size=8", "data.cache_dir=cache", "batch_size=16"]
+    run = assemble(compose([*SHORT, *data, f"data.cache={cache}", f"data.workers={workers}"]), "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = fit(run)
+    assert (result.status, Path(result.folder)) == ("completed", tmp_path / "run")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"result.json", "curves.png", "metrics.jsonl", "train.log", "checkpoints"} <= names
+
+
+def test_a_divergence_is_located_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = assemble(compose([*SHORT, "optimizer=sgd", "optimizer.lr=1e38"]), "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(Diverged, match=r"^diverged at step \d: the output of layer"):
+        fit(run)

@@ -119,7 +119,8 @@ def test_a_run_folder_is_complete_and_tells_the_same_story_everywhere(tmp_path: 
     result = fit(assemble(config("epochs=4", "every.log=5step"), tmp_path))
     names = {path.name.partition(".out")[0] for path in tmp_path.iterdir()}
     assert names == {
-        "checkpoints", "curves.png", "environment.json", "events", "metrics.jsonl", "result.json", "train.log",
+        "checkpoints", "config.yaml", "curves.png", "environment.json", "events", "metrics.jsonl", "overrides.yaml",
+        "result.json", "train.log",
     }  # fmt: skip
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records] == [5, 6, 10, 12, 15, 18, 20, 24, 24]

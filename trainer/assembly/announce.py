@@ -5,6 +5,7 @@ import yaml
 
 from trainer.base.config import Config, ConfigValue
 from trainer.reporting.pixels import as_levels
+from trainer.storage import run_folder
 from trainer.training.run import Run
 
 _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
@@ -12,7 +13,7 @@ _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x
 
 def announce(run: Run, resumed: bool) -> None:
     """Print the header, and write configuration, hyper-parameters and the first images to TensorBoard."""
-    assert run.report is not None
+    assert run.report is not None and run.folder is not None
     plan, config = run.blueprint, run.blueprint.config
     choices, facts = config["choices"], plan.facts
     length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
@@ -21,7 +22,7 @@ def announce(run: Run, resumed: bool) -> None:
     spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}
     run.report.header(
         {
-            "run": f"{run.folder}" + (f" (resumed at step {run.step})" if resumed else ""),
+            "run": f"{run_folder.shown(run.folder)}" + (f" (resumed at step {run.step})" if resumed else ""),
             "model": f"{choices['model']}, {run.num_parameters:,} parameters",
             "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
             "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",

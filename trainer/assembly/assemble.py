@@ -19,6 +19,7 @@ from trainer.base.signals import stop_request
 from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
+from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
 from trainer.contracts import needs_closure
@@ -38,7 +39,7 @@ from trainer.training.run import Run
 @held()  # so that messages from loading the data also appear in the log
 def assemble(
     config: Config,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     resume: bool = False,
     is_trial: bool = False,
@@ -50,6 +51,7 @@ def assemble(
     Without `folder`, a new one is created under `outputs/`; `lock` is a lock already held on it. With `resume`, the
     run continues from its last checkpoint. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
+    folder = None if folder is None else Path(folder)
     blueprint = resolve(config if folder is None or not resume else for_resuming(config, folder))
     connect(blueprint)
     run: Run | None = None
@@ -62,12 +64,16 @@ def assemble(
     if folder is None:
         folder = run_folder.new(config)
     folder = run_folder.shown(folder)
-    lock = lock or Lock(folder)
     has_begun = (folder / run_folder.ENVIRONMENT).is_file()
+    if has_begun and not resume:
+        raise ConfigurationError(f"{folder}: holds a run; to continue it: assemble(config, '{folder}', resume=True)")
+    run_folder.claim(folder, config)
+    lock = lock or Lock(folder)
     try:
         run = build_run(blueprint, fit=not resume)
         run.is_trial, run.lock = is_trial, lock
         open_folder(run, folder, resume=resume, console=console)
+        record_changes(folder, config)
     except BaseException as error:
         if run is not None and run.report is not None:
             run.report.close()
@@ -78,6 +84,14 @@ def assemble(
         lock.release()
         raise
     return run
+
+
+def record_changes(folder: Path, config: Config) -> None:
+    """Record what has changed of a run that is continued from Python, such as its length."""
+    recorded = run_folder.read_configuration(folder)
+    changed = with_changes(recorded, config)
+    if changed != recorded:
+        run_folder.write_configuration(folder, changed, run_folder.read_overrides(folder))
 
 
 def connect(blueprint: Blueprint) -> None:
@@ -128,8 +142,10 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     if config["compile"]:
         compute.compile()
 
+    anywhere = with_absolute_paths(config)  # the current folder may change before the end
+
     def replica() -> Run:
-        other = build_run(resolve(config | {"parallelism": SINGLE}), splits, fit=False)
+        other = build_run(resolve(anywhere | {"parallelism": SINGLE}), splits, fit=False)
         other.preprocessing.load_state_dict(preprocessing.state_dict())
         return other
 

@@ -40,13 +40,13 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
         run.report = Report(folder, terminal, offsets, run.step)
     except ValueError as error:
         raise DataError(str(error)) from error
-    run.folder = folder
+    run.folder = folder.absolute()  # the current folder may change before the end
     record_environment(run, folder, resumed=state is not None)
     with disk_errors(folder):
         announce(run, resumed=state is not None)
     if state is not None:
         tell_learning_rate(run, state["total_steps"])
-    run.profiler = start_profiler(run, folder)
+    run.profiler = start_profiler(run, run.folder)
     run.checkpoints = checkpoint_writer(run, state)
 
 

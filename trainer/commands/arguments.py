@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import yaml
-
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.configuration import compose
@@ -56,18 +54,12 @@ def recorded_configuration(folder: Path) -> Config:
     return config
 
 
-def recorded_overrides(folder: Path) -> list[str]:
-    """Overrides given on the command line when the run started."""
-    path = folder / run_folder.OVERRIDES
-    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
-
-
 def changed_configuration(folder: Path, recorded: Config, overrides: list[str]) -> Config:
     """Return the recorded configuration with overrides, and with the data where they are now.
 
     Raises ConfigurationError with every problem, also if the data folder does not exist or a package is not trusted.
     """
-    config = found_again(recorded, recorded_overrides(folder))
+    config = found_again(recorded, run_folder.read_overrides(folder))
     if overrides:
         return compose.override(config, overrides)
     if problems := rules.check_surroundings(config):

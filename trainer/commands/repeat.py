@@ -7,7 +7,6 @@ from pathlib import Path
 from trainer.commands.arguments import (
     changed_configuration,
     recorded_configuration,
-    recorded_overrides,
     run_and_overrides,
 )
 from trainer.commands.resume import recorded_threads
@@ -27,7 +26,7 @@ def main(arguments: list[str]) -> int:
     check_parts(config)
     now = datetime.now()
     wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{run_folder.default_name(config)}")
-    made = run_folder.create(wanted, config, [*recorded_overrides(folder), *overrides])
+    made = run_folder.create(wanted, config, [*run_folder.read_overrides(folder), *overrides])
     code = int(train(config, made).exit_code)
     if same_data(config["data"], before["data"]) and _checksum(folder) not in (None, _checksum(made)):
         say(f"the data are not those of {folder} (different checksum)")

@@ -15,19 +15,15 @@ from trainer.base.text import written
 from trainer.commands.arguments import (
     changed_configuration,
     recorded_configuration,
-    recorded_overrides,
     run_and_overrides,
 )
-from trainer.configuration.recorded import is_place, moved_places, same_but_for_places
+from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
 from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import run_folder
 from trainer.storage.files import write_atomic
-
-# keys that can change while the run remains the same run: training longer, the schedule then, and another parallelism
-MAY_CHANGE = ("epochs", "steps", "schedule_length", "parallelism")
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +67,7 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
         (folder / run_folder.RESULT).unlink(missing_ok=True)
         if changes := list(describe_changes(before, config)):
             say("\n".join(changes))
-            run_folder.write_configuration(folder, config, [*recorded_overrides(folder), *overrides])
+            run_folder.write_configuration(folder, config, [*run_folder.read_overrides(folder), *overrides])
         run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
         if run is None:
             return int(train(config, folder, resume=True, lock=lock).exit_code)

@@ -9,9 +9,20 @@ from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose
 
+# keys that can change while the run remains the same run: training longer, the schedule then, and another parallelism
+MAY_CHANGE = ("epochs", "steps", "schedule_length", "parallelism")
 # keys of `data`, at any depth, that say where it lies or how it gets there, by the last word of their names. What is
 # there is told by the checksum
 _PLACES = ("root", "dir", "folder", "path", "file", "download")
+
+
+def with_changes(recorded: Config, config: Config) -> Config:
+    """Return the recorded configuration with what `config` changes of it while the run remains the same run."""
+    changes = {key: config[key] for key in MAY_CHANGE}
+    changes["choices"] = recorded["choices"] | {"parallelism": config["choices"]["parallelism"]}
+    if same_data(recorded["data"], config["data"]):
+        changes["data"] = config["data"]
+    return {**recorded, **changes}
 
 
 def is_place(key: str) -> bool:
@@ -60,6 +71,14 @@ def found_again(config: Config, typed: Sequence[str]) -> Config:
         if now["_target_"] == config["data"]["_target_"] and Path(now["root"]).expanduser().is_dir():
             return config | {"data": config["data"] | {"root": now["root"]}}
     return config
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the configuration with the data's root and `init_from` as absolute paths."""
+    data, start = config["data"], config["init_from"]
+    if isinstance(data.get("root"), str):
+        data = data | {"root": str(Path(data["root"]).expanduser().absolute())}
+    return config | {"data": data, "init_from": start and str(Path(start).absolute())}
 
 
 def as_trained(config: Config) -> Config:

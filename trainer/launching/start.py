@@ -49,12 +49,15 @@ def train(
         lock.release()
 
 
-def launch(config: Config, folder: Path | None = None) -> "Result":
+def launch(config: Config, folder: str | Path | None = None) -> "Result":
     """Train in a new run folder under `outputs/`, or resume the run in `folder`; returns the Result.
 
     With several ranks, scripts must call it below `if __name__ == "__main__":`, as for every use of multiprocessing.
     """
-    return train(config, folder or run_folder.new(config), resume=folder is not None)
+    if folder is None:
+        return train(config, run_folder.new(config))
+    run_folder.claim(Path(folder), config)
+    return train(config, Path(folder), resume=True)
 
 
 def _alone(job: Job, lock: run_folder.Lock | None) -> "Result":

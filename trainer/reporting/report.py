@@ -35,6 +35,7 @@ class Report:
         with disk_errors(folder):
             self._open(offsets, step)
             self._log = logs.open_run_log(folder / LOG)
+        self._folder = folder.absolute()  # the current folder may change before the end
         self._aloud = logs.tell_warnings_of_data(terminal.message)
 
     def _open(self, offsets: Offsets | None, step: int) -> None:

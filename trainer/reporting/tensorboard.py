@@ -56,12 +56,12 @@ class TensorBoard:
     def __init__(self, folder: Path, offsets: Mapping[str, int] | None, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
+        self._folder = folder.absolute()  # event files are opened by name for each write
         self._resumed = bool(offsets)
         _cut(folder, offsets or {})
         _wait_for_a_later_name(folder)
         _leave_errors_to_the_caller()
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         self._events: Any = self._writer.file_writer  # torch's hint says None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

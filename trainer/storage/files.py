@@ -51,10 +51,15 @@ def _keep_as(path: Path, keep: Path) -> None:
     second.unlink(missing_ok=True)  # rename does nothing if both names are the same file, as after a kill here
 
 
+def as_typed(path: Path) -> Path:
+    """Return a path relative to the current folder if it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path
+
+
 def disk_error(path: Path, error: OSError) -> DiskError:
     """Return the DiskError for a file that cannot be written."""
     reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-    return DiskError(f"cannot write {path}: {reason}")
+    return DiskError(f"cannot write {as_typed(path)}: {reason}")
 
 
 @contextmanager
@@ -91,5 +96,5 @@ def unseal(path: Path) -> bytes:
     tail = len(_TRAILER) + hashlib.sha256().digest_size
     body, trailer = content[:-tail], content[-tail:]
     if trailer != _TRAILER + hashlib.sha256(body).digest():
-        raise DataError(f"{path} is damaged: its checksum does not match")
+        raise DataError(f"{as_typed(path)} is damaged: its checksum does not match")
     return body

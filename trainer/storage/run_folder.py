@@ -15,7 +15,7 @@ import yaml
 
 from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
-from trainer.storage.files import disk_error, write_atomic, write_json
+from trainer.storage.files import disk_error, disk_errors, write_atomic, write_json
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
 SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
@@ -55,6 +55,18 @@ def new(config: Config) -> Path:
     now = datetime.now()
     wanted = Path("outputs", f"{now:%Y-%m-%d}", f"{now:%H-%M-%S}-{default_name(config)}")
     return create(wanted, config, [])
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Create the folder of a run that the user named, with its configuration, unless there is one in it already.
+
+    Raises DiskError.
+    """
+    if not folder.is_dir():
+        with disk_errors(folder):
+            folder.mkdir(parents=True)
+    if not (folder / CONFIG).exists():
+        write_configuration(folder, config, [])
 
 
 def _move_into_place(temporary: Path, wanted: Path, exact: bool) -> Path:
@@ -126,6 +138,12 @@ def read_configuration(folder: Path) -> Config:
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
         raise DataError(f"{path} is damaged: it has no configuration")
     return config
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """Read the overrides given on the command line when the run started."""
+    path = folder / OVERRIDES
+    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
 
 
 class Lock:

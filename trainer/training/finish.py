@@ -69,7 +69,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     result = Result(
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
         monitor=run.blueprint.monitor, best=None if best is None else asdict(best), test=test,
-        wall_seconds=seconds, folder=str(run.folder), error=None if error is None else str(error),
+        wall_seconds=seconds, folder=str(run.folder and run_folder.shown(run.folder)),
+        error=None if error is None else str(error),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
         if error is not None and not isinstance(error, Interrupted):

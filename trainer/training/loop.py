@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from trainer.base.duration import is_time
-from trainer.base.errors import Diverged
+from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
 from trainer.contracts import Diagnostics
 from trainer.training.batches import Batch
@@ -22,9 +22,14 @@ from trainer.training.throughput import Throughput
 def fit(run: Run) -> Result:
     """Train until the run is complete, stops early or receives a signal; then evaluate, report and close.
 
-    Raises Diverged, OutOfMemory or DiskError, after `result.json` has been written. A run whose monitored metric was
-    NaN at every evaluation has no best weights, and has diverged.
+    Raises ConfigurationError if the run has ended before; Diverged, OutOfMemory or DiskError, after `result.json` has
+    been written. A run whose monitored metric was NaN at every evaluation has no best weights, and has diverged.
     """
+    if run.has_ended:  # its files are closed, and its result must not be overwritten
+        raise ConfigurationError(
+            f"the run has ended; to continue it: fit(assemble(config, '{run.folder}', resume=True)), with more epochs "
+            "or steps if it is complete"
+        )
     try:
         stop_request.can_wait = True
         status = train(run)

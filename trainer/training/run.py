@@ -54,6 +54,7 @@ class Run:
     report: Report | None = None
     checkpoints: CheckpointWriter | None = None
     profiler: torch.profiler.profile | None = None
+    has_ended: bool = False
 
     @property
     def step(self) -> int:
@@ -108,6 +109,7 @@ class Run:
 
     def close(self) -> None:
         """Release files and the run folder; idempotent."""
+        self.has_ended = True
         profiler, self.profiler = self.profiler, None
         if profiler is not None and profiler.current_action is not torch.profiler.ProfilerAction.WARMUP:
             profiler.stop()  # during warm-up, stop() crashes in torch 2.11

@@ -106,7 +106,7 @@ def raise_bad(root: Path, count: int, bad: dict[str, str]) -> None:
 
 
 def in_files(source: Source) -> Store:
-    return InFiles(source.root, source.names, source.sha256s, source.max_side)
+    return InFiles(source.root.absolute(), source.names, source.sha256s, source.max_side)
 
 
 def in_memory(source: Source, limit: int) -> Store:
