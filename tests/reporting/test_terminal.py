@@ -215,13 +215,13 @@ def test_time_left_in_all_sizes(clock: Clock, seconds_a_step: float, left: str) 
     display.close()
 
 
-def test_ticks_redraw_ten_times_a_second_at_most(clock: Clock) -> None:
+def test_ticks_redraw_five_times_a_second_at_most(clock: Clock) -> None:
     console = screen()
     display = Terminal(100_000, 100, None, "min", console)
     for step in range(1, 10_001):
         clock.now += 1e-3
         display.tick(step)
-    assert 90 <= written(console).count("/100,000") <= 101
+    assert 45 <= written(console).count("/100,000") <= 51
     display.close()
 
 
@@ -242,7 +242,7 @@ def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monk
             display.tick(tick)
         display.row(step, step / 10, values(step), best=False)
     assert 5 <= len(drawn) <= 7  # in 3 s
-    assert written(console).count("/10,000") <= 62
+    assert written(console).count("/10,000") <= 32
     display.close()
     assert visible(written(console))[-2].split()[0] == "200.00"  # the last epoch is shown
 

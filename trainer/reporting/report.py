@@ -58,7 +58,7 @@ class Report:
             self._open(offsets, step)
 
     def tick(self, step: int) -> None:
-        """Update the progress bar after a step, at most ten times per second."""
+        """Update the progress bar after a step, at most five times per second."""
         self.terminal.tick(step)
 
     def record(

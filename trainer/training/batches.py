@@ -116,12 +116,15 @@ class TrainingBatches:
         return table
 
     def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, positions: Tensor) -> Block:
-        chunks = positions.split(self.batch_size)
-        shards = [self._shard(chunk) for chunk in chunks]
-        wanted = torch.cat(shards)
-        own = partners = None
+        size, total = self.batch_size, len(positions)
+        counts = sizes = [min(size, total - start) for start in range(0, total, size)]
+        wanted, own, partners = positions, None, None
+        if self._strategy.world_size > 1:
+            shards = [self._shard(chunk) for chunk in positions.split(size)]
+            wanted, sizes = torch.cat(shards), [len(shard) for shard in shards]
         if self._mixes:  # each sample with its predecessor in the batch, whichever rank has that one
-            of_own, of_partners = wanted, torch.cat([self._shard(chunk.roll(1)) for chunk in chunks])
+            predecessors = [self._shard(chunk.roll(1)) for chunk in positions.split(size)]
+            of_own, of_partners = wanted, torch.cat(predecessors)
             wanted = torch.cat([of_own, of_partners]).unique()
             own, partners = torch.searchsorted(wanted, of_own), torch.searchsorted(wanted, of_partners)
         indices = order[wanted]
@@ -131,7 +134,7 @@ class TrainingBatches:
             # the sampler may repeat samples
             by = wanted if self._sampler.repeats else indices
             rows = {name: values.index_select(0, by) for name, values in table.items()}
-        return Block(indices, rows, [len(shard) for shard in shards], [len(chunk) for chunk in chunks], own, partners)
+        return Block(indices, rows, sizes, counts, own, partners)
 
     def end_epoch(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
         """Let the sampler apply its observations from the next epoch on. A collective call."""
