@@ -16,6 +16,7 @@ from tests.forks import train
 from trainer import app, assemble, compose, fit, launch
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, Diverged
+from trainer.storage.records import read_json
 
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]
 SCRIPT = f"""
@@ -65,7 +66,7 @@ def test_a_run_in_a_script_is_the_run_of_the_command_line(tmp_path: Path) -> Non
         } <= names  # fmt: skip
         assert any(name.startswith("events.out.tfevents.") for name in names)
 
-    assert result == json.loads((folders[0] / "result.json").read_text())
+    assert result == read_json(folders[0] / "result.json")
     assert (homes[0] / result["folder"]).resolve() == folders[0].resolve()
     assert (result["status"], result["steps"]) == ("completed", 90)  # 1437 samples, 16 per step
     assert result["test"]["test/accuracy"] > 0.8

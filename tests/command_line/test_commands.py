@@ -24,6 +24,7 @@ from tests.forks import Zygote
 from trainer.configuration.build import build
 from trainer.data import ImageFolder
 from trainer.storage import checkpoint
+from trainer.storage.records import read_json
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -36,7 +37,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    found: dict[str, Any] = read_json(folder / "result.json")
     return found
 
 

@@ -82,6 +82,7 @@ def test_other_data_in_the_new_place_are_told(ended: Path, train: Train) -> None
     done = train("resume", "run", "data.root=photos2", "epochs=2")
     assert (done.code, done.problems, (ended / "config.yaml").read_bytes()) == (65, [other], before)
     shutil.rmtree(ended / "checkpoints")  # as if it had been killed before the first one
+    (ended / "run.json").unlink()
     done = train("resume", "run", "data.root=photos2", "epochs=2")
     assert (done.code, done.problems) == (65, [other])
     done = train("repeat", "run", "data.root=photos2")

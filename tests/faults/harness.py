@@ -254,6 +254,7 @@ def differences(reference: Path, run: Path) -> list[str]:
         one, other = (torch.load(path, weights_only=True) for path in paths)
         for state in (one, other):
             state.pop("offsets", None)  # depends on wall time
+            state["run"].pop("id")
             state.get("stateful", {}).get("progress", {}).pop("seconds", None)
         found += [f"{name}.pt{line}" for line in _compare(one, other)]
     found += [f"metrics.jsonl{line}" for line in _compare(metric_lines(reference), metric_lines(run))]
@@ -262,6 +263,7 @@ def differences(reference: Path, run: Path) -> list[str]:
     for result in results:
         result.pop("wall_seconds")
         result.pop("folder")
+        result.pop("sha256")
     found += [f"result.json{line}" for line in _compare(*results)]
     left_over = sorted(str(path.relative_to(run)) for path in run.rglob("*.tmp"))
     return found + [f"left over: {name}" for name in left_over]

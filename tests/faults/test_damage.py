@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ from tests.forks import Zygote
 from trainer.assembly.run_folder_of import keep_matching_best
 from trainer.base.errors import DataError
 from trainer.storage.checkpoint import load, save
+from trainer.storage.identity import Identity
 from trainer.training.progress import Best
+from trainer.training.state import FORMAT
 
 QUICK = {"every_checkpoint": True}
 SHORT = but(CONFIGURATIONS["momentum"], "steps=24")
@@ -60,8 +63,8 @@ def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(
     damage(tmp_path / "run/checkpoints/last.pt")
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
     assert code == 0, output
-    said = "run/checkpoints/last.pt is damaged: its checksum does not match; falling back to the previous one"
-    assert output.splitlines().count(said) == (damage is not Path.unlink)
+    what = "is missing" if damage is Path.unlink else "is damaged: its checksum does not match"
+    assert output.splitlines().count(f"run/checkpoints/last.pt {what}; falling back to the previous one") == 1
     assert differences(reference, tmp_path / "run") == []
 
 
@@ -80,16 +83,23 @@ def test_damaged_best_weights_are_found_again(
 
 def test_best_weights_of_a_future_that_was_lost_are_put_aside(tmp_path: Path) -> None:
     """A run that goes on in another way (more epochs) may never come to them again."""
-    path, run = tmp_path / "best.pt", SimpleNamespace(progress=SimpleNamespace(best=Best(5, 1.0, {})))
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    own = Identity("ours", "", "", 1)
+    path = tmp_path / "run/checkpoints/best.pt"
+    run = SimpleNamespace(progress=SimpleNamespace(best=Best(5, 1.0, {})), identity=own)
+    other = {"format": FORMAT, "model": {}, "preprocessing": {}, "epoch": 1.0, "run": asdict(own)}
     for step in (3, 5, 8):
-        save(path, {"step": step})
+        save(path, {**other, "step": step})
     keep_matching_best(run, path)
     assert load(path)["step"] == 5
     keep_matching_best(run, path)
     assert load(path)["step"] == 5, "again it changes nothing"
     for step in (8, 9):
-        save(path, {"step": step})
+        save(path, {**other, "step": step})
     with pytest.raises(DataError, match=r"best\.pt: the best weights of step 5 are lost"):
+        keep_matching_best(run, path)
+    save(path, {**other, "step": 5, "run": asdict(own) | {"id": "another"}})
+    with pytest.raises(DataError, match=r"best\.pt is a checkpoint of another run: .* train repeat .*/run$"):
         keep_matching_best(run, path)
     run.progress.best = None
     keep_matching_best(run, path)
@@ -104,7 +114,8 @@ def test_without_any_sound_checkpoint_a_run_is_refused_in_one_line(
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert code == 65
-    assert len(errors) == 1 and errors[0].endswith("no checkpoint is left to continue from")
+    assert len(errors) == 1 and "no checkpoint is left to continue from" in errors[0]
+    assert errors[0].endswith("train repeat run")
     assert "Traceback" not in output
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.reporting import curves
 from trainer.reporting.curves import draw_curves
 
 BLUE, ORANGE, GREEN = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)
@@ -109,3 +110,15 @@ def test_nothing_is_written_without_data(tmp_path: Path) -> None:
     draw_curves([], tmp_path / "curves.png", "a run")
     draw_curves([{"step": 1, "epoch": 0.1, "grad_norm": 1.0}], tmp_path / "curves.png", "a run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_million_lines_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """Here 60,000; the curve keeps its form and its ends, within the distance of two points that are kept."""
+    count = 60_000
+    records = ({"step": step, "epoch": step / 100, "train/loss": 1 + step % 2 / count} for step in range(count))
+    panels, epochs = curves._panels(records, None)
+    (curve,) = panels["loss"]
+    assert 10_000 < len(curve.steps) <= 20_000 and len(epochs.steps) <= 20_000
+    distances = np.diff([0, *curve.steps, count])
+    assert distances.max() <= 8
+    assert curve.values == [1 + step % 2 / count for step in curve.steps]

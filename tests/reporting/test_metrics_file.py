@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainer.base.errors import DiskError
-from trainer.reporting.metrics_file import MetricsFile, read_metrics
+from trainer.reporting.metrics_file import MetricsFile, check_lines, read_metrics
 
 
 def refuse_constant(name: str) -> float:
@@ -107,6 +108,50 @@ def test_reading_passes_over_an_unfinished_last_line_but_not_over_damage(tmp_pat
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2 is not a JSON object"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize("num_lines", [1, 7, 256, 257, 300, 5000])
+def test_a_line_that_changed_is_named(tmp_path: Path, num_lines: int) -> None:
+    """Exactly up to 256 lines, or where it is no longer an object; else within the lines of a mark."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in range(num_lines):
+        file.write({"step": step, "value": step / 7})
+    offset, marks = file.offset(), file.lines.marks()
+    file.write({"step": num_lines})
+    file.close()
+    assert check_lines(path, offset, marks).marks() == marks
+    good = path.read_bytes().splitlines(keepends=True)
+    for number in {1, num_lines, (num_lines + 1) // 2}:
+        for old, new in ((b"step", b"stop"), (b'{"', b'("')):
+            changed = [*good[: number - 1], good[number - 1].replace(old, new), *good[number:]]
+            path.write_bytes(b"".join(changed))
+            with pytest.raises(ValueError, match="is damaged: line") as caught:
+                check_lines(path, offset, marks)
+            numbers = [int(word) for word in re.findall(r"\b\d+\b", str(caught.value).rpartition("damaged")[2])]
+            if num_lines <= 256 or new == b'("':
+                assert numbers == [number]
+            else:
+                assert numbers[0] <= number <= numbers[-1] and numbers[-1] - numbers[0] < 2 * num_lines / 128
+    path.write_bytes(b"".join(good))
+    check_lines(path, offset, marks)
+
+
+def test_a_resumed_file_has_the_marks_of_a_whole_one(tmp_path: Path) -> None:
+    whole, cut = MetricsFile(tmp_path / "whole"), MetricsFile(tmp_path / "cut")
+    for step in range(700):
+        whole.write({"step": step})
+        cut.write({"step": step})
+        if step in (3, 400):
+            offset, marks = cut.offset(), cut.lines.marks()
+            cut.write({"step": -1})
+            cut.close()
+            lines = check_lines(tmp_path / "cut", offset, marks)
+            cut = MetricsFile(tmp_path / "cut", offset)
+            cut.lines = lines
+    assert cut.lines.marks() == whole.lines.marks()
+    for file in (whole, cut):
+        file.close()
 
 
 def test_a_killed_and_resumed_run_has_every_step_once(tmp_path: Path) -> None:

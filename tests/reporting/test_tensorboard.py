@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.reporting.tensorboard import TensorBoard, draw_confusion_matrix, image_grid
+from trainer.reporting.tensorboard import TensorBoard, check_events, draw_confusion_matrix, image_grid
 
 
 def read(folder: Path) -> Any:
@@ -114,6 +115,48 @@ def test_a_run_can_be_resumed_twice(tmp_path: Path) -> None:
     board.close()
     assert len(event_files(tmp_path)) == 3
     assert series(tmp_path, "lr") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize("now", [2_000_000_000.0, 1_000_000_000.0], ids=["the same second", "set back"])
+def test_sessions_are_read_in_their_order_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float
+) -> None:
+    clock = [2_000_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    offsets: dict[str, int] | None = None
+    for step in (1, 2, 3):
+        board = TensorBoard(tmp_path, offsets, purge_step=step)
+        board.scalars(step, {"lr": float(step)})
+        offsets = board.offsets()
+        board.close()
+        clock[0] = now
+    assert [Path(name).name.split(".")[3] for name in event_files(tmp_path)] == [
+        "2000000000",
+        "2000000001",
+        "2000000002",
+    ]
+    assert series(tmp_path, "lr") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_changed_event_file_is_noticed_up_to_its_offset(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, None, None)
+    board.scalars(1, {"lr": 1.0})
+    board.checksums(board.offsets())
+    board.scalars(2, {"lr": 1.0})
+    offsets = board.offsets()
+    checksums = board.checksums(offsets)
+    board.scalars(3, {"lr": 1.0})
+    board.close()
+    check_events(tmp_path, offsets, checksums)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    check_events(tmp_path, offsets, checksums)
+    content[offsets[path.name] - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged: its beginning is not what the checkpoint recorded"):
+        check_events(tmp_path, offsets, checksums)
 
 
 def test_a_fresh_run_removes_earlier_events_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.base.errors import DataError, DiskError
-from trainer.storage.files import disk_error, seal, unseal, write_atomic, write_json
+from trainer.storage.files import disk_error, seal, unseal, write_atomic
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
@@ -117,21 +117,6 @@ def test_a_folder_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_an_error_without_words_is_told_as_it_is() -> None:
     assert str(disk_error(Path("file"), OSError("odd"))) == "cannot write file: odd"
-
-
-def test_json_keeps_the_order_of_its_keys(tmp_path: Path) -> None:
-    write_json(tmp_path / "file.json", {"b": 1, "a": [True, None]})
-    assert (
-        (tmp_path / "file.json").read_text()
-        == """{
-  "b": 1,
-  "a": [
-    true,
-    null
-  ]
-}
-"""
-    )
 
 
 def test_what_was_sealed_comes_back(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from trainer.base.errors import ConfigurationError, DataError, DiskError, RunInUse
 from trainer.storage import run_folder
-from trainer.storage.run_folder import Lock, create, default_name, describe_environment, read_configuration
+from trainer.storage.run_folder import (
+    Lock,
+    create,
+    default_name,
+    describe_environment,
+    read_configuration,
+    read_overrides,
+)
 
 CONFIG = {"name": None, "seed": 3, "choices": {"data": "digits", "model": "mlp", "optimizer": "adamw"}}
 
@@ -29,7 +36,8 @@ def test_a_new_folder_holds_what_is_run_and_what_was_typed(tmp_path: Path) -> No
     assert folder == tmp_path / "outputs/2026/run"
     assert names(folder) == ["config.yaml", "overrides.yaml"]
     assert read_configuration(folder) == CONFIG
-    assert (folder / "overrides.yaml").read_text() == "- seed=3\n"
+    assert (folder / "overrides.yaml").read_text().splitlines()[2:] == ["- seed=3"]
+    assert read_overrides(folder) == ["seed=3"]
     assert names(folder.parent) == ["run"]
 
 

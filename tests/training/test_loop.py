@@ -120,7 +120,7 @@ def test_a_run_folder_is_complete_and_tells_the_same_story_everywhere(tmp_path: 
     names = {path.name.partition(".out")[0] for path in tmp_path.iterdir()}
     assert names == {
         "checkpoints", "config.yaml", "curves.png", "environment.json", "events", "metrics.jsonl", "overrides.yaml",
-        "result.json", "train.log",
+        "result.json", "run.json", "train.log",
     }  # fmt: skip
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records] == [5, 6, 10, 12, 15, 18, 20, 24, 24]

@@ -356,11 +356,8 @@ def test_evaluate_says_when_the_data_are_others(
     line = f"run: data=image_folder data.root={copy}: not the data that the run started with (different checksum)\n"
     assert warnings_of() == warnings_of("tta=ten_crop") == warnings_of("batch_size=4") == line
     assert warnings_of("data.split_seed=1") == ""  # other data may be asked for
-    for content in ("{}", "[]", "{"):
-        (tmp_path / "run/environment.json").write_text(content)
-        assert warnings_of() == ""
     (tmp_path / "run/environment.json").unlink()
-    assert warnings_of() == ""
+    assert warnings_of() == line, "the checkpoint knows the data"
 
 
 # --- the command ------------------------------------------------------------------------------------------

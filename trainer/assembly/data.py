@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.errors import ConfigurationError, DataError, is_out_of_files
 from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
 from trainer.contracts import Augmentation, Preprocessing, Sampler
@@ -59,6 +59,8 @@ def load_data(blueprint: Blueprint) -> Splits:
     except ValueError as error:
         raise DataError(f"data: {error}") from error
     except OSError as error:
+        if is_out_of_files(error):
+            raise
         raise ConfigurationError(f"data: {error}") from error
     facts = blueprint.facts
     for name, count in (("train", facts.num_train), ("val", facts.num_val), ("test", facts.num_test)):

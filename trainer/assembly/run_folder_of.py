@@ -1,6 +1,7 @@
 """Opens the folder of a run, restores its last checkpoint, and compares data and environment with the recorded ones."""
 
-import json
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,31 +9,32 @@ from rich.console import Console
 
 from trainer.assembly.announce import announce
 from trainer.assembly.data import share_statistics
+from trainer.assembly.last_checkpoint import find_last, keep_matching_best, own_identity, put_in_place
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.stateful import State
 from trainer.configuration.recorded import as_trained
 from trainer.reporting.report import Report
 from trainer.reporting.terminal import Terminal
-from trainer.storage import checkpoint, run_folder
+from trainer.storage import run_folder
 from trainer.storage.checkpoint import CheckpointWriter
-from trainer.storage.files import disk_errors, write_json
+from trainer.storage.files import disk_errors
+from trainer.storage.identity import new_identity, write_record
+from trainer.storage.records import write_json
 from trainer.training.run import Run
-from trainer.training.state import FORMAT, is_planned, restore
+from trainer.training.state import is_planned, restore_checked
 
 
 def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Console | None = None) -> None:
     """Open log, metrics, TensorBoard and checkpoints in `folder`; with `resume`, at the last checkpoint."""
-    last = folder / run_folder.CHECKPOINTS / "last.pt"
-    found = checkpoint.find_newest(last, lambda state: True) if resume else None
+    found = find_last(folder) if resume else None
     state = None if found is None else found[1]
-    if state is not None and state["format"] != FORMAT:
-        raise DataError(f"{last} has format {state['format']}; this version reads format {FORMAT}")
+    if found is not None:
+        run.identity = own_identity(run, folder, *found)
     continue_from(run, state, folder, resume)
     if found is not None:
-        keep_matching_best(run, last.with_name("best.pt"))
-        if found[0] != last:
-            found[0].replace(last)  # so that the damaged one does not become the previous checkpoint
+        keep_matching_best(run, folder / run_folder.CHECKPOINTS / "best.pt")
+        put_in_place(found[0], folder / run_folder.CHECKPOINTS / "last.pt")
     plan = run.blueprint
     terminal = Terminal(plan.total_steps, plan.steps_per_epoch, plan.monitor, plan.best.mode, console)
     offsets = state["offsets"] if state is not None else None
@@ -41,6 +43,8 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
     except ValueError as error:
         raise DataError(str(error)) from error
     run.folder = folder.absolute()  # the current folder may change before the end
+    if run.identity is None:
+        run.identity = new_identity(plan.config, run.splits.checksum(), torch.get_num_threads())
     record_environment(run, folder, resumed=state is not None)
     with disk_errors(folder):
         announce(run, resumed=state is not None)
@@ -90,10 +94,10 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
     share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
     run.preprocessing.to(run.device)
     state = run.strategy.broadcast(state)
-    compare_data(run, folder)
+    compare_data(run, state, folder)
     if state is None:
         return
-    restore(run, state)
+    restore_checked(run, state, folder / run_folder.CHECKPOINTS / "last.pt")
     if run.step > run.blueprint.total_steps:
         config = run.blueprint.config
         raise ConfigurationError(
@@ -111,6 +115,7 @@ def checkpoint_writer(run: Run, state: State | None) -> CheckpointWriter:
         keep_previous=state is not None and not is_planned(run, state),
         decide=run.strategy.broadcast,
         is_main=run.strategy.is_main,
+        promise=partial(write_record, run.folder, run.identity) if run.identity is not None and state is None else None,
     )
 
 
@@ -129,11 +134,19 @@ def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
     return profiler
 
 
-def compare_data(run: Run, folder: Path) -> None:
-    """Raise DataError if the data differ from those that the run began with."""
-    path = folder / run_folder.ENVIRONMENT
-    if path.is_file() and json.loads(path.read_text())["data_sha256"] != run.splits.checksum():
+def compare_data(run: Run, state: State | None, folder: Path) -> None:
+    """Raise DataError if the data differ from those that the run started with."""
+    before = state["run"]["data"] if state is not None and state["run"] is not None else recorded_data(folder)
+    if before not in (None, run.splits.checksum()):
         raise DataError(other_data(run.blueprint.config))
+
+
+def recorded_data(folder: Path) -> str | None:
+    """Return the checksum of the data in `environment.json`, or None if there is none."""
+    with suppress(DataError):  # a damaged file is reported when the environments are compared
+        if (environment := run_folder.read_environment(folder)) is not None:
+            return str(environment["data_sha256"])
+    return None
 
 
 def other_data(config: Config) -> str:
@@ -149,22 +162,17 @@ def record_environment(run: Run, folder: Path, resumed: bool) -> None:
         str(run.device), torch.get_num_threads(), run.strategy.world_size, run.splits.checksum()
     )
     path = folder / run_folder.ENVIRONMENT
-    if not resumed or not path.is_file():
+    before, problem = None, f"{path} is missing"
+    if resumed:
+        try:
+            before = run_folder.read_environment(folder)
+        except DataError as error:
+            problem = str(error)
+        if before is None and run.report is not None:
+            run.report.message(f"{problem}; it is written again, with what the run has now")
+    if before is None:
         write_json(path, now)
         return
-    before = json.loads(path.read_text())
     for key in ("packages", "device", "threads", "world_size", "platform"):
-        if before[key] != now[key] and run.report is not None:
+        if before.get(key) != now[key] and run.report is not None:
             run.report.message(f"{key}: changed since the run started, so the last bits may differ; now {now[key]}")
-
-
-def keep_matching_best(run: Run, path: Path) -> None:
-    """Make `best.pt` the one that the restored state refers to: a kill may have left a later one."""
-    if run.progress.best is None:
-        return
-    wanted = run.progress.best.step
-    found = checkpoint.find_newest(path, lambda state: bool(state["step"] == wanted))
-    if found is None:
-        raise DataError(f"{path}: the best weights of step {wanted} are lost")
-    if found[0] != path:
-        found[0].replace(path)

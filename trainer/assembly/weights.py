@@ -1,5 +1,6 @@
 """The model with its initial weights, from an initializer, a file or another run."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.storage import checkpoint, run_folder
+from trainer.storage.identity import check_run, identity_of, read_record
 
 
 def make_model(blueprint: Blueprint) -> nn.Module:
@@ -29,6 +31,7 @@ def make_model(blueprint: Blueprint) -> nn.Module:
 
 def read_weights(start: Path, model: nn.Module) -> State:
     """Read weights of a run folder (the best ones) or a .pt file. Raises DataError if they do not fit the model."""
+    record = None
     path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
     try:
         found = checkpoint.load(path)
@@ -36,6 +39,10 @@ def read_weights(start: Path, model: nn.Module) -> State:
         if start.is_dir():
             raise
         found = _plain_weights(path)
+    if start.is_dir() and isinstance(found.get("run"), dict):
+        with suppress(DataError):  # `start` reports a damaged record when it is resumed
+            record = read_record(start)
+        check_run(start, path, identity_of(found, path), record)
     state: State = found.get("model", found)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}

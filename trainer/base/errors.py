@@ -10,6 +10,7 @@ from trainer.base.text import did_you_mean
 from trainer.base.text import nearest as nearest
 
 _NAMES_SHOWN = 50
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class GearshiftError(Exception):
@@ -96,15 +97,28 @@ def one_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is an out-of-memory error of Python or torch; does not import torch."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool({"MemoryError", "OutOfMemoryError"} & names) or "can't allocate memory" in str(error)
+    if {"MemoryError", "OutOfMemoryError"} & names:
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(words in str(error) for words in ("can't allocate memory", "bad_alloc", "can't start new thread"))
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Whether the process may open no more files; an import reports this as an ImportError."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return "Too many open files" in str(error)
 
 
 def understood(error: BaseException) -> BaseException:
-    """Return the GearshiftError for a full disk or a lack of memory; otherwise the error itself."""
+    """Return the GearshiftError for a disk, a lack of memory or of open files; otherwise the error itself."""
     if isinstance(error, GearshiftError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _DISK:
         return DiskError(one_line(error))
+    if isinstance(error, Exception) and is_out_of_files(error):
+        return DiskError(f"{one_line(error)}; raise the limit (ulimit -n)")
     if isinstance(error, Exception) and is_out_of_memory(error):
         return OutOfMemory(
             f"out of memory: {one_line(error)}; a smaller batch_size or micro_batch, or a smaller model, needs less"

@@ -1,6 +1,7 @@
 """Parses the arguments of a sub-command and reads the configuration of the run that they name."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.base.config import Config
@@ -8,7 +9,7 @@ from trainer.base.errors import ConfigurationError, DataError
 from trainer.configuration import compose
 from trainer.configuration import rules as rules
 from trainer.configuration.recorded import found_again
-from trainer.storage import run_folder
+from trainer.storage import identity, run_folder
 
 
 def split(command: str, arguments: list[str]) -> tuple[list[Path], list[str]]:
@@ -57,11 +58,18 @@ def recorded_configuration(folder: Path) -> Config:
 def changed_configuration(folder: Path, recorded: Config, overrides: list[str]) -> Config:
     """Return the recorded configuration with overrides, and with the data where they are now.
 
-    Raises ConfigurationError with every problem, also if the data folder does not exist or a package is not trusted.
+    Raises ConfigurationError with every problem, also if the data folder does not exist or a package is not trusted;
+    DataError if the recorded one has been edited or is that of another run.
     """
     config = found_again(recorded, run_folder.read_overrides(folder))
     if overrides:
-        return compose.override(config, overrides)
-    if problems := rules.check_surroundings(config):
+        config = compose.override(config, overrides)
+    elif problems := rules.check_surroundings(config):
         raise ConfigurationError(problems)
+    run_folder.check_unchanged(folder)
+    record = None
+    with suppress(DataError):  # a resumed run reports a damaged record
+        record = identity.read_record(folder)
+    if record is not None:
+        identity.check_configuration(folder, recorded, record)
     return config

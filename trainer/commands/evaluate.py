@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,10 +21,8 @@ from trainer.configuration.recorded import as_trained, same_data
 from trainer.configuration.rules import SINGLE
 from trainer.reporting.terminal import interactive
 from trainer.storage import run_folder
+from trainer.storage.records import spelled
 from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
-
-if TYPE_CHECKING:
-    from trainer.data.facts import Splits
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +36,8 @@ def main(arguments: list[str]) -> int:
     console = Console()
     if not console.is_terminal:
         for folder in folders:
-            print(json.dumps({"run": str(folder), **evaluate_run(folder, overrides, test_time)}), flush=True)
+            line = {"run": str(folder), **evaluate_run(folder, overrides, test_time)}
+            print(json.dumps(spelled(line), allow_nan=False), flush=True)
         return 0
     rows = {folder: evaluate_run(folder, overrides, test_time) for folder in folders}
     names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
@@ -65,9 +63,9 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     import torch
 
     from trainer.assembly.assemble import build_run
+    from trainer.assembly.last_checkpoint import own_best
     from trainer.assembly.run_folder_of import other_data
     from trainer.configuration.resolve import resolve
-    from trainer.storage import checkpoint
     from trainer.training.evaluation import evaluate, evaluate_views
     from trainer.training.evaluation_batches import prepared
     from trainer.training.state import restore_weights
@@ -78,14 +76,14 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         facts = blueprint.facts
         other = facts.task if facts.task != "classification" else facts.kind
         raise ConfigurationError(f"tta={test_time.kind}: averages class probabilities of images; the data is {other}")
-    state = checkpoint.load(best)
+    state = own_best(folder, recorded)
     run = build_run(blueprint, fit=False)
     try:
         restore_weights(run, state)
         prepared(run, torch.zeros(1, *blueprint.facts.input_shape, device=run.device))
     except (RuntimeError, KeyError) as error:
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
-    if same_data(config["data"], recorded["data"]) and _data_differ(run.splits, folder):
+    if same_data(config["data"], recorded["data"]) and state["run"] and state["run"]["data"] != run.splits.checksum():
         print(f"{folder}: {other_data(config)}", file=sys.stderr)
     splits = {"val": run.splits.val, "test": run.splits.test}
     num_samples = sum(len(split) for split in splits.values())
@@ -100,15 +98,6 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
     if test_time is not None:
         values["throughput/samples_per_second"] = num_samples / (time.perf_counter() - start)
     return values
-
-
-def _data_differ(splits: "Splits", folder: Path) -> bool:
-    """Whether the checksum of the data differs from the recorded one."""
-    try:
-        noted = json.loads((folder / run_folder.ENVIRONMENT).read_bytes())["data_sha256"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return False  # no checksum was recorded
-    return bool(noted != splits.checksum())
 
 
 @contextmanager

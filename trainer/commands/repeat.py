@@ -1,14 +1,11 @@
 """`train repeat RUN [overrides]`: run the configuration of a run again in a new folder."""
 
-import json
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from trainer.commands.arguments import (
-    changed_configuration,
-    recorded_configuration,
-    run_and_overrides,
-)
+from trainer.base.errors import DataError
+from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
 from trainer.commands.resume import recorded_threads
 from trainer.configuration.recorded import same_data
 from trainer.hydra_entry.preflight import check_parts
@@ -35,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def _checksum(folder: Path) -> str | None:
     """Return the recorded checksum of a run's data, or None if there is none."""
-    try:
-        return str(json.loads((folder / run_folder.ENVIRONMENT).read_bytes())["data_sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    with suppress(DataError):
+        if (environment := run_folder.read_environment(folder)) is not None:
+            return str(environment["data_sha256"])
+    return None

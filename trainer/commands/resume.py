@@ -1,29 +1,23 @@
 """`train resume RUN [epochs=... | steps=...]`: continue where a run stopped, in the same folder."""
 
-import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import yaml
 
 from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
 from trainer.base.signals import stop_request
 from trainer.base.text import written
-from trainer.commands.arguments import (
-    changed_configuration,
-    recorded_configuration,
-    run_and_overrides,
-)
+from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
 from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import train
 from trainer.reporting.console import ignore_broken_pipe, say
-from trainer.storage import run_folder
-from trainer.storage.files import write_atomic
+from trainer.storage import identity, run_folder
+from trainer.storage.files import disk_errors, read_file, write_atomic
+from trainer.storage.records import read_yaml
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +58,8 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
     files = (folder / run_folder.RESULT, folder / run_folder.CONFIG, folder / run_folder.OVERRIDES)
     with restoring(*files, when=refused):
         # first: if this process is killed, a complete result must not stay beside a configuration that asks for more
-        (folder / run_folder.RESULT).unlink(missing_ok=True)
+        with disk_errors(folder / run_folder.RESULT):
+            (folder / run_folder.RESULT).unlink(missing_ok=True)
         if changes := list(describe_changes(before, config)):
             say("\n".join(changes))
             run_folder.write_configuration(folder, config, [*run_folder.read_overrides(folder), *overrides])
@@ -93,7 +88,7 @@ def describe_changes(before: Config, config: Config) -> Iterator[str]:
 @contextmanager
 def restoring(*files: Path, when: tuple[type[BaseException], ...] = (BaseException,)) -> Iterator[None]:
     """Context manager that restores these files if the body raises an exception of the types `when`."""
-    before = {path: path.read_bytes() if path.is_file() else None for path in files}
+    before = {path: read_file(path) if path.exists() else None for path in files}
     try:
         yield
     except when:
@@ -110,13 +105,13 @@ def resume_sweep(folder: Path, overrides: list[str]) -> int:
     if overrides:
         raise ConfigurationError(f"a sweep is resumed without changes; start a new one for {' '.join(overrides)}")
     try:
-        hydra = yaml.safe_load((folder / run_folder.SWEEP).read_text())["hydra"]
+        hydra = read_yaml(folder / run_folder.SWEEP)["hydra"]
         typed, sources = hydra["overrides"], hydra["runtime"]["config_sources"]
         own = [word for word in typed["hydra"] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
         folders = [source["path"] for source in sources if source["provider"] == "command-line"]
         words = ["--multirun", *typed["task"], *own, f"hydra.sweep.dir={quoted(str(folder))}"]
         words += [f"--config-name={hydra['job']['config_name']}", *(f"--config-dir={path}" for path in folders)]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / run_folder.SWEEP} is damaged: {one_line(error)}") from error
     return run_hydra(words)
 
@@ -151,8 +146,10 @@ def _differences(key: str, before: ConfigValue, after: ConfigValue) -> Iterator[
 
 def recorded_threads(folder: Path) -> int | None:
     """Number of CPU threads that the run started with; a different number changes the last bits."""
-    path = folder / run_folder.ENVIRONMENT
-    try:
-        return int(json.loads(path.read_text())["threads"]) if path.is_file() else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {one_line(error)}") from error
+    with suppress(DataError):  # the run tells it when it has begun
+        if (record := identity.read_record(folder)) is not None:
+            return record.threads
+    with suppress(DataError):
+        if (environment := run_folder.read_environment(folder)) is not None:
+            return int(environment["threads"])
+    return None

@@ -1,5 +1,7 @@
 """A recorded configuration that is used again: data that moved, and starting weights that are no longer needed."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +13,8 @@ from trainer.configuration import compose
 
 # keys that can change while the run remains the same run: training longer, the schedule then, and another parallelism
 MAY_CHANGE = ("epochs", "steps", "schedule_length", "parallelism")
+# keys that a checkpoint does not depend on: these; and the number of threads, which a resumed run takes from its start
+_ASIDE = (*MAY_CHANGE, "choices.parallelism", "threads")
 # keys of `data`, at any depth, that say where it lies or how it gets there, by the last word of their names. What is
 # there is told by the checksum
 _PLACES = ("root", "dir", "folder", "path", "file", "download")
@@ -79,6 +83,26 @@ def with_absolute_paths(config: Config) -> Config:
     if isinstance(data.get("root"), str):
         data = data | {"root": str(Path(data["root"]).expanduser().absolute())}
     return config | {"data": data, "init_from": start and str(Path(start).absolute())}
+
+
+def configuration_hash(config: Config) -> str:
+    """Return the SHA-256 of what must not change while a run remains the same run.
+
+    Where the data lie and which weights training started from are left out: checkpoints contain the weights and the
+    checksum of the data.
+    """
+    relevant = as_trained(config) | {"data": _stripped(config["data"])}
+    return hashlib.sha256(json.dumps(_relevant(relevant, ""), sort_keys=True).encode()).hexdigest()
+
+
+def _relevant(value: ConfigValue, where: str) -> ConfigValue:
+    """Return a value as it is after it has been written to YAML and read again, without the keys set aside."""
+    if isinstance(value, dict):
+        inner = {key: f"{where}.{key}" if where else str(key) for key in value}
+        return {str(key): _relevant(value[key], path) for key, path in inner.items() if path not in _ASIDE}
+    if isinstance(value, list | tuple):
+        return [_relevant(item, f"{where}[]") for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def as_trained(config: Config) -> Config:

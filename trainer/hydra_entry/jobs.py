@@ -1,6 +1,5 @@
 """The jobs that Hydra starts: one run, or the trials of a sweep."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from omegaconf import DictConfig
 
 from trainer import launching
 from trainer.base.config import JsonObject
-from trainer.base.errors import ConfigurationError, DataError, one_line
+from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.signals import stop_request
 from trainer.configuration import compose
 from trainer.configuration.recorded import same_but_for_places
 from trainer.launching import folder_of_earlier_attempt, train
 from trainer.reporting.console import print_failure, say
 from trainer.storage import run_folder
+from trainer.storage.records import read_json
 
 COMPLETE = ("completed", "early_stopped")
 
@@ -94,12 +94,9 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
 def read_result(folder: Path) -> JsonObject | None:
     """Read `result.json`; None if the run has not ended. Raises DataError if the file is damaged."""
     path = folder / run_folder.RESULT
+    if not path.exists():
+        return None
     try:
-        found: JsonObject | None = json.loads(path.read_text()) if path.is_file() else None
-        if found is not None and not {"status", "steps", "best", "monitor"} <= found.keys():
-            raise ValueError("a key is missing")
-    except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} is damaged: {one_line(error)}; if you delete it, the run counts as unfinished"
-        ) from error
-    return found
+        return read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; if you delete it, the run counts as unfinished") from error

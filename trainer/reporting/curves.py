@@ -1,8 +1,8 @@
 """`curves.png`: the learning curves of a run in one picture."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -18,19 +18,35 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 _FEW_POINTS = 60
+_MOST_POINTS = 20_000  # of a curve; the picture is about a thousand pixels wide
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Curve:
-    tag: str
-    label: str
-    colour: str
-    steps: list[int]
-    values: list[float]
+    """The points of a curve. Beyond `_MOST_POINTS` only every second one is kept, then every fourth, and so on."""
+
+    tag: str = ""
+    label: str = ""
+    colour: str = ""
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    every: int = 1
+    skipped: int = 0
+
+    def add(self, step: int, value: float) -> None:
+        self.skipped += 1
+        if self.skipped < self.every:
+            return
+        self.skipped = 0
+        self.steps.append(step)
+        self.values.append(value)
+        if len(self.steps) > _MOST_POINTS:
+            self.every *= 2
+            self.steps, self.values = self.steps[1::2], self.values[1::2]
 
 
 def draw_curves(
-    metrics: Sequence[JsonObject],
+    metrics: Iterable[JsonObject],
     path: Path,
     title: str,
     best_step: int | None = None,
@@ -39,14 +55,14 @@ def draw_curves(
 ) -> None:
     """Draw loss, accuracy and learning rate over steps (bottom axis) and epochs (top axis) as a PNG.
 
-    `metrics` are the records of `metrics.jsonl`. Panels without data are omitted, and values that are not finite are
-    gaps; without any data nothing is written. A monitored metric of another name gets its own panel. A dashed line
-    marks the best step, and a dot `best_value` in the panel of `monitor`.
+    `metrics` are the records of `metrics.jsonl`, which may be too many to be kept in memory. Panels without data are
+    omitted, and values that are not finite are gaps; without any data nothing is written. A monitored metric of another
+    name gets its own panel. A dashed line marks the best step, and a dot `best_value` in the panel of `monitor`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = _panels(metrics, monitor)
+    panels, epochs = _panels(metrics, monitor)
     if not panels:
         return
     figure = Figure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
@@ -62,7 +78,7 @@ def draw_curves(
         if axes.get_legend_handles_labels()[1] != [name]:
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9)
     rows[-1].set_xlabel("step")
-    _add_epochs(rows[0], metrics)
+    _add_epochs(rows[0], epochs)
     picture = BytesIO()
     with missing_glyphs_allowed():
         # draws once; `savefig` would draw twice, the first time for the layout alone
@@ -75,20 +91,22 @@ def _one_line(title: str) -> str:
     return title if len(title) <= 110 else f"{title[:107]}..."
 
 
-def _panels(metrics: Sequence[JsonObject], monitor: str | None) -> dict[str, list[_Curve]]:
+def _panels(metrics: Iterable[JsonObject], monitor: str | None) -> tuple[dict[str, list[_Curve]], _Curve]:
+    """Return the curves of each panel, and the epochs over steps."""
     names = dict.fromkeys(["loss", "accuracy", *([monitor.rpartition("/")[2]] if monitor else [])])
     wanted = {name: [(f"train/{name}", "training", _BLUE), (f"val/{name}", "validation", _ORANGE)] for name in names}
     wanted["learning rate"] = [("lr", "learning rate", _GREEN)]
-    panels = {name: [_curve(metrics, *curve) for curve in curves] for name, curves in wanted.items()}
+    panels = {name: [_Curve(*curve) for curve in curves] for name, curves in wanted.items()}
+    all_curves, epochs = [curve for curves in panels.values() for curve in curves], _Curve()
+    for record in metrics:
+        for curve in all_curves:
+            if curve.tag in record:
+                value = math.nan if record[curve.tag] is None else float(record[curve.tag])
+                curve.add(record["step"], value if math.isfinite(value) else math.nan)
+        if "epoch" in record:
+            epochs.add(record["step"], float(record["epoch"]))
     panels = {name: [curve for curve in curves if curve.steps] for name, curves in panels.items()}
-    return {name: curves for name, curves in panels.items() if curves}
-
-
-def _curve(metrics: Sequence[JsonObject], tag: str, label: str, colour: str) -> _Curve:
-    records = [record for record in metrics if tag in record]
-    values = [math.nan if record[tag] is None else float(record[tag]) for record in records]
-    values = [value if math.isfinite(value) else math.nan for value in values]
-    return _Curve(tag, label, colour, [record["step"] for record in records], values)
+    return {name: curves for name, curves in panels.items() if curves}, epochs
 
 
 def _draw_panel(axes: "Axes", name: str, curves: Sequence[_Curve]) -> None:
@@ -142,11 +160,11 @@ def _mark_best(axes: "Axes", step: int, value: float | None) -> None:
         )
 
 
-def _add_epochs(axes: "Axes", metrics: Sequence[JsonObject]) -> None:
+def _add_epochs(axes: "Axes", curve: _Curve) -> None:
     """Add an axis in epochs, which are not proportional to steps if the batch size changes."""
     import numpy as np
 
-    pairs = {0: 0.0} | {record["step"]: float(record["epoch"]) for record in metrics if "epoch" in record}
+    pairs = {0: 0.0} | dict(zip(curve.steps, curve.values, strict=True))
     steps, epochs = zip(*sorted(pairs.items()), strict=True)
     if epochs[-1] > epochs[0]:
         functions = (lambda x: np.interp(x, steps, epochs), lambda x: np.interp(x, epochs, steps))

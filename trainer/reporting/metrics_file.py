@@ -3,12 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trainer.base.checks import check_whole
 from trainer.base.config import JsonObject
 from trainer.storage.files import disk_error
+from trainer.storage.growing import LineHash, LineMarks
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -23,13 +24,15 @@ class MetricsFile:
     `null`, keep a loss that overflowed apart from one that is undefined.
 
     Opening cuts the file to `offset` bytes: what stands beyond the checkpoint is computed and written again.
-    Raises ValueError when the file is damaged: shorter than `offset`, or a line would be cut in two.
+    Raises ValueError when the file is damaged: shorter than `offset`, or a line would be cut in two. `lines` is the
+    checksum of all lines; for a resumed run, it is the result of `check_lines`.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         check_whole("offset", offset, 0, must="0 or more bytes")
         if offset:
             _check_cut(path, offset)
+        self.lines = LineHash()
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._file.truncate(offset)
@@ -38,6 +41,7 @@ class MetricsFile:
         """Append one line. Raises DiskError if the disk is full."""
         plain = {name: _spell(value) for name, value in record.items()}
         line = json.dumps(plain, allow_nan=False).encode() + b"\n"
+        self.lines.add(line)
         try:
             while line:
                 line = line[self._file.write(line) :]
@@ -57,13 +61,32 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[JsonObject]:
-    """Read the records of a metrics file, with non-finite numbers restored.
+    """Like `stream_metrics`, all records at once."""
+    return list(stream_metrics(path))
+
+
+def stream_metrics(path: Path) -> Iterator[JsonObject]:
+    """Read the records of a metrics file one by one, with non-finite numbers restored.
 
     Ignores an incomplete last line, which a killed run can leave. Raises ValueError for any other line that is not a
     JSON object.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_read_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield _read_line(line, path, number)
+
+
+def check_lines(path: Path, offset: int, before: LineMarks) -> LineHash:
+    """Return the checksum of the lines before `offset`.
+
+    Raises ValueError, naming the line, if they are not those that the checkpoint counted.
+    """
+    found = LineHash(before)
+    if offset:
+        _check_cut(path, offset)
+        found.resume(path, offset, before["sha256"])
+    return found
 
 
 def _check_cut(path: Path, offset: int) -> None:
@@ -83,7 +106,7 @@ def _spell(value: Value) -> Value:
 def _read_line(line: bytes, path: Path, number: int) -> JsonObject:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise ValueError(f"{path} is damaged: line {number} is not a JSON object")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from trainer.reporting import logs
-from trainer.reporting.metrics_file import MetricsFile
-from trainer.reporting.tensorboard import TensorBoard
+from trainer.reporting.metrics_file import MetricsFile, check_lines
+from trainer.reporting.tensorboard import TensorBoard, check_events
 from trainer.reporting.terminal import Terminal
 from trainer.storage.files import disk_errors
+from trainer.storage.growing import LineMarks
 from trainer.storage.run_folder import LOG, METRICS
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ class Offsets(TypedDict):
     """How far the files of a run have come, in bytes."""
 
     metrics: int
+    lines: LineMarks
     events: dict[str, int]
+    checksums: dict[str, str]  # of the event files, up to these bytes
 
 
 class Report:
@@ -39,7 +42,13 @@ class Report:
         self._aloud = logs.tell_warnings_of_data(terminal.message)
 
     def _open(self, offsets: Offsets | None, step: int) -> None:
-        self._metrics = MetricsFile(self._folder / METRICS, offsets["metrics"] if offsets else 0)
+        path, lines = self._folder / METRICS, None
+        if offsets:  # before anything is changed
+            lines = check_lines(path, offsets["metrics"], offsets["lines"])
+            check_events(self._folder, offsets["events"], offsets["checksums"])
+        self._metrics = MetricsFile(path, offsets["metrics"] if offsets else 0)
+        if lines is not None:
+            self._metrics.lines = lines
         events, purge_step = (offsets["events"], step + 1) if offsets else (None, None)
         self.tensorboard = TensorBoard(self._folder, events, purge_step)
         self.tensorboard.charts()
@@ -88,7 +97,11 @@ class Report:
     def offsets(self) -> Offsets:
         """Return the sizes of the files; checkpoints store them, so that each line is written exactly once."""
         with disk_errors(self._folder):
-            return {"metrics": self._metrics.offset(), "events": self.tensorboard.offsets()}
+            events = self.tensorboard.offsets()
+            return {
+                "metrics": self._metrics.offset(), "lines": self._metrics.lines.marks(),
+                "events": events, "checksums": self.tensorboard.checksums(events),
+            }  # fmt: skip
 
     def sync(self) -> None:
         """Flush to disk (fsync) what a checkpoint is about to count."""

@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from trainer.base.config import ConfigValue
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.storage.files import sync_folder
+from trainer.storage.growing import GrowingHash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 _EVENT_FILES = "events.out.tfevents.*"
+_SECOND = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 # custom scalars match tags by regular expression
 _CHARTS = {
@@ -59,10 +63,11 @@ class TensorBoard:
         self._folder = folder.absolute()  # event files are opened by name for each write
         self._resumed = bool(offsets)
         _cut(folder, offsets or {})
-        _wait_for_a_later_name(folder)
         _leave_errors_to_the_caller()
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
+        with _later_than_all(folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge_step)
         self._events: Any = self._writer.file_writer  # torch's hint says None
+        self._hashes: dict[str, GrowingHash] = {}
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one event with all values, including non-finite ones (which TensorBoard draws as triangles)."""
@@ -128,6 +133,12 @@ class TensorBoard:
         """Return the size of each event file in bytes, which checkpoints store."""
         self._writer.flush()
         return {path.name: path.stat().st_size for path in sorted(self._folder.glob(_EVENT_FILES))}
+
+    def checksums(self, offsets: Mapping[str, int]) -> dict[str, str]:
+        """Return the SHA-256 of each event file up to its offset, which checkpoints store, too."""
+        for name in offsets.keys() - self._hashes.keys():
+            self._hashes[name] = GrowingHash(self._folder / name)
+        return {name: self._hashes[name].upto(size) for name, size in offsets.items()}
 
     def sync(self) -> None:
         """Flush the events to disk (fsync), before a checkpoint that counts them."""
@@ -218,12 +229,20 @@ def _set_hparam(slot: "Value", value: ConfigValue) -> None:
         slot.string_value = "null" if value is None else str(value)
 
 
-def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
-    existing = {path.name: path for path in folder.glob(_EVENT_FILES)}
+def check_events(folder: Path, offsets: Mapping[str, int], checksums: Mapping[str, str]) -> None:
+    """Raise ValueError if an event file is missing, shorter than its offset, or has changed before it."""
+    existing = {path.name: path for path in folder.glob(_EVENT_FILES) if path.is_file()}
     for name, offset in offsets.items():
         size = existing[name].stat().st_size if name in existing else 0
         if size < offset:
             raise ValueError(f"{folder / name} is damaged: it has {size} bytes, but the checkpoint recorded {offset}")
+        if name in checksums and GrowingHash(existing[name]).upto(offset) != checksums[name]:
+            raise ValueError(f"{folder / name} is damaged: its beginning is not what the checkpoint recorded")
+
+
+def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
+    check_events(folder, offsets, {})
+    existing = {path.name: path for path in folder.glob(_EVENT_FILES)}
     for name, path in existing.items():
         if name in offsets:
             os.truncate(path, offsets[name])
@@ -244,8 +263,28 @@ def _leave_errors_to_the_caller() -> None:
     threading.excepthook = not_printed
 
 
-def _wait_for_a_later_name(folder: Path) -> None:
-    """Wait at most 1 s for a new file name: TensorBoard orders event files by the second of their creation."""
-    now = time.time()
-    if any(folder.glob(f"events.out.tfevents.{int(now)}.*")):
-        time.sleep(1.0 - now % 1.0)
+@contextmanager
+def _later_than_all(folder: Path) -> Iterator[None]:
+    """While it lasts, new event files get a name that TensorBoard sorts behind those in `folder`.
+
+    It orders them by the second in their names, and a clock can be set back, or two sessions begin in one second.
+    """
+    from tensorboard.summary.writer import event_file_writer
+
+    names = [_SECOND.match(path.name) for path in folder.glob(_EVENT_FILES)]
+    least = max((int(match[1]) for match in names if match is not None), default=-1) + 1
+    event_file_writer.time = _Clock(least)
+    try:
+        yield
+    finally:
+        event_file_writer.time = time
+
+
+class _Clock:
+    """Replaces the module `time` where TensorBoard names a file."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def time(self) -> float:
+        return max(time.time(), self._least)

@@ -5,17 +5,18 @@ A checkpoint is data: plain containers and tensors, read with `weights_only=True
 
 import io
 import logging
-import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
-from trainer.base.errors import DataError
+from trainer.base.errors import DataError, OutOfMemory, is_out_of_memory
 from trainer.base.stateful import State, StateValue
-from trainer.storage.files import disk_errors, seal, unseal, write_atomic
+from trainer.storage.files import disk_errors, trailer_of, unseal, write_atomic
+from trainer.storage.identity import repeat
 
 log = logging.getLogger(__name__)
 _LEAST_SECONDS = 1.0  # between two checkpoints
@@ -26,24 +27,46 @@ def previous(path: Path) -> Path:
     return path.with_suffix(".previous.pt")
 
 
-def save(path: Path, state: State, keep_previous: bool = False) -> None:
+def save(path: Path, state: State, keep_previous: bool = False, ready: Callable[[], None] | None = None) -> None:
     """Write a checkpoint. The file at `path` becomes the previous one; with `keep_previous`, it is replaced instead.
 
-    Raises DiskError.
+    `ready` is called when the new one is on disk, before it gets its name. Raises DiskError or OutOfMemory.
     """
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    write_atomic(path, seal(buffer.getvalue()), keep=None if keep_previous else previous(path))
+    with out_of_memory_errors(path):
+        torch.save(dict(state), buffer)
+        content = buffer.getbuffer()  # a copy would need the memory twice
+        keep = None if keep_previous else previous(path)
+        write_atomic(path, content, keep, trailer=trailer_of(content), ready=ready)
+
+
+@contextmanager
+def out_of_memory_errors(path: Path) -> Iterator[None]:
+    """Convert a lack of memory, which torch may report as a failed write, into OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        if not is_out_of_memory(error) and not is_out_of_memory(first):
+            raise
+        raise OutOfMemory(f"out of memory while {path} was written; the checkpoint before it is kept") from error
 
 
 def load(path: Path) -> State:
     """Read a checkpoint onto the CPU. Raises DataError if it is missing, damaged or contains more than data."""
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path} does not exist")
+    content = unseal(path)
     try:
-        state: State = torch.load(io.BytesIO(unseal(path)), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # invalid archives make torch raise almost anything
+        if is_out_of_memory(error):
+            raise
         raise DataError(f"{path} is not a checkpoint: it must be an archive of tensors and plain values") from error
+    if not isinstance(state, dict):
+        raise DataError(f"{path} is not a checkpoint: it holds {type(state).__name__}, not a mapping")
     return state
 
 
@@ -57,21 +80,38 @@ def load_newest(path: Path) -> State | None:
 
 
 def find_newest(path: Path, accept: Callable[[State], bool]) -> tuple[Path, State] | None:
-    """Like `load_newest`, but consider only states that `accept` approves, and return the path, too."""
+    """Like `load_newest`, but consider only states that `accept` approves, and return the path, too.
+
+    Logs a warning if the newest one is missing or damaged.
+    """
     damaged: list[str] = []
     for candidate in (path, previous(path)):
-        if not candidate.is_file():
+        if not candidate.exists():
+            if candidate == path and previous(path).exists():
+                log.warning("%s is missing; falling back to the previous one", path)
             continue
         try:
             state = load(candidate)
         except DataError as error:
             damaged.append(str(error))
-            log.warning("%s; falling back to the previous one", error)
+            if candidate == path and previous(path).exists():
+                log.warning("%s; falling back to the previous one", error)
             continue
         if accept(state):
             return candidate, state
     if damaged:
-        raise DataError("; ".join(damaged) + "; no checkpoint is left to continue from")
+        raise DataError(
+            f"{'; '.join(damaged)}; no checkpoint is left to continue from; to start the run again: "
+            f"{repeat(path.parents[1])}"
+        )
+    return None
+
+
+def complete_left_over(path: Path) -> tuple[Path, State] | None:
+    """Read a checkpoint that was complete on disk when the process died, but had not got its name yet."""
+    for temporary in sorted(path.parent.glob(f".{path.name}.*.tmp")):
+        with suppress(DataError):
+            return temporary, load(temporary)
     return None
 
 
@@ -92,7 +132,8 @@ class CheckpointWriter:
     Writes at most one per second and drops the others; after a kill, at most a second of training has to be repeated,
     with the same result. `best.pt` is written before the `last.pt` that refers to it. `sync` is called before each
     write, because logs must be on disk before a checkpoint counts them. `keep_previous`: the existing `last.pt` was
-    saved on a signal and must not become the previous checkpoint.
+    saved on a signal and must not become the previous checkpoint. `promise` is called when the first `last.pt` is
+    on disk, before it gets its name; None if that was done in an earlier session.
 
     Snapshots are collective, so `decide` broadcasts the main rank's decision when to take one; only that rank writes.
     """
@@ -104,6 +145,7 @@ class CheckpointWriter:
         keep_previous: bool = False,
         decide: Callable[[bool], bool] = lambda due: due,
         is_main: bool = True,
+        promise: Callable[[], None] | None = None,
     ) -> None:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
         self._decide, self._is_main = decide, is_main
@@ -112,7 +154,7 @@ class CheckpointWriter:
                 folder.mkdir(exist_ok=True)
                 for left_over in folder.glob(".*.tmp"):
                     left_over.unlink()
-        self._sync, self._keep_previous = sync, keep_previous
+        self._sync, self._keep_previous, self._promise = sync, keep_previous, promise
         self._next = 0.0
         self._new_best: State | None = None
         self._waiting: dict[Path, State] = {}
@@ -176,8 +218,11 @@ class CheckpointWriter:
                 if self.best in pair:
                     save(self.best, pair[self.best])
                 if self.last in pair:
-                    save(self.last, pair[self.last], self._keep_previous)
-                    self._keep_previous = False
+                    if self._promise is None:
+                        save(self.last, pair[self.last], self._keep_previous)
+                    else:
+                        save(self.last, pair[self.last], self._keep_previous, self._promise)
+                    self._keep_previous, self._promise = False, None
             except Exception as error:
                 with self._changed:
                     self._failure, self._thread = error, None

@@ -2,22 +2,28 @@
 
 import errno
 import hashlib
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.base.config import Json
 from trainer.base.errors import DataError, DiskError
 
 _TRAILER = b"gearshift-sha256"
 
 
-def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
+def write_atomic(
+    path: Path,
+    content: bytes | memoryview,
+    keep: Path | None = None,
+    *,
+    trailer: bytes = b"",
+    ready: Callable[[], None] | None = None,
+) -> None:
     """Write a file atomically: even after a crash, `path` has either its old content or all of `content`.
 
-    With `keep`, the old file stays under that name. Raises DiskError if the disk is full or the file cannot be
+    With `keep`, the old file stays under that name. `trailer` follows the content. `ready` is called when all of it is
+    on disk under the temporary name, before the rename. Raises DiskError if the disk is full or the file cannot be
     written, and leaves no temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -25,8 +31,12 @@ def write_atomic(path: Path, content: bytes, keep: Path | None = None) -> None:
         with disk_errors(path):
             with temporary.open("wb") as file:
                 file.write(content)
+                file.write(trailer)
                 file.flush()
                 os.fsync(file.fileno())
+            if ready is not None:
+                sync_folder(path.parent)
+                ready()
             if keep is not None and path.exists():
                 _keep_as(path, keep)
             temporary.replace(path)
@@ -58,7 +68,8 @@ def as_typed(path: Path) -> Path:
 
 def disk_error(path: Path, error: OSError) -> DiskError:
     """Return the DiskError for a file that cannot be written."""
-    reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    reasons = {errno.ENOSPC: "the disk is full", errno.EMFILE: "too many open files; raise the limit (ulimit -n)"}
+    reason = reasons.get(error.errno or 0) or error.strerror or str(error)
     return DiskError(f"cannot write {as_typed(path)}: {reason}")
 
 
@@ -80,21 +91,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Json) -> None:
-    """Write indented JSON, with keys in the given order."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+def read_file(path: Path) -> bytes:
+    """Read a file. Raises DataError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def trailer_of(content: bytes | memoryview) -> bytes:
+    """Return what follows `content` in a sealed file: its SHA-256. Zip readers, such as `torch.load`, ignore it."""
+    return _TRAILER + hashlib.sha256(content).digest()
 
 
 def seal(content: bytes) -> bytes:
-    """Return `content` followed by its SHA-256; zip readers, such as `torch.load`, ignore the trailer."""
-    return content + _TRAILER + hashlib.sha256(content).digest()
+    """Return `content` followed by its SHA-256."""
+    return content + trailer_of(content)
 
 
-def unseal(path: Path) -> bytes:
+def unseal(path: Path) -> memoryview:
     """Read a sealed file. Raises DataError if its checksum does not match."""
-    content = path.read_bytes()
+    content = memoryview(read_file(path))
     tail = len(_TRAILER) + hashlib.sha256().digest_size
     body, trailer = content[:-tail], content[-tail:]
-    if trailer != _TRAILER + hashlib.sha256(body).digest():
+    if trailer != trailer_of(body):
         raise DataError(f"{as_typed(path)} is damaged: its checksum does not match")
     return body

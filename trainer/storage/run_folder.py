@@ -11,11 +11,10 @@ from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
-import yaml
-
 from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
-from trainer.storage.files import disk_error, disk_errors, write_atomic, write_json
+from trainer.storage.files import disk_error, disk_errors
+from trainer.storage.records import is_unchanged, read_json, read_yaml, write_json, write_yaml
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
 SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
@@ -121,29 +120,46 @@ def quoted(folder: Path) -> str:
 
 def write_configuration(folder: Path, config: Config, overrides: list[str]) -> None:
     """Write the resolved configuration and the overrides. Raises DiskError."""
-    header = "# The resolved configuration of this run; `train repeat` runs it again\n"
-    write_atomic(folder / CONFIG, (header + yaml.safe_dump(config, sort_keys=False)).encode())
-    write_atomic(folder / OVERRIDES, yaml.safe_dump(overrides).encode())
+    write_yaml(folder / CONFIG, config, "The resolved configuration of this run; `train repeat` runs it again")
+    write_yaml(folder / OVERRIDES, overrides, "The overrides that were typed")
 
 
 def read_configuration(folder: Path) -> Config:
     """Read the configuration of a run. Raises ConfigurationError if there is none, DataError if it is damaged."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise ConfigurationError(f"{folder} is not a run folder: there is no {CONFIG} in it")
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
         raise DataError(f"{path} is damaged: it has no configuration")
     return config
 
 
+def check_unchanged(folder: Path) -> None:
+    """Raise DataError if the configuration has been edited or damaged since it was written."""
+    path = folder / CONFIG
+    if not is_unchanged(path):
+        raise DataError(
+            f"{path} was changed after it was written (its checksum does not match): undo the change; to train with "
+            f"another value, type it for a new run: train repeat {shlex.quote(str(folder))} KEY=VALUE"
+        )
+
+
 def read_overrides(folder: Path) -> list[str]:
-    """Read the overrides given on the command line when the run started."""
+    """Read the overrides typed for a run; none if the file is missing. Raises DataError if it is damaged."""
     path = folder / OVERRIDES
-    return list(yaml.safe_load(path.read_text()) or []) if path.is_file() else []
+    if not path.exists():
+        return []
+    found = read_yaml(path)
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found) or not is_unchanged(path):
+        raise DataError(f"{path} is damaged; it holds what was typed and is not needed: delete it to go on without")
+    return found
+
+
+def read_environment(folder: Path) -> JsonObject | None:
+    """Read the environment that a run began in; None if the file is missing. Raises DataError if it is damaged."""
+    path = folder / ENVIRONMENT
+    return read_json(path) if path.exists() else None
 
 
 class Lock:
@@ -159,8 +175,9 @@ class Lock:
         except OSError as error:
             os.close(self._descriptor)
             raise RunInUse(f"{folder} is in use by another process") from error
-        for left_over in folder.glob(".*.tmp"):
-            left_over.unlink()
+        with disk_errors(folder):
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink()
 
     def release(self) -> None:
         if self._descriptor >= 0:

@@ -1,6 +1,5 @@
 """The end of a run, for any reason: restore the best weights, evaluate the test split once, write the results."""
 
-import json
 import logging
 import shlex
 from contextlib import suppress
@@ -11,16 +10,19 @@ from pathlib import Path
 from torch import Tensor
 
 from trainer.base.config import Config, JsonObject
-from trainer.base.errors import DiskError, Interrupted, understood
+from trainer.base.errors import DataError, DiskError, Interrupted, understood
 from trainer.base.signals import stop_request
+from trainer.base.stateful import State
 from trainer.reporting.curves import draw_curves
 from trainer.reporting.logs import close, open_run_log
-from trainer.reporting.metrics_file import read_metrics
+from trainer.reporting.metrics_file import stream_metrics
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.files import disk_errors
+from trainer.storage.identity import check_run, identity_of
+from trainer.storage.records import read_json
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
-from trainer.training.state import restore_weights
+from trainer.training.state import check_content, restore_weights
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +99,14 @@ def record_failure(folder: Path, config: Config, error: BaseException) -> None:
         run_log = open_run_log(folder / run_folder.LOG)
         log.error("%s", str(known) or type(known).__name__)
         close(run_log)
-    path = folder / run_folder.RESULT
-    records = read_metrics(folder / run_folder.METRICS) if (folder / run_folder.METRICS).is_file() else []
+    last, before = {"step": 0, "epoch": 0.0}, None
+    with suppress(DataError):  # the first error is the one to report
+        before = read_json(folder / run_folder.RESULT)
+    with suppress(OSError, ValueError):
+        for record in stream_metrics(folder / run_folder.METRICS):
+            last |= record
     stopping = config["early_stopping"]
-    last = records[-1] if records else {"step": 0, "epoch": 0.0}
-    before = json.loads(path.read_text()) if path.is_file() else {
+    before = before or {
         "steps": last["step"], "epochs": last["epoch"], "monitor": stopping["monitor"] if stopping else "val/loss",
         "best": None, "test": None, "wall_seconds": 0.0, "folder": str(run_folder.shown(folder)),
     }  # fmt: skip
@@ -127,9 +132,17 @@ def restore_best(run: Run) -> None:
     """Load the best weights into the model, if there was an evaluation."""
     if run.progress.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
-        state = run.strategy.broadcast(checkpoint.load(path) if run.strategy.is_main else None)
+        state = run.strategy.broadcast(_own_best(run, path) if run.strategy.is_main else None)
         assert state is not None  # the main rank's
         restore_weights(run, state)
+
+
+def _own_best(run: Run, path: Path) -> State:
+    state = checkpoint.load(path)
+    check_content(state, path, is_last=False)
+    assert run.folder is not None
+    check_run(run.folder, path, identity_of(state, path), run.identity)
+    return state
 
 
 def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
@@ -141,10 +154,17 @@ def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
                 names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
                 run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
         run.report.tensorboard.finish_hparams(result.status)
-        records = read_metrics(run.folder / run_folder.METRICS)
-        best_step = None if run.progress.best is None else run.progress.best.step
-        draw_curves(records, run.folder / run_folder.CURVES, run.folder.name, best_step, result.value, result.monitor)
+        _draw(run, result, run.folder)
         run.report.sync()
+
+
+def _draw(run: Run, result: Result, folder: Path) -> None:
+    records = stream_metrics(folder / run_folder.METRICS)
+    best_step = None if run.progress.best is None else run.progress.best.step
+    try:
+        draw_curves(records, folder / run_folder.CURVES, folder.name, best_step, result.value, result.monitor)
+    except ValueError as error:  # the file was damaged while the run went on
+        run.say(f"{error}; there is no {run_folder.CURVES}")
 
 
 def _write_result(run: Run, result: Result) -> None:

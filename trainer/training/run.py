@@ -16,6 +16,7 @@ from trainer.metrics import Meter
 from trainer.parallelism.strategy import Strategy
 from trainer.reporting.report import Report
 from trainer.storage.checkpoint import CheckpointWriter
+from trainer.storage.identity import Identity
 from trainer.storage.run_folder import Lock
 from trainer.training.batches import TrainingBatches
 from trainer.training.gradients import GradientGuard
@@ -51,6 +52,7 @@ class Run:
     is_trial: bool = False
     folder: Path | None = None
     lock: Lock | None = None
+    identity: Identity | None = None  # on the main rank of a run with a folder
     report: Report | None = None
     checkpoints: CheckpointWriter | None = None
     profiler: torch.profiler.profile | None = None

@@ -1,10 +1,22 @@
 """Capturing the state of a run in a checkpoint, and restoring it."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import UnionType
+
 from trainer.base.duration import is_time
+from trainer.base.errors import DataError, is_out_of_memory, one_line
 from trainer.base.stateful import State
+from trainer.storage.identity import repeat
 from trainer.training.run import Run
 
-FORMAT = 3
+FORMAT = 4
+Kinds = dict[str, type | UnionType]
+_WEIGHTS: Kinds = {"model": Mapping, "preprocessing": Mapping, "step": int, "epoch": int | float, "run": Mapping | None}
+_ALL = _WEIGHTS | {"ranks": list, "stateful": Mapping, "meter": list, "total_steps": int, "offsets": Mapping | None}
+_OFFSETS: Kinds = {"metrics": int, "lines": Mapping, "events": Mapping, "checksums": Mapping}
+_LINES: Kinds = {"lines": int, "sha256": str, "every": int, "marks": list}
 
 
 def capture(run: Run) -> State:
@@ -36,7 +48,38 @@ def weights(run: Run) -> State:
         "preprocessing": run.preprocessing.state_dict(),
         "step": run.step,
         "epoch": run.epochs_done,
+        "run": None if run.identity is None else asdict(run.identity),
     }
+
+
+def check_content(state: State, path: Path, *, is_last: bool) -> None:
+    """Raise DataError if a checkpoint is of another version or lacks what `last.pt` or `best.pt` contains."""
+    version = state.get("format")
+    if version != FORMAT:
+        raise DataError(f"{path} has format {version}; this version reads format {FORMAT}")
+    _check_kinds(state, _ALL if is_last else _WEIGHTS, path)
+    if is_last and state["offsets"] is not None:
+        _check_kinds(state["offsets"], _OFFSETS, path)
+        _check_kinds(state["offsets"]["lines"], _LINES, path)
+
+
+def _check_kinds(state: State, kinds: Kinds, path: Path) -> None:
+    for key, kind in kinds.items():
+        if key not in state or not isinstance(state[key], kind):
+            raise DataError(f"{path} is not a checkpoint of a run: its '{key}' is missing or of another kind")
+
+
+def restore_checked(run: Run, state: State, path: Path) -> None:
+    """Like `restore`. Raises DataError if the checkpoint read from `path` does not fit the run."""
+    try:
+        restore(run, state)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise DataError(
+            f"{path} does not fit the run's model or parts ({one_line(error)}); to start it again: "
+            f"{repeat(path.parents[1])}"
+        ) from error
 
 
 def restore(run: Run, state: State) -> None:
