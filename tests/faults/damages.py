@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from harness import differences
 from hydra.core.global_hydra import GlobalHydra
 
+from tests.faults.harness import differences
 from trainer import app
 from trainer.base.signals import stop_request
 from trainer.reporting.console import exit_on_error
