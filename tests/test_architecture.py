@@ -262,7 +262,7 @@ GUESSES = {
     "assembly/data.py": (1, "the splits by name"),
     "base/chunks.py": (1, "torch's count of a storage's users, which has no public name"),
     "base/torch_optimizers.py": (1, "an attribute of torch's fused optimizers"),
-    "configuration/build.py": (5, "modules, and annotations of a signature"),
+    "configuration/build.py": (4, "modules, and annotations of a signature"),
     "configuration/compose.py": (1, "an error of the system or of decoding"),
     "data/from_dataset.py": (8, "the user's own Dataset and its images, which are torchvision's, PIL's or NumPy's"),
     "data/photographs/caching.py": (1, "the system's posix_fallocate"),

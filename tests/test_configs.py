@@ -60,12 +60,14 @@ def test_every_option_is_described_and_every_key_explained(path: Path) -> None:
 @pytest.mark.parametrize("path", GROUP_OPTIONS, ids=names(GROUP_OPTIONS))
 def test_every_tunable_argument_is_listed(path: Path) -> None:
     node = yaml.safe_load((FOLDER / path).read_text()) or {}
-    for part in [node, *(value for value in node.values() if isinstance(value, dict))]:
+    group = path.parent.name
+    parts = {group: node} | {f"{group}.{key}": value for key, value in node.items() if isinstance(value, dict)}
+    for where, part in parts.items():
         if not part.get("_target_", "").startswith("trainer."):
             continue
-        signature = inspect.signature(locate(part["_target_"], path.stem))
+        signature = inspect.signature(locate(part["_target_"], where))
         wanted = {n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-        assert wanted - set(GROUPS[path.parent.name].given) <= set(part)
+        assert wanted - set(GROUPS[group].given) <= set(part)
 
 
 @pytest.mark.parametrize("path", GROUP_OPTIONS, ids=names(GROUP_OPTIONS))

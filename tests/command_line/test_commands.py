@@ -121,7 +121,12 @@ def test_a_primary_configuration_and_options_of_ones_own(train: Train, folder: P
     # a sweep records it
     assert train("-m", "seed=1,2", *arguments, "name=sweep").code == 0
     (folder / "outputs/sweeps/sweep").joinpath(second := _trial(folder, 1), "result.json").unlink()
+    # a folder of options may hold code: it is typed again, as the message says
     done = train("resume", "outputs/sweeps/sweep")
+    assert (done.code, done.out) == (2, "")
+    _, _, advice = done.err.partition("if you trust it: train ")
+    assert advice.split() == ["resume", "outputs/sweeps/sweep", "--config-dir", str(folder / "mine")]
+    done = train(*advice.split())
     assert (done.code, done.err) == (0, "")
     assert "completed already" in done.out.splitlines()[0] and f"trial {second}" in done.out
 

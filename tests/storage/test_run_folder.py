@@ -199,3 +199,27 @@ def test_the_commit_and_changes_beside_it_are_noted(tmp_path: Path, monkeypatch:
     assert describe_environment("cpu", 1, 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "file").write_text("2")
     assert describe_environment("cpu", 1, 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_git_is_not_asked_where_the_repository_names_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
+    own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *own, "commit", "-q", "--allow-empty", "-m", "first"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "config", "filter.x.clean", "cat"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert describe_environment("cpu", 1, 1, "")["git"]["dirty"] is None
+
+
+def test_links_out_of_a_run_folder_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "train.log").write_text("")
+    (run / "inside").symlink_to("train.log")
+    Lock(run).release()
+    (tmp_path / "precious").write_text("mine")
+    for name in ("metrics.jsonl", "checkpoints/last.pt"):
+        (run / name).symlink_to(tmp_path / "precious")
+        with pytest.raises(ConfigurationError, match=f"{name}: is a link to .*precious"):
+            Lock(run)
+        (run / name).unlink()
+    Lock(run).release()

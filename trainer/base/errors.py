@@ -29,6 +29,10 @@ class ConfigurationError(GearshiftError):
         super().__init__("\n".join(self.problems))
 
 
+class NotTrusted(ConfigurationError):
+    """Hydra's own node names code that is not trusted."""
+
+
 class SweepFailed(GearshiftError):
     """A sweep ended, but some of its trials failed."""
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer.base.config import Config, ConfigValue
-from trainer.base.errors import ConfigurationError, DataError, RunInUse, one_line
+from trainer.base.errors import ConfigurationError, DataError, RunInUse
 from trainer.base.signals import stop_request
 from trainer.base.text import written
 from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
+from trainer.commands.sweep_folder import resume_sweep, take_config_dir
 from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
@@ -17,14 +18,16 @@ from trainer.launching import train
 from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import identity, run_folder
 from trainer.storage.files import disk_errors, read_file, write_atomic
-from trainer.storage.records import read_yaml
 
 
 def main(arguments: list[str]) -> int:
     """Continue a run bit-identically; for the folder of a sweep, run the remaining trials."""
-    folder, overrides = run_and_overrides("resume", arguments)
+    rest, config_dir = take_config_dir(arguments)
+    folder, overrides = run_and_overrides("resume", rest)
     if (folder / run_folder.SWEEP).is_file():
-        return resume_sweep(folder, overrides)
+        return resume_sweep(folder, overrides, config_dir)
+    if config_dir is not None:
+        raise ConfigurationError(f"--config-dir {config_dir}: is for the folder of a sweep; a run holds its options")
     before = recorded_configuration(folder)
     config = changed_configuration(folder, before, overrides)
     refuse_other(before, config)
@@ -96,29 +99,6 @@ def restoring(*files: Path, when: tuple[type[BaseException], ...] = (BaseExcepti
             if content is not None and not (path.is_file() and path.read_bytes() == content):
                 write_atomic(path, content)
         raise
-
-
-def resume_sweep(folder: Path, overrides: list[str]) -> int:
-    """Run the unfinished trials of a sweep."""
-    from trainer.hydra_entry.hydra import run_hydra
-
-    if overrides:
-        raise ConfigurationError(f"a sweep is resumed without changes; start a new one for {' '.join(overrides)}")
-    try:
-        hydra = read_yaml(folder / run_folder.SWEEP)["hydra"]
-        typed, sources = hydra["overrides"], hydra["runtime"]["config_sources"]
-        own = [word for word in typed["hydra"] if not word.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-        folders = [source["path"] for source in sources if source["provider"] == "command-line"]
-        words = ["--multirun", *typed["task"], *own, f"hydra.sweep.dir={quoted(str(folder))}"]
-        words += [f"--config-name={hydra['job']['config_name']}", *(f"--config-dir={path}" for path in folders)]
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / run_folder.SWEEP} is damaged: {one_line(error)}") from error
-    return run_hydra(words)
-
-
-def quoted(text: str) -> str:
-    """Quote a text so that Hydra's override parser reads it back unchanged."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def refuse_other(before: Config, config: Config) -> None:

@@ -6,30 +6,28 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from trainer.base.config import Component, ConfigValue, Target
 from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 from trainer.base.text import written
-from trainer.configuration.rules import OPEN, is_trusted
+from trainer.configuration.rules import OPEN
+from trainer.configuration.trust import hint, may_be_named, refusal
 
 Node = Mapping[str, ConfigValue]
 
 
-_OF_HYDRA = ("hydra", "hydra_plugins", "logging", "trainer.hydra_entry.preflight")
-
-
 def locate(target: str, where: str) -> Target:
-    """Return the class or function of a dotted name.
+    """Return the class or function of a dotted name, for the node at the key `where`.
 
-    Raises ConfigurationError if it does not exist, is not a class or function, or is not defined in a trusted
-    package, even if a trusted one imports it.
+    Raises ConfigurationError if it does not exist, is not a class or function, or is not on the allow list for its
+    group, the first name of `where`.
     """
     line = f"{where}._target_={target}: "
     module_name, _, name = target.rpartition(".")
-    if not is_trusted(target) or not module_name:
-        raise ConfigurationError(f"{line}is not in a trusted package (see --trust)")
+    if not may_be_named(target) or not module_name:
+        raise ConfigurationError(f"{line}is not in a trusted package{hint(target)}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -40,28 +38,10 @@ def locate(target: str, where: str) -> Target:
             raise ConfigurationError(line + unknown("class", name, _offers(module), module_name + "."))
         kind = "a module" if found is None or inspect.ismodule(found) else f"{type(found).__name__}"
         raise ConfigurationError(f"{line}is {kind}, not a class or a function")
-    if not is_trusted(found.__module__):
-        raise ConfigurationError(f"{line}comes from {found.__module__}, which is not trusted (see --trust)")
+    group, dot, _ = where.partition(".")
+    if reason := refusal(found, group, is_part=bool(dot)):
+        raise ConfigurationError(line + reason)
     return found
-
-
-def is_class_of_hydra(target: str) -> bool:
-    """Whether Hydra's own node may name it: a class of Hydra, its plug-ins, `logging` or our preflight.
-
-    It must be named by its own module, since any function can be reached through a module's attributes.
-    """
-    module, _, name = target.rpartition(".")
-    if not _lies_in(module, _OF_HYDRA):
-        return False
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return False
-    return inspect.isclass(found) and _lies_in(found.__module__, _OF_HYDRA)
-
-
-def _lies_in(module: str, packages: Iterable[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _is_module(name: str) -> bool:

@@ -16,15 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trainer.base.config import Config
-from trainer.base.errors import ConfigurationError
+from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration import rules as rules
 from trainer.configuration.as_written import are_as_written, options_as_written, plain
-from trainer.configuration.build import is_class_of_hydra
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import blamed_by, explain
-from trainer.configuration.rules import PSEUDO_GROUPS, is_trusted
+from trainer.configuration.hydra_node import NAME as NAME
+from trainer.configuration.hydra_node import checked_loading
+from trainer.configuration.rules import PSEUDO_GROUPS
 
-NAME = "train"
 # Gearshift relies on these settings of Hydra; they must not be changed
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
@@ -67,7 +67,7 @@ def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoad
     """Context manager that returns Hydra's loader and the override that adds the user's folder to its search path."""
     register_resolvers()
     search = search_path(config_dir)
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with checked_loading(), initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield GlobalHydra.instance().config_loader(), search
 
 
@@ -107,30 +107,6 @@ def _searchpath(entries: Iterable[str]) -> str:
     return f"hydra.searchpath=[{','.join(quoted)}]"
 
 
-def hydra_problems(hydra: DictConfig) -> list[str]:
-    """Return the entries of Hydra's own node that would execute code that is not trusted."""
-    node = OmegaConf.to_container(hydra, resolve=False)
-    return list(_foreign(node, "hydra"))
-
-
-def _foreign(node: object, where: str) -> Iterator[str]:
-    if isinstance(node, list):
-        for index, item in enumerate(node):
-            yield from _foreign(item, f"{where}[{index}]")
-    if not isinstance(node, dict):
-        if isinstance(node, str) and node.startswith(("ext://", "cfg://")) and not node.startswith("ext://sys.std"):
-            yield f"{where}={node}: is not trusted"
-        return
-    for key, value in node.items():
-        inside = f"{where}.{key}"
-        named = key in ("_target_", "()") or (key == "class" and isinstance(value, str))
-        if named and not is_class_of_hydra(str(value)) and not is_trusted(str(value)):
-            package = str(value).partition(".")[0]
-            yield f"{inside}={value}: is not trusted; train --trust {package} allows its classes"
-        else:
-            yield from _foreign(value, inside)
-
-
 def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMode = RunMode.RUN) -> DictConfig:
     """Compose with Hydra. Raises ConfigurationError with every problem.
 
@@ -142,6 +118,8 @@ def load(loader: ConfigLoader, name: str, overrides: Sequence[str], mode: RunMod
     while composed is None:
         try:
             composed = loader.load_configuration(name, rest, run_mode=mode)
+        except NotTrusted:
+            raise
         except Exception as error:  # any error while composing is caused by the input
             blamed = blamed_by(error, rest)
             failures.append((error, blamed))

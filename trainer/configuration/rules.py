@@ -6,7 +6,6 @@ signatures, shapes, ranges inside a component.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from trainer.configuration.settings import (
     is_number,
     whole,
 )
+from trainer.configuration.trust import hint, may_be_named
 
 # files that change several keys at once
 PSEUDO_GROUPS = ("experiment", "debug")
@@ -31,24 +31,6 @@ SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device
 PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # for operations that are added to an empty augmentation
 # keys whose mapping may have any keys; it is checked against a signature later
 OPEN = ("arguments",)
-# trusted packages besides those of the groups; `--trust` and GEARSHIFT_TRUST add more
-TRUSTED = (
-    "trainer.examples",
-    "torch.nn", "torch.optim", "torchvision.models", "torchvision.transforms", "torchvision.ops",
-    "timm", "kornia", "pytorch_optimizer",
-)  # fmt: skip
-
-
-def trusted_packages() -> tuple[str, ...]:
-    """Return the allow list, including packages in GEARSHIFT_TRUST (names separated by commas)."""
-    ours = tuple(group.package for group in GROUPS.values())
-    return ours + TRUSTED + tuple(name.strip() for name in os.environ.get("GEARSHIFT_TRUST", "").split(",") if name)
-
-
-def is_trusted(module: str) -> bool:
-    """Whether a dotted name lies in a trusted package."""
-    return any(module == name or module.startswith(name + ".") for name in trusted_packages())
-
 
 # --- the check --------------------------------------------------------------------------------------------
 
@@ -201,10 +183,8 @@ def _check_targets(node: object, where: str) -> Iterator[str]:
     if not isinstance(node, dict):
         return
     target = node.get("_target_")
-    if target not in (None, "") and not (isinstance(target, str) and is_trusted(target)):
-        package = str(target).partition(".")[0]
-        hint = f"; if you trust its code: --trust {package}" if package.isidentifier() else ""
-        yield f"{where}._target_={_show(target)}: is not in a trusted package{hint}"
+    if target not in (None, "") and not (isinstance(target, str) and may_be_named(target)):
+        yield f"{where}._target_={_show(target)}: is not in a trusted package{hint(target)}"
     for key, item in node.items():
         yield from _check_targets(item, f"{where}.{key}".lstrip("."))
 

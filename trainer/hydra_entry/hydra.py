@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.base.errors import ConfigurationError, DiskError, SweepFailed, one_line, unknown
+from trainer.base.errors import ConfigurationError, DiskError, NotTrusted, SweepFailed, one_line, unknown
 
 
 def run_hydra(arguments: list[str]) -> int:
@@ -17,6 +17,7 @@ def run_hydra(arguments: list[str]) -> int:
     import hydra
 
     from trainer.configuration import compose
+    from trainer.configuration.hydra_node import checked_loading
     from trainer.hydra_entry.jobs import Jobs
 
     flags, overrides = hydra_flags(arguments)
@@ -28,9 +29,10 @@ def run_hydra(arguments: list[str]) -> int:
     entry = hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.NAME)(jobs.run)
     try:
         _check_words(flags, overrides)
-        _check_hydra(flags, overrides)
-        with _mode_by_words(flags, overrides):
+        with checked_loading(), _mode_by_words(flags, overrides):
             _enter(entry)
+    except NotTrusted:
+        raise
     except Exception as error:
         if jobs.count:
             raise
@@ -85,31 +87,6 @@ def _check_words(flags: list[str], overrides: list[str]) -> None:
     given = _parser().parse_args(flags)
     if not given.shell_completion and (problems := read_overrides(overrides, is_sweep=_is_sweep(given, overrides))[0]):
         raise ConfigurationError(problems)
-
-
-def _check_hydra(flags: list[str], overrides: list[str]) -> None:
-    """Check Hydra's own node before Hydra acts on it, if a configuration folder of the user may have changed it.
-
-    Raises ConfigurationError.
-    """
-    given = _parser().parse_args(flags)
-    searches = any(word.lstrip("+").startswith("hydra.searchpath") for word in overrides)
-    if given.shell_completion or (given.config_dir is None and not searches):
-        return
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.types import RunMode
-
-    from trainer.configuration import compose
-
-    with compose.loader_of() as (loader, _):
-        path = loader.get_search_path()
-        if given.config_dir is not None:  # prepended, as in Hydra: the primary configuration may be in this folder
-            path.prepend("command-line", f"file://{Path(given.config_dir).resolve()}", anchor="schema")
-        mode = RunMode.MULTIRUN if _is_sweep(given, overrides) else RunMode.RUN
-        name = given.config_name or compose.NAME
-        composed = compose.load(ConfigLoaderImpl(path), name, overrides, mode)
-        if problems := compose.hydra_problems(composed.hydra):
-            raise ConfigurationError(problems)
 
 
 def _is_sweep(given: argparse.Namespace, overrides: list[str]) -> bool:

@@ -50,6 +50,7 @@ class Jobs:
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
         try:
             if self.is_sweep:
+                _check_place(folder, Path(hydra.sweep.dir))
                 return run_trial(composed, folder)
             restarted = folder_of_earlier_attempt() == folder.absolute()
             result = train(run_folder.read_configuration(folder), folder, resume=restarted)
@@ -64,6 +65,12 @@ class Jobs:
                 self.failed.append(folder.name)
                 print_failure(error)
             return None
+
+
+def _check_place(folder: Path, sweep: Path) -> None:
+    """Raise ConfigurationError if a trial's folder is not inside its sweep's, as when it is a link to another."""
+    if not folder.resolve().is_relative_to(sweep.resolve()):
+        raise ConfigurationError(f"{folder}: is outside of the sweep's folder {sweep}; a trial must be inside it")
 
 
 def run_trial(composed: DictConfig, folder: Path) -> float | None:

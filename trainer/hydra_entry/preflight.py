@@ -210,8 +210,6 @@ def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str],
     """Check a trial; its components only if no trial in `seen` has the same."""
     hydra = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     composed = compose.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
-    if problems := compose.hydra_problems(composed.hydra):
-        raise ConfigurationError(problems)
     finalized = finalize(composed, composed.hydra)
     alike = repr({key: value for key, value in finalized.items() if key not in _INDEPENDENT})
     if alike not in seen:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.contracts import Images
 from trainer.planning.augmentation_strips import Strip
+from trainer.reporting.drawing import load_matplotlib
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.reporting.pixels import as_levels
 
@@ -107,6 +108,7 @@ class _Page:
     """A white page on which images are copied pixel for pixel."""
 
     def __init__(self, width: int, height: int, pitch: int, heading: str) -> None:
+        load_matplotlib()
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

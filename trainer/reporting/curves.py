@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from trainer.base.config import JsonObject
+from trainer.reporting.drawing import load_matplotlib
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.storage.files import write_atomic
 
@@ -59,6 +60,7 @@ def draw_curves(
     omitted, and values that are not finite are gaps; without any data nothing is written. A monitored metric of another
     name gets its own panel. A dashed line marks the best step, and a dot `best_value` in the panel of `monitor`.
     """
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

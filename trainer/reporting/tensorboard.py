@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.base.config import ConfigValue
+from trainer.reporting.drawing import load_matplotlib
 from trainer.reporting.glyphs import missing_glyphs_allowed
 from trainer.storage.files import sync_folder
 from trainer.storage.growing import GrowingHash
@@ -187,6 +188,8 @@ def draw_confusion_matrix(matrix_KK: Tensor, class_names: Sequence[str]) -> "NDA
     The colour is the fraction of the row; counts are written into the cells for up to 20 classes.
     """
     import numpy as np
+
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -3,16 +3,17 @@
 import fcntl
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
-import subprocess
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
 from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
+from trainer.storage.commit import describe_repository
 from trainer.storage.files import disk_error, disk_errors
 from trainer.storage.records import is_unchanged, read_json, read_yaml, write_json, write_yaml
 
@@ -22,9 +23,11 @@ METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", 
 
 
 def default_name(config: Config) -> str:
-    """Return the run's name: `name` if given, else <data>-<model>-<optimizer>."""
+    """Return the run's name, a plain name for a folder: `name` if given, else <data>-<model>-<optimizer>."""
     choices = config["choices"]
-    return config["name"] or "-".join(str(choices.get(g, g)) for g in ("data", "model", "optimizer"))
+    return config["name"] or "-".join(
+        re.sub(r"\W+", "_", str(choices.get(g, g))) for g in ("data", "model", "optimizer")
+    )
 
 
 def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = False) -> Path:
@@ -165,10 +168,12 @@ def read_environment(folder: Path) -> JsonObject | None:
 class Lock:
     """Exclusive lock on a run folder, held until `release` or the end of the process.
 
-    Removes temporary files left by a killed process. Raises RunInUse if another process holds the lock.
+    Removes temporary files left by a killed process. Raises RunInUse if another process holds the lock,
+    ConfigurationError if files of the folder are links to others elsewhere.
     """
 
     def __init__(self, folder: Path) -> None:
+        _check_links(folder)
         self._descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,6 +190,18 @@ class Lock:
             self._descriptor = -1
 
 
+def _check_links(folder: Path) -> None:
+    """Raise ConfigurationError for links out of the folder: a folder of someone else's must not have others' files
+    overwritten."""
+    inside = folder.resolve()
+    for path in (*folder.iterdir(), *(folder / CHECKPOINTS).glob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise ConfigurationError(
+                f"{path}: is a link to {path.resolve()}, outside of the run folder, which would be written to; put the"
+                " file itself in its place"
+            )
+
+
 class HeldLock(Lock):
     """Placeholder for a lock that another process of the same job holds."""
 
@@ -198,7 +215,7 @@ def describe_environment(device: str, threads: int, world_size: int, data_checks
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
-        "git": _git(),
+        "git": describe_repository(),
         "platform": platform.platform(),
         "device": device,
         "threads": threads,
@@ -212,23 +229,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git() -> JsonObject | None:
-    """Return the commit of the current folder and whether there are uncommitted changes."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
-        return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(changed.stdout.strip())}
 
 
 def write_result(folder: Path, result: JsonObject) -> None:
