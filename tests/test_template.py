@@ -1,5 +1,6 @@
 """A user's own components: the template learns, and the documentation page is correct."""
 
+import importlib.util
 import json
 import os
 import re
@@ -148,16 +149,23 @@ def test_without_trust_nothing_is_imported(project: Path, monkeypatch: pytest.Mo
 
 
 def test_the_current_folder_is_seen_for_trusted_packages_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "argv", ["train", "evaluate", "--trust", "elsewhere"])
-    before = list(sys.path)
-    with pytest.raises(SystemExit):
-        app.main()
-    assert sys.path == before
-    monkeypatch.setattr(sys, "argv", ["train", "evaluate", "--trust=mypackage.model"])
-    with pytest.raises(SystemExit):
-        app.main()
-    assert sys.path == [str(project), *before]
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    for name in ("triton_of_others.py", "statistics.py", "hydra_plugins/evil.py"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("raise SystemExit('imported')")
+
+    def found(*flags: str) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["train", "evaluate", *flags])
+        with pytest.raises(SystemExit):
+            app.main()
+        names = ("mypackage", "triton_of_others", "hydra_plugins", "statistics")
+        specs = {name: importlib.util.find_spec(name) for name in names}
+        return {name for name, spec in specs.items() if spec and str(project) in str(spec.submodule_search_locations)}
+
+    sys.modules.pop("mypackage", None)
+    assert found("--trust", "elsewhere") == set()
+    assert found("--trust=mypackage.model") == {"mypackage"}
+    assert str(project) not in sys.path
 
 
 def test_the_focal_loss_of_the_page_is_cross_entropy_where_gamma_is_0(

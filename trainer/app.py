@@ -31,6 +31,7 @@ def _main() -> int:
     from trainer import launching
     from trainer.base.collector import pausing_collection
     from trainer.base.signals import stop_request
+    from trainer.base.trusted_packages import see_trusted_packages
     from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
 
     ignore_deprecations_inside_torch()
@@ -41,7 +42,7 @@ def _main() -> int:
     with pausing_collection(), exit_on_error():
         stop_request.leaves = False
         arguments = _own_flags(sys.argv[1:])
-        _see_trusted_packages()
+        see_trusted_packages()
         launching.see_slurm()
         if launching.is_follower():
             raise SystemExit(launching.follow())
@@ -116,13 +117,3 @@ def _own_flags(arguments: list[str]) -> list[str]:
             rest.append(argument)
         index += 1
     return rest
-
-
-def _see_trusted_packages() -> None:
-    """Make trusted packages in the current folder importable, which a console script does not do by itself."""
-    from pathlib import Path
-
-    for package in os.environ.get("GEARSHIFT_TRUST", "").split(","):
-        top = package.strip().partition(".")[0]
-        if top and (Path(top).is_dir() or Path(f"{top}.py").is_file()) and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # first, as under `python -m trainer`

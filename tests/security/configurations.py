@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 
 class Attack(NamedTuple):
-    """`files` lie in the folder `options`, which `words` name, or not."""
+    """`files` lie in the folder `options`; `is_in_node`: in Hydra's own node, by a file of an experiment."""
 
     name: str
     files: dict[str, str]
     words: list[str]
+    is_in_node: bool = False
 
 
 CALLS = {
@@ -207,7 +208,7 @@ def _of_hydras_node() -> Iterator[Attack]:
         text = f"{TOP.format(node=node)}hydra:\n  {entry}\n"
         is_sweep = entry.startswith(("sweep", "launcher"))
         words = ["-m", "seed=1,2"] if is_sweep else []
-        return Attack(name, {"experiment/evil.yaml": text}, [*words, "experiment=evil"])
+        return Attack(name, {"experiment/evil.yaml": text}, [*words, "experiment=evil"], is_in_node=True)
 
     for number, (place, entry) in enumerate(PLACES.items()):
         others = [list(CALLS)[1 + (number + step) % (len(CALLS) - 1)] for step in range(2)]

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.types import RunMode
 
 from tests.command_line.conftest import Train, listing
 from tests.security.configurations import CALLS, Attack, attacks, parts
-from trainer import compose
-from trainer.base.errors import ConfigurationError
-from trainer.configuration import rules
+from trainer.base.errors import ConfigurationError, NotTrusted
+from trainer.configuration import compose, rules
 from trainer.configuration.components import node_problems
 from trainer.configuration.resolve import resolve
 
 ATTACKS, PARTS = list(attacks()), list(parts())
+# the whole command line, which composes twice, for one in eight of those that a composed node shows
+WHOLE = [attack for number, attack in enumerate(ATTACKS) if not attack.is_in_node or number % 8 == 0]
+ALONE = [attack for attack in ATTACKS if attack not in WHOLE]
 VARIABLES = ("GEARSHIFT_TRUST", "LD_PRELOAD", "PYTHONPATH")
 
 
@@ -23,18 +26,33 @@ def test_there_are_enough() -> None:
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_a_file_or_a_word_leaves_no_mark(attack: Attack, train: Train, folder: Path) -> None:
-    mark = folder / "MARK"
+def write(attack: Attack, folder: Path) -> list[str]:
+    """Write its files, and return its words, with the path of the mark."""
     (folder / "options").mkdir()
     for name, text in attack.files.items():
         path = folder / "options" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.replace("MARK", str(mark)))
+        path.write_text(text.replace("MARK", str(folder / "MARK")))
+    return [word.replace("MARK", str(folder / "MARK")) for word in attack.words]
+
+
+@pytest.mark.parametrize("attack", ALONE, ids=lambda attack: attack.name)
+def test_hydras_node_leaves_no_mark(attack: Attack, folder: Path) -> None:
+    """Composed as for every command: Hydra gets no configuration to act on."""
+    words = write(attack, folder)
+    before = listing(folder)
+    mode = RunMode.MULTIRUN if "-m" in words else RunMode.RUN
+    with compose.loader_of("options") as (loader, search), pytest.raises(NotTrusted) as refused:
+        compose.load(loader, "train", [word for word in words if word != "-m"] + search, mode)
+    assert all(problem.startswith("hydra.") for problem in refused.value.problems)
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize("attack", WHOLE, ids=lambda attack: attack.name)
+def test_a_file_or_a_word_leaves_no_mark(attack: Attack, train: Train, folder: Path) -> None:
+    words = write(attack, folder)
     before, environment = listing(folder), [os.environ.get(name) for name in VARIABLES]
-    words = [word.replace("MARK", str(mark)) for word in attack.words]
     done = train(*words, "--config-dir", "options")
-    assert not mark.exists()
     assert listing(folder) == before
     assert done.code == 2, done
     assert done.problems, "a line for each problem, and no trace"
@@ -43,7 +61,7 @@ def test_a_file_or_a_word_leaves_no_mark(attack: Attack, train: Train, folder: P
 
 @pytest.fixture(scope="module")
 def composed() -> dict[str, object]:
-    return compose(["device=cpu"])
+    return compose.compose(["device=cpu"])
 
 
 @pytest.mark.parametrize(("group", "node"), PARTS)

@@ -6,12 +6,12 @@ against the contract of its group. Everything else must be made for its group: a
 """
 
 import inspect
-import os
 from collections.abc import Iterable
 from functools import cache
 from pkgutil import resolve_name
 
 from trainer.base.config import Target
+from trainer.base.trusted_packages import users_packages
 from trainer.configuration.groups import GROUPS
 
 # names that a configuration may write, apart from those of the groups' own packages
@@ -33,12 +33,6 @@ _PARTS = {"augmentation": ("draw", "__call__"), "data": ("__len__", "__getitem__
 def lies_in(module: str, packages: Iterable[str]) -> bool:
     """Whether a dotted name is, or lies in, one of these packages."""
     return any(module == package or module.startswith(f"{package}.") for package in packages)
-
-
-def users_packages() -> tuple[str, ...]:
-    """Return the packages that the user trusts."""
-    names = (name.strip() for name in os.environ.get("GEARSHIFT_TRUST", "").split(","))
-    return tuple(name for name in names if name)
 
 
 def is_users(name: str) -> bool:

@@ -12,6 +12,7 @@ from trainer import launching
 from trainer.base.config import JsonObject
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.signals import stop_request
+from trainer.base.trusted_packages import see_trusted_packages
 from trainer.configuration import compose
 from trainer.configuration.recorded import same_but_for_places
 from trainer.launching import folder_of_earlier_attempt, train
@@ -36,6 +37,7 @@ class Jobs:
 
     def run(self, composed: DictConfig) -> float | None:
         """Execute one job; returns the best value of its monitored metric."""
+        see_trusted_packages()  # a Hydra launcher may have started another process
         launching.see_slurm()  # a Hydra launcher may have started several Slurm tasks, and each of them calls this
         if launching.is_follower():
             launching.follow()

@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.base import signals
 from trainer.base.config import JsonObject
 from trainer.base.rank import RankInfo, take
+from trainer.base.trusted_packages import see_trusted_packages
 from trainer.launching.failures import describe
 from trainer.launching.job import Job, distributed, leave, work
 from trainer.reporting.console import ignore_broken_pipe, ignore_deprecations_inside_torch
@@ -30,6 +31,7 @@ def rank_process(
     """
     os.setsid()  # Ctrl-C at the terminal reaches only the launcher, which forwards it once
     os.environ.update(environment)
+    see_trusted_packages()
     # by default gloo uses the interface of the host name; these ranks are on one machine
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     signals.install(heeded)

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from trainer.base import signals
 from trainer.base.config import Json
 from trainer.base.torch_optimizers import plain_step
+from trainer.base.trusted_packages import see_trusted_packages
 from trainer.contracts import ParameterGroup
 from trainer.parallelism.strategy import PeerLost
 
@@ -241,6 +242,7 @@ def main() -> None:
     signals.ignore()  # the main worker, which may need the weights, ends the server
     signals.unblock()
     torch.set_num_threads(1)
+    see_trusted_packages()  # the optimizer may be a class of the user's
     try:
         setup: Setup = pickle.load(sys.stdin.buffer)
     except EOFError:
