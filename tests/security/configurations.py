@@ -46,7 +46,7 @@ PLACES = {
     "sweeper referred to": "sweeper: ${{evil}}",
     "sweeper's argument": "sweeper: {{max_batch_size: {}}}",
     "axis": "sweeper: {{params: {{seed: '${{evil}}'}}}}",
-    "axes": "sweeper: {{params: ${{evils}}}}",
+    "axes": "sweeper: {{params: '${{evils}}'}}",
 }
 LOGGING = {
     "handler called": "{handlers: {h: {(): os.system, command: touch MARK}}, root: {handlers: [h]}}",
@@ -239,8 +239,14 @@ def _by_other_files() -> Iterator[Attack]:
     files = {"hydra/callbacks/evil.yaml": f"x: {node}\n", "experiment/evil.yaml": chooses}
     yield Attack("option of callbacks", files, ["experiment=evil"])
     for kind in ("launcher", "sweeper"):
-        files = {f"hydra/{kind}/evil.yaml": f"{node}\n"}
-        yield Attack(f"option of {kind}", files, ["-m", "seed=1,2", f"hydra/{kind}=evil"])
+        plugin = (
+            "{_target_: hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher, python: touch MARK;}"
+        )
+        ours = f"hydra._internal.core_plugins.basic_{kind}.Basic{kind.title()}"
+        inside = f"{{_target_: {ours}, max_batch_size: {node}}}"
+        for number, text in enumerate((node, plugin, inside, f"{{_target_: {ours}, _args_: [{node}]}}")):
+            files = {f"hydra/{kind}/evil.yaml": f"{text}\n"}
+            yield Attack(f"option of {kind} {number}", files, ["-m", "seed=1,2", f"hydra/{kind}=evil"])
     for kind in ("job_logging", "hydra_logging"):
         files = {f"hydra/{kind}/evil.yaml": f"{LOGGING['handler called']}\n"}
         yield Attack(f"option of {kind}", files, [f"hydra/{kind}=evil"])
