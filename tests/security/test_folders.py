@@ -137,6 +137,8 @@ def test_the_best_weights_leave_no_mark(trained: Path, train: Train, folder: Pat
 def test_the_name_of_a_repeated_run_is_no_path(trained: Path, train: Train, folder: Path) -> None:
     shutil.copytree(trained, folder / "run")
     with_keys(choices__model="../../../victim/x", epochs=1)(folder / "run", folder / "MARK")
+    for name in ("run.json", "checkpoints/last.pt", "checkpoints/best.pt"):  # which know the run's own configuration
+        (folder / "run" / name).unlink()
     assert train("repeat", "run").code == 0
     assert {path.name for path in folder.iterdir()} == {"run", "outputs"}
 

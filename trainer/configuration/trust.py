@@ -69,15 +69,15 @@ def refusal(found: Target, group: str, is_part: bool) -> str | None:
         return None if _is_factory(found, group, own) else _no_factory(module)
     base = None if is_part else _BASES.get(group)
     if base is not None and not issubclass(found, resolve_name(base)):
-        return f"is nothing for {group}, it is no {base}"
+        return f"cannot be used as {group}: it is no {base}"
     missing = _missing(found, group, is_part)
     if own and not missing:
         return None
     if _is_listed(found, {_BASES.get(group), *(["torch.nn.Module"] if is_part else [])}):
         return None
     if missing:
-        return f"is nothing for {group}, it has no {', '.join(missing)}"
-    return f"is not made for {group}: built in are {_built_in(group)}{hint(module)}"
+        return f"cannot be used as {group}: it has no {', '.join(missing)}"
+    return f"cannot be used as {group}: built in are {_built_in(group)}{hint(module)}"
 
 
 def _ours() -> tuple[str, ...]:
