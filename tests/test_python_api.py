@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import trainer
 from tests.data.images import jpeg
 from tests.forks import train
 from trainer import app, assemble, compose, fit, launch
@@ -122,6 +123,22 @@ def test_a_run_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
     with pytest.raises(ConfigurationError, match=r"^run: holds a run; .*: assemble\(config, 'run', resume=True\)$"):
         assemble(compose(SHORT), "run")
+
+
+def test_what_a_notebook_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"assemble", "compose", "fit", "launch"} <= set(dir(trainer))
+    run = assemble(compose(SHORT), "run")
+    assert repr(run) == f"<Run: digits, linear, adamw, step 0 of 3, cpu, {run.folder}>"
+    result = fit(run)
+    assert repr(run).startswith("<Run: digits, linear, adamw, step 3 of 3, ")
+    assert result.history == [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in result.history] == [1, 2, 3, 3]
+    figure = result.plot()
+    assert figure is not None
+    lines = [line for line in figure.axes[0].get_lines() if line.get_label() == "training"]
+    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3]]
+    assert list(lines[0].get_ydata()) == [record["train/loss"] for record in result.history if "lr" in record]
 
 
 def test_a_folder_of_ones_own_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> "list[str]":
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> "Any":
     """Import lazily, so that `train --help` does not import torch."""
     import importlib

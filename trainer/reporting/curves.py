@@ -15,6 +15,7 @@ from trainer.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, distinguishable under all common kinds of colour blindness
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -54,19 +55,39 @@ def draw_curves(
     best_value: float | None = None,
     monitor: str | None = None,
 ) -> None:
-    """Draw loss, accuracy and learning rate over steps (bottom axis) and epochs (top axis) as a PNG.
-
-    `metrics` are the records of `metrics.jsonl`, which may be too many to be kept in memory. Panels without data are
-    omitted, and values that are not finite are gaps; without any data nothing is written. A monitored metric of another
-    name gets its own panel. A dashed line marks the best step, and a dot `best_value` in the panel of `monitor`.
-    """
+    """Write the figure of `curves_figure` as a PNG; nothing without any data."""
     load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = curves_figure(metrics, title, best_step, best_value, monitor)
+    if figure is None:
+        return
+    picture = BytesIO()
+    with missing_glyphs_allowed():
+        # draws once; `savefig` would draw twice, the first time for the layout alone
+        FigureCanvasAgg(figure).print_png(picture)
+    write_atomic(path, picture.getvalue())
+
+
+def curves_figure(
+    metrics: Iterable[JsonObject],
+    title: str,
+    best_step: int | None = None,
+    best_value: float | None = None,
+    monitor: str | None = None,
+) -> "Figure | None":
+    """Draw loss, accuracy and learning rate over steps (bottom axis) and epochs (top axis); None without any data.
+
+    `metrics` are the records of `metrics.jsonl`, which may be too many to be kept in memory. Panels without data are
+    omitted, and values that are not finite are gaps. A monitored metric of another name gets its own panel. A dashed
+    line marks the best step, and a dot `best_value` in the panel of `monitor`.
+    """
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     panels, epochs = _panels(metrics, monitor)
     if not panels:
-        return
+        return None
     figure = Figure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
     figure.suptitle(_one_line(title), fontsize=11, parse_math=False)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -81,11 +102,7 @@ def draw_curves(
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9)
     rows[-1].set_xlabel("step")
     _add_epochs(rows[0], epochs)
-    picture = BytesIO()
-    with missing_glyphs_allowed():
-        # draws once; `savefig` would draw twice, the first time for the layout alone
-        FigureCanvasAgg(figure).print_png(picture)
-    write_atomic(path, picture.getvalue())
+    return figure
 
 
 def _one_line(title: str) -> str:

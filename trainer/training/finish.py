@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from trainer.base.config import Config, JsonObject
 from trainer.base.errors import DataError, DiskError, Interrupted, understood
 from trainer.base.signals import stop_request
 from trainer.base.stateful import State
-from trainer.reporting.curves import draw_curves
+from trainer.reporting.curves import curves_figure, draw_curves
 from trainer.reporting.logs import close, open_run_log
-from trainer.reporting.metrics_file import stream_metrics
+from trainer.reporting.metrics_file import read_metrics, stream_metrics
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.files import disk_errors
 from trainer.storage.identity import check_run, identity_of
@@ -23,6 +24,9 @@ from trainer.storage.records import read_json
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.run import Run
 from trainer.training.state import check_content, restore_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,16 @@ class Result:
     def value(self) -> float | None:
         """Best value of the monitored metric, which a search optimizes."""
         return None if self.best is None else float(self.best["metrics"][self.monitor])
+
+    @property
+    def history(self) -> list[JsonObject]:
+        """The records of `metrics.jsonl`: step, epoch and metrics. A relative `folder` is that of where `fit` ran."""
+        return read_metrics(Path(self.folder) / run_folder.METRICS)
+
+    def plot(self) -> "Figure | None":
+        """Return the learning curves as a matplotlib figure, like `curves.png`; None if there are no metrics."""
+        best_step = None if self.best is None else self.best["step"]
+        return curves_figure(self.history, Path(self.folder).name, best_step, self.value, self.monitor)
 
 
 def finish(run: Run, status: str, error: BaseException | None = None) -> Result:

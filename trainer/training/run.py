@@ -25,7 +25,7 @@ from trainer.training.progress import Progress
 from trainer.training.throughput import Throughput
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """All objects of a run, as `fit` takes them. Checkpoints contain everything in `stateful` under its name."""
 
@@ -57,6 +57,12 @@ class Run:
     checkpoints: CheckpointWriter | None = None
     profiler: torch.profiler.profile | None = None
     has_ended: bool = False
+
+    def __repr__(self) -> str:
+        choices = self.blueprint.config["choices"]
+        chosen = ", ".join(str(choices[group]) for group in ("data", "model", "optimizer") if group in choices)
+        where = "" if self.folder is None else f", {self.folder}"
+        return f"<Run: {chosen}, step {self.step} of {self.blueprint.total_steps}, {self.device}{where}>"
 
     @property
     def step(self) -> int:
