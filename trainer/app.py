@@ -97,7 +97,7 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
 
 
 def _own_flags(arguments: list[str]) -> list[str]:
-    """Remove `--debug` and `--trust PACKAGE` from the command line, which Hydra would reject, and apply them."""
+    """Remove `--debug` and `--trust PACKAGE[,PACKAGE]`, which Hydra would reject, from the command line; apply them."""
     from trainer.base.errors import ConfigurationError
 
     rest, index = [], 0
@@ -106,13 +106,13 @@ def _own_flags(arguments: list[str]) -> list[str]:
         if argument == "--debug":
             os.environ["GEARSHIFT_DEBUG"] = "1"
         elif argument == "--trust" or argument.startswith("--trust="):
-            _, _, package = argument.partition("=")
-            if not package:
+            _, _, packages = argument.partition("=")
+            if not packages:
                 index += 1
-                package = arguments[index] if index < len(arguments) else ""
-            if not all(part.isidentifier() for part in package.split(".")):
-                raise ConfigurationError(f"--trust {package}: must name a package whose classes may be built")
-            os.environ["GEARSHIFT_TRUST"] = f"{os.environ.get('GEARSHIFT_TRUST', '')},{package}"
+                packages = arguments[index] if index < len(arguments) else ""
+            if not all(part.isidentifier() for package in packages.split(",") for part in package.split(".")):
+                raise ConfigurationError(f"--trust {packages}: must name packages whose classes may be built: a or a,b")
+            os.environ["GEARSHIFT_TRUST"] = f"{os.environ.get('GEARSHIFT_TRUST', '')},{packages}"
         else:
             rest.append(argument)
         index += 1

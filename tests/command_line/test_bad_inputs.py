@@ -142,6 +142,12 @@ CROP = "trainer.augmentation.Crop"
 OVERRIDES = [
     # names
     ("optimizer=adamx", "optimizer=adamx & Did you mean 'optimizer=adam'? & adamw, momentum, sgd"),
+    ("lr=0.1", "lr=0.1 & Did you mean 'optimizer.lr'?"),
+    ("+patience=3", "patience=3 & Did you mean 'early_stopping.patience'?"),
+    ("model.name=resnet20", "model.name=resnet20 & chosen by model=resnet20"),
+    ("model.name=resnet18", "model.name=resnet18 & options with this key: model=torchvision"),
+    ("optimizer.momentum=0.9", "optimizer.momentum=0.9 & optimizer=momentum"),
+    ("--trust mypackage,2 epochs=3", "--trust mypackage,2 & a or a,b"),
     ("optimizr=adamw", "optimizr=adamw & Did you mean 'optimizer'? & schedule"),
     ("optimizer.lrr=1", "optimizer.lrr=1 & Did you mean 'optimizer.lr'? & weight_decay"),
     ("+optimizer.lrr=1", "optimizer.lrr=1 & Did you mean 'optimizer.lr'?"),

@@ -83,8 +83,13 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by signal {signum}")
 
 
-def unknown(what: str, word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a message about an unknown name, with the nearest one and a list of all (if many, the first ones)."""
+def unknown(what: str, word: str, known: Iterable[str], prefix: str = "", elsewhere: Iterable[str] = ()) -> str:
+    """Return a message about an unknown name, with the nearest one and a list of all (if many, the first ones).
+
+    `elsewhere` are the full names of what has this name in other places; only they are suggested then.
+    """
+    if meant := " or ".join(f"'{name}'" for name in elsewhere):
+        return f"{what} '{prefix}{word}' does not exist. Did you mean {meant}?"
     names = sorted(str(k) for k in known)
     hint = did_you_mean(word, names, f" Did you mean '{prefix}{{}}'?")
     listing = ", ".join(names[:_NAMES_SHOWN]) if names else "none"

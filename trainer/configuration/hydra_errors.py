@@ -13,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from trainer.base.config import ConfigValue
 from trainer.base.errors import ConfigurationError, GearshiftError, unknown
 from trainer.configuration.groups import GROUPS
-from trainer.configuration.settings import SETTINGS
+from trainer.configuration.settings import SETTINGS, keys_named
 
 
 @contextmanager
@@ -47,7 +47,17 @@ def explain(
     line = _translated(error, loader, composed)
     if len(blamed) != 1 or blamed[0] in line:
         return line
+    if loader is not None and (choice := _choice_meant(blamed[0], loader)):
+        line = f"an option is chosen by {choice}"
     return f"{blamed[0]}: {line.removeprefix(blamed[0].partition('=')[0].lstrip('+~') + ': ')}"
+
+
+def _choice_meant(override: str, loader: ConfigLoader) -> str | None:
+    """Return `model=resnet18` for `model.name=resnet18`, whose key does not exist; None if the value is no option."""
+    key, _, value = override.lstrip("+").partition("=")
+    group, _, name = key.partition(".")
+    is_option = name in ("name", "type", "kind") and group in GROUPS and value in loader.get_group_options(group)
+    return f"{group}={value}" if is_option else None
 
 
 def _translated(error: BaseException, loader: ConfigLoader | None, composed: DictConfig | None) -> str:
@@ -83,12 +93,12 @@ def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | 
     groups = [group for group in loader.list_groups("") if group != "hydra"] if loader is not None else GROUPS
     known = {*groups, *SETTINGS, "early_stopping", "every"}
     where, *rest = name.partition("@")[0].split(".")
+    content: ConfigValue = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
     if where not in known:
-        return unknown("key", where, known)
+        return unknown("key", where, known, elsewhere=[] if rest else keys_named(where, content))
     if rest and composed is None:
         return f"key '{name}' does not exist"
-    inside: ConfigValue = {} if composed is None else OmegaConf.to_container(composed, resolve=False)
-    inside = inside.get(where)
+    inside = content.get(where)
     for key in rest:
         if not isinstance(inside, dict):
             return f"{where} has no keys"
@@ -96,6 +106,15 @@ def _no_such_key(name: str, loader: ConfigLoader | None, composed: DictConfig | 
             return unknown("key", key, [k for k in inside if not str(k).startswith("_")], f"{where}.")
         inside, where = inside[key], f"{where}.{key}"
     return f"{where} exists, but cannot be deleted or renamed"
+
+
+def _options_with(group: str, key: str) -> list[str]:
+    """Return the options of a group whose files have a key."""
+    from trainer.configuration.compose import config_folder  # which imports this module
+
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    line = re.compile(rf"^{re.escape(key)}:", re.MULTILINE)
+    return [f"{group}={path.stem}" for path in files if line.search(path.read_text(encoding="utf-8"))]
 
 
 def _bad_key(cause: OmegaConfBaseException) -> str:
@@ -110,5 +129,8 @@ def _bad_key(cause: OmegaConfBaseException) -> str:
         prefix, dot, key = full.rpartition(".")
         known = [str(k) for k in parent if not str(k).startswith("_") and k != "hydra"]
         add = f"; to add an operation: +{full}={{_target_: ...}}" if prefix == "augmentation" else ""
-        return unknown("key", key, known, prefix + dot) + add
+        if prefix in GROUPS and (options := _options_with(prefix, key)):
+            add += f"; options with this key: {', '.join(options)}"
+        elsewhere = [] if prefix else keys_named(key, {name: parent._get_node(name) for name in known})
+        return unknown("key", key, known, prefix + dot, elsewhere) + add
     return f"{full}: {message}" if full else message

@@ -21,6 +21,7 @@ from trainer.configuration.settings import (
     duration,
     is_int,
     is_number,
+    keys_named,
     whole,
 )
 from trainer.configuration.trust import hint, may_be_named
@@ -66,7 +67,7 @@ def _check_top(config: Config) -> Iterator[str]:
         if key in PSEUDO_GROUPS:
             yield f"{key}: its file sets its own keys; make its first line '# @package _global_'"
         elif key not in top and key != "choices":
-            yield _unknown_key("", key, top, value)
+            yield _unknown_key("", key, top, value, keys_named(key, config))
 
 
 def _check_settings(config: Config) -> Iterator[str]:
@@ -226,10 +227,10 @@ def _check_root(data: object) -> Iterator[str]:
     yield f"data.root={root}: {what}; name the folder with the data sets (or set DATA_ROOT)"
 
 
-def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object) -> str:
+def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object, elsewhere: Iterable[str] = ()) -> str:
     names = [str(k) for k in known if not str(k).startswith("_")]
     shown = "" if isinstance(value, dict) else f"={_show(value)}"
-    return f"{prefix}{key}{shown}: {unknown('key', str(key), names, prefix)}"
+    return f"{prefix}{key}{shown}: {unknown('key', str(key), names, prefix, elsewhere)}"
 
 
 def _show(value: object) -> str:

@@ -1,7 +1,7 @@
 """The runner's own settings and their allowed values, without torch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeGuard
 
 from trainer.base.duration import parse_duration
@@ -9,6 +9,11 @@ from trainer.base.errors import nearest
 
 # None if a value is allowed, else what it must be
 Rule = Callable[[object], str | None]
+
+
+def keys_named(name: str, content: Mapping[str, object]) -> list[str]:
+    """Return the keys of this name inside the groups and sections of a configuration, such as optimizer.lr for lr."""
+    return sorted(f"{key}.{name}" for key, node in content.items() if isinstance(node, Mapping) and name in node)
 
 
 def is_int(value: object) -> TypeGuard[int]:
