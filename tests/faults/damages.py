@@ -262,7 +262,6 @@ def train(*arguments: str) -> Said:
 
 def problems(command: str, start: Path, reference: Path, other: Path, damage: Damage) -> list[str]:
     """What is wrong with the answer of `train COMMAND run` after a damage of a copy of `start`."""
-    shutil.rmtree("run", ignore_errors=True)
     shutil.copytree(start, "run")
     run = Path("run")
     if not damage.apply(run, other):
@@ -302,8 +301,13 @@ def try_all(command: str, start: Path, reference: Path, other: Path, chosen: lis
     import faults
 
     faults.install({"every_checkpoint": True})
-    os.chdir(home)
-    for damage in chosen:
+    for number, damage in enumerate(chosen):
+        # a folder for each: a thread of a run that was refused may write to it until the process ends
+        folder = home / str(number)
+        folder.mkdir()
+        os.chdir(folder)
         for line in problems(command, start, reference, other, damage):
             print(line)
+        os.chdir(home)
+        shutil.rmtree(folder, ignore_errors=True)
     print(f"{len(chosen)} damages tried in {time.process_time():.0f} s")
