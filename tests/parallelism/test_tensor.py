@@ -192,7 +192,7 @@ def inspected(overrides: list[str]) -> dict[str, Any]:
     return {
         "losses": losses, "shapes": shapes, "moments": tuple(moments), "norm": norm,
         "val": evaluate(run, run.splits.val, "val"),
-        "position": (getattr(strategy, "data_rank", 0), getattr(strategy, "data_size", 1)),
+        "position": (strategy.data_rank, strategy.data_size),
         **state_of(run),
     }  # fmt: skip
 
