@@ -7,7 +7,7 @@ this module tests whether a component has a member; all others read attributes t
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -205,6 +205,13 @@ class Schedule(ABC):
     """Number of warm-up steps, shown by `plan`."""
     monitor: str | None = None
     """Metric that it depends on; None for a pure function of the step."""
+    tail: float | None = None
+    """Exponent p if the factor falls as t^-p for ever: 0 if it does not fall to 0, math.inf if it falls faster than
+    every power. None if the schedule ends with the run, or follows evaluations."""
+
+    def notices(self, total_steps: int) -> Iterable[str]:
+        """Remarks on a schedule of this length, such as a drop that is not reached. Shown before the run."""
+        return ()
 
     @abstractmethod
     def factor(self, step: int) -> float:

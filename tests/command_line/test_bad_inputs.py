@@ -65,6 +65,8 @@ SETTINGS = {
     "steps": ["0", "-1", "2.5", "abc", "false"],
     "schedule_length": ["3", "0ep", "-1step", "long", "true"],
     "batch_size": ["0", "-64", "1.5", "null", "ful", "true", "[64]"],
+    "lr_scaling": ["lin", "2", "null"],
+    "reference_batch": ["0", "1.5", "null"],
     "accumulate": ["0", "null", "1.5", "two"],
     "limit_batches": ["0", "-1", "0.5", "all"],
     "micro_batch": ["0", "1.5", "aut", "true"],
@@ -95,7 +97,7 @@ SETTINGS = {
 # the allowed values that each message must list
 ALLOWED = {
     "name": "null", "tags": "list", "epochs": "at least 1", "steps": "at least 1", "schedule_length": "",
-    "batch_size": "full",
+    "batch_size": "full", "lr_scaling": "none, linear, sqrt", "reference_batch": "at least 1",
     "accumulate": "at least 1", "limit_batches": "null", "micro_batch": "auto", "seed": "at least 0",
     "deterministic": "true, false", "device": "auto, cpu, cuda", "threads": "at most 1024",
     "precision": "fp32, bf16, fp16, auto", "compile": "true, false", "channels_last": "auto, true, false",
@@ -322,7 +324,8 @@ VALUES = [
       "optimizer.dampening=0.5"),
      "model.activation=rleu & did you mean relu?", "schedule.warmup=30ep & 690 steps",
      "accumulate=100 & at most batch_size=64", "optimizer & Nesterov"),
-    ("model.channels=[20.5] schedule.start=2", "model.channels=[20.5] & a whole number", "schedule.start=2 & [0, 1]"),
+    ("model.channels=[20.5] schedule.warmup_start=2",
+     "model.channels=[20.5] & a whole number", "schedule.warmup_start=2 & [0, 1]"),
     ("model=resnet model.depth=21 schedule=step schedule.every=0ep",
      "model.depth=21 & 20 and 26", "schedule.every=0ep & at least one step"),
     ("model.channels=[20,50,50,50] schedule=step schedule.factor=1",
@@ -476,14 +479,14 @@ def test_a_sweep_with_one_bad_trial_starts_none(case: tuple[str, ...], train: Tr
 
 def test_all_problems_are_told_at_once(train: Train, workspace: Path) -> None:
     arguments = (
-        "optimizr=1 optimizer.lrr=1 epochs=-3 model=lenett batch_size=0 seed=1 seed=2 data.rot=5 foo schedule.start=x"
+        "optimizr=1 optimizer.lrr=1 epochs=-3 model=lenett batch_size=0 seed=1 seed=2 data.rot=5 foo schedule.warmup=x"
     )
     done = train(*arguments.split())
     check(
         done,
         (
             "seed=1, seed=2", "'foo'", "'model=lenett' & Did you mean 'model=lenet'?", "optimizr=1", "optimizer.lrr=1",
-            "data.rot=5", "epochs=-3", "batch_size=0", "schedule.start=x",
+            "data.rot=5", "epochs=-3", "batch_size=0", "schedule.warmup=x",
         ),
     )  # fmt: skip
     # problems that are known even though the whole does not compose

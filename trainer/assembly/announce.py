@@ -31,7 +31,7 @@ def announce(run: Run, resumed: bool) -> None:
             **spread,
         }
     )
-    for notice in run.strategy.notices(run.model):
+    for notice in (*run.strategy.notices(run.model), *plan.schedule.notices(plan.schedule_steps)):
         run.report.message(notice)
     if resumed:
         return

@@ -1,5 +1,6 @@
 """The blueprint of a run: a checked configuration with everything that can be derived before data are loaded."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,9 +47,17 @@ class Blueprint:
     early_stopping: EarlyStopping | None
     others: Mapping[str, Component]
 
+    @property
+    def lr_scale(self) -> float:
+        """Factor on all learning rates for this batch size, b / r or sqrt(b / r) of a reference batch r."""
+        ratio = self.batch_size / self.config["reference_batch"]
+        scales: dict[str, float] = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
+        return scales[self.config["lr_scaling"]]
+
     def factor(self, step: int) -> float:
-        """Return the schedule's factor on the learning rates in a step; beyond its length, that of its last step."""
-        return self.schedule.factor(min(step, self.schedule_steps - 1))
+        """Return the factor on the learning rates in a step: that of the batch size times that of the schedule, which
+        beyond its length is that of its last step."""
+        return self.lr_scale * self.schedule.factor(min(step, self.schedule_steps - 1))
 
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""

@@ -1,12 +1,16 @@
 """Builds components from their nodes and checks them against the contracts of their groups."""
 
+import inspect
 from pkgutil import resolve_name
 
 from trainer.base.config import Component, Config
 from trainer.base.errors import ConfigurationError
-from trainer.configuration.build import build, problems
+from trainer.configuration.build import build, locate, problems
 from trainer.configuration.groups import GROUPS
-from trainer.contracts import adapt
+from trainer.contracts import Schedule, adapt
+from trainer.schedules import Warmed
+
+WARMUP_KEYS = ("warmup", "warmup_start", "warmup_shape")
 
 
 def build_component(config: Config, group: str, **given: object) -> Component:
@@ -23,12 +27,43 @@ def build_component(config: Config, group: str, **given: object) -> Component:
         raise ConfigurationError(f"{group}._target_={config[group]['_target_']}: {error}") from error
 
 
+def build_schedule(config: Config, *, steps_per_epoch: int, total_steps: int, **given: object) -> Schedule:
+    """Build the schedule, and its warm-up if there is one; the schedule then begins after the warm-up."""
+    warmup, length = None, total_steps
+    if keys := _warmup_keys(config["schedule"]):
+        node = {"_target_": "trainer.schedules.Warmup", "warmup": "0step", **keys}
+        warmup = build(node, "schedule", steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+        length -= warmup.steps
+    given |= {"steps_per_epoch": steps_per_epoch, "total_steps": length}
+    schedule: Schedule = build_component(config, "schedule", **given)
+    return Warmed(warmup, schedule) if warmup is not None and warmup.steps else schedule
+
+
 def node_of(config: Config, group: str) -> Config:
-    """Return a group's node without `data.epochs`, which is for the runner and not for the constructor."""
+    """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, and
+    those of a schedule's warm-up."""
     node = config[group] or {}
-    return {key: value for key, value in node.items() if (group, key) != ("data", "epochs")}
+    runners = {"data": ("epochs",), "schedule": _warmup_keys(node)}.get(group, ())
+    return {key: value for key, value in node.items() if key not in runners}
+
+
+def _warmup_keys(node: Config) -> Config:
+    """The keys of the warm-up in a schedule's node. A class whose constructor has such a key makes its own warm-up."""
+    keys = {key: value for key, value in node.items() if key in WARMUP_KEYS}
+    if not keys or not node.get("_target_"):
+        return {}
+    parameters = inspect.signature(locate(node["_target_"], "schedule")).parameters
+    return {} if keys.keys() & parameters else keys
 
 
 def node_problems(config: Config) -> list[str]:
     """Return the problems of the nodes of all groups, without building anything."""
-    return [line for group, row in GROUPS.items() for line in problems(node_of(config, group), group, row.given)]
+    return [line for group in GROUPS for line in _problems_of(config, group)]
+
+
+def _problems_of(config: Config, group: str) -> list[str]:
+    try:
+        node = node_of(config, group)
+    except ConfigurationError as error:  # its class cannot be found, or has no signature
+        return error.problems
+    return problems(node, group, GROUPS[group].given)

@@ -22,7 +22,7 @@ from trainer.base.rank import rank_info
 from trainer.base.without_compiler import keep_compiler_out
 from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
-from trainer.configuration.components import build_component, node_problems
+from trainer.configuration.components import build_component, build_schedule, node_problems
 from trainer.configuration.groups import GROUPS
 from trainer.contracts import Schedule
 from trainer.data.facts import DataFacts, DataSet
@@ -127,12 +127,11 @@ def _draft(
 
     schedule_steps = total_steps if config["schedule_length"] is None else steps(config["schedule_length"])
     if has_schedule:
-        given = {
-            "steps_per_epoch": steps_per_epoch, "total_steps": schedule_steps, "directions": loss.directions
-        }  # fmt: skip
         try:
             checks.check_schedule_monitor(config, loss, facts)  # first: its direction is looked up by its name
-            schedule = build_component(config, "schedule", **given)
+            schedule = build_schedule(
+                config, steps_per_epoch=steps_per_epoch, total_steps=schedule_steps, directions=loss.directions
+            )
         except ConfigurationError as error:
             problems += error.problems
         problems += checks.check_schedule(config, schedule, loss, facts, strategy)

@@ -126,6 +126,8 @@ SETTINGS: dict[str, Rule] = {
     "steps": whole(1, None),
     "schedule_length": period_or_null,
     "batch_size": whole(1, "full"),
+    "lr_scaling": one_of("none", "linear", "sqrt"),
+    "reference_batch": whole(1),
     "limit_batches": whole(1, None),
     "accumulate": whole(1),
     "micro_batch": whole(1, None, "auto"),

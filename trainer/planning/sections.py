@@ -163,6 +163,15 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
         yield "schedule", f"over {format_count(blueprint.schedule_steps, 'step')}; afterwards its last rate is held"
     if warmup := blueprint.schedule.warmup:
         yield "warm-up", format_count(warmup, "step")
+    for notice in blueprint.schedule.notices(blueprint.schedule_steps):
+        yield "schedule", notice
+    if blueprint.lr_scale != 1:
+        scaling, reference = config["lr_scaling"], config["reference_batch"]
+        yield (
+            "lr scaling",
+            f"{scaling}: {blueprint.lr_scale:.4g} times optimizer.lr, which is for batches of {reference:,}",
+        )
+    yield "Robbins-Monro", robbins_monro_verdict(blueprint.schedule.tail)
     moments = {
         "log": blueprint.every_log,
         "evaluate": blueprint.every_evaluate,
@@ -176,6 +185,16 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
             "early stopping",
             f"after {stopping['patience']} evaluations in a row without a better {blueprint.monitor}",
         )
+
+
+def robbins_monro_verdict(tail: float | None) -> str:
+    """The conditions on the learning rate for convergence in the limit, one by one."""
+    from trainer.schedules.robbins_monro import robbins_monro
+
+    answers = robbins_monro(tail)
+    if not answers:
+        return "not applicable: the schedule ends with the run, or follows evaluations"
+    return ", ".join(f"{condition}: {'yes' if holds else 'no'}" for condition, holds in answers.items())
 
 
 def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:
