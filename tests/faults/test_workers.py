@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer import assemble, compose, fit
+from trainer.base import awake
 from trainer.base.errors import RankLost
 from trainer.data import ImageFolder
 from trainer.data.photographs import workers
@@ -30,8 +31,8 @@ TIMEOUT = 1.0
 
 
 class Clock:
-    """Replaces `time` and `wait` in the workers' module: time advances only while every process that is waited for is
-    known not to answer. Load on the machine causes no timeouts, and tests do not wait for real ones.
+    """Replaces AwakeClock's `time`, and `wait` in the workers' module: time advances only while every process that is
+    waited for is known not to answer. Load on the machine causes no timeouts, and tests do not wait for real ones.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ class Clock:
         monkeypatch.setattr(Workers, "_start", start_and_see_it_begin)
         # timeout for the workers' fork server, which a busy machine may delay
         monkeypatch.setattr(workers, "_PATIENCE", 120.0)
-        monkeypatch.setattr(workers, "time", self)
+        monkeypatch.setattr(awake, "time", self)
         monkeypatch.setattr(workers, "wait", self.wait)
 
     def monotonic(self) -> float:
@@ -140,6 +141,27 @@ def test_stopped_workers_are_replaced_after_the_timeout(
     assert TIMEOUT <= clock.now <= count * TIMEOUT
     assert_same(found, undisturbed)
     assert lines(caplog) == ["a data worker did not answer for 1 s; starting a new one"] * count
+
+
+def test_a_pool_that_was_suspended_itself_replaces_no_worker(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by SIGSTOP to the whole run, which wakes up before its workers have answered."""
+    pool = Workers(Broken("works"), 4, count=2, ahead=6, timeout=5.0)
+    nights = iter([3600.0] * 3)
+
+    def sleep_and_wait(pipes: Sequence[Connection], timeout: float) -> list[Any]:
+        night = next(nights, None)
+        if night is None:
+            return clock.wait(pipes, timeout)
+        clock.now += night
+        return []
+
+    monkeypatch.setattr(workers, "wait", sleep_and_wait)
+    chunks = (Chunk([n], [n], [[0, 0, 4, 4, 4, 4, 0, 0]]) for n in range(20))
+    assert [int(images.max()) for _, images in pool.read(chunks)] == list(range(20))
+    pool.close()
+    assert clock.now == 3 * 3600 and lines(caplog) == []
 
 
 def test_workers_leave_signals_to_the_whole_group_to_their_parent(

@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.base import signals
+from trainer.base.awake import AwakeClock
 from trainer.base.config import JsonObject
 from trainer.base.errors import GearshiftError, Interrupted, RankLost
 from trainer.base.fork_server import start_fork_server
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer.training.finish import Result
 
 # a rank sends a heartbeat every second; without one, a stopped process counts as lost after _STOPPED seconds, and any
-# other after _SILENT
+# other after _SILENT, in which the launcher itself was not stopped
 _STOPPED, _SILENT = 4.0, 60.0
 # what every rank imports; the main one needs TensorBoard, too
 _PRELOAD = (
@@ -45,7 +45,7 @@ class Rank:
     number: int
     process: BaseProcess
     pipe: Connection
-    last_beat: float = field(default_factory=time.monotonic)
+    last_beat: float  # on the launcher's AwakeClock
     listens: bool = False  # whether it has sent a message, after which it handles signals
     forwarded: int | None = None  # the signal that was forwarded to it
     ended: bool = False
@@ -66,6 +66,7 @@ class LocalRanks:
         self._folder = Path(job.folder)
         self._tolerates = strategy.tolerates
         self._ranks: list[Rank] = []
+        self._clock = AwakeClock()
 
     def run(self) -> "Result":
         """Run the job; returns the Result of the main rank. Raises the error of a rank, or RankLost."""
@@ -142,7 +143,7 @@ class LocalRanks:
             )
             process.start()
             child_end.close()
-            self._ranks.append(Rank(number, process, parent_end))
+            self._ranks.append(Rank(number, process, parent_end, self._clock.now()))
 
     def _listen(self) -> None:
         """Receive messages of the ranks for up to 0.1 s, forward signals, and detect silent ranks."""
@@ -157,8 +158,9 @@ class LocalRanks:
             rank = by_source[source]
             if not rank.ended:
                 self._receive(rank)
+        now = self._clock.now()
         for rank in self._running():
-            silent = time.monotonic() - rank.last_beat
+            silent = now - rank.last_beat
             if silent > _STOPPED and _is_stopped(rank.pid):
                 self._lost(rank, "was stopped")
             elif silent > _SILENT:
@@ -168,7 +170,7 @@ class LocalRanks:
         try:
             while rank.pipe.poll():
                 kind, *values = rank.pipe.recv()
-                rank.last_beat, rank.listens = time.monotonic(), True
+                rank.last_beat, rank.listens = self._clock.now(), True
                 if kind == "done":
                     rank.result, rank.ended = values[0], True
                 elif kind == "failed":
@@ -176,9 +178,15 @@ class LocalRanks:
             if rank.ended or rank.process.exitcode is None:
                 return
         except EOFError:
-            rank.process.join(_SILENT)  # it is ending; the fork server reports its exit code
+            self._join(rank)
         if not rank.ended:
             self._lost(rank, how_it_ended(rank.process.exitcode))
+
+    def _join(self, rank: Rank) -> None:
+        """Wait for a rank that is ending, until the fork server reports its exit code."""
+        deadline = self._clock.now() + _SILENT
+        while rank.process.exitcode is None and self._clock.now() < deadline:
+            rank.process.join(0.1)
 
     def _lost(self, rank: Rank, how: str) -> None:
         rank.process.kill()
@@ -199,9 +207,9 @@ class LocalRanks:
 
     def _let_end(self, failure: Failure | None) -> Failure | None:
         """Wait a few seconds for the ranks to end by themselves; longer while the main rank locates a divergence."""
-        deadline = time.monotonic() + GRACE
+        deadline = self._clock.now() + GRACE
         main = self._ranks[0]
-        while self._running() and (time.monotonic() < deadline or _names_a_layer(failure, main)):
+        while self._running() and (self._clock.now() < deadline or _names_a_layer(failure, main)):
             self._listen()
             failure = self._failure()
         return failure

@@ -11,7 +11,6 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.base import signals
+from trainer.base.awake import AwakeClock
 from trainer.base.errors import RankLost
 from trainer.base.fork_server import start_fork_server
 from trainer.data.photographs.decoding import BadPhotograph, load_libraries
@@ -34,6 +34,7 @@ CHUNK = 16  # photographs that a worker reads at a time
 _LOSSES = 3  # worker deaths at the same chunk
 _PATIENCE = 5.0  # minimum seconds for the server to start a worker, and to report its exit
 _START = 60.0  # minimum seconds until a worker's first message
+_POLL = 0.5  # seconds between two readings of the clock
 _UNREAD_BYTES = 100_000  # sent to a worker and not answered: less than a socket buffers without blocking
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Chunk:
 class _Worker:
     process: BaseProcess
     pipe: Connection
-    last_answer: float
+    last_answer: float  # on the pool's AwakeClock
     is_ready: bool = False
     unanswered: deque[Chunk] = field(default_factory=deque)
 
@@ -70,15 +71,15 @@ class _Worker:
 class Workers:
     """`count` worker processes with at most `ahead` chunks in flight.
 
-    A worker that this process waits for and that does not answer for `timeout` seconds is considered dead. Raises
-    OSError if there is no space for the output buffers.
+    A worker that this process waits for and that does not answer for `timeout` seconds, in which this process was not
+    stopped itself, is considered dead. Raises OSError if there is no space for the output buffers.
     """
 
     def __init__(self, reader: Reader, size: int, *, count: int, ahead: int, timeout: float) -> None:
         self._memory = SharedBytes(ahead * CHUNK * 3 * size * size)
         self._slots = _as_slots(self._memory, size)
         self._arguments = (reader, self._memory, size)
-        self._timeout = timeout
+        self._timeout, self._clock = timeout, AwakeClock()
         self._free = deque(range(ahead))
         self._backlog: deque[Chunk] = deque()
         start_server()
@@ -119,7 +120,7 @@ class Workers:
             try:
                 with _no_main_module(), _server_lives_only(self._timeout):
                     process.start()
-                return _Worker(process, parent_end, time.monotonic())
+                return _Worker(process, parent_end, self._clock.now())
             except (EOFError, ConnectionError):
                 _kill_server()
                 parent_end.close()
@@ -141,18 +142,18 @@ class Workers:
             worker.pipe.send_bytes(chunk.message)
 
     def _await(self, chunk: Chunk) -> None:
-        began = time.monotonic()
+        began = self._clock.now()
         for worker in self._workers:
             worker.last_answer = began  # timeouts count from the start of this wait
         while not chunk.is_done:
             busy = {worker.pipe: worker for worker in self._workers if worker.unanswered}
-            patience = min(self._deadline(worker) for worker in busy.values()) - time.monotonic()
-            ready = wait(list(busy), timeout=max(0.0, patience))
+            patience = min(self._deadline(worker) for worker in busy.values()) - self._clock.now()
+            ready = wait(list(busy), timeout=min(max(0.0, patience), _POLL))
             for pipe in ready:
                 self._receive(busy[pipe])  # type: ignore[index]
             if not ready:
                 for worker in busy.values():
-                    if time.monotonic() >= self._deadline(worker):
+                    if self._clock.now() >= self._deadline(worker):
                         self._replace(worker, f"did not answer for {self._timeout:g} s")
             self._hand_out()
 
@@ -163,7 +164,7 @@ class Workers:
         try:
             while worker.pipe.poll():
                 answer = worker.pipe.recv()
-                worker.last_answer = time.monotonic()
+                worker.last_answer = self._clock.now()
                 if worker.is_ready:
                     chunk = worker.unanswered.popleft()
                     chunk.is_done, chunk.problem = True, answer
