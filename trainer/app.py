@@ -13,9 +13,10 @@ def main() -> None:
     """Entry point of the console script `train`."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda signum, frame: os._exit(128 + signum))
-    from trainer.base import signals
+    from trainer.base import signals, streams
     from trainer.base.errors import Interrupted
 
+    streams.prepare()
     # before anything is at stake, and after it, a signal ends the program at once: an exception would leave a traceback
     signals.stop_request.leaves = True
     signals.install()
@@ -31,6 +32,7 @@ def _main() -> int:
     from trainer import launching
     from trainer.base.collector import pausing_collection
     from trainer.base.signals import stop_request
+    from trainer.base.streams import check_written
     from trainer.base.trusted_packages import see_trusted_packages
     from trainer.reporting.console import exit_on_error, ignore_deprecations_inside_torch
 
@@ -48,7 +50,8 @@ def _main() -> int:
             raise SystemExit(launching.follow())
         with launching.followed():
             code = run(arguments)
-        sys.stdout.flush()
+        if code == 0:
+            check_written()
     return code
 
 

@@ -362,16 +362,6 @@ def test_a_stopped_run_says_how_to_go_on_and_does(folder: Path, train: Train, zy
 
 
 @pytest.mark.parametrize(
-    ("command", "first"), [("--help", r"train \[key=value \.\.\.\] .*"), ("--cfg job", "name: null")]
-)
-def test_a_reader_that_leaves_does_no_harm(command: str, first: str, folder: Path) -> None:
-    script = f'{PROGRAM} {command} | (read -r line; echo "$line"); exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(first, done.stdout.strip())
-
-
-@pytest.mark.parametrize(
     ("command", "first", "runs"),
     [
         ("steps=30 model=linear every.evaluate=1step hydra.run.dir=run", "run: run", 1),
@@ -386,13 +376,6 @@ def test_a_run_ends_well_without_its_reader(command: str, first: str, runs: int,
     assert started.wait() == 0
     assert started.errors() == ""
     assert [result(path.parent)["status"] for path in folder.rglob("result.json")] == ["completed"] * runs
-
-
-def test_help_on_a_full_disk_is_no_bug_of_ours(folder: Path) -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = subprocess.run([PROGRAM, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
-    assert done.returncode == 74
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 # --- operations that were added ---------------------------------------------------------------------------

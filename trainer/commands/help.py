@@ -15,7 +15,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def print_help(arguments: list[str]) -> None:
-    """Print everything that can be typed, on one page. Raises BrokenPipeError if the reader has closed the pipe."""
+    """Print everything that can be typed, on one page."""
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as page:  # rich itself would exit with code 1 on a broken pipe
         _show(console, arguments)

@@ -50,7 +50,7 @@ class CheckedLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose. Raises NotTrusted with every problem of Hydra's node."""
         composed = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
-        if problems := list(self._problems(composed, overrides)):
+        if problems := list(self._problems(composed, overrides, is_job=config_name is not None)):
             raise NotTrusted(problems)
         with flag_override(composed.hydra, ["struct", "readonly"], False):
             for name in _LOGGING:
@@ -58,18 +58,20 @@ class CheckedLoader(ConfigLoaderImpl):
                     composed.hydra[name] = frozen(composed.hydra[name])
         return composed
 
-    def _problems(self, composed: DictConfig, overrides: Sequence[str]) -> Iterator[str]:
+    def _problems(self, composed: DictConfig, overrides: Sequence[str], is_job: bool) -> Iterator[str]:
+        """Without a primary configuration, Hydra starts no job: it shows its help."""
         typed = [item for item in OverridesParser.create().parse_overrides(list(overrides)) if item.is_hydra_override()]
         node = composed.hydra
         raw = OmegaConf.to_container(node, resolve=False)
         assert isinstance(raw, dict)
         if sorted([*raw["overrides"]["hydra"], *raw["overrides"]["task"]]) != sorted(overrides):
             yield "hydra.overrides: is written by Hydra; no file may set it"
-        yield from _fixed_problems(raw)
+        if is_job:
+            yield from _fixed_problems(raw)
         if raw["job"].get("name") != JobRuntime.instance().get("name") and not _is_typed("hydra.job.name", typed):
             yield from _name_problems(str(raw["job"].get("name")))
         yield from _environment_problems(raw["job"]["env_set"], typed)
-        yield from _callback_problems(node, raw["callbacks"])
+        yield from _callback_problems(node, raw["callbacks"], is_job)
         for kind in _BASIC:
             yield from self._plugin_problems(node, raw[kind], kind, typed)
         for name in _LOGGING:
@@ -173,8 +175,8 @@ def _environment_problems(raw: ConfigValue, typed: list[Override]) -> Iterator[s
             yield f"{_ENVIRONMENT}.{name}={value}: must be typed on the command line, not set by a file"
 
 
-def _callback_problems(node: DictConfig, raw: ConfigValue) -> Iterator[str]:
-    if not isinstance(raw, dict) or raw.get("preflight") != _PREFLIGHT:
+def _callback_problems(node: DictConfig, raw: ConfigValue, is_job: bool) -> Iterator[str]:
+    if is_job and (not isinstance(raw, dict) or raw.get("preflight") != _PREFLIGHT):
         yield "hydra.callbacks.preflight: must be left as it is"
     for name, callback in (raw if isinstance(raw, dict) else {}).items():
         where = f"hydra.callbacks.{name}"

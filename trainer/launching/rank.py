@@ -10,13 +10,13 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from trainer.base import signals
+from trainer.base import signals, streams
 from trainer.base.config import JsonObject
 from trainer.base.rank import RankInfo, take
 from trainer.base.trusted_packages import see_trusted_packages
 from trainer.launching.failures import describe
 from trainer.launching.job import Job, distributed, leave, work
-from trainer.reporting.console import ignore_broken_pipe, ignore_deprecations_inside_torch
+from trainer.reporting.console import ignore_deprecations_inside_torch
 from trainer.storage import run_folder
 
 BEAT = 1.0  # seconds between heartbeats
@@ -58,7 +58,7 @@ def _live(info: RankInfo, store: str, job: Job, log: Path, beat: threading.Threa
     try:
         beat.start()  # after the first heartbeat the launcher forwards signals; their exceptions are caught here
         take(info, lambda: distributed().FileStore(store, info.world_size))
-        ignore_broken_pipe()
+        streams.prepare()
         ignore_deprecations_inside_torch()
         result = work(job, run_folder.HeldLock())
         leave()

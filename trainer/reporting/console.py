@@ -12,7 +12,6 @@ from pathlib import Path
 
 from trainer.base.errors import (
     ConfigurationError,
-    DiskError,
     GearshiftError,
     Interrupted,
     one_line,
@@ -30,9 +29,6 @@ def exit_on_error() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Interrupted) as error:
         raise SystemExit(_stopped(error)) from None
-    except BrokenPipeError:  # a reader such as `head` has exited
-        _discard_stdout()
-        raise SystemExit(0) from None
     except Exception as error:
         if (stop := stop_request.behind(error)) is not None:
             raise SystemExit(_stopped(stop)) from None
@@ -99,8 +95,6 @@ def print_failure(error: Exception) -> Exception:
     known = understood(error)
     if isinstance(known, Exception):
         error = known
-    if isinstance(error, DiskError):
-        _discard_stdout()  # stdout may be on the full disk
     if not isinstance(error, GearshiftError):
         _print_bug(error)
         return error
