@@ -25,7 +25,7 @@ from trainer.contracts import (
     Sampler,
     Schedule,
     adapt,
-    is_elementwise,
+    is_element_wise,
     needs_closure,
     required_members,
 )
@@ -173,7 +173,7 @@ def test_the_loss_of_probabilities_is_that_of_their_logarithms() -> None:
 
 class Declared(torch.optim.SGD):
     needs_closure = True
-    elementwise = False
+    element_wise = False
 
 
 class Denied(torch.optim.LBFGS):
@@ -183,8 +183,8 @@ class Denied(torch.optim.LBFGS):
 def test_whether_an_optimizer_needs_a_closure() -> None:
     assert needs_closure(torch.optim.LBFGS(PARAMETERS)) and needs_closure(Declared(PARAMETERS))
     assert not needs_closure(torch.optim.AdamW(PARAMETERS)) and not needs_closure(Denied(PARAMETERS))
-    assert is_elementwise(torch.optim.AdamW(PARAMETERS))
-    assert not is_elementwise(torch.optim.Adafactor(PARAMETERS)) and not is_elementwise(Declared(PARAMETERS))
+    assert is_element_wise(torch.optim.AdamW(PARAMETERS))
+    assert not is_element_wise(torch.optim.Adafactor(PARAMETERS)) and not is_element_wise(Declared(PARAMETERS))
 
 
 # --- a group that is new: a row, a contract, a folder of YAML -------------------------------------------------

@@ -2,7 +2,8 @@
 
 `DataSet` is defined in `trainer.data.facts` and `Strategy` in `trainer.parallelism.strategy`, beside the types that
 they use. A component need not subclass its contract: `adapt` accepts any object that has the required members. Only
-this module tests whether a component has a member; all others read attributes that always exist.
+this module and `base/capabilities.py` test whether a component has a member; all others read attributes that always
+exist.
 """
 
 import inspect
@@ -15,6 +16,12 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainer.base.capabilities import convergence_of as convergence_of
+from trainer.base.capabilities import is_element_wise as is_element_wise
+from trainer.base.capabilities import needs_closure as needs_closure
+from trainer.base.capabilities import pipeline_plan as pipeline_plan
+from trainer.base.capabilities import tensor_plan as tensor_plan
+from trainer.base.capabilities import traits as traits
 from trainer.base.chunks import Change
 from trainer.base.config import Component
 from trainer.base.stateful import State
@@ -189,7 +196,7 @@ class Loss(ABC):
 
 
 class Optimizer(Protocol):
-    """Interface of `torch.optim.Optimizer`. `needs_closure` and `is_elementwise` report its capabilities."""
+    """Interface of `torch.optim.Optimizer`. `traits` reports its capabilities (see `base/capabilities.py`)."""
 
     param_groups: list[ParameterGroup]
 
@@ -242,47 +249,6 @@ class Diagnostics(ABC):
     @abstractmethod
     def at_start(self, initial_loss: float, untrained_loss: float | None) -> tuple[dict[str, float], str | None]:
         """Return metrics of the first training loss, and a warning if it is suspicious."""
-
-
-# --- capabilities of components that are never wrapped: optimizers and models ---------------------------------
-
-# the update of each element depends only on that element's gradients, so a shard of a weight can be stepped alone
-ELEMENTWISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether `step` requires a closure.
-
-    The class attribute `needs_closure` if there is one; otherwise whether the `closure` parameter of `step` has no
-    default, as in `torch.optim.LBFGS`.
-    """
-    declared: bool | None = getattr(optimizer, "needs_closure", None)
-    if declared is not None:
-        return bool(declared)
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is closure.empty
-
-
-def is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether a shard of a weight can be stepped alone.
-
-    The class attribute `elementwise` if there is one; otherwise whether it is one of torch's `ELEMENTWISE` classes.
-    """
-    kind = type(optimizer)
-    is_torchs = kind.__module__.startswith("torch.optim.") and kind.__name__ in ELEMENTWISE
-    return bool(getattr(optimizer, "elementwise", is_torchs))
-
-
-def tensor_plan(model: nn.Module) -> Mapping[str, str]:
-    """Module name -> how to split the module over ranks (see `parallelism/tensor.py`); empty if not declared."""
-    plan: Mapping[str, str] | None = getattr(model, "tensor_plan", None)
-    return plan or {}
-
-
-def pipeline_plan(model: nn.Module) -> Sequence[str] | None:
-    """Names of the children at which a pipeline stage may begin; None if not declared."""
-    plan: Sequence[str] | None = getattr(model, "pipeline_plan", None)
-    return None if plan is None else tuple(plan)
 
 
 # --- components that do not subclass their contract -----------------------------------------------------------

@@ -10,7 +10,7 @@ from tests.parallelism.harness import DOUBLE, difference, make, spawn, tolerance
 from trainer import compose
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
-from trainer.contracts import is_elementwise
+from trainer.contracts import is_element_wise
 from trainer.parallelism.fsdp import _units
 from trainer.training.step import train_step
 
@@ -95,7 +95,7 @@ def test_a_part_that_is_not_finite_is_seen_by_all_ranks(fused: str, on_nonfinite
 
 
 class Elementwise(torch.optim.SGD):
-    elementwise = True
+    element_wise = True
 
 
 def test_optimizers_that_look_at_whole_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_optimizers_that_look_at_whole_weights_are_refused(monkeypatch: pytest.M
         resolve(config | {"optimizer": {"_target_": "torch.optim.Adafactor"}})
     for allowed in ("torch.optim.AdamW", f"{__name__}.Elementwise"):
         assert resolve(config | {"optimizer": {"_target_": allowed, "lr": 0.1}}).strategy.cuts_weights
-    assert not is_elementwise(torch.optim.LBFGS([nn.Parameter(torch.zeros(1))]))
+    assert not is_element_wise(torch.optim.LBFGS([nn.Parameter(torch.zeros(1))]))
 
 
 def test_what_is_gathered_at_once() -> None:

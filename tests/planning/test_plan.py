@@ -132,7 +132,7 @@ def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
     ids=str,
 )
 def test_the_copy_that_undoes_a_step_is_counted(settings: list[str], is_kept: bool) -> None:
-    config = compose([*MLP, *settings])
+    config = compose([*MLP, "schedule=constant", *settings])
     config["optimizer"] = {"_target_": "torch.optim.LBFGS", "lr": 0.1, "max_iter": 3, "history_size": 2}
     blueprint = resolve(config)
     found = estimate.estimate(blueprint, seconds=0.01)

@@ -8,6 +8,7 @@ from trainer.reporting.pixels import as_levels
 from trainer.storage import run_folder
 from trainer.training.run import Run
 
+_ASIDE = ("_target_", "root", "download", "epochs", "rate", "batch_size")  # inside a node; `batch_size` is on top, too
 _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
 
 
@@ -16,7 +17,8 @@ def announce(run: Run, resumed: bool) -> None:
     assert run.report is not None and run.folder is not None
     plan, config = run.blueprint, run.blueprint.config
     choices, facts = config["choices"], plan.facts
-    length = f"{plan.total_steps:,} steps of {plan.batch_size} samples"
+    whole = ", the whole training set" if config["batch_size"] == "full" else ""
+    length = f"{plan.total_steps:,} steps of {plan.batch_size} samples{whole}"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
     ranks = run.strategy.world_size
     spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}
@@ -58,6 +60,6 @@ def hyper_parameters(config: Config) -> Config:
 
 def _flattened(key: str, value: ConfigValue) -> Config:
     if isinstance(value, dict):
-        inner = {name: item for name, item in value.items() if name not in ("_target_", "root", "download", "epochs")}
+        inner = {name: item for name, item in value.items() if name not in _ASIDE}
         return {k: v for name, item in inner.items() for k, v in _flattened(f"{key}.{name}", item).items()}
     return {} if value is None else {key: value}

@@ -22,7 +22,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
-from trainer.contracts import needs_closure
+from trainer.contracts import convergence_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import parameter_groups
@@ -153,6 +153,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
+        converges=convergence_of(optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,

@@ -12,6 +12,7 @@ from trainer import metrics
 from trainer.base.config import Component, Config
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
+from trainer.configuration.components import node_of
 from trainer.contracts import Loss, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
@@ -71,7 +72,7 @@ class Blueprint:
 
     def build_optimizer(self, params: ParamsT) -> torch.optim.Optimizer:
         """Build the optimizer for parameters or parameter groups."""
-        optimizer: torch.optim.Optimizer = build(self.config["optimizer"], "optimizer", params=params)
+        optimizer: torch.optim.Optimizer = build(node_of(self.config, "optimizer"), "optimizer", params=params)
         return optimizer
 
 

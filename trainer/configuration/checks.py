@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
+from trainer.base.capabilities import ELEMENT_WISE
 from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
 from trainer.base.device import total_memory
@@ -22,20 +23,19 @@ from trainer.base.improvement import direction
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
+from trainer.configuration.optimizer_keys import schedule_problem
 from trainer.contracts import (
-    ELEMENTWISE,
     Augmentation,
     Loss,
-    Optimizer,
     Preprocessing,
     Sampler,
     Schedule,
-    is_elementwise,
-    needs_closure,
+    traits,
 )
 from trainer.data.facts import DataFacts, DataSet
 from trainer.optimizers.parameter_groups import unmatched
 from trainer.parallelism.strategy import Strategy
+from trainer.schedules import Constant
 
 
 def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]:
@@ -189,20 +189,29 @@ def check_schedule(
 
 
 def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
-    """Construct the optimizer on a dummy parameter. Closure optimizers cannot use loss scaling; some strategies
-    support only elementwise optimizers."""
+    """Construct the optimizer on a dummy parameter, and check what it needs and supports."""
     config, strategy = blueprint.config, blueprint.strategy
-    optimizer: Optimizer = build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])
+    found = traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
     option, parallelism = config["choices"].get("optimizer"), config["choices"].get("parallelism")
-    if needs_closure(optimizer) and blueprint.dtype is torch.float16:
+    if found.needs_closure and blueprint.dtype is torch.float16:
         yield "precision=fp16: does not support an optimizer that evaluates a closure"
-    if needs_closure(optimizer) and not strategy.takes_closures:
+    if found.needs_closure and not strategy.takes_closures:
         yield f"optimizer={option}: evaluates the loss itself, which parallelism={parallelism} cannot"
-    if strategy.cuts_weights and not is_elementwise(optimizer):
+    if strategy.cuts_weights and not found.element_wise:
         yield (
             f"optimizer._target_={config['optimizer']['_target_']}: under parallelism={parallelism} it would see "
-            f"shards of weights; it must be elementwise, as {', '.join(sorted(ELEMENTWISE))} are"
+            f"shards of weights; it must be element-wise, as {', '.join(sorted(ELEMENT_WISE))} are"
         )
+    elif not strategy.steps_all_weights and found.joins_parameters:
+        yield f"optimizer={option}: must step all weights at once, but under parallelism={parallelism} a rank has some"
+    if found.rate != "scheduled" and not isinstance(blueprint.schedule, Constant):
+        warmup = f"schedule.warmup={config['schedule'].get('warmup')}: optimizer={option} does not follow a schedule"
+        yield schedule_problem(config, found.rate) or warmup
+    if found.rate != "scheduled" and (scaling := config["lr_scaling"]) != "none":
+        yield f"lr_scaling={scaling}: optimizer={option} does not follow a schedule, so its rate is not scaled"
+    for key in ("clip_norm", "clip_value"):
+        if found.line_search and config[key] is not None:
+            yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"
 
 
 def check_model(blueprint: Blueprint) -> None:

@@ -7,6 +7,7 @@ from trainer.base.config import Component, Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.build import build, locate, problems
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.optimizer_keys import RUNNERS
 from trainer.contracts import Schedule, adapt
 from trainer.schedules import Warmed
 
@@ -40,10 +41,10 @@ def build_schedule(config: Config, *, steps_per_epoch: int, total_steps: int, **
 
 
 def node_of(config: Config, group: str) -> Config:
-    """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, and
-    those of a schedule's warm-up."""
+    """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, those
+    of a schedule's warm-up, and some of an optimizer."""
     node = config[group] or {}
-    runners = {"data": ("epochs",), "schedule": _warmup_keys(node)}.get(group, ())
+    runners = {"data": ("epochs",), "optimizer": RUNNERS, "schedule": _warmup_keys(node)}.get(group, ())
     return {key: value for key, value in node.items() if key not in runners}
 
 

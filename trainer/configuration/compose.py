@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.base.config import Config
+from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration import rules as rules
 from trainer.configuration.as_written import are_as_written, options_as_written, plain
@@ -23,6 +23,7 @@ from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.hydra_node import NAME as NAME
 from trainer.configuration.hydra_node import checked_loading
+from trainer.configuration.optimizer_keys import rate_of, schedule_problem, with_constant_schedule
 from trainer.configuration.rules import PSEUDO_GROUPS
 
 # Gearshift relies on these settings of Hydra; they must not be changed
@@ -239,7 +240,11 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     config["choices"] = choices
     if problems := rules.check(config, defaults, typed):
         raise ConfigurationError(problems)
-    return config
+
+    def written(*words: str) -> ConfigValue:
+        return options_as_written(loader, NAME, config_folder(), (*words, *search))["schedule"]
+
+    return with_constant_schedule(config, typed, written)
 
 
 def _with_operations(config: Config) -> Config:
@@ -290,9 +295,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     if chosen:
         try:
             fresh = compose(list(chosen.values()))
-            exchanged = {group: fresh[group] for group in chosen}
-            choices = config["choices"] | {group: fresh["choices"][group] for group in chosen}
-            before = config | exchanged | {"choices": choices}
+            before = _exchanged(config, fresh, chosen)
         except ConfigurationError as error:
             problems += error.problems
     node = OmegaConf.create(before)
@@ -312,6 +315,21 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     if "epochs" in typed and "steps" not in typed and changed.get("epochs") is not None:
         changed["steps"] = None
     problems += rules.check(changed, before, typed)
+    if not problems and (problem := schedule_problem(changed, rate_of(changed["optimizer"]))):
+        problems.append(problem)
     if problems:
         raise ConfigurationError(problems)
     return changed
+
+
+def _exchanged(config: Config, fresh: Config, chosen: Iterable[str]) -> Config:
+    """Return the configuration with the options chosen anew, and with what another optimizer needs."""
+    groups = set(chosen)
+    settings: Config = {}
+    if "optimizer" in groups:
+        if rate_of(fresh["optimizer"]) != "scheduled":
+            groups.add("schedule")
+        nodes = (config["optimizer"], fresh["optimizer"])
+        settings = {key: fresh[key] for key in ("batch_size",) if any(key in node for node in nodes)}
+    choices = config["choices"] | {group: fresh["choices"][group] for group in groups}
+    return config | {group: fresh[group] for group in groups} | settings | {"choices": choices}

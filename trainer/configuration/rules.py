@@ -71,8 +71,8 @@ def _check_top(config: Config) -> Iterator[str]:
 
 
 def _check_settings(config: Config) -> Iterator[str]:
-    # `epochs` taken from data.epochs is checked there
-    rules = {key: rule for key, rule in SETTINGS.items() if key != "epochs" or not _from_data(config)}
+    # `epochs` and `batch_size` taken from an option are checked there
+    rules = {key: rule for key, rule in SETTINGS.items() if not _from_option(config, key)}
     yield from _check_rules(config, rules, "")
     if "early_stopping" not in config:
         yield "early_stopping: is missing; early_stopping=null turns it off"
@@ -101,7 +101,7 @@ def _check_cross_rules(config: Config, typed: set[str]) -> Iterator[str]:
     epochs, steps = config.get("epochs"), config.get("steps")
     if {"epochs", "steps"} <= typed and epochs is not None and steps is not None:
         yield f"epochs={epochs}, steps={steps}: give one of the two"
-    given = {"epochs", "steps"} <= config.keys() and not _from_data(config)
+    given = {"epochs", "steps"} <= config.keys() and not _from_option(config, "epochs")
     if epochs is None and steps is None and given:
         yield "epochs=null, steps=null: one of the two must be given"
     accumulate, micro_batch = config.get("accumulate"), config.get("micro_batch")
@@ -206,9 +206,11 @@ def _known(key: str, problems: list[str]) -> bool:
     return any(problem.startswith((f"{key}=", f"{key}.", f"{key}:")) for problem in problems)
 
 
-def _from_data(config: Config) -> bool:
-    data = config.get("data")
-    return isinstance(data, dict) and "epochs" in data and data["epochs"] == config.get("epochs")
+def _from_option(config: Config, key: str) -> bool:
+    """Whether a setting has the default that the optimizer's or the data's option gives it."""
+    nodes = [config.get(group) for group in ("optimizer", "data")]
+    first = next((node[key] for node in nodes if isinstance(node, dict) and key in node), None)
+    return key in ("epochs", "batch_size") and first is not None and bool(first == config.get(key))
 
 
 def _check_epochs(data: object, known: list[str]) -> Iterator[str]:

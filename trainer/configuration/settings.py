@@ -164,7 +164,8 @@ def _within(low: float, high: float, open_low: bool = False, open_high: bool = F
         return above and below
 
     def rule(value: object) -> str | None:
-        fine = all(inside(item) for item in value) if isinstance(value, list) else inside(value)
+        # an item may be null for "as the optimizer decides"
+        fine = all(item is None or inside(item) for item in value) if isinstance(value, list) else inside(value)
         return None if fine else f"must be in {shown}"
 
     return rule
@@ -178,5 +179,8 @@ OPTIMIZER: dict[str, Rule] = {
     "betas": _within(0, 1, open_high=True),
     "eps": _within(0, math.inf, open_high=True),
     "weight_decay": _within(0, math.inf, open_high=True),
+    "rate": one_of("scheduled", "fixed", "own"),
+    "batch_size": whole(1, "full"),
+    "epochs": whole(1),
 }
 EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}

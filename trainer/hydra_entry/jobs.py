@@ -20,7 +20,7 @@ from trainer.reporting.console import print_failure, say
 from trainer.storage import run_folder
 from trainer.storage.records import read_json
 
-COMPLETE = ("completed", "early_stopped")
+COMPLETE = ("completed", "early_stopped", "converged")
 
 
 class Jobs:

@@ -58,6 +58,7 @@ class Downpour(Unreduced):
     default_devices = 2
     is_synchronous = False
     takes_closures = False
+    steps_all_weights = False
 
     def __init__(
         self,

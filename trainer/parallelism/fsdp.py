@@ -24,7 +24,7 @@ class FullySharded(Ranks):
 
     A layer's weights are gathered just before it is computed and freed afterwards. Its gradient, g = sum over all
     samples of dl/dw / N, is reduce-scattered, and every rank steps its own shard. Batch norm is synchronized.
-    Supports elementwise optimizers: torch's, and classes with `elementwise = True`. Raises ValueError for others.
+    Supports element-wise optimizers: torch's, and classes with `element_wise = True`. Raises ValueError for others.
     Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 

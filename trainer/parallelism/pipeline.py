@@ -41,6 +41,8 @@ class Pipeline(Ranks):
     Sources: Huang et al. 2019 (GPipe); Narayanan et al. 2019 (PipeDream, 1F1B).
     """
 
+    steps_all_weights = False
+
     def __init__(
         self,
         devices: int | str = "auto",

@@ -58,7 +58,9 @@ class Strategy(ABC):
     takes_closures: bool = True
     """Whether an optimizer may evaluate the objective in its step."""
     cuts_weights: bool = False
-    """Whether a rank steps shards of weights, so that the optimizer must be elementwise."""
+    """Whether a rank steps shards of weights, so that the optimizer must be element-wise."""
+    steps_all_weights: bool = True
+    """Whether each rank steps all weights, so that the optimizer may join those of several layers."""
     preload: tuple[str, ...] = ()
     """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
     imports them once."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from trainer.base.config import Config, ConfigValue
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.optimizer_keys import rate_of
 from trainer.configuration.options import first_comment
 from trainer.reporting.tables import (
     PLOT_SIZE,
@@ -158,7 +159,9 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
     yield "length", f"{format_count(total, 'step')} = {total / an_epoch:.4g} epochs of {format_count(an_epoch, 'step')}"
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
     split = f", in micro-batches of {blueprint.micro_batch:,}" if parts > 1 else ""
-    yield "batch", f"{format_count(blueprint.batch_size, 'sample')}{split}"
+    yield "batch", f"{format_count(blueprint.batch_size, 'sample')}{_about_full_batches(config)}{split}"
+    if (rate := rate_of(config["optimizer"])) != "scheduled":
+        yield "rate", f"{rate}: optimizer={config['choices'].get('optimizer')} does not follow a schedule"
     if blueprint.schedule_steps != total:
         yield "schedule", f"over {format_count(blueprint.schedule_steps, 'step')}; afterwards its last rate is held"
     if warmup := blueprint.schedule.warmup:
@@ -195,6 +198,14 @@ def robbins_monro_verdict(tail: float | None) -> str:
     if not answers:
         return "not applicable: the schedule ends with the run, or follows evaluations"
     return ", ".join(f"{condition}: {'yes' if holds else 'no'}" for condition, holds in answers.items())
+
+
+def _about_full_batches(config: Config) -> str:
+    """Return that the optimizer has, or lacks, the whole training set that it needs."""
+    option, wanted = config["choices"].get("optimizer"), config["optimizer"].get("batch_size")
+    if config["batch_size"] == "full":
+        return ", the whole training set" + (f", as optimizer={option} needs" if wanted == "full" else "")
+    return f"; optimizer={option} is meant for the whole training set" if wanted == "full" else ""
 
 
 def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:

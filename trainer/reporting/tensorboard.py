@@ -44,6 +44,7 @@ _CHARTS = {
 _STATUS = {
     "completed": "STATUS_SUCCESS",
     "early_stopped": "STATUS_SUCCESS",
+    "converged": "STATUS_SUCCESS",
     "diverged": "STATUS_FAILURE",
     "failed": "STATUS_FAILURE",
 }
@@ -118,7 +119,7 @@ class TensorBoard:
         self._add_hparams("_hparams_/session_start_info", HParamsPluginData(session_start_info=start))
 
     def finish_hparams(self, status: str) -> None:
-        """Write the run's status (completed, early_stopped, interrupted, diverged, failed) and end time.
+        """Write the run's status (completed, early_stopped, converged, interrupted, diverged, failed) and end time.
 
         Call it after the last `offsets()`: TensorBoard keeps the first status that it reads, so a resumed run must
         truncate it before writing its own.

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class Result:
     """How a run ended; the content of `result.json`.
 
-    `status` is completed, early_stopped, interrupted, diverged or failed; `best` is the evaluation of the weights
-    in `best.pt`; `test` their metrics on the test split (None for a trial of a sweep or an unfinished run).
+    `status` is completed, early_stopped, converged, interrupted, diverged or failed; `best` is the evaluation of the
+    weights in `best.pt`; `test` their metrics on the test split (None for a trial of a sweep or an unfinished run).
     """
 
     status: str

@@ -47,10 +47,10 @@ def fit(run: Run) -> Result:
 
 
 def train(run: Run) -> str:
-    """Run all steps; returns "completed", "early_stopped" or "interrupted"."""
+    """Run all steps; returns "completed", "early_stopped", "converged" or "interrupted"."""
     run.model.train()
-    if has_stopped_early(run):
-        return "early_stopped"  # but was killed before it wrote the result
+    if (status := has_stopped_early(run)) is not None:
+        return status  # but was killed before it wrote the result
     while run.step < run.blueprint.total_steps:
         position = run.progress.epoch, run.progress.samples_seen
         for batch in timed(run.batches.epoch(*position), run.throughput):
@@ -75,17 +75,20 @@ class Due(NamedTuple):
     evaluate: bool
     save: bool
     interrupted: bool
+    converged: bool
 
 
 def due_now(run: Run) -> Due:
     """Return the actions that are due after the current step, the same on all ranks."""
     plan, step, total = run.blueprint, run.step, run.blueprint.total_steps
     interrupted = run.strategy.agree(stop_request.signum is not None)
+    converged = has_converged(run)
     return Due(
         is_time(step, plan.every_log, total),
-        is_time(step, plan.every_evaluate, total),
+        is_time(step, plan.every_evaluate, total) or converged,
         is_time(step, plan.every_checkpoint, total) or interrupted,
         interrupted,
+        converged,
     )
 
 
@@ -100,7 +103,7 @@ def handle(run: Run, due: Due) -> str | None:
         record |= evaluate(run, run.splits.val, "val")
         improved, stop = judge(run, record)
     report(run, due, record, improved)
-    status = "early_stopped" if stop else "interrupted" if due.interrupted else None
+    status = "early_stopped" if stop else "interrupted" if due.interrupted else "converged" if due.converged else None
     if status is None and run.step == run.blueprint.total_steps:
         status = "completed"
     if due.save or improved or status is not None:
@@ -167,10 +170,17 @@ def warn_if_input_bound(run: Run, fraction: float | None) -> None:
         run.say(f"{fraction:.0%} of the time was spent waiting for data: {run.batches.advice()}")
 
 
-def has_stopped_early(run: Run) -> bool:
-    """Whether early stopping has already ended this run."""
+def has_stopped_early(run: Run) -> str | None:
+    """Return the status of a run that early stopping or its optimizer has already ended, else None."""
     stopping = run.blueprint.early_stopping
-    return stopping is not None and stopping.has_stopped
+    if stopping is not None and stopping.has_stopped:
+        return "early_stopped"
+    return "converged" if has_converged(run) else None
+
+
+def has_converged(run: Run) -> bool:
+    """Whether the optimizer says that further steps would change nothing; the same on all ranks."""
+    return run.converges is not None and run.strategy.broadcast(run.converges())
 
 
 def require_best(run: Run, status: str) -> None:

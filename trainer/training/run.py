@@ -37,6 +37,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     needs_closure: bool
+    converges: Callable[[], bool] | None
     base_lrs: list[float]
     loss_scale: LossScale | None
     guard: GradientGuard

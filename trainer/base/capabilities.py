@@ -1,0 +1,122 @@
+"""Capabilities of components that are never wrapped: optimizers and models. Does not import torch.
+
+An optimizer of ours, or of the user's, declares them as attributes of its class:
+
+- `needs_closure`: its `step` evaluates the objective. Otherwise whether the `closure` parameter of `step` has no
+  default, as in `torch.optim.LBFGS`.
+- `element_wise`: the update of each element depends only on that element's gradients, so that a shard of a weight can
+  be stepped alone. Otherwise whether it is one of torch's `ELEMENT_WISE` classes.
+- `joins_parameters`: the update of a weight depends on those of other weights, so that each rank must step all of
+  them. Otherwise whether it needs a closure and is not element-wise.
+- `rate`: `scheduled` (the schedule multiplies `lr`), `fixed` or `own` (the optimizer determines its step size).
+- `line_search`: it compares values of the objective along a direction, which clipping would change.
+- `differentiates`: it calls `closure.loss(create_graph=True)`.
+- `converged`: a property that is True once further steps would change nothing.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ELEMENT_WISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
+Rate = Literal["scheduled", "fixed", "own"]
+RATES: tuple[Rate, ...] = ("scheduled", "fixed", "own")
+# Adafactor's step is relative to the weights, and its `lr` only a limit (Shazeer & Stern 2018)
+_RATES_OF_TORCH: dict[str, Rate] = {"LBFGS": "fixed", "Rprop": "own", "Adafactor": "own"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an optimizer needs and supports; see the module."""
+
+    needs_closure: bool
+    element_wise: bool
+    joins_parameters: bool
+    rate: Rate
+    line_search: bool
+    differentiates: bool
+
+
+def traits(optimizer: object) -> Traits:
+    """Return what an optimizer declares, and otherwise what is known of torch's.
+
+    Raises ValueError if its `rate` is none of `RATES`.
+    """
+    closure = needs_closure(optimizer)
+    element_wise = is_element_wise(optimizer)
+    return Traits(
+        needs_closure=closure,
+        element_wise=element_wise,
+        joins_parameters=bool(getattr(optimizer, "joins_parameters", closure and not element_wise)),
+        rate=rate_of_class(type(optimizer)),
+        line_search=bool(getattr(optimizer, "line_search", _searches_lines(optimizer))),
+        differentiates=bool(getattr(optimizer, "differentiates", False)),
+    )
+
+
+def needs_closure(optimizer: object) -> bool:
+    """Whether `step` requires a closure."""
+    declared: bool | None = getattr(optimizer, "needs_closure", None)
+    if declared is not None:
+        return bool(declared)
+    step = getattr(optimizer, "step", None)
+    closure = inspect.signature(step).parameters.get("closure") if callable(step) else None
+    return closure is not None and closure.default is closure.empty
+
+
+def is_element_wise(optimizer: object) -> bool:
+    """Whether a shard of a weight can be stepped alone."""
+    kind = type(optimizer)
+    return bool(getattr(optimizer, "element_wise", _is_torchs(kind) and kind.__name__ in ELEMENT_WISE))
+
+
+def convergence_of(optimizer: object) -> Callable[[], bool] | None:
+    """Return a function that asks the optimizer whether it has converged, or None if it never says."""
+    if not isinstance(inspect.getattr_static(optimizer, "converged", None), property):
+        return None
+    converged = attrgetter("converged")
+    return lambda: bool(converged(optimizer))
+
+
+def rate_of_class(kind: object) -> Rate:
+    """Return how the optimizers of a class use the learning rate. Raises ValueError for an unknown word."""
+    torchs = [base for base in inspect.getmro(kind) if _is_torchs(base)] if inspect.isclass(kind) else []
+    known = next((_RATES_OF_TORCH[base.__name__] for base in torchs if base.__name__ in _RATES_OF_TORCH), "scheduled")
+    declared = getattr(kind, "rate", known)
+    for rate in RATES:
+        if declared == rate:
+            return rate
+    raise ValueError(f"rate = {declared!r}: must be one of {', '.join(RATES)}")
+
+
+def rate_of_name(target: str) -> Rate:
+    """Like `rate_of_class`, for the dotted name of one of torch's classes; `scheduled` for every other name."""
+    package, _, name = target.rpartition(".")
+    return _RATES_OF_TORCH.get(name, "scheduled") if f"{package}.".startswith("torch.optim.") else "scheduled"
+
+
+def tensor_plan(model: "nn.Module") -> Mapping[str, str]:
+    """Module name -> how to split the module over ranks (see `parallelism/tensor.py`); empty if not declared."""
+    plan: Mapping[str, str] | None = getattr(model, "tensor_plan", None)
+    return plan or {}
+
+
+def pipeline_plan(model: "nn.Module") -> Sequence[str] | None:
+    """Names of the children at which a pipeline stage may begin; None if not declared."""
+    plan: Sequence[str] | None = getattr(model, "pipeline_plan", None)
+    return None if plan is None else tuple(plan)
+
+
+def _is_torchs(kind: type) -> bool:
+    return f"{kind.__module__}.".startswith("torch.optim.")
+
+
+def _searches_lines(optimizer: object) -> bool:
+    """Whether it is torch's L-BFGS with a line search."""
+    groups = getattr(optimizer, "param_groups", None) or [{}]
+    return groups[0].get("line_search_fn") is not None
