@@ -16,7 +16,7 @@ from trainer.base.errors import ConfigurationError, unknown
 from trainer.configuration import compose
 from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
-from trainer.hydra_entry.preflight import trials
+from trainer.hydra_entry.preflight import fitting_trials
 from trainer.planning.sections import (
     changed_keys,
     choices_table,
@@ -30,6 +30,7 @@ from trainer.planning.sections import (
     step_rows,
 )
 from trainer.planning.show import draw_augmentation
+from trainer.reporting.console import say
 from trainer.reporting.tables import format_count, make_console, make_grid, make_table, print_section
 
 _FLAGS = ("-m", "--multirun", "--config-dir", "-cd", "--show")
@@ -126,7 +127,7 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
     """Check and list every trial. Raises ConfigurationError with the problems of all trials."""
     with compose.loader_of(config_dir) as (loader, search):
         config = compose.load(loader, compose.NAME, [*overrides, *search], RunMode.MULTIRUN)
-        grid, of_hydra = trials(config), list(config.hydra.overrides.hydra)
+        (grid, notes), of_hydra = fitting_trials(config), list(config.hydra.overrides.hydra)
     if not grid:
         raise ConfigurationError(
             f"hydra/sweeper={config.hydra.runtime.choices['hydra/sweeper']}: chooses its trials during the sweep, "
@@ -144,6 +145,8 @@ def _plan_sweep(overrides: list[str], config_dir: str | None) -> None:
     if found:
         raise ConfigurationError(f"{problem} [trial {trial}]" for problem, trial in found.items())
     print_section(make_console(), format_count(len(grid), "trial"), table)
+    for note in notes:
+        say(note)
 
 
 def _trial(config: Config) -> tuple[int, int]:

@@ -103,6 +103,12 @@ def folder_problems(config_dir: Path) -> list[str]:
     return problems
 
 
+def search_words(hydra: DictConfig) -> list[str]:
+    """Return the override that gives another configuration the search path of this one; empty if it is the default."""
+    folders = OmegaConf.select(hydra, "searchpath") or []
+    return [_searchpath(folders)] if folders else []
+
+
 def _searchpath(entries: Iterable[str]) -> str:
     quoted = ("'" + entry.replace("\\", "\\\\").replace("'", "\\'") + "'" for entry in entries)
     return f"hydra.searchpath=[{','.join(quoted)}]"
@@ -218,8 +224,7 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     """
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
     typed = typed_keys(typed_words(hydra))
-    folders = OmegaConf.select(hydra, "searchpath") or []
-    search = [_searchpath(folders)] if folders else []
+    search = search_words(hydra)
     config = plain(composed)
     if hydra.job.config_name == NAME and are_as_written(typed_words(hydra), choices):
         defaults = config

@@ -7,8 +7,9 @@ code is left as it is, is typed on the command line, or lies in a package that t
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import hydra._internal.hydra as hydra_itself
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -17,6 +18,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobRuntime
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.base.config import ConfigValue
 from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration.build import locate
+from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_logging import frozen, logging_problems
+from trainer.configuration.sweeps import is_inside, swept_groups
 from trainer.configuration.trust import hint, is_users
 
 NAME = "train"  # the primary configuration, configs/train.yaml
@@ -49,7 +53,14 @@ class CheckedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Compose. Raises NotTrusted with every problem of Hydra's node."""
-        composed = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        load = partial(
+            super().load_configuration,
+            config_name,
+            run_mode=run_mode,
+            from_shell=from_shell,
+            validate_sweep_overrides=validate_sweep_overrides,
+        )
+        composed = load(overrides) if run_mode is RunMode.RUN else _of_sweep(load, overrides)
         if problems := list(self._problems(composed, overrides, is_job=config_name is not None)):
             raise NotTrusted(problems)
         with flag_override(composed.hydra, ["struct", "readonly"], False):
@@ -126,6 +137,26 @@ class CheckedLoader(ConfigLoaderImpl):
                     f"hydra.searchpath: {config_name}.yaml must not add folders; add one with --config-dir FOLDER"
                 )
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def _of_sweep(load: Callable[[list[str]], DictConfig], overrides: list[str]) -> DictConfig:
+    """Compose the configuration of a sweep, which Hydra does with the default options of the groups that are swept.
+
+    Overrides of these options' keys would be refused there; every trial has them.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = swept_groups(item.key_or_group for item in parsed if item.is_sweep_override())
+    try:
+        composed = load([str(item.input_line) for item in parsed if not is_inside(item, swept)])
+    except ConfigCompositionException:  # the axes of a file are known when everything is composed
+        composed = load([str(item.input_line) for item in parsed if not is_inside(item, GROUPS)])
+        swept |= swept_groups(map(str, OmegaConf.select(composed, "hydra.sweeper.params") or ()))
+        composed = load([str(item.input_line) for item in parsed if not is_inside(item, swept)])
+    typed = [item for item in parsed if not item.is_hydra_override()]
+    if composed.hydra.overrides.task == [item.input_line for item in typed if not is_inside(item, swept)]:
+        with flag_override(composed.hydra, ["struct", "readonly"], False):
+            composed.hydra.overrides.task = [str(item.input_line) for item in typed]
+    return composed  # else a file has written there, which is refused
 
 
 @contextmanager

@@ -19,6 +19,7 @@ def run_hydra(arguments: list[str]) -> int:
     from trainer.configuration import compose
     from trainer.configuration.hydra_node import checked_loading
     from trainer.hydra_entry.jobs import Jobs
+    from trainer.hydra_entry.preflight import own_grid
 
     flags, overrides = hydra_flags(arguments)
     # makes Hydra raise errors instead of printing them and exiting with code 1
@@ -29,7 +30,7 @@ def run_hydra(arguments: list[str]) -> int:
     entry = hydra.main(version_base="1.3", config_path=str(compose.config_folder()), config_name=compose.NAME)(jobs.run)
     try:
         _check_words(flags, overrides)
-        with checked_loading(), _mode_by_words(flags, overrides):
+        with checked_loading(), own_grid(), _mode_by_words(flags, overrides):
             _enter(entry)
     except NotTrusted:
         raise

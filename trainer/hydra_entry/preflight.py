@@ -3,6 +3,8 @@
 import hashlib
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -12,12 +14,14 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from trainer.base.config import Config
+from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose
+from trainer.configuration.as_written import options_as_written
 from trainer.configuration.hydra_errors import explained
+from trainer.configuration.sweeps import Trials, fitting
 from trainer.launching import folder_of_earlier_attempt
-from trainer.reporting.console import exit_on_error
+from trainer.reporting.console import exit_on_error, say
 from trainer.storage import run_folder
 
 _MOST_TRIALS = 10_000
@@ -49,7 +53,12 @@ class Preflight(Callback):
         with exit_on_error():
             if not _is_given(config, "hydra.sweep.dir") and config.get("name") is None:
                 _name_sweep(config, sweep_hash(config))
-            check_trials(config, _sweep_folder_problems(Path(config.hydra.sweep.dir)))
+            grid, notes = fitting_trials(config)
+            check_trials(config, grid, _sweep_folder_problems(Path(config.hydra.sweep.dir)))
+            if grid:
+                run_grid(grid)
+            for note in notes:
+                say(note)
 
 
 def finalize(composed: DictConfig, hydra: DictConfig) -> Config:
@@ -135,13 +144,48 @@ def _name_sweep(config: DictConfig, name: str) -> None:
 # --- sweeps -----------------------------------------------------------------------------------------------
 
 
-def trials(config: DictConfig) -> list[list[str]]:
-    """Overrides of each trial of a grid, in the order in which Hydra's basic sweeper runs them.
+def fitting_trials(config: DictConfig) -> tuple[Trials, list[str]]:
+    """Return the trials of a grid in the order of Hydra's basic sweeper, and a line for each word that some leave out.
 
     Empty for other sweepers, whose trials are not known in advance. Raises ConfigurationError for an invalid grid.
     """
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
-        return []
+        return [], []
+    loader, search = GlobalHydra.instance().config_loader(), compose.search_words(config.hydra)
+
+    def option_of(group: str, option: str) -> ConfigValue:
+        try:
+            words = (f"{group}={option}", *search)
+            return options_as_written(loader, compose.NAME, compose.config_folder(), words).get(group)
+        except ConfigurationError:  # the check of its trial tells what is wrong
+            return None
+
+    return fitting(_trials(config), option_of)
+
+
+def run_grid(grid: Trials) -> None:
+    """Make Hydra's basic sweeper run these trials, which have been checked; `own_grid` undoes it."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    def split(overrides: list[Override], batch: int | None) -> list[Trials]:
+        return [list(chunk) for chunk in BasicSweeper.split_overrides_to_chunks(grid, batch)]
+
+    BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign, assignment]
+
+
+@contextmanager
+def own_grid() -> Iterator[None]:
+    """Context manager that undoes `run_grid` when it exits."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    before = vars(BasicSweeper)["split_arguments"]
+    try:
+        yield
+    finally:
+        BasicSweeper.split_arguments = before  # type: ignore[method-assign]
+
+
+def _trials(config: DictConfig) -> Trials:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     with explained():
@@ -186,13 +230,12 @@ def _size(axis: object) -> float:
     return 1  # a glob over the names of options: few values
 
 
-def check_trials(config: DictConfig, known: list[str] | None = None) -> None:
+def check_trials(config: DictConfig, grid: Trials, known: list[str] | None = None) -> None:
     """Raise ConfigurationError with the problems of all trials, each with the overrides that cause it."""
     loader = GlobalHydra.instance().config_loader()
     problems = list(known or [])
     found: dict[str, str] = {}
     seen: set[str] = set()
-    grid = trials(config)
     if len(grid) > 1 and not OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
         problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ between trials")
     for overrides in grid:
