@@ -26,8 +26,8 @@ LAYERS = [
     ["reporting"],
     ["storage"],
     ["configuration"],
-    ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "optimizers", "schedules",
-     "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
+    ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "regularizers",
+     "optimizers", "schedules", "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
     ["contracts"],
     ["base"],
 ]  # fmt: skip

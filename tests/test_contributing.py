@@ -47,6 +47,7 @@ RUNS = {
         "schedule=triangular",
         "model=two_layers",
         "loss=multi_margin",
+        "regularizer=log",
         "augmentation=checkerboard",
         "sampler=reversed",
         "preprocessing=max_abs",
@@ -73,6 +74,7 @@ def test_every_snippet_is_a_file() -> None:
     assert {name.split("/")[1].removesuffix(".py") for name in CODE} == {
         "optimizers", "schedules", "models", "losses", "parallelism", "augmentation", "samplers", "preprocessing",
         "initializers", "diagnostics", "contracts", "penalties",
+        "regularizers",
     }  # fmt: skip
     options = {Path(name).stem for name in FILES if name.endswith(".yaml") and name not in OF_A_GROUP}
     assert options == {override.partition("=")[2] for overrides in RUNS.values() for override in overrides} - {
@@ -140,6 +142,7 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
         if number == 1:
             assert "diagnostics/log10_grad_norm" in rows[0]
             assert "test/margin" in result["test"]
+            assert rows[0]["train/penalty"] > 0
             rates = [row["lr"] for row in rows if "lr" in row]
             assert rates == pytest.approx([0.001 * step / 100 for step in range(4)])
 

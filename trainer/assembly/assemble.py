@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from trainer.assembly.data import load_data, make_batches, share_statistics
 from trainer.assembly.run_folder_of import for_resuming, join, open_folder
@@ -25,7 +26,8 @@ from trainer.configuration.rules import SINGLE
 from trainer.contracts import convergence_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
-from trainer.optimizers.parameter_groups import parameter_groups
+from trainer.optimizers.parameter_groups import excluded_names, parameter_groups
+from trainer.regularizers.regularizer import Regularizer
 from trainer.reporting.logs import held
 from trainer.storage import run_folder
 from trainer.storage.run_folder import Lock
@@ -123,6 +125,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
     optimizer = strategy.wrap_optimizer(optimizer, model)
+    regularizer = make_regularizer(config, model)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(
         optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale,
@@ -134,6 +137,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         model, compute, blueprint.loss, strategy=strategy, meter=meter, guard=guard,
         randomness=StepRandomness(config["seed"], device), loss_scale=loss_scale, dtype=blueprint.dtype,
         micro_batch=blueprint.micro_batch, observe=sampler.observe if sampler.listens else None,
+        penalty=None if regularizer is None or regularizer.decoupled else regularizer,
     )  # fmt: skip
     augmentation = build_component(config, "augmentation")
     batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
@@ -155,13 +159,24 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
         converges=convergence_of(optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
-        loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, batches=batches,
+        loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
-        replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale),
+        replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale, regularizer),
     )  # fmt: skip
 
 
-def stateful_parts(blueprint: Blueprint, progress: Progress, loss_scale: LossScale | None) -> dict[str, Stateful]:
+def make_regularizer(config: Config, model: nn.Module) -> Regularizer | None:
+    """Build the regularizer of the model's trainable weights."""
+    regularizer: Regularizer | None = build_component(config, "regularizer")
+    if regularizer is not None:
+        weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        regularizer.attach(weights, excluded_names(model, config["no_weight_decay"]))
+    return regularizer
+
+
+def stateful_parts(
+    blueprint: Blueprint, progress: Progress, loss_scale: LossScale | None, regularizer: Regularizer | None
+) -> dict[str, Stateful]:
     """Return the objects with state, by name, that checkpoints contain besides weights, optimizer and data."""
     parts = {
         "progress": progress,
@@ -169,6 +184,7 @@ def stateful_parts(blueprint: Blueprint, progress: Progress, loss_scale: LossSca
         "early_stopping": blueprint.early_stopping,
         "improvement": blueprint.best,
         "loss_scale": loss_scale,
+        "regularizer": regularizer,
         **blueprint.others,
     }
     return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

@@ -27,6 +27,7 @@ from trainer.planning.sections import (
     meta_model,
     model_table,
     parallelism_rows,
+    penalty_table,
     step_rows,
 )
 from trainer.planning.show import draw_augmentation
@@ -103,6 +104,8 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
     print_section(console, "data", make_grid(data_rows(blueprint)))
     print_section(console, "model", model_table(model, blueprint))
     print_section(console, "parameter groups", group_table(model, config))
+    if (penalties := penalty_table(model, config)) is not None:
+        print_section(console, "regularizer", penalties)
     print_section(console, *learning_rate_curve(blueprint, console))
     print_section(console, "steps", make_grid(step_rows(blueprint)))
     found = estimate(blueprint)

@@ -20,6 +20,7 @@ from trainer.base.config import Config
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, one_line, unknown
 from trainer.base.improvement import direction
+from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
@@ -33,8 +34,9 @@ from trainer.contracts import (
     traits,
 )
 from trainer.data.facts import DataFacts, DataSet
-from trainer.optimizers.parameter_groups import unmatched
+from trainer.optimizers.parameter_groups import excluded_names, unmatched
 from trainer.parallelism.strategy import Strategy
+from trainer.regularizers.regularizer import Regularizer
 from trainer.schedules import Constant
 
 
@@ -214,6 +216,34 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
             yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"
 
 
+def check_regularizer(blueprint: Blueprint, model: nn.Module) -> Iterator[str]:
+    """Its patterns must match, and neither strategy nor optimizer may change what it means."""
+    config, strategy = blueprint.config, blueprint.strategy
+    regularizer: Regularizer | None = build_component(config, "regularizer")
+    if regularizer is None:
+        return
+    option, parallelism = (config["choices"].get(group) for group in ("regularizer", "parallelism"))
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in regularizer.unmatched(names):
+        yield f"regularizer.coefficients.{pattern}: matches no parameter, such as {nearest(pattern, names) or names[0]}"
+    if not regularizer.element_wise and not strategy.replicates:
+        yield f"regularizer={option}: needs all weights on every rank, which parallelism={parallelism} does not keep"
+    found = traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
+    if regularizer.decoupled and found.needs_closure:
+        yield "regularizer.decoupled=true: an optimizer that evaluates the objective itself would not see it"
+    if regularizer.decoupled and not strategy.is_synchronous:
+        yield f"regularizer.decoupled=true: the weights of parallelism={parallelism} are stepped by its server"
+    decay = config["optimizer"].get("weight_decay") or 0
+    if regularizer.decays and decay > 0:
+        excluded = excluded_names(model, config["no_weight_decay"])
+        twice = [name for name in regularizer.coefficients_of(names, excluded) if name not in excluded]
+        if twice:
+            yield (
+                f"optimizer.weight_decay={decay}: regularizer={option} penalizes the same weights ({twice[0]}, ...); "
+                "set optimizer.weight_decay=0, or choose regularizer=none"
+            )
+
+
 def check_model(blueprint: Blueprint) -> None:
     """The model must run; if it does not support features, name models that do."""
     try:
@@ -239,6 +269,8 @@ def _check_model(blueprint: Blueprint) -> None:
         raise ConfigurationError(
             f"no_weight_decay={pattern}: is neither bias nor norm nor a pattern of a parameter, such as {names[0]}"
         )
+    if problems := list(check_regularizer(blueprint, model)):
+        raise ConfigurationError(problems)
     wanted = (2, blueprint.facts.num_outputs)
     if outputs is not None and tuple(outputs.shape) != wanted:
         raise ConfigurationError(

@@ -243,6 +243,7 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     if "choices" in config:
         raise ConfigurationError("choices: is set by Gearshift; choose options with GROUP=OPTION")
     config["choices"] = choices
+    rules.move_decay(config, typed)
     if problems := rules.check(config, defaults, typed):
         raise ConfigurationError(problems)
 

@@ -32,6 +32,13 @@ _ROWS = (
     Group("model", "torch.nn.Module", "trainer.models", given=("input_shape", "num_outputs"), is_wired=True),
     Group("initializer", "trainer.contracts.Initializer", "trainer.initializers", may_be_nothing=True, is_wired=True),
     Group("loss", "trainer.contracts.Loss", "trainer.losses", is_wired=True),
+    Group(
+        "regularizer",
+        "trainer.regularizers.regularizer.Regularizer",
+        "trainer.regularizers",
+        may_be_nothing=True,
+        is_wired=True,
+    ),
     Group("optimizer", "trainer.contracts.Optimizer", "trainer.optimizers", given=("params",), is_wired=True),
     Group(
         "schedule",

@@ -16,7 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import JobRuntime
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
@@ -28,6 +28,7 @@ from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration.build import locate
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_logging import frozen, logging_problems
+from trainer.configuration.rules import OPEN
 from trainer.configuration.sweeps import is_inside, swept_groups
 from trainer.configuration.trust import hint, is_users
 
@@ -68,6 +69,16 @@ class CheckedLoader(ConfigLoaderImpl):
                 if composed.hydra[name] is not None:
                     composed.hydra[name] = frozen(composed.hydra[name])
         return composed
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        """As Hydra does, but mappings with free keys take new ones without a plus sign."""
+        parsed, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        for item in parsed:
+            if item.type is OverrideType.CHANGE and set(item.key_or_group.split(".")) & set(OPEN):
+                item.type = OverrideType.FORCE_ADD
+        return parsed, repository
 
     def _problems(self, composed: DictConfig, overrides: Sequence[str], is_job: bool) -> Iterator[str]:
         """Without a primary configuration, Hydra starts no job: it shows its help."""

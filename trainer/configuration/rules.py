@@ -30,8 +30,20 @@ from trainer.configuration.trust import hint, may_be_named
 PSEUDO_GROUPS = ("experiment", "debug")
 SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device
 PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # for operations that are added to an empty augmentation
-# keys whose mapping may have any keys; it is checked against a signature later
-OPEN = ("arguments",)
+# keys whose mapping may have any keys; they are checked later
+OPEN = ("arguments", "coefficients")
+
+_DECAYING = ("trainer.regularizers.L2", "trainer.regularizers.ElasticNet")
+
+
+def move_decay(config: Config, typed: Iterable[str]) -> None:
+    """Leave weight decay to a regularizer that decays, unless the optimizer's has been typed."""
+    regularizer, optimizer = config.get("regularizer"), config.get("optimizer")
+    if not isinstance(regularizer, dict) or regularizer.get("_target_") not in _DECAYING:
+        return
+    if isinstance(optimizer, dict) and optimizer.get("weight_decay") and "optimizer.weight_decay" not in typed:
+        optimizer["weight_decay"] = 0.0
+
 
 # --- the check --------------------------------------------------------------------------------------------
 

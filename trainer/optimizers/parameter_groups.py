@@ -17,6 +17,22 @@ def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequ
     `exclude` lists "bias", "norm" (every parameter of a normalization layer) and patterns over parameter names, such
     as "*.embedding.*". Parameters shared by several layers appear once, under their first name.
     """
+    without = excluded_names(model, exclude)
+
+    if weight_decay is None:  # the optimizer's configuration has no such key
+        return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad]}]
+    if weight_decay == 0:
+        without = set()  # one group: an optimizer's overhead is per group
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"name": "decay", "weight_decay": weight_decay, "params": [p for n, p in named if n not in without]},
+        {"name": "no_decay", "weight_decay": 0.0, "params": [p for n, p in named if n in without]},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def excluded_names(model: nn.Module, exclude: Sequence[str]) -> set[str]:
+    """Names of the parameters that `exclude` lists; see `parameter_groups`."""
     norms = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
@@ -31,16 +47,7 @@ def parameter_groups(model: nn.Module, weight_decay: float | None, exclude: Sequ
             return True
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
-    if weight_decay is None:  # the optimizer's configuration has no such key
-        return [{"name": "all", "params": [p for p in model.parameters() if p.requires_grad]}]
-    if weight_decay == 0:
-        exclude = ()  # one group: an optimizer's overhead is per group
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"name": "decay", "weight_decay": weight_decay, "params": [p for n, p in named if not excluded(n)]},
-        {"name": "no_decay", "weight_decay": 0.0, "params": [p for n, p in named if excluded(n)]},
-    ]
-    return [group for group in groups if group["params"]]
+    return {name for name, _ in model.named_parameters() if excluded(name)}
 
 
 def unmatched(model: nn.Module, exclude: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ class DataParallel(Ranks):
     other values.
     """
 
+    replicates = True
     preload: tuple[str, ...] = ("torch._dynamo",)  # by DistributedDataParallel
 
     def __init__(

@@ -87,6 +87,9 @@ class FullySharded(Ranks):
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
         return self.sum(super().grad_norm(gradients).square()).sqrt()
 
+    def sum_over_weights(self, terms: Iterable[tuple[Tensor, Tensor]]) -> float:
+        return sum(self.gather(super().sum_over_weights(terms)))
+
     def state_dict(self, model: nn.Module) -> State:
         return {
             name: value.full_tensor() if isinstance(value, DTensor) else value

@@ -156,6 +156,9 @@ class Pipeline(Ranks):
         dist.all_reduce(squares)
         return squares.sqrt()
 
+    def sum_over_weights(self, terms: Iterable[tuple[Tensor, Tensor]]) -> float:
+        return sum(self.gather(super().sum_over_weights(terms)))
+
     def state_dict(self, model: nn.Module) -> State:
         return {name: value for state in self.gather(model.state_dict()) for name, value in state.items()}
 

@@ -9,6 +9,8 @@ from trainer.parallelism.strategy import Unreduced
 class Single(Unreduced):
     """One process on one device; the reference for all other strategies."""
 
+    replicates = True
+
     def plan(self, available: int | None, machines: int) -> None:
         pass
 

@@ -61,6 +61,8 @@ class Strategy(ABC):
     """Whether a rank steps shards of weights, so that the optimizer must be element-wise."""
     steps_all_weights: bool = True
     """Whether each rank steps all weights, so that the optimizer may join those of several layers."""
+    replicates: bool = False
+    """Whether every rank holds the whole model, with the same weights after every step."""
     preload: tuple[str, ...] = ()
     """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
     imports them once."""
@@ -179,6 +181,13 @@ class Strategy(ABC):
     @abstractmethod
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
         """Return the global L2 norm of the whole model's gradients, the same on every rank."""
+
+    def sum_over_weights(self, terms: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Return the sum over the whole model of a number for each weight, the same on every rank.
+
+        `terms` are this rank's weights, each with its number; that of a shard is the shard's. A collective call.
+        """
+        return sum(term.item() for _, term in terms)
 
     def stepped(self, model: nn.Module, step: int) -> None:
         """Called after optimizer step `step` (the first is 1)."""

@@ -32,6 +32,7 @@ class SplitModel(DataParallel):
     they can be loaded by any other strategy.
     """
 
+    replicates = False
     preload: tuple[str, ...] = ()
     cuts_weights = True
 
@@ -89,6 +90,12 @@ class SplitModel(DataParallel):
         assert isinstance(total, Tensor)
         dist.all_reduce(total, group=self._member.group)
         return total.sqrt()
+
+    def sum_over_weights(self, terms: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Count each shard once in each group, and weights that are whole on every rank once."""
+        split = {id(weight) for weight in self._parts}
+        own = sum(term.item() / (1 if id(weight) in split else self._member.size) for weight, term in terms)
+        return sum(self.gather(own)) * self._member.size / self.world_size
 
     def state_dict(self, model: nn.Module) -> State:
         return {name: self._whole(name, value) for name, value in model.state_dict().items()}

@@ -136,6 +136,25 @@ def group_table(model: "nn.Module", config: Config) -> RenderableType:
     return table
 
 
+def penalty_table(model: "nn.Module", config: Config) -> RenderableType | None:
+    """The coefficients of the regularizer, if there is one."""
+    from trainer.configuration.components import build_component
+    from trainer.optimizers.parameter_groups import excluded_names
+    from trainer.regularizers.regularizer import Regularizer
+
+    regularizer: Regularizer | None = build_component(config, "regularizer")
+    if regularizer is None:
+        return None
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = regularizer.coefficients_of(sizes, excluded_names(model, config["no_weight_decay"]))
+    table = make_table("coefficient", "parameters", "tensors", left=("names",))
+    for coefficient in dict.fromkeys(found.values()):
+        names = [name for name, value in found.items() if value == coefficient]
+        count = sum(sizes[name] for name in names)
+        table.add_row(f"{coefficient:g}", f"{count:,}", f"{len(names):,}", Text(join_names(names, _NAMES_SHOWN)))
+    return table
+
+
 def learning_rate_curve(blueprint: "Blueprint", console: Console) -> tuple[str, RenderableType]:
     """Plot the learning rate of the first parameter group; returns a title and the plot."""
     import torch

@@ -119,6 +119,12 @@ class GradientGuard:
         if self._flag is not None:
             self._flags.append(self._flag)
 
+    @property
+    def applied(self) -> Tensor:
+        """1 if this step is finite so far, 0 if it is going to be skipped; on the device."""
+        assert self._flag is not None
+        return 1 - self._flag
+
     def is_nonfinite(self) -> bool:
         """Whether an evaluation of this step was not finite. Synchronizes with the device."""
         return self._flag is not None and bool(self._flag.item())

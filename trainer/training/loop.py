@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import torch
+
 from trainer.base.duration import is_time
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
@@ -143,6 +145,9 @@ def tick(run: Run) -> None:
 def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     """Return the training metrics since the last logged step."""
     values = {f"train/{name}": value for name, value in run.meter.read(run.strategy.sum).items()}
+    if run.regularizer is not None:
+        with torch.no_grad():
+            values["train/penalty"] = run.strategy.sum_over_weights(run.regularizer.terms())
     values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
         values |= run.diagnostics.at_log(grad_norm)

@@ -14,6 +14,7 @@ from trainer.contracts import Diagnostics, Preprocessing
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import Strategy
+from trainer.regularizers.regularizer import Regularizer
 from trainer.reporting.report import Report
 from trainer.storage.checkpoint import CheckpointWriter
 from trainer.storage.identity import Identity
@@ -43,6 +44,7 @@ class Run:
     guard: GradientGuard
     meter: Meter
     objective: Objective
+    regularizer: Regularizer | None
     batches: TrainingBatches
     diagnostics: Diagnostics | None
     channels_last: bool

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from trainer.base.errors import OutOfMemory
+from trainer.regularizers.regularizer import Regularizer
 from trainer.training.batches import Batch
 from trainer.training.run import Run
 
@@ -26,6 +27,8 @@ def train_step(run: Run, batch: Batch) -> None:
     if run.step == 0:
         run.progress.initial_loss = first_mean_loss(run)
     run.strategy.stepped(run.model, run.step + 1)
+    if run.regularizer is not None:
+        run.regularizer.stepped()
 
 
 def update(run: Run) -> None:
@@ -34,6 +37,8 @@ def update(run: Run) -> None:
         update_by_closure(run)
     else:
         run.objective.compute_gradient(leave_to_kernel=run.guard.leaves_to_kernel)
+        if run.regularizer is not None and run.regularizer.decoupled:
+            shrink(run, run.regularizer)
         run.guard.step()
 
 
@@ -50,6 +55,13 @@ def update_by_closure(run: Run) -> None:
     run.guard.end()
     if run.skips_nonfinite and undo is not None and run.guard.is_nonfinite():
         undo()
+
+
+def shrink(run: Run, regularizer: Regularizer) -> None:
+    """Make a regularizer's decoupled step, unless the step is going to be skipped as not finite."""
+    rates = {id(weight): group["lr"] for group in run.optimizer.param_groups for weight in group["params"]}
+    may_skip = run.skips_nonfinite or run.loss_scale is not None
+    regularizer.shrink(lambda weight: float(rates[id(weight)]), run.guard.applied if may_skip else None)
 
 
 def snapshot(run: Run) -> Callable[[], None]:
