@@ -77,6 +77,22 @@ def test_help_lists_options_of_a_users_own_folder(train: Train, folder: Path) ->
         assert re.search(r"^ +tower +Seven storeys$", train(*arguments).out, re.MULTILINE)
 
 
+def test_help_on_an_option_is_its_file(train: Train, folder: Path) -> None:
+    done = train("help", "data=image_folder", "optimizer=sgd")
+    for path in ("data/image_folder", "optimizer/sgd"):
+        assert f"train {path.replace('/', '=')}\n\n{(CONFIGS / path).with_suffix('.yaml').read_text()}" in done.out
+    assert (done.code, done.err) == (0, "")
+    (folder / "mine/model").mkdir(parents=True)
+    (folder / "mine/model/tower.yaml").write_text("# Seven storeys\nheight: 7  # storeys\n")
+    assert train("help", "model=tower", "--config-dir=mine").out.endswith("# Seven storeys\nheight: 7  # storeys\n")
+    for words, message in (("data=folder", "is not an option. Did you mean 'image_folder'? Options: blobs, cifar10"),
+                           ("model=tower", "is not an option. Options: "), ("dataa=x", "a group. Did you mean 'data'?"),
+                           ("data=../model/lenet", "is not an option")):  # fmt: skip
+        done = train("help", words)
+        assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: train help {words}: "), done.err
+        assert message in done.err and done.err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_help_is_quick(process: Train, seconds_of_torch: float) -> None:
     """Usually a twentieth of that."""
@@ -420,7 +436,7 @@ def photographs(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-UNREADABLE = "data: 1 of 40 photographs in photographs cannot be used: a/3.jpg (not an image of a known format)"
+UNREADABLE = "data: 1 of 40 photographs in photographs cannot be used: a/3.jpg (not an image of a format that is read)"
 
 
 def check_failed_load(run: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from images import bad_files, bomb, colours_of_16_bits, encoded, jpeg, pixels
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.torchvision_reference import functional
 from trainer.data.photographs.decoding import BadPhotograph, decode, stored_size
@@ -73,11 +73,65 @@ def test_one_pixel_and_one_bit() -> None:
     assert decode(encoded(Image.new("1", (3, 2), 1), "PNG")).tolist() == [[[255] * 3] * 3] * 2
 
 
-def test_the_orientation_beside_the_pixels_is_not_applied() -> None:
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "AVIF": {"quality": 100}, "JPEG": {}, "MPO": {}}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", LOSSLESS)
+def test_a_photograph_is_turned_as_its_orientation_says(form: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    content = encoded(SMOOTH, exif=exif)
-    assert stored_size(content, None) == decode(content).shape[:2] == (40, 30)
+    exif[0x0112] = orientation
+    content = encoded(SMOOTH, form, exif=exif, **LOSSLESS[form])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    assert expected.shape[:2] == ((40, 30) if orientation < 5 else (30, 40))
+    found = decode(content)
+    assert np.abs(found.astype(int) - expected).max() == 0
+    assert found.flags.c_contiguous
+    for short_side in (None, 20, 5):  # 5: libjpeg's scaled transform
+        assert stored_size(content, short_side) == decode(content, short_side).shape[:2]
+    by_resize = functional.resize(torch.from_numpy(expected.copy()).permute(2, 0, 1), [20], antialias=True)
+    assert torch.equal(torch.from_numpy(decode(content, 20)).permute(2, 0, 1), by_resize)
+
+
+@pytest.mark.parametrize("value", [0, 9, 300])
+def test_an_orientation_that_is_none_is_ignored(value: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert decode(encoded(SMOOTH, exif=exif)).shape == (40, 30, 3)
+    damaged = encoded(SMOOTH, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert stored_size(damaged, None) == decode(damaged).shape[:2] == (40, 30)
+
+
+def test_the_orientation_in_xmp_counts_if_exif_has_none() -> None:
+    content = encoded(SMOOTH, xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="8"/></x:xmpmeta>')
+    assert stored_size(content, None) == decode(content).shape[:2] == (30, 40)
+
+
+def test_exact_formats_of_other_suffixes() -> None:
+    for form, options in (
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
+        ("JPEG2000", {}),
+        ("QOI", {}),
+        ("DIB", {}),
+    ):
+        expected = Image.open(io.BytesIO(encoded(SMOOTH, form, **options)))
+        assert np.array_equal(decode(encoded(SMOOTH, form, **options)), np.asarray(expected.convert("RGB")))
+    values = np.arange(35, dtype=np.uint16).reshape(7, 5) * 1500
+    grey = b"P5 5 7 65535\n" + values.astype(">u2").tobytes()
+    assert np.array_equal(decode(grey)[:, :, 2], values >> 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\0\0\0\x18ftypheic" + bytes(99), "HEIC, which is not read: convert it to JPEG or PNG"),
+     (b"\0\0\0\x18ftypmif1" + bytes(99), "HEIC, which is not read"),
+     (b"\0\0\0\x18ftypavif" + bytes(99), "damaged: AVIF|damaged: Failed to decode"),
+     (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a format that is read"),
+     (b"8BPS\0\1" + bytes(99), "not an image of a format that is read")],
+)  # fmt: skip
+def test_formats_that_are_not_read_are_named(content: bytes, message: str) -> None:
+    with pytest.raises(BadPhotograph, match=message):
+        stored_size(content, None)
 
 
 @pytest.mark.parametrize("name", sorted(bad_files()))

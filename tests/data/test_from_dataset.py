@@ -70,6 +70,7 @@ def test_parts_that_are_given_stay_as_they_are():
 KINDS = {
     "tensor": lambda array: torch.from_numpy(array).permute(2, 0, 1),
     "array": lambda array: array,
+    "view": lambda array: np.frombuffer(array[::-1].tobytes(), np.uint8).reshape(array.shape)[::-1],  # read-only
     "PIL": Image.fromarray,
 }
 
@@ -133,9 +134,10 @@ def sample(image: object = None, label: object = 0) -> tuple:
      (Listed([sample(label=2)] * 20), "has the class 2: must be a whole number in 0..1"),
      (Listed([sample(label=-1)] * 20), "has the class -1"),
      (Listed([sample(pixels(1)[0] / 255)] * 20), "has the type float32: must be uint8"),
-     (Listed([sample(np.zeros((4, 4), np.uint16))] * 20), "has the type uint16"),
-     (Listed([sample(Image.new("F", (4, 4)))] * 20), "has the type float32"),
-     (Listed([sample(Image.new("I;16", (4, 4)))] * 20), "has the type (u?)int(16|32)"),
+     (Listed([sample(np.zeros((4, 4), np.uint16))] * 20), "type uint16: must be uint8 .0..255.; a transform .* 8 bits"),
+     (Listed([sample(Image.new("F", (4, 4)))] * 20), "sample 0 of train is a PIL image of mode F, more than 8 bits"),
+     (Listed([sample(Image.new("I", (4, 4)))] * 20), "sample 0 of train is a PIL image of mode I, more than 8 bits"),
+     (Listed([sample(Image.new("I;16", (4, 4)))] * 20), "mode I;16, more than 8 bits per value; a transform .* 8 bits"),
      (Listed([sample(pixels(1, (5, 4, 4))[0])] * 20), r"has the shape \(5, 4, 4\): must be \(1 to 4 channels"),
      (Listed([sample(pixels(2))] * 20), r"has the shape \(2, 3, 6, 5\)"),
      (Listed([sample("text")] * 20), "sample 0 of train is str: must be a tensor, an array or a PIL image")],
@@ -174,6 +176,35 @@ def test_images_of_another_size_are_named():
     train = Listed([sample()] * 12 + [sample(pixels(1, (3, 7, 5))[0])] + [sample()] * 7)
     with pytest.raises(ValueError, match=r"sample 12 of train has the shape \(3, 7, 5\), the first one .* \(3, 6, 5\)"):
         FromDataset(train, num_classes=1).load()
+
+
+OTHERS = {
+    "L": lambda image: image.convert("L"),
+    "array": lambda image: np.asarray(image.convert("L")),
+    "tensor": lambda image: torch.from_numpy(np.asarray(image.convert("L")).copy()),
+    "RGBA": lambda image: np.asarray(image.convert("RGBA")),
+    "LA": lambda image: np.asarray(image.convert("LA")),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [("L", "grey (1 channel)"), ("array", "grey (1 channel)"), ("tensor", "grey (1 channel)"),
+     ("LA", "grey with alpha (2 channels)"), ("RGBA", "in colour with alpha (4 channels)")],
+)  # fmt: skip
+def test_grey_or_alpha_among_colour_is_told_as_such(kind, found):
+    colour = Image.fromarray(pixels(1, (6, 5, 3))[0].numpy())
+    other = OTHERS[kind](colour)
+    for images, first, later in (
+        ([colour] * 12 + [other] * 8, "in colour (3 channels)", found),
+        ([other] * 12 + [colour] * 8, found, "in colour (3 channels)"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            FromDataset(Listed([sample(image) for image in images]), num_classes=1).load()
+        assert str(caught.value) == (
+            f"sample 12 of train is {later}, the first one of train {first}; a transform of the dataset has to make"
+            " them alike, for PIL images with image.convert('RGB')"
+        )
 
 
 def test_nested_nodes_of_the_configuration_are_built():

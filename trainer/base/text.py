@@ -1,7 +1,7 @@
 """Formatting of values in messages, and suggestions for misspelt names."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 VALUE = "; did you mean {}?"
 NAME = " Did you mean '{}'?"
@@ -30,6 +30,12 @@ def alternatives(values: Iterable[object]) -> str:
     """Join values: `a`, `a or b`, `a, b or c`."""
     *first, last = map(written, values)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def join_names(names: Sequence[str], most: int) -> str:
+    """Join the first names, and say how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
 
 def nearest(word: str, known: Iterable[object]) -> str | None:

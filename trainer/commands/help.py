@@ -1,4 +1,7 @@
-"""`train --help`: commands, then every group with its options. Reads YAML only; imports no Hydra and no torch."""
+"""`train --help`: commands, then every group with its options; `train help data=mnist`: the keys of an option.
+
+Reads YAML only; imports no Hydra and no torch.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trainer.base.errors import ConfigurationError
-from trainer.base.text import written
+from trainer.base.text import NAME, did_you_mean, written
 from trainer.commands import COMMANDS
 from trainer.configuration.options import first_comment
 
@@ -15,7 +18,15 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def print_help(arguments: list[str]) -> None:
-    """Print everything that can be typed, on one page."""
+    """Print everything that can be typed, on one page, or the options that follow the word `help`.
+
+    Raises ConfigurationError for an option that does not exist.
+    """
+    chosen = [word for word in arguments[1:] if "=" in word and not word.startswith("-")]
+    if arguments[:1] == ["help"] and chosen:
+        folders = [_own_folder(), *_user_folders(arguments)]
+        print("\n\n".join(_option(word, folders) for word in chosen), flush=True)
+        return
     console = Console(highlight=False, soft_wrap=True)
     with console.capture() as page:  # rich itself would exit with code 1 on a broken pipe
         _show(console, arguments)
@@ -28,6 +39,7 @@ def _show(console: Console, arguments: list[str]) -> None:
     usage = {
         "train [key=value ...]": "a run, such as train optimizer=adamw schedule=cosine_warmup",
         "train -m key=a,b ...": "a sweep, such as train -m optimizer=sgd,adamw seed=1,2",
+        "train help group=option": "the keys of an option, such as train help data=image_folder",
     }
     usage |= {f"train {name} ...": meaning for name, meaning in COMMANDS.items()}
     for words, meaning in usage.items():
@@ -44,6 +56,21 @@ def _show(console: Console, arguments: list[str]) -> None:
         "\nFlags: --multirun -m, --cfg job, --info, --config-dir DIR, --config-name NAME, "
         "--trust PACKAGE, --debug, --hydra-help"
     )
+
+
+def _option(word: str, folders: list[Path]) -> str:
+    """An option's file as it is: every key with its default and its meaning."""
+    group, _, option = word.partition("=")
+    groups = _groups(folders)
+    if group not in groups:
+        hint = did_you_mean(group, groups, NAME)
+        raise ConfigurationError(f"train help {word}: '{group}' is not a group.{hint} Groups: {', '.join(groups)}")
+    if option not in groups[group]:
+        hint = did_you_mean(option, groups[group], NAME)
+        options = ", ".join(groups[group])
+        raise ConfigurationError(f"train help {word}: '{option}' is not an option.{hint} Options: {options}")
+    path = next(path for folder in folders if (path := folder / group / f"{option}.yaml").is_file())
+    return f"train {word}\n\n{path.read_text().rstrip()}"
 
 
 def _own_folder() -> Path:

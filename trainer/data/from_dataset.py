@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,10 +31,12 @@ class MapStyle(Protocol):
 class FromDataset(DataSet):
     """The samples (image, class index) of map-style datasets, as uint8 tensors.
 
-    An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image; all have the
-    same size. A dataset is any object with `len` and an index. `train` is required; splits that are not given are cut
-    from it, stratified: `test_fraction` and `val_fraction` are fractions of `train`. `num_classes`, 1 to 1,000,000,
-    may be omitted if `train` has a list `classes`.
+    An image is a uint8 tensor (C, H, W) or (H, W), a uint8 array (H, W) or (H, W, C), or a PIL image: 8-bit grey has 1
+    channel, and any other 8-bit mode becomes RGB (alpha is dropped, palettes and CMYK are converted). All images have
+    the same size and number of channels; a transform of the dataset converts others. A dataset is any object with `len`
+    and an index. `train` is required; splits that are not given are cut from it, stratified: `test_fraction` and
+    `val_fraction` are fractions of `train`. `num_classes`, 1 to 1,000,000, may be omitted if `train` has a list
+    `classes`.
 
     All samples are read once, in order, and kept in memory: use `image_folder` for photographs. Raises ValueError for
     other samples; the constructor already checks the first.
@@ -97,10 +100,7 @@ class FromDataset(DataSet):
         for number in range(count):
             image, label = self._sample(name, number)
             if image.shape != self.input_shape:
-                raise ValueError(
-                    f"sample {number} of {name} has the shape {tuple(image.shape)}, the first one of train"
-                    f" {self.input_shape}; a transform of the dataset has to resize them"
-                )
+                raise ValueError(_other_shape(f"sample {number} of {name}", tuple(image.shape), self.input_shape))
             images_NCHW[number], targets_N[number] = image, label
         return Part(images_NCHW, targets_N)
 
@@ -125,22 +125,45 @@ def _as_image(image: Component, where: str) -> Tensor:
     if hasattr(image, "getbands"):  # PIL
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        found = pil_to_tensor(image if image.mode in _PLAIN_MODES + _WIDE_MODES else image.convert("RGB"))
+        if image.mode in _WIDE_MODES:
+            raise ValueError(
+                f"{where} is a PIL image of mode {image.mode}, more than 8 bits per value; a transform of the dataset"
+                " has to scale it to 8 bits"
+            )
+        found = pil_to_tensor(image if image.mode in _PLAIN_MODES else image.convert("RGB"))
     elif isinstance(image, Tensor):
         found = image.unsqueeze(0) if image.ndim == 2 else image
     elif hasattr(image, "__array_interface__"):
-        array = torch.as_tensor(image)
+        array = torch.from_numpy(np.array(image, order="C"))  # a copy: it may be read-only, or mirrored by its strides
         found = array.permute(2, 0, 1) if array.ndim == 3 else array.unsqueeze(0)
     else:
         raise ValueError(f"{where} is {_kind(image)}: must be a tensor, an array or a PIL image")
     if found.dtype != torch.uint8:
+        advice = "a transform of the dataset has to convert it to 8 bits"
+        if found.is_floating_point():
+            advice = "remove conversions to float, such as ToTensor, from the dataset's transform"
         raise ValueError(
-            f"{where} has the type {str(found.dtype).removeprefix('torch.')}: must be uint8 (0..255);"
-            " remove conversions to float, such as ToTensor, from the dataset's transform"
+            f"{where} has the type {str(found.dtype).removeprefix('torch.')}: must be uint8 (0..255); {advice}"
         )
     if found.ndim != 3 or not 1 <= found.shape[0] <= _MOST_CHANNELS:
         raise ValueError(f"{where} has the shape {tuple(found.shape)}: must be (1 to 4 channels, height, width)")
     return found
+
+
+_COLOURS = {1: "grey (1 channel)", 2: "grey with alpha (2 channels)", 3: "in colour (3 channels)",
+            4: "in colour with alpha (4 channels)"}  # fmt: skip
+
+
+def _other_shape(where: str, found: tuple[int, ...], first: tuple[int, ...]) -> str:
+    """How an image differs from the first one of the training split, and what to do."""
+    if found[0] != first[0]:
+        return (
+            f"{where} is {_COLOURS[found[0]]}, the first one of train {_COLOURS[first[0]]}; a transform of the dataset"
+            " has to make them alike, for PIL images with image.convert('RGB')"
+        )
+    return (
+        f"{where} has the shape {found}, the first one of train {first}; a transform of the dataset has to resize them"
+    )
 
 
 def _kind(value: object) -> str:

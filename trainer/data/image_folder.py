@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 
 from trainer.base.checks import check_fraction, check_number, check_one_of, check_whole
+from trainer.base.text import join_names
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.photographs import caching
 from trainer.data.photographs.decoding import SUFFIXES
 from trainer.data.photographs.inspection import Inspected, Inspection, shown, some_of
-from trainer.data.photographs.manifest import PARTS, Files, read_manifest, scan
+from trainer.data.photographs.layout import SPLITS, Files, Layout, scan
+from trainer.data.photographs.manifest import read_manifest
 from trainer.data.photographs.reading import Collection, Photographs
 from trainer.data.photographs.storage import Decoded, Store
 from trainer.data.photographs.workers import start_server
@@ -27,10 +29,11 @@ _MOST_SECONDS, _MOST_PIXELS, _MOST_WORKERS = 1_000_000, 4096, 256
 class ImageFolder(DataSet):
     """Photographs in `root/<class>/...`, or in `root/train/<class>/...` with `val`, `test` or both beside `train`.
 
-    A missing split is cut from the training split, stratified: first `test_fraction` of it, then `val_fraction` of it,
-    so that `val_fraction` does not affect the test split. Image files are found by their suffix, also in subfolders of
-    a class; hidden files are ignored. If `root/MANIFEST.tsv` lists `path` and `sha256`, files that do not match it are
-    bad files.
+    Other usual names of these folders are understood (`valid`, `dev`, `Testing`, ...). A missing split is cut from the
+    training split, stratified: first `test_fraction` of it, then `val_fraction` of it, so that `val_fraction` does not
+    affect the test split. Image files are found by their suffix, also in subfolders of a class. What is not used is
+    counted and reported: other files, hidden files, folders beside the splits, links that would be read twice. If
+    `root/MANIFEST.tsv` lists `path` and `sha256`, files that do not match it are bad files.
 
     Images are uint8 (3, size, size), framed as they are read: for evaluation the short side is resized to
     `evaluation_scale * size` and the centre is cropped; for training the augmentation decides. `max_side` stores
@@ -110,6 +113,7 @@ class ImageFolder(DataSet):
         if self.cache == "none" and self.workers:
             start_server()  # it loads torch in the background
         parts = self._used
+        self._tell_unused()
         if self.on_bad_file == "error":
             caching.raise_bad(self.root, self._num_known, self._bad)
         elif self._bad:
@@ -124,7 +128,7 @@ class ImageFolder(DataSet):
                 "the manifest does not list %d photographs, which are not compared; the first is %s",
                 len(self._unlisted), shown(self._unlisted[0]),
             )  # fmt: skip
-        names = [name for part in PARTS for name in parts[part].names]
+        names = [name for part in SPLITS for name in parts[part].names]
         source = caching.Source(
             self.root, names, [self._inspected[name] for name in names], self.max_side, max(1, self.workers)
         )
@@ -132,16 +136,27 @@ class ImageFolder(DataSet):
             self._keep(source), names, source.sha256s, torch.tensor(source.sizes).view(-1, 2),
             size=self.size, short_side=self.short_side, workers=self.workers, timeout=self.timeout,
         )  # fmt: skip
-        numbers = torch.arange(len(names)).split([len(parts[part].names) for part in PARTS])
+        numbers = torch.arange(len(names)).split([len(parts[part].names) for part in SPLITS])
         return Splits(
             *(
                 Part(Photographs(collection, n), torch.tensor(parts[part].targets, dtype=torch.int64))
-                for part, n in zip(PARTS, numbers, strict=True)
+                for part, n in zip(SPLITS, numbers, strict=True)
             )
         )
 
+    def _tell_unused(self) -> None:
+        layout = self._layout
+        if text := str(layout.unused):
+            level = logging.INFO if layout.unused.is_expected else logging.WARNING
+            logger.log(level, "not used in %s: %s", self.root, text)
+        for folder, labels in layout.missing.items():
+            logger.warning(
+                "'%s' has no photographs of %d of %d classes: %s",
+                folder, len(labels), len(layout.class_names), join_names(labels, 5),
+            )  # fmt: skip
+
     def storage(self) -> dict[str, str]:
-        """Describe what keeping the photographs costs; sizes are estimated from some of the files."""
+        """Describe what keeping the photographs costs, from the sizes of some, and what is not used."""
         decoded, encoded = self._cost
         cost = f"about {memory.as_bytes(decoded)} decoded, {memory.as_bytes(encoded)} in files"
         if self.cache == "memory":
@@ -151,7 +166,9 @@ class ImageFolder(DataSet):
             cost += f"; mapped from a file, {caching.describe_files(self.root, self.cache_dir)}"
         else:
             cost += "; read and decoded each time"
-        return {"photographs": cost}
+        rows = {"photographs": cost, "not used": str(self._layout.unused)}
+        rows |= {f"not in {folder}": join_names(labels, 5) for folder, labels in self._layout.missing.items()}
+        return {label: phrase for label, phrase in rows.items() if phrase}
 
     def memory_taken(self) -> int:
         """Bytes of memory for keeping the photographs, estimated as for `storage`; 0 if they are on disk."""
@@ -181,17 +198,17 @@ class ImageFolder(DataSet):
         return caching.on_disk(source, self.cache_dir) if self.cache == "disk" else caching.in_files(source)
 
     @cached_property
-    def _scanned(self) -> tuple[tuple[str, ...], dict[str, Files]]:
+    def _layout(self) -> Layout:
         return scan(self.root)
 
     @property
     def _class_names(self) -> tuple[str, ...]:
-        return self._scanned[0]
+        return self._layout.class_names
 
     @cached_property
     def _parts(self) -> dict[str, Files]:
         """All three splits, including bad files."""
-        parts = dict(self._scanned[1])
+        parts = dict(self._layout.splits)
         total = len(parts["train"].names)
         cuts = {name: self._cut_size(name, total) for name in ("test", "val") if name not in parts}
         if sum(cuts.values()) >= total:
@@ -209,7 +226,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _names(self) -> list[str]:
-        return [name for part in PARTS for name in self._parts[part].names]
+        return [name for part in SPLITS for name in self._parts[part].names]
 
     @cached_property
     def _manifest(self) -> dict[str, str] | None:
@@ -228,9 +245,8 @@ class ImageFolder(DataSet):
         """Problems of the files that cannot be used, by name."""
         bad = {name: entry.problem for name, entry in self._inspected.items() if entry.problem}
         present = set(self._names)
-        prefixes = tuple(f"{part}/" for part in self._scanned[1]) if (self.root / "train").is_dir() else ("",)
         for name in self._manifest or {}:
-            if name not in present and name.startswith(prefixes) and name.lower().endswith(SUFFIXES):
+            if name not in present and name.startswith(self._layout.prefixes) and name.lower().endswith(SUFFIXES):
                 bad[name] = "is listed in the manifest but missing"
         return bad
 

@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from trainer.base.config import Config, ConfigValue
+from trainer.base.text import join_names
 from trainer.configuration import compose
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.optimizer_keys import rate_of
@@ -18,7 +19,6 @@ from trainer.reporting.tables import (
     format_count,
     format_size,
     format_time,
-    join_names,
     make_grid,
     make_table,
     two_digits,

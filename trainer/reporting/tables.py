@@ -42,11 +42,6 @@ def make_table(*right: str, left: Sequence[str]) -> Table:
     return table
 
 
-def join_names(names: Sequence[str], most: int) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
 def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

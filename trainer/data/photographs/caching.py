@@ -32,7 +32,7 @@ from trainer.data.photographs.storage import (
 )
 from trainer.data.photographs.writing import whole_file
 
-_FORMAT = 1
+_FORMAT = 2
 _SEAL = hashlib.sha256().digest_size
 _KEY_LENGTH = 16
 _MOST_NAMED = 5  # files named in a message
