@@ -41,7 +41,7 @@ RUN = [
 ]
 SHORT = ["steps=4", "batch_size=64", "threads=1", "device=cpu", "every.log=1step", "data.split_seed=0"]
 RUNS = {
-    "an optimizer of torch": ["optimizer=nadam", "model=linear"],
+    "an optimizer of torch": ["optimizer=nadamw", "model=linear"],
     "classes of ours": [
         "optimizer=sign_descent",
         "schedule=triangular",

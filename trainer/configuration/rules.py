@@ -16,6 +16,7 @@ from trainer.configuration.settings import (
     EARLY_STOPPING,
     EVERY,
     OPTIMIZER,
+    OPTIMIZER_OF,
     SETTINGS,
     Rule,
     duration,
@@ -182,7 +183,7 @@ def _mismatch(value: object, default: object) -> str | None:
 def _check_optimizer(optimizer: object, known: list[str]) -> Iterator[str]:
     if not isinstance(optimizer, dict):
         return
-    for key, rule in OPTIMIZER.items():
+    for key, rule in {**OPTIMIZER, **OPTIMIZER_OF.get(str(optimizer.get("_target_")), {})}.items():
         if key in optimizer and not _known(f"optimizer.{key}", known):
             problem = rule(optimizer[key])
             if problem is not None:

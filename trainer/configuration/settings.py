@@ -183,4 +183,12 @@ OPTIMIZER: dict[str, Rule] = {
     "batch_size": whole(1, "full"),
     "epochs": whole(1),
 }
+# arguments of torch's optimizers that torch itself does not check well enough
+OPTIMIZER_OF: dict[str, dict[str, Rule]] = {
+    "torch.optim.RMSprop": {"alpha": _within(0, 1, open_high=True)},
+    "torch.optim.Adadelta": {"rho": _within(0, 1, open_high=True)},
+    "torch.optim.ASGD": {name: _within(0, math.inf, open_high=True) for name in ("lambd", "alpha", "t0")},
+    "torch.optim.Adafactor": {"beta2_decay": _within(-math.inf, 0, open_low=True, open_high=True)},
+    "torch.optim.LBFGS": {name: whole(1) for name in ("max_iter", "history_size")},
+}
 EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}

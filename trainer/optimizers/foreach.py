@@ -1,0 +1,37 @@
+"""Lists of tensors for torch's `_foreach_` functions, which update all parameters of a group at once."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.contracts import ParameterGroup
+
+
+def with_gradients(group: ParameterGroup) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters of a group that have a gradient, and their gradients."""
+    params = [p for p in group["params"] if p.grad is not None]
+    return params, [p.grad for p in params]
+
+
+def all_with_gradients(optimizer: Optimizer) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters of all groups that have a gradient, and their gradients."""
+    pairs = [with_gradients(group) for group in optimizer.param_groups]
+    return [p for params, _ in pairs for p in params], [g for _, gradients in pairs for g in gradients]
+
+
+def buffers(optimizer: Optimizer, params: Iterable[Tensor], name: str) -> list[Tensor]:
+    """Return a tensor of each parameter's state, zeros at first."""
+    found = []
+    for parameter in params:
+        state = optimizer.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        found.append(state[name])
+    return found
+
+
+def with_decay(gradients: list[Tensor], params: list[Tensor], weight_decay: float) -> list[Tensor]:
+    """Return g + weight_decay * w, the gradient with the penalty weight_decay / 2 |w|^2."""
+    return gradients if weight_decay == 0 else list(torch._foreach_add(gradients, params, alpha=weight_decay))
