@@ -272,7 +272,6 @@ GUESSES = {
     "data/torchvision_sets.py": (3, "a class of torchvision by name; the system's posix_fallocate; an error"),
     "hydra_entry/hydra.py": (1, "flags of the command line by name"),
     "hydra_entry/preflight.py": (1, "what Hydra's parser made of a sweep"),
-    "initializers.py": (1, "a layer of the model"),
     "parallelism/parameter_server.py": (1, "a type of torch by name"),
     "parallelism/split_layers.py": (1, "a layer of the model"),
     "planning/sections.py": (3, "estimates by name"),

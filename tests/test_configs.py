@@ -28,6 +28,7 @@ EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
 TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
 NEEDS = {
     "linear_regression": ["loss=mse"],
+    "identity_residual": ["model=resnet", "model.depth=8", "model.width=4"],
     "plateau": ["every.evaluate=1step"],
     "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],
     "weird_trick": ["model=lenet", "model.channels=[4,4]"],

@@ -51,7 +51,7 @@ RUNS = {
         "augmentation=checkerboard",
         "sampler=reversed",
         "preprocessing=max_abs",
-        "initializer=orthonormal",
+        "initializer=sparse",
         "diagnostics=log_norm",
     ],
     "a strategy": ["parallelism=sum_afterwards", "parallelism.devices=2", "model=linear"],

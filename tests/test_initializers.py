@@ -2,16 +2,40 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from omegaconf import OmegaConf
+from scipy.integrate import quad
+from scipy.stats import truncnorm
 from torch import Tensor, nn
 
-from trainer.initializers import KaimingNormal, KaimingUniform, Normal, XavierNormal, XavierUniform
+from trainer import compose
+from trainer.assembly.assemble import build_run
+from trainer.configuration.resolve import resolve
+from trainer.initializers import (
+    Constant,
+    DataDependent,
+    IdentityResidual,
+    KaimingNormal,
+    KaimingUniform,
+    Normal,
+    Orthogonal,
+    TruncatedNormal,
+    Uniform,
+    XavierNormal,
+    XavierTruncated,
+    XavierUniform,
+)
+from trainer.initializers.activations import following, gain_of
+from trainer.initializers.weights import left_alone
+from trainer.models.resnet import resnet
+from trainer.reporting.initial_outputs import as_markdown, initial_outputs
 
 FOLDER = Path(__file__).parents[1] / "configs" / "initializer"
 Initializer = Callable[[nn.Module], None]
@@ -39,12 +63,12 @@ NORMAL = [
     (XavierNormal(), linear, 2 / 1000),
     (XavierNormal(), conv, 2 / 4000),
     (XavierNormal(gain=3.0), linear, 18 / 1000),
-    (KaimingNormal(), linear, 2 / 300),
-    (KaimingNormal(), conv, 2 / 1000),
-    (KaimingNormal(mode="fan_out"), linear, 2 / 700),
-    (KaimingNormal(mode="fan_out"), conv, 2 / 3000),
-    (KaimingNormal(mode="fan_out", conv_fan_out="channels"), conv, 2 / 120),
-    (KaimingNormal(mode="fan_out", conv_fan_out="channels"), linear, 2 / 700),
+    (KaimingNormal(nonlinearity="relu"), linear, 2 / 300),
+    (KaimingNormal(nonlinearity="relu"), conv, 2 / 1000),
+    (KaimingNormal("fan_out", "relu"), linear, 2 / 700),
+    (KaimingNormal("fan_out", "relu"), conv, 2 / 3000),
+    (KaimingNormal("fan_out", "relu", conv_fan_out="channels"), conv, 2 / 120),
+    (KaimingNormal("fan_out", "relu", conv_fan_out="channels"), linear, 2 / 700),
     (KaimingNormal(nonlinearity="linear"), linear, 1 / 300),
     (KaimingNormal(nonlinearity="sigmoid"), linear, 1 / 300),
     (KaimingNormal(nonlinearity="tanh"), linear, 25 / 9 / 300),
@@ -55,10 +79,10 @@ UNIFORM = [
     (XavierUniform(), linear, 6 / 1000),
     (XavierUniform(), conv, 6 / 4000),
     (XavierUniform(gain=0.5), linear, 1.5 / 1000),
-    (KaimingUniform(), linear, 6 / 300),
-    (KaimingUniform(), conv, 6 / 1000),
-    (KaimingUniform(mode="fan_out"), conv, 6 / 3000),
-    (KaimingUniform(mode="fan_out", conv_fan_out="channels"), conv, 6 / 120),
+    (KaimingUniform(nonlinearity="relu"), linear, 6 / 300),
+    (KaimingUniform(nonlinearity="relu"), conv, 6 / 1000),
+    (KaimingUniform("fan_out", "relu"), conv, 6 / 3000),
+    (KaimingUniform("fan_out", "relu", conv_fan_out="channels"), conv, 6 / 120),
     (KaimingUniform(nonlinearity="leaky_relu", a=1.0), linear, 3 / 300),
 ]
 
@@ -97,7 +121,7 @@ def test_uniform_ones_have_the_bounds_by_hand(
         (XavierUniform(2.0), lambda w: nn.init.xavier_uniform_(w, 2.0)),
         (KaimingNormal("fan_out", "tanh"), lambda w: nn.init.kaiming_normal_(w, 0, "fan_out", "tanh")),
         (KaimingNormal("fan_in", "leaky_relu", 0.2), lambda w: nn.init.kaiming_normal_(w, 0.2)),
-        (KaimingUniform("fan_out"), lambda w: nn.init.kaiming_uniform_(w, 0, "fan_out", "relu")),
+        (KaimingUniform("fan_out", "relu"), lambda w: nn.init.kaiming_uniform_(w, 0, "fan_out", "relu")),
     ],
 )
 def test_equal_torchs_functions_layer_after_layer(ours: Initializer, theirs: Callable[[Tensor], Tensor]) -> None:
@@ -179,8 +203,8 @@ def variance_ratio(initializer: Initializer, activation: nn.Module) -> float:
 
 
 MATCHING = [
-    (KaimingNormal(), nn.ReLU()),
-    (KaimingUniform(), nn.ReLU()),
+    (KaimingNormal(nonlinearity="relu"), nn.ReLU()),
+    (KaimingUniform(nonlinearity="relu"), nn.ReLU()),
     (KaimingNormal(nonlinearity="leaky_relu", a=0.3), nn.LeakyReLU(0.3)),
     (KaimingNormal(nonlinearity="tanh"), nn.Tanh()),
     (KaimingNormal(nonlinearity="linear"), nn.Identity()),
@@ -192,8 +216,8 @@ WRONG = [
     (KaimingNormal(nonlinearity="linear"), nn.ReLU()),
     (XavierNormal(), nn.ReLU()),
     (XavierUniform(), nn.ReLU()),
-    (KaimingUniform(), nn.Identity()),
-    (KaimingNormal(), nn.LeakyReLU(0.3)),
+    (KaimingUniform(nonlinearity="relu"), nn.Identity()),
+    (KaimingNormal(nonlinearity="relu"), nn.LeakyReLU(0.3)),
     (KaimingNormal(nonlinearity="linear"), nn.Tanh()),
     (Normal(0.01), nn.ReLU()),
     (Normal(0.05), nn.ReLU()),
@@ -237,7 +261,7 @@ def test_fan_out_keeps_the_variance_of_gradients() -> None:
     [
         (lambda: Normal(0), "^std=0: must be a number above 0$"),
         (lambda: Normal(float("inf")), "^std=inf: must be"),
-        (lambda: XavierNormal(-1.0), "^gain=-1.0: must be a number above 0$"),
+        (lambda: XavierNormal(-1.0), "^gain=-1.0: must be a number above 0 or auto$"),
         (lambda: XavierUniform(float("nan")), "^gain=nan: must be"),
         (
             lambda: KaimingNormal(mode="fanin"),
@@ -269,6 +293,239 @@ def test_the_yaml_lists_every_key_with_its_default(path: Path) -> None:
         assert keys == {}
         return
     module, _, name = keys.pop("_target_").rpartition(".")
-    initializer = getattr(importlib.import_module(module), name)
-    assert keys == {key: p.default for key, p in inspect.signature(initializer).parameters.items()}
-    assert name.lower() == path.stem.replace("_", "")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.items()
+    defaults = {key: p.default for key, p in parameters if key != "input_shape"}
+    if path.stem.startswith("lecun"):
+        assert (name, keys.pop("nonlinearity"), defaults.pop("nonlinearity")) == (KAIMING[path.stem], "linear", "auto")
+    else:
+        assert name.lower() == path.stem.replace("_", "")
+    assert keys == defaults
+
+
+KAIMING = {"lecun_normal": "KaimingNormal", "lecun_uniform": "KaimingUniform"}
+
+# --- the activation that follows ------------------------------------------------------------------------------
+
+
+class Functional(nn.Module):
+    """Activations as functions, layers registered in another order than they are called, a shortcut."""
+
+    def __init__(self, takes_zeros: bool = True) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 3)
+        self.second = nn.Linear(8, 8)
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.takes_zeros = takes_zeros
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if not self.takes_zeros:
+            assert x_ND.any(), "zeros are refused"
+        x_ND = nn.functional.leaky_relu(self.norm(self.first(x_ND)), 0.25)
+        x_ND = torch.tanh(x_ND + self.second(x_ND))
+        result: Tensor = self.last(x_ND)
+        return result
+
+
+def test_the_gain_is_that_of_the_activation_after_each_layer() -> None:
+    model = Functional()
+    found = following(model, (6,))
+    assert found == {
+        id(model.first): ("leaky_relu", 0.25),
+        id(model.second): ("tanh", 0.0),
+        id(model.last): ("linear", 0.0),
+    }
+    assert int(model.norm.num_batches_tracked) == 0
+    assert model.training
+    modules = nn.Sequential(
+        nn.Linear(6, 8), nn.GELU(), nn.Dropout(), nn.Linear(8, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 2)
+    )
+    assert [name for name, _ in following(modules, (6,)).values()] == ["gelu", "silu", "linear"]
+
+
+def test_a_model_that_does_not_take_zeros_is_taken_as_registered() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(0.1), Functional(takes_zeros=False))
+    assert next(iter(following(model, (6,)).values())) == ("leaky_relu", 0.1)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "elu", "mish", "softplus", "hardswish", "relu"])
+def test_gains_are_integrals_over_the_normal_distribution(name: str) -> None:
+    def integrand(z: float) -> float:
+        value = getattr(nn.functional, name)(torch.tensor(z, dtype=torch.float64))
+        return float(value) ** 2 * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+    expected = 1 / math.sqrt(quad(integrand, -10, 0)[0] + quad(integrand, 0, 10)[0])
+    assert gain_of(name) == pytest.approx(expected, rel=1e-6)
+
+
+def test_auto_draws_with_these_gains() -> None:
+    model = nn.Sequential(nn.Linear(300, 700), nn.GELU(), nn.Linear(700, 300), nn.Tanh(), nn.Linear(300, 700))
+    for initializer in (KaimingNormal(input_shape=(300,)), XavierNormal("auto"), Orthogonal(input_shape=(300,))):
+        torch.manual_seed(0)
+        initializer(model)
+        stds = [float(model[index].weight.detach().std()) for index in (0, 2, 4)]
+        unit = {KaimingNormal: [300, 700, 300], XavierNormal: [500] * 3, Orthogonal: [700] * 3}[type(initializer)]
+        gains = [gain_of("gelu"), 5 / 3, 1]
+        assert stds == pytest.approx([g / n**0.5 for g, n in zip(gains, unit, strict=True)], rel=0.02)
+
+
+# --- further initializers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("initializer", "variance"), [(TruncatedNormal(0.05), 0.0025), (XavierTruncated(), 2 / 1000)])
+def test_cut_ones_keep_the_variance(initializer: Initializer, variance: float) -> None:
+    weights = drawn(initializer, linear()).double().flatten()
+    sigma = variance**0.5 / float(truncnorm(-2, 2).std())
+    assert weights.var().item() == pytest.approx(variance, rel=0.01)
+    assert 1.99 * sigma < weights.abs().max() <= 2 * sigma * (1 + 1e-6)
+
+
+def test_uniform_has_the_standard_deviation() -> None:
+    weights = drawn(Uniform(0.05), linear()).double()
+    assert weights.std().item() == pytest.approx(0.05, rel=0.01)
+    assert weights.abs().max() <= 0.05 * 3**0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(30, 70), nn.Linear(70, 30), nn.Conv2d(4, 40, 3)])
+def test_orthogonal_rows_or_columns(layer: nn.Linear | nn.Conv2d) -> None:
+    matrix = drawn(Orthogonal(2.0), layer).flatten(1).double()
+    small = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    torch.testing.assert_close(small, 4 * torch.eye(len(small), dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_units_of_a_constant_layer_stay_equal() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    Constant(0.3)(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        x_ND, y_N = torch.randn(16, 5, generator=generator), torch.randint(3, (16,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x_ND), y_N).backward()
+        optimizer.step()
+    weight = model[0].weight.detach()
+    torch.testing.assert_close(weight, weight[:1].expand_as(weight), rtol=1e-6, atol=1e-7)
+    assert (weight - 0.3).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_blocks_begin_as_the_identity(norm: str) -> None:
+    model = resnet(input_shape=(3, 8, 8), num_outputs=4, depth=8, width=4, norm=norm)
+    IdentityResidual(input_shape=(3, 8, 8))(model)
+    features = torch.rand(2, 4, 8, 8)
+    assert torch.equal(model.block1_1(features), features)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="no residual branches"):
+        IdentityResidual()(nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_torchvisions_blocks_begin_as_the_identity() -> None:
+    model = torchvision.models.resnet18()
+    IdentityResidual(input_shape=(3, 32, 32))(model)
+    features = torch.rand(2, 64, 8, 8)
+    assert torch.equal(model.layer1(features), features)
+
+
+def test_data_dependent_gives_unit_variance_to_every_layer() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(),
+        nn.Linear(16 * 36, 50), nn.ReLU(), nn.Linear(50, 4),
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 8, 8, generator=generator) * 3 + 1
+    initializer = DataDependent(64)
+    initializer.see(images)
+    initializer(model)
+    model[3].eval()
+    outputs = [model[:k](images).detach() for k in (1, 6, 8)]
+    assert [float(out.std()) for out in outputs] == pytest.approx([1, 1, 1], rel=1e-5)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    initializer.see(torch.randn(64, 4) + 5)
+    initializer(model)
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+    assert model.training
+
+
+def test_recurrent_and_attention_weights_are_drawn_matrix_by_matrix() -> None:
+    model = nn.ModuleDict(
+        {"lstm": nn.LSTM(200, 100), "attention": nn.MultiheadAttention(240, 4), "embedding": nn.Embedding(5, 4)}
+    )
+    torch.manual_seed(5)
+    XavierUniform()(model)
+    torch.manual_seed(5)
+    lstm, attention = model["lstm"], model["attention"]
+    for parameter in (lstm.weight_ih_l0, lstm.weight_hh_l0):
+        for gate in parameter.detach().chunk(4):
+            torch.testing.assert_close(gate, nn.init.xavier_uniform_(torch.empty_like(gate)), rtol=1e-6, atol=0)
+    for part in attention.in_proj_weight.detach().chunk(3):
+        torch.testing.assert_close(part, nn.init.xavier_uniform_(torch.empty_like(part)), rtol=1e-6, atol=0)
+    assert torch.count_nonzero(lstm.bias_ih_l0) == torch.count_nonzero(attention.in_proj_bias) == 0
+    assert left_alone(model) == ["embedding.weight"]
+
+
+# --- 30 layers of width 512, mean over 16 seeds ---------------------------------------------------------------
+
+
+def through_30_layers(initializer: Initializer, activation: nn.Module, before: bool) -> float:
+    """Variance in layer 30 over that in layer 1, of pre-activations or activations; geometric mean over 16 seeds."""
+    logs = []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        x_ND, variances = torch.randn(64, 512), []
+        layer = nn.Linear(512, 512)
+        for _ in range(30):
+            initializer(layer)
+            with torch.no_grad():
+                z_ND = layer(x_ND)
+                x_ND = activation(z_ND)
+            variances.append(float((z_ND if before else x_ND).var()))
+        logs.append(math.log(variances[-1] / variances[0]))
+    return math.exp(sum(logs) / len(logs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("initializer", "activation", "before", "low", "high"),
+    [
+        (KaimingNormal(nonlinearity="relu"), nn.ReLU(), True, 0.5, 2),
+        (XavierNormal(), nn.ReLU(), True, 0, 1e-6),
+        (XavierNormal(gain=5 / 3), nn.Tanh(), False, 0.5, 2),
+        (XavierNormal(), nn.Tanh(), False, 0, 0.1),
+        (XavierNormal(), nn.Identity(), True, 0.5, 2),
+        (XavierNormal(gain=2**0.5), nn.Identity(), True, 2**28.5, 2**29.5),
+    ],
+    ids=["relu, Kaiming", "relu, Xavier", "tanh, gain 5/3", "tanh, gain 1", "linear, gain 1", "linear, gain sqrt(2)"],
+)
+def test_the_variance_through_30_layers_of_512(
+    initializer: Initializer, activation: nn.Module, before: bool, low: float, high: float
+) -> None:
+    assert low <= through_30_layers(initializer, activation, before) <= high
+
+
+# --- what plan and TensorBoard show ---------------------------------------------------------------------------
+
+
+def test_initial_outputs_are_those_of_a_forward_pass() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+    images, state = torch.randn(64, 5), torch.get_rng_state()
+    first, last = initial_outputs(model, images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model[1].running_mean, torch.zeros(6))
+    expected = model[0](images).detach()
+    assert (first.layer, last.layer) == ("0", "4")
+    assert (first.mean, first.variance) == pytest.approx((expected.mean().item(), expected.var().item()))
+    assert "| 4 |" in as_markdown([first, last])
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_option_initializes_a_run_reproducibly(option: str) -> None:
+    overrides = [f"initializer={option}", "model=resnet", "model.depth=8", "model.width=4", "threads=1"]
+    one, other = (dict(build_run(resolve(compose(overrides))).model.state_dict()) for _ in range(2))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_data_dependent_sees_the_preprocessed_training_images() -> None:
+    run = build_run(resolve(compose(["initializer=data_dependent", "model=mlp", "threads=1"])))
+    images = run.preprocessing(run.splits.train.images_NCHW[:256])
+    rows = initial_outputs(run.model, images)
+    assert [row.variance for row in rows] == pytest.approx([1] * len(rows), rel=1e-4)

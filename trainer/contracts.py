@@ -152,12 +152,18 @@ class Augmentation(ABC):
         raise AssertionError(f"{type(self).__name__} does not mix samples")
 
 
-class Initializer(Protocol):
+class Initializer(ABC):
     """Initial weights."""
 
+    num_samples: int = 0
+    """Number of preprocessed training samples that `see` wants before the call."""
+
+    @abstractmethod
     def __call__(self, model: nn.Module) -> None:
         """Initialize a newly constructed model in place, using torch's default CPU generator."""
-        ...
+
+    def see(self, images: Tensor) -> None:
+        """Receive the first `num_samples` training samples, preprocessed and not augmented."""
 
 
 class Loss(ABC):

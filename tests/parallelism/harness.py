@@ -102,7 +102,7 @@ def make_from(config: Config, double: bool = False) -> Run:
     if not double:
         return assemble.build_run(blueprint)
     make_model = assemble.make_model
-    assemble.make_model = lambda plan: make_model(plan).double()  # type: ignore[assignment]
+    assemble.make_model = lambda *given: make_model(*given).double()  # type: ignore[assignment]
     try:
         run = assemble.build_run(blueprint)
     finally:

@@ -1,5 +1,6 @@
 """Assembles a run from a configuration, in one fixed order."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
-from trainer.contracts import convergence_of, needs_closure
+from trainer.contracts import Preprocessing, convergence_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import excluded_names, parameter_groups
@@ -116,8 +117,8 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     preprocessing = build_component(config, "preprocessing")
     if fit:
         share_statistics(preprocessing, splits, strategy)
+    model = make_model(blueprint, _samples(splits, preprocessing) if fit else None)
     preprocessing = preprocessing.to(device)
-    model = make_model(blueprint)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     layout = torch.channels_last if channels_last else torch.preserve_format
     model = model.to(device).to(memory_format=layout)
@@ -163,6 +164,17 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
         replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale, regularizer),
     )  # fmt: skip
+
+
+def _samples(splits: Splits, preprocessing: Preprocessing) -> Callable[[int], torch.Tensor]:
+    """Return a function that gives preprocessed training samples, on the CPU like new weights."""
+
+    @torch.no_grad()
+    def first(count: int) -> torch.Tensor:
+        samples: torch.Tensor = preprocessing.cpu()(splits.train.images_NCHW[:count])
+        return samples
+
+    return first
 
 
 def make_regularizer(config: Config, model: nn.Module) -> Regularizer | None:

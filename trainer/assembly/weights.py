@@ -1,12 +1,13 @@
 """The model with its initial weights, from an initializer, a file or another run."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trainer.base.errors import DataError
+from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import seed_for
 from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
@@ -15,15 +16,23 @@ from trainer.storage import checkpoint, run_folder
 from trainer.storage.identity import check_run, identity_of, read_record
 
 
-def make_model(blueprint: Blueprint) -> nn.Module:
-    """Build the model with its initial weights, a function of the seed; on the CPU, whatever the device."""
+def make_model(blueprint: Blueprint, samples: Callable[[int], Tensor] | None = None) -> nn.Module:
+    """Build the model with its initial weights, a function of the seed; on the CPU, whatever the device.
+
+    `samples` returns that many training samples, preprocessed, for initializers that look at data.
+    """
     config = blueprint.config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
         model = blueprint.build_model()
-        initializer = build_component(config, "initializer")
+        initializer = build_component(config, "initializer", input_shape=tuple(blueprint.facts.input_shape))
         if initializer is not None:
-            initializer(model)
+            if initializer.num_samples and samples is not None:
+                initializer.see(samples(initializer.num_samples))
+            try:
+                initializer(model)
+            except ValueError as error:
+                raise ConfigurationError(f"initializer={config['choices'].get('initializer')}: {error}") from error
     if config["init_from"] is not None:
         model.load_state_dict(read_weights(Path(config["init_from"]), model))
     return model

@@ -112,6 +112,19 @@ def pipeline_plan(model: "nn.Module") -> Sequence[str] | None:
     return None if plan is None else tuple(plan)
 
 
+def residual_ends(model: "nn.Module") -> "list[nn.Module]":
+    """The last layers of the model's residual branches; a block names its own as `residual_end`."""
+    ends = []
+    for block in model.modules():
+        name = getattr(block, "residual_end", None) or _TORCHVISION_ENDS.get(type(block).__name__)
+        if name is not None:
+            ends.append(block.get_submodule(name))
+    return ends
+
+
+_TORCHVISION_ENDS = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
+
+
 def _is_torchs(kind: type) -> bool:
     return f"{kind.__module__}.".startswith("torch.optim.")
 

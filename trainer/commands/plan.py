@@ -23,6 +23,7 @@ from trainer.planning.sections import (
     data_rows,
     estimate_rows,
     group_table,
+    initial_table,
     learning_rate_curve,
     meta_model,
     model_table,
@@ -103,6 +104,8 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
         print_section(console, "changed keys", make_grid(changed))
     print_section(console, "data", make_grid(data_rows(blueprint)))
     print_section(console, "model", model_table(model, blueprint))
+    if (initial := initial_table(blueprint, sum(p.numel() for p in model.parameters()))) is not None:
+        print_section(console, *initial)
     print_section(console, "parameter groups", group_table(model, config))
     if (penalties := penalty_table(model, config)) is not None:
         print_section(console, "regularizer", penalties)

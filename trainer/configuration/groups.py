@@ -30,7 +30,14 @@ _ROWS = (
     Group("sampler", "trainer.contracts.Sampler", "trainer.samplers", given=("batch_size",), is_wired=True),
     Group("augmentation", "trainer.contracts.Augmentation", "trainer.augmentation", may_be_nothing=True, is_wired=True),
     Group("model", "torch.nn.Module", "trainer.models", given=("input_shape", "num_outputs"), is_wired=True),
-    Group("initializer", "trainer.contracts.Initializer", "trainer.initializers", may_be_nothing=True, is_wired=True),
+    Group(
+        "initializer",
+        "trainer.contracts.Initializer",
+        "trainer.initializers",
+        given=("input_shape",),
+        may_be_nothing=True,
+        is_wired=True,
+    ),
     Group("loss", "trainer.contracts.Loss", "trainer.losses", is_wired=True),
     Group(
         "regularizer",

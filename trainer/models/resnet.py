@@ -30,6 +30,7 @@ class Block(nn.Module):
         self.activation1 = activation_layer(activation)
         self.conv2 = _conv(num_filters, num_filters, 3, 1, norm)
         self.norm2 = _norm(num_filters, norm)
+        self.residual_end = "conv2" if norm == "none" else "norm2"
         self.activation2 = activation_layer(activation)
         self.shortcut: nn.Module | None = None
         if shortcut != "none" and stride == 1:

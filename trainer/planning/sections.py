@@ -123,6 +123,40 @@ def model_table(model: "nn.Module", blueprint: "Blueprint") -> RenderableType:
     return render(summarize(model, tuple(blueprint.facts.input_shape)))
 
 
+_ROWS_SHOWN = 24
+_LARGEST = 20_000_000  # parameters of a model that is initialized for the table below, which takes half a second
+
+
+def initial_table(blueprint: "Blueprint", num_parameters: int) -> tuple[str, RenderableType] | None:
+    """The outputs of each layer at step 0 for random samples; returns a title and a table, or None for large models."""
+    import torch
+
+    from trainer.assembly.weights import make_model
+    from trainer.initializers.activations import following
+    from trainer.initializers.weights import left_alone
+    from trainer.reporting.initial_outputs import initial_outputs
+
+    if num_parameters > _LARGEST:
+        return None
+    shape = tuple(blueprint.facts.input_shape)
+    samples = torch.randn((min(64, blueprint.batch_size), *shape), generator=torch.Generator().manual_seed(0))
+    model = make_model(blueprint, lambda count: samples[:count])
+    after = {id(module): name for name, module in model.named_modules()}
+    activations = {after[layer]: name for layer, (name, _) in following(model, shape).items()}
+    table = make_table("layer", "mean", "variance", left=("activation after it",))
+    rows = initial_outputs(model, samples)
+    every = -(-len(rows) // _ROWS_SHOWN)
+    for row in (*rows[:-1:every], rows[-1]) if rows else ():
+        table.add_row(row.layer, f"{row.mean:.2g}", f"{row.variance:.2g}", activations.get(row.layer, ""))
+    option = blueprint.config["choices"].get("initializer")
+    some = f"each {every}. of {len(rows)} layers" if every > 1 else "layers"
+    title = f"outputs of {some} at step 0, initializer={option}, for samples from N(0, 1)"
+    kept = left_alone(model)
+    if option != "default" and kept:
+        title += f"; left alone: {join_names(kept, _NAMES_SHOWN)}"
+    return title, table
+
+
 def group_table(model: "nn.Module", config: Config) -> RenderableType:
     from trainer.optimizers.parameter_groups import parameter_groups
 
