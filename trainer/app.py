@@ -17,6 +17,12 @@ def main() -> None:
     from trainer.base.errors import Interrupted
 
     streams.prepare()
+    if "-sc" in sys.argv or "--shell-completion" in sys.argv:
+        from trainer.commands import completion
+
+        if (action := completion.asked(sys.argv[1:])) is not None:
+            completion.answer(action)
+            raise SystemExit(0)
     # before anything is at stake, and after it, a signal ends the program at once: an exception would leave a traceback
     signals.stop_request.leaves = True
     signals.install()

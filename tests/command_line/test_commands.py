@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -18,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.command_line.conftest import INSTALLED, PROGRAM, SMALL, Train, listing
+from tests.command_line.conftest import INSTALLED, SMALL, Train, listing
 from tests.data.images import jpeg
 from tests.forks import Zygote
 from trainer.configuration.build import build
@@ -150,40 +149,6 @@ def test_a_primary_configuration_and_options_of_ones_own(train: Train, folder: P
 def _trial(folder: Path, number: int) -> str:
     (found,) = (folder / "outputs/sweeps/sweep").glob(f"{number}_*")
     return found.name
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("data=cifar", {"data=cifar10", "data=cifar100"}),
-        ("schedule=cosine optimizer=mom", {"optimizer=momentum"}),
-        ("optimizer.we", {"optimizer.weight_decay="}),
-        ("batch", {"batch_size="}),
-        ("nosuch", set()),
-    ],
-)
-def test_the_shell_completes(typed: str, offered: set[str], train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the shell function defined by `eval "$(train -sc install=bash)"` calls it."""
-    monkeypatch.setenv("COMP_LINE", f"train {typed}")
-    monkeypatch.setenv("COMP_POINT", str(len(typed) + 6))
-    done = train("-sc", "query=bash")
-    assert (done.code, done.err) == (0, "")
-    assert set(done.out.split()) == offered
-
-
-def test_bash_itself_completes(folder: Path) -> None:
-    script = f"""
-        PATH={PROGRAM.parent}:$PATH
-        eval "$(train -sc install=bash)"
-        COMP_LINE="train data=cifar" COMP_POINT=16 COMP_WORDS=(train data=cifar) COMP_CWORD=1
-        hydra_bash_completion train data=cifar train
-        echo "${{COMPREPLY[@]}}"
-        complete -p train
-    """
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True)
-    offered, rule = done.stdout.splitlines()
-    assert set(offered.split()) == {"data=cifar10", "data=cifar100"}
-    assert "-F hydra_bash_completion train" in rule
 
 
 def test_flags_may_stand_anywhere(train: Train, folder: Path) -> None:

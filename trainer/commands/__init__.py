@@ -6,3 +6,22 @@ COMMANDS = {
     "repeat": "run the configuration of a run again in a new folder",
     "evaluate": "metrics of the best weights of runs; tta=flip|ten_crop|multi_scale averages over views",
 }
+
+# --- what may be typed after them, for completion ---------------------------------------------------------
+
+_OURS = ("--debug", "--trust", "--help")
+_HYDRAS = ("--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir", "--config-name", "--hydra-help")
+FLAGS = {
+    "": (*_HYDRAS, "--shell-completion", *_OURS, "--version"),
+    "plan": ("--multirun", "--config-dir", "--show", *_OURS),
+    "resume": ("--config-dir", *_OURS),
+    "repeat": _OURS,
+    "evaluate": _OURS,
+}
+FLAG_VALUES = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--shell-completion": ("install=bash", "install=zsh", "install=fish"),
+}
+KEYS_OF_RESUME = ("epochs", "steps", "schedule_length", "parallelism")
+VIEWS = ("none", "flip", "ten_crop", "multi_scale")

@@ -12,9 +12,7 @@ from rich.markup import escape
 from trainer.base.errors import ConfigurationError
 from trainer.base.text import NAME, did_you_mean, written
 from trainer.commands import COMMANDS
-from trainer.configuration.options import first_comment
-
-_PACKAGE = Path(__file__).resolve().parent.parent
+from trainer.configuration.options import config_folder, first_comment
 
 
 def print_help(arguments: list[str]) -> None:
@@ -24,7 +22,7 @@ def print_help(arguments: list[str]) -> None:
     """
     chosen = [word for word in arguments[1:] if "=" in word and not word.startswith("-")]
     if arguments[:1] == ["help"] and chosen:
-        folders = [_own_folder(), *_user_folders(arguments)]
+        folders = [config_folder(), *_user_folders(arguments)]
         print("\n\n".join(_option(word, folders) for word in chosen), flush=True)
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -34,7 +32,7 @@ def print_help(arguments: list[str]) -> None:
 
 
 def _show(console: Console, arguments: list[str]) -> None:
-    folders = [_own_folder(), *_user_folders(arguments)]
+    folders = [config_folder(), *_user_folders(arguments)]
     defaults = _defaults(folders[0])
     usage = {
         "train [key=value ...]": "a run, such as train optimizer=adamw schedule=cosine_warmup",
@@ -70,12 +68,7 @@ def _option(word: str, folders: list[Path]) -> str:
         options = ", ".join(groups[group])
         raise ConfigurationError(f"train help {word}: '{option}' is not an option.{hint} Options: {options}")
     path = next(path for folder in folders if (path := folder / group / f"{option}.yaml").is_file())
-    return f"train {word}\n\n{path.read_text().rstrip()}"
-
-
-def _own_folder() -> Path:
-    clone = _PACKAGE.parent / "configs"
-    return clone if (clone / "train.yaml").is_file() else _PACKAGE / "configs"
+    return f"train {word}\n\n{path.read_text(encoding='utf-8').rstrip()}"
 
 
 def _user_folders(arguments: list[str]) -> list[Path]:
@@ -92,12 +85,12 @@ def _user_folders(arguments: list[str]) -> list[Path]:
 
 
 def _defaults(folder: Path) -> dict[str, str]:
-    entries = yaml.safe_load((folder / "train.yaml").read_text())["defaults"]
+    entries = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
 
 
 def _settings(folder: Path) -> dict[str, object]:
-    values = yaml.safe_load((folder / "train.yaml").read_text())
+    values = yaml.safe_load((folder / "train.yaml").read_text(encoding="utf-8"))
     shown = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
     return {key: written(value).replace(": ", ":") for key, value in shown.items()}
 

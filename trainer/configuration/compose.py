@@ -24,19 +24,13 @@ from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.hydra_node import NAME as NAME
 from trainer.configuration.hydra_node import checked_loading
 from trainer.configuration.optimizer_keys import rate_of, schedule_problem, with_constant_schedule
+from trainer.configuration.options import config_folder as config_folder
 from trainer.configuration.rules import PSEUDO_GROUPS
 
 # Gearshift relies on these settings of Hydra; they must not be changed
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
 _READABLE = "a value with special characters is quoted: \"{}='...'\""
-
-
-def config_folder() -> Path:
-    """Return `configs/` of the clone if there is one, else the copy inside the package."""
-    package = Path(__file__).resolve().parents[1]
-    clone = package.parent / "configs"
-    return clone if (clone / f"{NAME}.yaml").is_file() else package / "configs"
 
 
 def slug(text: str) -> str:
