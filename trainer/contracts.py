@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base.capabilities import convergence_of as convergence_of
+from trainer.base.capabilities import evaluation_weights_of as evaluation_weights_of
 from trainer.base.capabilities import is_element_wise as is_element_wise
 from trainer.base.capabilities import needs_closure as needs_closure
 from trainer.base.capabilities import pipeline_plan as pipeline_plan

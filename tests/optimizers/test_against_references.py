@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tests.optimizers.problem import RECORDED, SHAPES, SHOWN, Make, trained, weights
+from trainer.base.torch_optimizers import plain_step
 from trainer.optimizers.gradient_descent import GradientDescent
 from trainer.optimizers.lion import Lion
 from trainer.optimizers.momentum import SGDW, Lookahead, Momentum, momentum, nesterov
 from trainer.optimizers.muon import Muon
 from trainer.optimizers.rprop import Rprop, rprop
+from trainer.optimizers.sam import SAM
+from trainer.optimizers.schedule_free import ScheduleFreeAdamW
 
 TORCHS: dict[str, tuple[Make, Make]] = {
     "momentum": (
@@ -48,10 +51,43 @@ def test_torchs_rules_to_the_last_bits(name: str) -> None:
             "timm 1.0.31 and pytorch_optimizer 4.1.0, Lion(betas=(0.9, 0.99))",
             lambda p: Lion(p, lr=0.05, betas=(0.9, 0.99), weight_decay=0.1),
         ),
+        (
+            "pytorch_optimizer 4.1.0, SAM(SGD, rho=0.3, adaptive=True, momentum=0.9)",
+            lambda p: SAM(p, lr=0.05, rho=0.3, adaptive=True, momentum=0.9, weight_decay=0.1),
+        ),
     ],
 )
 def test_rules_of_other_packages(reference: str, make: Make) -> None:
-    assert trained(make)[SHOWN].tolist() == pytest.approx(RECORDED[reference], rel=1e-12)
+    tolerance = 1e-6 if "SAM" in reference else 1e-12  # which has a norm in single precision
+    assert trained(make)[SHOWN].tolist() == pytest.approx(RECORDED[reference], rel=tolerance)
+
+
+def test_schedule_free_trains_and_evaluates_the_weights_of_the_authors() -> None:
+    params, made = weights(), list[ScheduleFreeAdamW]()
+
+    def make(params: list[nn.Parameter]) -> Optimizer:
+        made.append(ScheduleFreeAdamW(params, lr=0.05, betas=(0.9, 0.99), weight_decay=0.1, warmup_steps=5, r=1.0))
+        return made[0]
+
+    training, evaluation = [table for name, table in RECORDED.items() if "schedulefree" in name or "the same" in name]
+    assert trained(make, params=params, rates=False)[SHOWN].tolist() == pytest.approx(training, rel=1e-12)
+    averages = torch.cat([value.flatten() for _, value in made[0].evaluation_weights()])
+    assert averages[SHOWN].tolist() == pytest.approx(evaluation, rel=1e-12)
+
+
+def test_sam_takes_the_gradient_uphill() -> None:
+    """J = w1^2 / 2 + 2 w2^2 at (3, 1): g = (3, 4), |g| = 5; uphill by rho = 0.5 is (3.3, 1.4), where g = (3.3, 5.6)."""
+    w = nn.Parameter(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    gradients = []
+
+    def closure() -> Tensor:
+        w.grad = w.detach() * torch.tensor([1.0, 4.0])
+        gradients.append(w.grad.tolist())
+        return (w.detach().square() * torch.tensor([0.5, 2.0])).sum()
+
+    assert float(SAM([w], lr=0.1, rho=0.5, momentum=0.0).step(closure)) == 6.5
+    assert gradients == [[3.0, 4.0], pytest.approx([3.3, 5.6])]
+    assert w.tolist() == pytest.approx([3 - 0.33, 1 - 0.56])
 
 
 def muon_and_adamw(params: list[nn.Parameter], convolutions: bool) -> list[Optimizer]:
@@ -76,7 +112,7 @@ def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest(shape: tuple[int, in
         def step(self, closure: None = None) -> None:  # type: ignore[override]
             for one in self.inner:
                 one.param_groups[0]["lr"] = self.param_groups[0]["lr"]
-                one.step()
+                plain_step(one, None)
 
     ours = trained(lambda p: Muon(p, lr=0.03, betas=(0.8, 0.95), weight_decay=0.1), params=weights(shapes))
     torch.testing.assert_close(ours, trained(Both, params=weights(shapes)), rtol=1e-12, atol=1e-12)
@@ -101,7 +137,7 @@ def path(optimizer: Optimizer, parameter: nn.Parameter, gradients: list[float], 
     for gradient, lr in zip(gradients, rates, strict=True):
         parameter.grad = torch.full_like(parameter, gradient)
         optimizer.param_groups[0]["lr"] = lr
-        optimizer.step()
+        plain_step(optimizer, None)
         found.append(parameter.item())
     return found
 
@@ -160,7 +196,7 @@ def test_lookahead_takes_the_gradient_of_the_point_ahead() -> None:
         optimizer.step(closure)
         found.append(w.item())
         theirs.grad = theirs.detach().clone()
-        reference.step()
+        plain_step(reference, None)
         ahead.append(theirs.item())
     assert found == pytest.approx([0.9, 0.765])
     assert ahead[0] == pytest.approx(0.9 - 0.5 * 0.1)
@@ -233,6 +269,9 @@ def test_gradient_descent_on_a_quadratic_and_its_end() -> None:
         (lambda p: rprop(p, etas=(1.2, 0.5)), "etas="),
         (lambda p: rprop(p, step_sizes=(1.0, 0.1)), "step_sizes="),
         (lambda p: Lion(p, betas=(0.9, 1.0)), "betas=1.0: must be in"),
+        (lambda p: SAM(p, rho=-0.1), "rho=-0.1: must be at least 0"),
+        (lambda p: ScheduleFreeAdamW(p, betas=(0.0, 0.9)), "betas=0.0: must be in"),
+        (lambda p: ScheduleFreeAdamW(p, warmup_steps=-1), "warmup_steps=-1: must be at least 0"),
         (lambda p: Muon(p, ns_steps=0), "ns_steps=0: must be at least 1"),
         (lambda p: Muon(p, momentum=1.0), "momentum=1.0: must be in"),
     ],

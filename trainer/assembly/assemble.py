@@ -24,7 +24,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
-from trainer.contracts import Preprocessing, convergence_of, needs_closure
+from trainer.contracts import Preprocessing, convergence_of, evaluation_weights_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import excluded_names, parameter_groups
@@ -158,7 +158,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
-        converges=convergence_of(optimizer),
+        converges=convergence_of(optimizer), averaged=evaluation_weights_of(optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,

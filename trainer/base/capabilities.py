@@ -12,16 +12,17 @@ An optimizer of ours, or of the user's, declares them as attributes of its class
 - `line_search`: it compares values of the objective along a direction, which clipping would change.
 - `differentiates`: it calls `closure.loss(create_graph=True)`.
 - `converged`: a property that is True once further steps would change nothing.
+- `evaluation_weights()`: yields pairs of a parameter and its value to evaluate and keep, if that is another one.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ELEMENT_WISE = ("SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD")
 Rate = Literal["scheduled", "fixed", "own"]
@@ -40,6 +41,7 @@ class Traits:
     rate: Rate
     line_search: bool
     differentiates: bool
+    averages: bool
 
 
 def traits(optimizer: object) -> Traits:
@@ -56,6 +58,7 @@ def traits(optimizer: object) -> Traits:
         rate=rate_of_class(type(optimizer)),
         line_search=bool(getattr(optimizer, "line_search", _searches_lines(optimizer))),
         differentiates=bool(getattr(optimizer, "differentiates", False)),
+        averages=evaluation_weights_of(optimizer) is not None,
     )
 
 
@@ -81,6 +84,12 @@ def convergence_of(optimizer: object) -> Callable[[], bool] | None:
         return None
     converged = attrgetter("converged")
     return lambda: bool(converged(optimizer))
+
+
+def evaluation_weights_of(optimizer: object) -> "Callable[[], Iterable[tuple[Tensor, Tensor]]] | None":
+    """Return the method that yields the weights to evaluate, or None if the optimizer trains those."""
+    method: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = getattr(optimizer, "evaluation_weights", None)
+    return method
 
 
 def rate_of_class(kind: object) -> Rate:

@@ -206,6 +206,8 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
         )
     elif not strategy.steps_all_weights and found.joins_parameters:
         yield f"optimizer={option}: must step all weights at once, but under parallelism={parallelism} a rank has some"
+    if found.averages and not strategy.is_synchronous:
+        yield f"optimizer={option}: evaluates other weights than it trains, which parallelism={parallelism} cannot"
     if found.rate != "scheduled" and not isinstance(blueprint.schedule, Constant):
         warmup = f"schedule.warmup={config['schedule'].get('warmup')}: optimizer={option} does not follow a schedule"
         yield schedule_problem(config, found.rate) or warmup

@@ -24,7 +24,7 @@ class GradientDescent(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 0.5,
+        lr: float = 1.0,
         tolerance: float = 1e-6,
         patience: int = 10,
         weight_decay: float = 0.0,

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainer.data.facts import Part
 from trainer.metrics import Meter
 from trainer.training.evaluation_batches import evaluation_batches, evaluation_shards, prepared, raw_evaluation_batches
+from trainer.training.evaluation_weights import at_evaluation_weights
 from trainer.training.run import Run
 from trainer.training.test_time_augmentation import TestTime
 
@@ -24,7 +25,7 @@ def evaluate(run: Run, split: Part, prefix: str, seen: Seen = lambda count: None
     """
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
-    with torch.inference_mode(), run.strategy.evaluating(run.model):
+    with at_evaluation_weights(run), torch.inference_mode(), run.strategy.evaluating(run.model):
         for images, targets in evaluation_batches(run, split):
             outputs = run.objective.forward(images)
             meter.add(run.blueprint.loss(outputs, targets), outputs, targets)
@@ -45,7 +46,7 @@ def evaluate_views(
     has_loss = True
     run.model.eval()
     meter = Meter(run.blueprint.metrics)
-    with torch.inference_mode(), run.strategy.evaluating(run.model):
+    with at_evaluation_weights(run), torch.inference_mode(), run.strategy.evaluating(run.model):
         for views, targets in batches_of_views(run, split, test_time):
             outputs = log_probabilities(run, views)
             loss = run.blueprint.loss.of_probabilities(outputs, targets)
@@ -91,7 +92,7 @@ def confusion_matrix(run: Run, split: Part) -> Tensor:
     size = run.blueprint.facts.num_outputs
     counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)
     run.model.eval()
-    with torch.inference_mode(), run.strategy.evaluating(run.model):
+    with at_evaluation_weights(run), torch.inference_mode(), run.strategy.evaluating(run.model):
         for images, targets in evaluation_batches(run, split):
             predicted = run.objective.forward(images).argmax(1)
             counts += torch.bincount((targets * size + predicted).cpu(), minlength=size * size).to(run.device)

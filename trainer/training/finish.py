@@ -149,6 +149,7 @@ def restore_best(run: Run) -> None:
         state = run.strategy.broadcast(_own_best(run, path) if run.strategy.is_main else None)
         assert state is not None  # the main rank's
         restore_weights(run, state)
+        run.holds_best = True
 
 
 def _own_best(run: Run, path: Path) -> State:

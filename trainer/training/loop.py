@@ -16,7 +16,7 @@ from trainer.training.evaluation import evaluate
 from trainer.training.finish import Result, finish
 from trainer.training.progress import Best
 from trainer.training.run import Run
-from trainer.training.state import capture, weights
+from trainer.training.state import best_weights, capture
 from trainer.training.step import train_step
 from trainer.training.throughput import Throughput
 
@@ -131,7 +131,7 @@ def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
         run.checkpoints.finish()  # write a pending checkpoint first: a rollback may need it
     # which checkpoint a rollback returns to must not depend on timing
     at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"
-    run.checkpoints.put(lambda: capture(run), (lambda: weights(run)) if improved else None, at_once)
+    run.checkpoints.put(lambda: capture(run), (lambda: best_weights(run)) if improved else None, at_once)
 
 
 def tick(run: Run) -> None:

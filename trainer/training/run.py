@@ -1,11 +1,11 @@
 """A run: everything that training needs, assembled, and its progress."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.base.precision import LossScale
 from trainer.base.stateful import Stateful
@@ -39,6 +39,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     needs_closure: bool
     converges: Callable[[], bool] | None
+    averaged: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
     base_lrs: list[float]
     loss_scale: LossScale | None
     guard: GradientGuard
@@ -60,6 +61,7 @@ class Run:
     checkpoints: CheckpointWriter | None = None
     profiler: torch.profiler.profile | None = None
     has_ended: bool = False
+    holds_best: bool = False  # the model has the weights of best.pt
 
     def __repr__(self) -> str:
         choices = self.blueprint.config["choices"]

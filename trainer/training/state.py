@@ -9,6 +9,7 @@ from trainer.base.duration import is_time
 from trainer.base.errors import DataError, is_out_of_memory, one_line
 from trainer.base.stateful import State
 from trainer.storage.identity import repeat
+from trainer.training.evaluation_weights import at_evaluation_weights
 from trainer.training.run import Run
 
 FORMAT = 4
@@ -41,7 +42,7 @@ def _by_shard(run: Run) -> list[State]:
 
 
 def weights(run: Run) -> State:
-    """Return the content of `best.pt`: weights under whole-model names, and the fitted preprocessing."""
+    """Return the model's weights under whole-model names, and the fitted preprocessing."""
     return {
         "format": FORMAT,
         "model": run.strategy.state_dict(run.model),
@@ -50,6 +51,15 @@ def weights(run: Run) -> State:
         "epoch": run.epochs_done,
         "run": None if run.identity is None else asdict(run.identity),
     }
+
+
+def best_weights(run: Run) -> State:
+    """Return the content of `best.pt`: the weights that were evaluated."""
+    with at_evaluation_weights(run):
+        found = dict(weights(run))
+        if run.averaged is not None:
+            found["model"] = {name: value.clone() for name, value in found["model"].items()}
+    return found
 
 
 def check_content(state: State, path: Path, *, is_last: bool) -> None:
