@@ -23,7 +23,7 @@ class Lion(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 0.0005,
+        lr: float = 0.0002,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.1,
     ) -> None:
