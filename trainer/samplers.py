@@ -248,7 +248,7 @@ class HardExamples(Sampler):
         `load_state_dict`.
         """
         if self._local.device != losses_K.device:
-            self._local = self._local.to(losses_K.device)
+            self._local = self._local.to(losses_K.device, non_blocking=True)
         losses_K = losses_K.detach().float()
         valid_K = losses_K.isfinite()
         units_K = losses_K.where(valid_K, 0).clamp(0, MOST_LOSS).div(LOSS_UNIT).round().long()

@@ -44,11 +44,11 @@ def make_batches(
     if room is None:
         room = blueprint.data.room() if device.type == "cpu" else None
     return TrainingBatches(
-        images.to(device) if isinstance(images, torch.Tensor) else images, train.targets_N.to(device),
+        images.to(device) if isinstance(images, torch.Tensor) else images, train.targets_N,
         batch_size=blueprint.batch_size, micro_batch=blueprint.micro_batch, limit=config["limit_batches"],
         seed=config["seed"], sampler=sampler, augmentation=augmentation, preprocessing=preprocessing,
         strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs,
-        room=math.inf if room is None else room,
+        room=math.inf if room is None else room, device=device,
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def _quantiles(device: torch.device) -> Tensor:
     """float32: the normal quantiles at the midpoints of 2^16 equal intervals, scaled to unit variance."""
     upper = torch.special.ndtri((torch.arange(2**15, 2**16, dtype=torch.float64) + 0.5) / 2**16)
     table: Tensor = torch.cat((-upper.flip(0), upper)) / upper.square().mean().sqrt()
-    return table.to(device, torch.float32)
+    return table.to(device, torch.float32, non_blocking=True)
 
 
 def _bits(seeds_N: Tensor, size: int, device: torch.device, stream: int) -> Iterator[tuple[slice, Tensor]]:

@@ -117,7 +117,7 @@ class LensDistortion(Operation):
 def _coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """y and x of each pixel relative to the centre, each float64_HW."""
     y_HW, x_HW = torch.meshgrid(centred(height), centred(width), indexing="ij")
-    return y_HW.to(device), x_HW.to(device)
+    return y_HW.to(device, non_blocking=True), x_HW.to(device, non_blocking=True)
 
 
 def _take(images_NCHW: Tensor, y_NHW: Tensor, x_NHW: Tensor, fill: Fill) -> None:

@@ -205,7 +205,7 @@ class Superpixels(RangedOperation):
         colour_KCS = cells.means(segment_KP)[:, :C].round()
         painted_KCP = colour_KCS.gather(2, segment_KP.unsqueeze(1).expand(-1, C, -1))
         uniform_KS = uniform(rows["seed"], (cells.count,), images_KCHW.device)
-        fraction_K1 = rows["replaced"].to(uniform_KS).unsqueeze(1)
+        fraction_K1 = rows["replaced"].to(uniform_KS, non_blocking=True).unsqueeze(1)
         replaced_KP = (uniform_KS < fraction_K1).gather(1, segment_KP).unsqueeze(1)
         return cells.image(torch.where(replaced_KP, painted_KCP, cells.features[:, :C].flatten(2)))[..., :H, :W]
 

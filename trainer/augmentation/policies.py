@@ -151,11 +151,12 @@ class _Policy(Operation):
         H, W = images_NCHW.shape[2:]
         first, stop = 2 * len(self._bins), 2 * len(self._bins) * (1 + _NUM_MOVING)
         if (stop - first) * H * W * 8 > _MAX_GRID_BYTES:
-            return torch.stack([self._grid(code, H, W) for code in code_K.tolist()]).to(images_NCHW.device)
+            grids_KHW2 = torch.stack([self._grid(code, H, W) for code in code_K.tolist()])
+            return grids_KHW2.to(images_NCHW.device, non_blocking=True)
         key = (H, W, images_NCHW.device)
         if key not in self._grids_of:
             table = torch.stack([self._grid(code, H, W) for code in range(first, stop)])
-            self._grids_of = {key: table.flatten(1).to(images_NCHW.device)}
+            self._grids_of = {key: table.flatten(1).to(images_NCHW.device, non_blocking=True)}
         grid_index_K = (code_K - first).to(images_NCHW.device, non_blocking=True)
         return self._grids_of[key].index_select(0, grid_index_K).view(-1, H, W, 2)
 

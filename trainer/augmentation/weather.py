@@ -190,7 +190,8 @@ class Rain(RangedOperation):
     def _slanted(self, streaks: Tensor, slant_K: Tensor, width: int) -> Tensor:
         """Shift row i to the right by round(slant i) and crop to the image width."""
         H = streaks.shape[1]
-        shift_KH = (slant_K.to(streaks.device).unsqueeze(1) * torch.arange(H, device=streaks.device)).round_()
+        slant_K1 = slant_K.to(streaks.device, non_blocking=True).unsqueeze(1)
+        shift_KH = (slant_K1 * torch.arange(H, device=streaks.device)).round_()
         first_KH1 = (self._reach(H)[1] - shift_KH).to(torch.int64).unsqueeze(2)
         return streaks.gather(2, first_KH1 + torch.arange(width, device=streaks.device))
 
@@ -209,7 +210,10 @@ def smooth_field(seeds_N: Tensor, images_NCHW: Tensor, size: float) -> Tensor:
         cell = size * min(H, W) / 2**octave
         rows, columns = max(1, round(H / cell)), max(1, round(W / cell))
         grid = uniform(seeds_N, (rows + 1, columns + 1), device, octave).mul_(256).floor_().double()
-        between = _interpolation(H, rows).to(device) @ grid @ _interpolation(W, columns).to(device).T
+        down_HR, across_WC = (
+            _interpolation(side, cells).to(device, non_blocking=True) for side, cells in ((H, rows), (W, columns))
+        )
+        between = down_HR @ grid @ across_WC.T
         field.add_(between.mul_(2.0 ** (_OCTAVES - 1 - octave)))
     return field.div_(2**24 * (2**_OCTAVES - 1)).to(torch.float32).unsqueeze(1)
 

@@ -187,7 +187,8 @@ class Strategy(ABC):
 
         `terms` are this rank's weights, each with its number; that of a shard is the shard's. A collective call.
         """
-        return sum(term.item() for _, term in terms)
+        numbers = [term for _, term in terms]
+        return sum(torch.stack(numbers).tolist()) if numbers else 0.0  # waits for the device once
 
     def stepped(self, model: nn.Module, step: int) -> None:
         """Called after optimizer step `step` (the first is 1)."""

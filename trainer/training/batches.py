@@ -45,7 +45,8 @@ class Block(NamedTuple):
 class TrainingBatches:
     """Epochs of batches. The position in the data is (epoch, samples seen), so that the batch size may change.
 
-    `images` is a tensor on the training device, or photographs that are read on demand.
+    `images` is a tensor on the training device `device`, or photographs that are read on demand; `targets_N` is on the
+    CPU, where samplers read it.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class TrainingBatches:
         channels_last: bool,
         num_classes: int = 0,
         room: float = math.inf,
+        device: torch.device | None = None,
     ) -> None:
-        self.images, self.targets = images, targets_N
-        self._device = targets_N.device
-        self._targets_cpu = targets_N.cpu()
+        self._device = torch.device("cpu") if device is None else device
+        self.images, self.targets = images, targets_N.to(self._device)
+        self._targets_cpu = targets_N
         self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
         self._sampler = sampler
         self._num_classes = num_classes

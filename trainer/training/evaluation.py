@@ -72,9 +72,10 @@ def batches_of_views(run: Run, split: Part, test_time: TestTime) -> Iterator[tup
     read = images.read(
         (shard, frames) for shard in shards for frames in test_time.frames(images.sizes[shard], size, short_side)
     )
-    on_device = (some.to(run.device) for some in read)
+    on_device = (some.to(run.device, non_blocking=True) for some in read)
     for shard in shards:
-        yield test_time.views_of_frames(on_device), split.targets_N[shard].to(run.device)
+        targets = split.targets_N[shard].to(run.device, non_blocking=True)
+        yield test_time.views_of_frames(on_device), targets
 
 
 def log_probabilities(run: Run, views: Views) -> Tensor:
@@ -90,11 +91,11 @@ def log_probabilities(run: Run, views: Views) -> Tensor:
 def confusion_matrix(run: Run, split: Part) -> Tensor:
     """Return counts (K, K) on the CPU: true class in rows, predicted class in columns."""
     size = run.blueprint.facts.num_outputs
-    counts = torch.zeros(size * size, dtype=torch.int64, device=run.device)
+    cells: list[Tensor] = []
     run.model.eval()
     with at_evaluation_weights(run), torch.inference_mode(), run.strategy.evaluating(run.model):
         for images, targets in evaluation_batches(run, split):
-            predicted = run.objective.forward(images).argmax(1)
-            counts += torch.bincount((targets * size + predicted).cpu(), minlength=size * size).to(run.device)
+            cells.append(targets * size + run.objective.forward(images).argmax(1))
     run.model.train()
-    return run.strategy.sum(counts).cpu().view(size, size)
+    counts = torch.bincount(torch.cat(cells).cpu(), minlength=size * size)  # on CUDA not deterministic
+    return run.strategy.sum(counts.to(run.device, non_blocking=True)).cpu().view(size, size)

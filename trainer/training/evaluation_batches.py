@@ -23,7 +23,8 @@ def raw_evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tens
     """Yield the same batches on the device, without preprocessing."""
     shards = evaluation_shards(run, split)
     for shard, image in zip(shards, _read(split.images_NCHW, shards), strict=True):
-        yield image.to(run.device), split.targets_N[shard].to(run.device)
+        targets = split.targets_N[shard]
+        yield image.to(run.device, non_blocking=True), targets.to(run.device, non_blocking=True)
 
 
 def evaluation_shards(run: Run, split: Part) -> list[Tensor]:
