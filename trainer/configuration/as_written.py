@@ -13,6 +13,7 @@ from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import explain, explained
+from trainer.configuration.limits import restart
 from trainer.configuration.rules import PSEUDO_GROUPS
 from trainer.configuration.settings import SETTINGS
 
@@ -68,6 +69,7 @@ def plain(composed: DictConfig) -> Config:
     """Convert to resolved dicts and lists, without Hydra's own node. Raises ConfigurationError."""
     found: Config = {}
     problems = []
+    restart()
     for key in composed:
         if key == "hydra":
             continue

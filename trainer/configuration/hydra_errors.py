@@ -10,6 +10,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from trainer.base.bounded_yaml import TooMuch
 from trainer.base.config import ConfigValue
 from trainer.base.errors import ConfigurationError, GearshiftError, unknown
 from trainer.configuration.groups import GROUPS
@@ -65,7 +66,8 @@ def _translated(error: BaseException, loader: ConfigLoader | None, composed: Dic
         return _missing_option(error, loader)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{mark.name}, line {mark.line + 1}: is not YAML: {error.problem}"
+        kind = "" if isinstance(error, TooMuch) else "is not YAML: "
+        return f"{mark.name}, line {mark.line + 1}: {kind}{error.problem}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, OmegaConfBaseException):
         return _bad_key(cause)

@@ -28,6 +28,7 @@ from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration.build import locate
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_logging import frozen, logging_problems
+from trainer.configuration.limits import bounded_loading, restart
 from trainer.configuration.rules import OPEN
 from trainer.configuration.sweeps import is_inside, swept_groups
 from trainer.configuration.trust import hint, is_users
@@ -54,6 +55,7 @@ class CheckedLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Compose. Raises NotTrusted with every problem of Hydra's node."""
+        restart()
         load = partial(
             super().load_configuration,
             config_name,
@@ -172,11 +174,12 @@ def _of_sweep(load: Callable[[list[str]], DictConfig], overrides: list[str]) -> 
 
 @contextmanager
 def checked_loading() -> Iterator[None]:
-    """Context manager in which every loader that Hydra creates is a `CheckedLoader`."""
+    """Context manager in which every loader that Hydra creates is a `CheckedLoader`, and files have limits."""
     before = vars(hydra_itself)["ConfigLoaderImpl"]
     vars(hydra_itself)["ConfigLoaderImpl"] = CheckedLoader
     try:
-        yield
+        with bounded_loading():
+            yield
     finally:
         vars(hydra_itself)["ConfigLoaderImpl"] = before
 

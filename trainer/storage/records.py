@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from trainer.base.bounded_yaml import BoundedLoader
 from trainer.base.config import ConfigValue, Json, JsonObject
 from trainer.base.errors import DataError
 from trainer.storage.files import read_file, write_atomic
 
-_DEEPEST = 40  # levels of a YAML file; a configuration has five
 _CHECKSUM = "sha256"
 _CHECKSUM_LINE = re.compile(rb"^# sha256 of the lines below: ([0-9a-f]{64})\n", re.MULTILINE)
 
@@ -69,20 +69,10 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-class _Careful(yaml.SafeLoader):
-    """Refuses aliases, of which a few lines can stand for billions of values, and deep nesting."""
+class _Careful(BoundedLoader):
+    """Our own files have no aliases."""
 
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it contains an alias (*name)")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+    aliases = False
 
 
 def write_yaml(path: Path, value: ConfigValue, heading: str) -> None:

@@ -63,7 +63,8 @@ class Result:
     def plot(self) -> "Figure | None":
         """Return the learning curves as a matplotlib figure, like `curves.png`; None if there are no metrics."""
         best_step = None if self.best is None else self.best["step"]
-        return curves_figure(self.history, Path(self.folder).name, best_step, self.value, self.monitor)
+        metrics = stream_metrics(Path(self.folder) / run_folder.METRICS)  # may be too many to be kept in memory
+        return curves_figure(metrics, Path(self.folder).name, best_step, self.value, self.monitor)
 
 
 def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
