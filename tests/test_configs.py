@@ -170,7 +170,7 @@ def test_data_options_read_their_sets(name: str, data_root: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", [p.stem for p in OPTIONS if p.parent.name in WHOLE])
-def test_whole_configurations_run(name: str, tmp_path: Path) -> None:
+def test_whole_configurations_run(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     group = next(p.parent.name for p in OPTIONS if p.parent.name in WHOLE and p.stem == name)
     result = fit(assemble(compose([f"{group}={name}", "threads=1"]), tmp_path))
     assert result.status in ("completed", "early_stopped")
@@ -185,3 +185,6 @@ def test_whole_configurations_run(name: str, tmp_path: Path) -> None:
         trace = json.loads((tmp_path / "trace.json").read_text())
         steps = {e["name"] for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep#")}
         assert len(steps) == 20
+        out, err = capfd.readouterr()
+        assert err == ""  # of Kineto, which writes to the descriptor
+        assert f"trace: {tmp_path / 'trace.json'}; open it in a browser at https://ui.perfetto.dev\n" in out

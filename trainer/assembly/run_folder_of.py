@@ -1,5 +1,6 @@
 """Opens the folder of a run, restores its last checkpoint, and compares data and environment with the recorded ones."""
 
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -124,9 +125,20 @@ def start_profiler(run: Run, folder: Path) -> torch.profiler.profile | None:
     steps = run.blueprint.config["profile"]
     if steps is None:
         return None
+    is_cuda = run.device.type == "cuda"
+    if not is_cuda:  # the tracer, Kineto, looks for CUDA devices and calls it an error that there are none
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    path = folder / "trace.json"
+
+    def export(traced: torch.profiler.profile) -> None:
+        traced.export_chrome_trace(str(path))
+        run.say(f"trace: {run_folder.shown(path)}; open it in a browser at https://ui.perfetto.dev")
+
+    kinds = torch.profiler.ProfilerActivity
     profiler = torch.profiler.profile(
+        activities=[kinds.CPU, kinds.CUDA] if is_cuda else [kinds.CPU],
         schedule=torch.profiler.schedule(wait=5, warmup=5, active=steps, repeat=1),
-        on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / "trace.json")),
+        on_trace_ready=export,
         record_shapes=True,
         acc_events=True,  # no effect with one cycle, but torch 2.11 warns without it
     )
