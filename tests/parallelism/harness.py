@@ -3,6 +3,7 @@
 import pickle
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -58,6 +59,7 @@ def answer(process: Fork, path: Path, rank: int, timeout: float) -> Any:
 def _rank(path: Path, rank: int, store: str, world_size: int, function: Callable[..., Any], args: Any) -> None:
     take(RankInfo(rank, world_size, rank, world_size), lambda: dist.FileStore(store, world_size))
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # of torch too: a user cannot act on them
     try:
         found = ("result", function(*args))
         if dist.is_initialized():

@@ -255,6 +255,7 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
         "speed-up": "at best 4 over one such device: computation only, no communication or waiting",
     }
     assert shown(*overrides, "parallelism.devices=1") == {}  # type: ignore[operator]
+    assert shown(*overrides, "precision=bf16")["not"].startswith("equal  bf16: each rank rounds")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +279,29 @@ def test_every_strategy_has_its_numbers(overrides: list[str]) -> None:
     costs = estimate.cost_of(blueprint, model)
     assert costs is not None and costs.total.bytes > 0 and costs.speed_up > 0.5
     assert 0 < costs.activations <= 1 and 0 < costs.weights <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("parallelism=ddp precision=bf16", ["bf16"]),
+        ("parallelism=fsdp precision=fp16", ["fp16"]),
+        ("parallelism=weird_trick precision=bf16 model=lenet model.norm=batch parallelism.batch_norm=plain",
+         ["batch norm is plain", "bf16"]),
+        ("parallelism=local_sgd precision=bf16", ["weights are averaged", "bf16"]),
+        ("parallelism=downpour precision=bf16", ["asynchronous", "bf16"]),
+        ("parallelism=ddp", []),
+        ("parallelism=ddp parallelism.devices=1 precision=bf16", []),
+        ("parallelism=single precision=bf16", []),
+    ],
+)  # fmt: skip
+def test_what_is_not_equal_to_one_device_is_told(words: str, told: list[str]) -> None:
+    blueprint = resolve(compose(["device=cpu", *words.split()]))
+    with torch.device("meta"):
+        model = blueprint.build_model()
+    found = blueprint.strategy.differences(model, blueprint.dtype)
+    assert len(found) == len(told), found
+    assert all(word in line for word, line in zip(told, found, strict=True)), found
 
 
 def test_of_a_strategy_of_the_users_nothing_is_claimed() -> None:

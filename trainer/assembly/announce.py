@@ -35,7 +35,7 @@ def announce(run: Run, resumed: bool) -> None:
             **spread,
         }
     )
-    for notice in (*run.strategy.notices(run.model), *plan.schedule.notices(plan.schedule_steps)):
+    for notice in (*run.strategy.differences(run.model, plan.dtype), *plan.schedule.notices(plan.schedule_steps)):
         run.report.message(notice)
     if resumed:
         return

@@ -114,7 +114,8 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
     found = estimate(blueprint)
     print_section(console, "estimate", make_grid(estimate_rows(blueprint, found)))
     if (cost := cost_of(blueprint, model)) is not None:
-        print_section(console, "parallelism", make_grid(parallelism_rows(blueprint.strategy, found, cost)))
+        different = blueprint.strategy.differences(model, blueprint.dtype)
+        print_section(console, "parallelism", make_grid(parallelism_rows(blueprint.strategy, found, cost, different)))
     if drawn is not None:
         print_section(console, "picture", make_grid([drawn]))
 

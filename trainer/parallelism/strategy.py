@@ -105,6 +105,14 @@ class Strategy(ABC):
         """Return messages for the user if a run is not equal to one on a single device."""
         return []
 
+    def differences(self, model: nn.Module, dtype: torch.dtype | None) -> list[str]:
+        """Return `notices`, and one for a `dtype` other than float32, in which ranks round parts of sums."""
+        if dtype is None or self.world_size == 1:
+            return self.notices(model)
+        name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+        rounded = f"{name}: each rank rounds its part of a sum; the losses are those of one device to about 1e-4"
+        return [*self.notices(model), rounded]
+
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
         """Return what a step sends and a rank stores, for `plan`, or None if unknown; `model` is on the meta device."""
         return None

@@ -1,7 +1,7 @@
 """The sections of `train plan`."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -299,10 +299,15 @@ def _undo_copy(size: int) -> dict[str, int]:
     return {"copy to undo a step": size} if size else {}
 
 
-def parallelism_rows(strategy: "Strategy", found: "Estimate", cost: "Cost") -> Iterator[tuple[str, str]]:
+def parallelism_rows(
+    strategy: "Strategy", found: "Estimate", cost: "Cost", differences: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """`differences` are the ways in which the run is not equal to one on a single device."""
     shards = strategy.data_size
     mesh = f" = {format_count(shards, 'shard')} of the batch x {strategy.world_size // shards} parts of the model"
     yield "ranks", f"{strategy.world_size}{mesh if shards < strategy.world_size else ''}"
+    for difference in differences:
+        yield "not equal", difference
     rows = ", ".join(f"{name} {format_size(round(sent.bytes))}" for name, sent in cost.sent.items())
     yield "sent", f"{format_size(round(cost.total.bytes))} per step and rank: {rows}"
     memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
