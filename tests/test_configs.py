@@ -28,6 +28,9 @@ EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
 TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
 NEEDS = {
     "linear_regression": ["loss=mse"],
+    "absolute": ["data=linear_regression"],
+    "kmeans": ["model=centroids"],
+    "kmeans_plus_plus": ["model=centroids"],
     "identity_residual": ["model=resnet", "model.depth=8", "model.width=4"],
     "plateau": ["every.evaluate=1step"],
     "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],

@@ -183,6 +183,14 @@ class Loss(ABC):
     def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over samples, a scalar."""
 
+    def num_outputs(self, num_outputs: int) -> int:
+        """Return the number of outputs that the model needs, given the number of classes or values of the data.
+
+        Raises ValueError if it does not support that number. A classifier with one output predicts class 1 if it is
+        positive and class 0 otherwise.
+        """
+        return num_outputs
+
     @property
     def has_each(self) -> bool:
         """Whether `each` is implemented."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.base.checks import check_number, check_one_of
+from trainer.base.checks import check_choice, check_number, check_one_of, check_whole
 from trainer.contracts import Loss
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -97,3 +97,114 @@ def _encode(targets: Tensor, outputs_NK: Tensor) -> Tensor:
             f"targets of shape {tuple(targets.shape)} do not match outputs of shape {tuple(outputs_NK.shape)}"
         )
     return targets_NK.to(outputs_NK.dtype)
+
+
+class KLDivergence(CrossEntropy):
+    """J = sum_n D(p_n || softmax(outputs_n)), D(p || q) = sum_k p_k log(p_k / q_k) (UIUC ECE 598).
+
+    p is the target distribution: one-hot or probabilities, smoothed as in `CrossEntropy`. J is the cross-entropy minus
+    the entropy of p, which does not depend on the weights: the gradient is the same, and J is 0 for a perfect model.
+    Arguments as for `CrossEntropy`.
+    """
+
+    def _reduced(self, outputs_NK: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        value = super()._reduced(outputs_NK, targets, reduction)
+        entropies_N = self._entropies(outputs_NK, targets)
+        return value - (entropies_N.sum() if reduction == "sum" else entropies_N)
+
+    def _entropies(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        p_NK = F.one_hot(targets, outputs_NK.shape[1]).float() if not targets.is_floating_point() else targets
+        p_NK = p_NK * (1 - self._label_smoothing) + self._label_smoothing / outputs_NK.shape[1]
+        entropies_N: Tensor = torch.special.entr(p_NK).sum(1) / self._unit
+        return entropies_N
+
+    def initial_value(self, num_outputs: int) -> float | None:
+        """That of one-hot targets: ln K minus the entropy that smoothing gives them."""
+        share = self._label_smoothing / num_outputs
+        p_K = torch.full((num_outputs,), share, dtype=torch.float64)
+        p_K[0] += 1 - self._label_smoothing
+        return (log(num_outputs) - float(torch.special.entr(p_K).sum())) / self._unit
+
+
+class AbsoluteError(MSE):
+    """J = sum_n mean_k |outputs_nk - targets_nk|; with a linear model and single samples, sign-LMS (UIUC ECE 598).
+
+    The gradient is the sign of the error, 0 where it is 0. Targets as for `MSE`.
+    """
+
+    def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        """The sum over samples, a scalar. Raises ValueError if values do not have the shape of the outputs."""
+        return self._errors(outputs_NK, targets, "sum") / outputs_NK.shape[1]
+
+    def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, (N,)."""
+        return self._errors(outputs_NK, targets, "none").mean(1)
+
+    def _errors(self, outputs_NK: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        if outputs_NK.dtype in _HALF:
+            outputs_NK = outputs_NK.float()
+        return F.l1_loss(outputs_NK, _encode(targets, outputs_NK), reduction=reduction)
+
+
+class Hinge(Loss):
+    """Margin losses of support vector machines, for class indices y_n and scores s_n.
+
+    `form`: binary, J = sum_n max(0, 1 - t_n f_n) for two classes and one output f, t = -1 for class 0 and 1 for class
+    1 (UIUC ECE 598, "Example - SVM"); crammer_singer, J = sum_n max(0, 1 + max_{k != y} s_nk - s_ny) (Crammer & Singer
+    2001); weston_watkins, J = sum_n sum_{k != y} max(0, 1 + s_nk - s_ny) (Weston & Watkins 1999), K times torch's
+    `multi_margin_loss`. Raises ValueError for other forms.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
+    metrics: ClassVar[dict[str, tuple[str, ...]]] = {"classification": ("accuracy", "accuracy_top5")}
+
+    def __init__(self, form: Literal["crammer_singer", "weston_watkins", "binary"] = "crammer_singer") -> None:
+        self.form = check_choice("form", form, ("crammer_singer", "weston_watkins", "binary"))
+
+    def num_outputs(self, num_outputs: int) -> int:
+        if self.form == "binary" and num_outputs != 2:
+            raise ValueError(f"form=binary: needs data with 2 classes, not {num_outputs}")
+        return 1 if self.form == "binary" else num_outputs
+
+    def __call__(self, outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+        return self.each(outputs_NK, targets_N).sum()
+
+    def each(self, outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
+        """The loss of each sample, (N,)."""
+        if outputs_NK.dtype in _HALF:
+            outputs_NK = outputs_NK.float()
+        if self.form == "binary":
+            return (1 - (2 * targets_N - 1) * outputs_NK[:, 0]).clamp(min=0)
+        right_N1 = outputs_NK.gather(1, targets_N.unsqueeze(1))
+        margins_NK = (1 + outputs_NK - right_N1).scatter(1, targets_N.unsqueeze(1), 0.0)
+        if self.form == "crammer_singer":
+            return margins_NK.amax(1).clamp(min=0)
+        return margins_NK.clamp(min=0).sum(1)
+
+    def initial_value(self, num_outputs: int) -> float | None:
+        """That of equal scores: 1, or K - 1 for weston_watkins."""
+        return num_outputs - 1.0 if self.form == "weston_watkins" else 1.0
+
+
+class KMeans(Loss):
+    """J = sum_n min_k d_nk, d_nk = |x_n - w_k|^2 / 2, for a model with outputs -d_nk (`centroids`): quantization.
+
+    `clusters`: number of centroids >= 1, or None for as many as classes. Targets are not used. Source: UIUC ECE 598,
+    "Example - K-means". Raises ValueError for other values.
+    """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
+    metrics: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self, clusters: int | None = None) -> None:
+        self.clusters = None if clusters is None else check_whole("clusters", clusters, 1)
+
+    def num_outputs(self, num_outputs: int) -> int:
+        return self.clusters or num_outputs
+
+    def __call__(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        return self.each(outputs_NK, targets).sum()
+
+    def each(self, outputs_NK: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, (N,)."""
+        return -(outputs_NK.float() if outputs_NK.dtype in _HALF else outputs_NK).amax(1)

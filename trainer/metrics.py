@@ -13,7 +13,12 @@ Sum = Callable[[Tensor, Tensor], Tensor]
 
 def correct(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:
     """Number of samples whose class is ranked first."""
-    return (outputs_NK.argmax(1) == _classes(targets_N)).sum()
+    return (predicted(outputs_NK) == _classes(targets_N)).sum()
+
+
+def predicted(outputs_NK: Tensor) -> Tensor:
+    """The class ranked first; of a single output, 1 if it is positive and 0 otherwise."""
+    return outputs_NK.argmax(1) if outputs_NK.shape[1] > 1 else (outputs_NK[:, 0] > 0).long()
 
 
 def correct_top5(outputs_NK: Tensor, targets_N: Tensor) -> Tensor:

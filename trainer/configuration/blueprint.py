@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer import metrics
 from trainer.base.config import Component, Config
+from trainer.base.errors import ConfigurationError
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
 from trainer.configuration.components import node_of
@@ -60,13 +61,21 @@ class Blueprint:
         beyond its length is that of its last step."""
         return self.lr_scale * self.schedule.factor(min(step, self.schedule_steps - 1))
 
+    @property
+    def num_outputs(self) -> int:
+        """Number of outputs of the model. Raises ConfigurationError if the loss does not support the data."""
+        try:
+            return self.loss.num_outputs(self.facts.num_outputs)
+        except ValueError as error:
+            raise ConfigurationError(f"loss.{error}") from error
+
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""
         model: nn.Module = build(
             self.config["model"],
             "model",
             input_shape=tuple(self.facts.input_shape),
-            num_outputs=self.facts.num_outputs,
+            num_outputs=self.num_outputs,
         )
         return model
 

@@ -273,7 +273,7 @@ def _check_model(blueprint: Blueprint) -> None:
         )
     if problems := list(check_regularizer(blueprint, model)):
         raise ConfigurationError(problems)
-    wanted = (2, blueprint.facts.num_outputs)
+    wanted = (2, blueprint.num_outputs)
     if outputs is not None and tuple(outputs.shape) != wanted:
         raise ConfigurationError(
             f"model: returns outputs of shape {tuple(outputs.shape)} for a batch of 2; must be {wanted}"
@@ -339,7 +339,7 @@ def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
     if zeros is not None:
         with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             outputs = functional_call(model, zeros, (torch.zeros(count, *shape),))
-            return isinstance(outputs, Tensor) and tuple(outputs.shape) == (count, blueprint.facts.num_outputs)
+            return isinstance(outputs, Tensor) and tuple(outputs.shape) == (count, blueprint.num_outputs)
     return False
 
 

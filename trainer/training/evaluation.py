@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.facts import Part
-from trainer.metrics import Meter
+from trainer.metrics import Meter, predicted
 from trainer.training.evaluation_batches import evaluation_batches, evaluation_shards, prepared, raw_evaluation_batches
 from trainer.training.evaluation_weights import at_evaluation_weights
 from trainer.training.run import Run
@@ -83,6 +83,8 @@ def log_probabilities(run: Run, views: Views) -> Tensor:
     weighted, num_views = [], 0
     for view, count in views:
         outputs = run.objective.forward(prepared(run, view)).float()
+        if outputs.shape[1] == 1:
+            outputs = torch.cat([torch.zeros_like(outputs), outputs], dim=1)  # the same class is ranked first
         weighted.append(outputs.log_softmax(1) + math.log(count))
         num_views += count
     return torch.stack(weighted).logsumexp(0) - math.log(num_views)
@@ -95,7 +97,7 @@ def confusion_matrix(run: Run, split: Part) -> Tensor:
     run.model.eval()
     with at_evaluation_weights(run), torch.inference_mode(), run.strategy.evaluating(run.model):
         for images, targets in evaluation_batches(run, split):
-            cells.append(targets * size + run.objective.forward(images).argmax(1))
+            cells.append(targets * size + predicted(run.objective.forward(images)))
     run.model.train()
     counts = torch.bincount(torch.cat(cells).cpu(), minlength=size * size)  # on CUDA not deterministic
     return run.strategy.sum(counts.to(run.device, non_blocking=True)).cpu().view(size, size)

@@ -80,7 +80,7 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         restore_best(run)
         if not run.is_trial:
             test = evaluate(run, run.splits.test, "test")
-            if run.blueprint.facts.task == "classification":
+            if run.blueprint.facts.task == "classification" and "accuracy" in run.blueprint.metrics:
                 matrix = confusion_matrix(run, run.splits.test)
     best, seconds = run.progress.best, round(run.progress.seconds, 3)
     result = Result(
