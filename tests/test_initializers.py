@@ -513,13 +513,14 @@ def test_initial_outputs_are_those_of_a_forward_pass() -> None:
     assert torch.equal(model[1].running_mean, torch.zeros(6))
     expected = model[0](images).detach()
     assert (first.layer, last.layer) == ("0", "4")
-    assert (first.mean, first.variance) == pytest.approx((expected.mean().item(), expected.var().item()))
+    assert (first.mean, first.variance) == pytest.approx((expected.mean().item(), expected.var(correction=0).item()))
     assert "| 4 |" in as_markdown([first, last])
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_every_option_initializes_a_run_reproducibly(option: str) -> None:
-    overrides = [f"initializer={option}", "model=resnet", "model.depth=8", "model.width=4", "threads=1"]
+    model = ["model=centroids"] if option == "kmeans_plus_plus" else ["model=resnet", "model.depth=8", "model.width=4"]
+    overrides = [f"initializer={option}", *model, "threads=1"]
     one, other = (dict(build_run(resolve(compose(overrides))).model.state_dict()) for _ in range(2))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -528,4 +529,4 @@ def test_data_dependent_sees_the_preprocessed_training_images() -> None:
     run = build_run(resolve(compose(["initializer=data_dependent", "model=mlp", "threads=1"])))
     images = run.preprocessing(run.splits.train.images_NCHW[:256])
     rows = initial_outputs(run.model, images)
-    assert [row.variance for row in rows] == pytest.approx([1] * len(rows), rel=1e-4)
+    assert [row.variance for row in rows] == pytest.approx([1] * len(rows), rel=1e-3)

@@ -131,6 +131,11 @@ def residual_ends(model: "nn.Module") -> "list[nn.Module]":
     return ends
 
 
+def centroids_of(model: "nn.Module") -> "list[nn.Parameter]":
+    """The parameters (K, D) that modules declare as `centroids`."""
+    return [value for name, value in model.named_parameters() if name.rpartition(".")[2] == "centroids"]
+
+
 _TORCHVISION_ENDS = {"BasicBlock": "bn2", "Bottleneck": "bn3"}
 
 

@@ -222,8 +222,8 @@ def _known(key: str, problems: list[str]) -> bool:
 def _from_option(config: Config, key: str) -> bool:
     """Whether a setting has the default that the optimizer's or the data's option gives it."""
     nodes = [config.get(group) for group in ("optimizer", "data")]
-    first = next((node[key] for node in nodes if isinstance(node, dict) and key in node), None)
-    return key in ("epochs", "batch_size") and first is not None and bool(first == config.get(key))
+    given = [node[key] for node in nodes if isinstance(node, dict) and key in node]
+    return key in ("epochs", "batch_size") and bool(given) and bool(given[0] == config.get(key))
 
 
 def _check_epochs(data: object, known: list[str]) -> Iterator[str]:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from trainer.base.capabilities import centroids_of
 from trainer.base.checks import check_whole
 from trainer.contracts import Initializer
-from trainer.models.centroids import Centroids
 
 
 class KMeansPlusPlus(Initializer):
@@ -25,17 +25,16 @@ class KMeansPlusPlus(Initializer):
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> None:
-        found = [module for module in model.modules() if isinstance(module, Centroids)]
+        found = centroids_of(model)
         if not found:
             raise ValueError("the model has no centroids; model=centroids has some")
         samples_ND, self._samples = self._samples, None
         if samples_ND is None:  # for a run whose weights are loaded afterwards
             return
-        for module in found:
-            weights_N = torch.ones(len(samples_ND))
-            for centroid_D in module.centroids:
-                centroid_D.copy_(samples_ND[torch.multinomial(weights_N, 1)[0]])
+        for centroids_KD in found:
+            nearest_N = torch.ones(len(samples_ND))  # squared distance to the nearest centroid so far
+            for number, centroid_D in enumerate(centroids_KD):
+                centroid_D.copy_(samples_ND[torch.multinomial(nearest_N, 1)[0]])
                 squares_N = (samples_ND - centroid_D).square().sum(1)
-                first = centroid_D.data_ptr() == module.centroids.data_ptr()
-                weights_N = squares_N if first else torch.minimum(weights_N, squares_N)
-                weights_N = weights_N + 1e-30  # with fewer different samples than centroids, any of them
+                nearest_N = torch.minimum(nearest_N, squares_N) if number else squares_N
+                nearest_N += 1e-30  # if there are fewer different samples than centroids

@@ -29,7 +29,7 @@ def initial_outputs(model: nn.Module, images: Tensor) -> list[Outputs]:
 
     def keep(name: str, output: Tensor) -> None:
         values = output.float()
-        found.setdefault(name, (values.mean(), values.var()))
+        found.setdefault(name, (values.mean(), values.var(correction=0)))
 
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
