@@ -25,6 +25,7 @@ from trainer.base.capabilities import tensor_plan as tensor_plan
 from trainer.base.capabilities import traits as traits
 from trainer.base.chunks import Change
 from trainer.base.config import Component
+from trainer.base.members import misfits
 from trainer.base.stateful import State
 
 Contract = TypeVar("Contract")
@@ -273,11 +274,15 @@ def adapt(group: str, contract: type[Contract], component: Component) -> Contrac
     """Return the component with all optional members of its contract; wrap it if it does not subclass the contract.
 
     A contract that is a Protocol has no optional members, so its components are returned unchanged. Raises
-    ValueError if a required member is missing.
+    ValueError if a required member is missing, or if a member is something else than in the contract.
     """
+    if inspect.isclass(component):
+        raise ValueError(f"cannot be used as {group}: it returns the class {component.__name__}, not an instance of it")
     missing = missing_members(contract, component)
     if missing:
         raise ValueError(f"cannot be used as {group}: it has no {', '.join(missing)}")
+    if not type(component).__module__.startswith("trainer.") and (misfit := misfits(contract, component)):
+        raise ValueError(f"cannot be used as {group}: {misfit[0]}")
     found = component
     if _is_protocol(contract) or isinstance(component, contract):
         pass

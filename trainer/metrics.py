@@ -1,6 +1,8 @@
 """Training and evaluation metrics: sums over samples that stay on the device until they are read."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,18 +44,38 @@ SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae
 def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
     """Select the applicable metrics: top-5 accuracy needs more than five classes.
 
-    A function in `wanted` is a user's metric, reported under its own name. Raises ConfigurationError for a name that
-    does not exist.
+    A callable in `wanted` is a user's metric, reported under its own name (see `name_of`). Raises ConfigurationError
+    for a name that does not exist, is used twice, or is that of the loss.
     """
     found: dict[str, Sum] = {}
     for metric in wanted:
-        if not isinstance(metric, str):
-            found[metric.__name__] = metric
-        elif metric not in SUMS:
+        if isinstance(metric, str) and metric not in SUMS:
             raise ConfigurationError(unknown("metric", metric, SUMS))
-        elif metric != "accuracy_top5" or num_outputs > 5:
-            found[metric] = SUMS[metric]
+        if metric == "accuracy_top5" and num_outputs <= 5:
+            continue
+        name, function = (metric, SUMS[metric]) if isinstance(metric, str) else (name_of(metric), metric)
+        if name in found or name == "loss":
+            whose = "the loss itself is reported" if name == "loss" else "another metric is reported"
+            raise ConfigurationError(f"metric '{name}': {whose} under this name; set another one as its __name__")
+        found[name] = function
     return found
+
+
+def name_of(metric: Sum) -> str:
+    """Return the name of a user's metric: `__name__`, that of a partial's function, or else that of its class.
+
+    Raises ConfigurationError for one without a usable name, as that of a lambda.
+    """
+    inner: object = metric
+    while isinstance(inner, partial) and "__name__" not in vars(inner):
+        inner = inner.func
+    names: Iterable[object] = (getattr(inner, "__name__", None), type(inner).__name__)
+    name = str(next(name for name in names if name))
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigurationError(
+            f"metric '{name}': has no name under which it could be reported; define it with def, or set its __name__"
+        )
+    return name
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -15,5 +15,7 @@ JsonObject = dict[str, Json]
 """An object in one of our JSON files; the code that writes it documents its keys."""
 Component = Any
 """An object built from a `_target_`, of any class; `contracts.adapt` checks it against its group's contract."""
+Annotation = Any
+"""A type annotation, as `typing.get_type_hints` returns it."""
 Target = Callable[..., Component]
 """The class or function named by a `_target_`."""

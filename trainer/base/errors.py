@@ -6,6 +6,7 @@ They are printed as one line on stderr, starting with `error: `; any other excep
 import errno
 from collections.abc import Iterable
 
+from trainer.base.blame import place_of
 from trainer.base.text import did_you_mean
 from trainer.base.text import nearest as nearest
 
@@ -27,6 +28,12 @@ class ConfigurationError(GearshiftError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class ComponentError(GearshiftError):
+    """A class or function that the configuration names has failed, or has returned what its group cannot use."""
+
+    exit_code = 2
 
 
 class NotTrusted(ConfigurationError):
@@ -121,7 +128,8 @@ def is_out_of_files(error: BaseException) -> bool:
 
 
 def understood(error: BaseException) -> BaseException:
-    """Return the GearshiftError for a disk, a lack of memory or of open files; otherwise the error itself."""
+    """Return the GearshiftError for a disk, a lack of memory or of open files, for settings that torch refuses, and
+    for an error in a class of the user's; otherwise the error itself."""
     if isinstance(error, GearshiftError):
         return error
     if isinstance(error, OSError) and error.errno in _DISK:
@@ -132,4 +140,33 @@ def understood(error: BaseException) -> BaseException:
         return OutOfMemory(
             f"out of memory: {one_line(error)}; a smaller batch_size or micro_batch, or a smaller model, needs less"
         )
+    if isinstance(error, Exception):
+        return _refused_by_torch(error) or _theirs(error) or error
     return error
+
+
+def advice_of(error: BaseException) -> str | None:
+    """Return which setting allows what torch refuses with this error, or None."""
+    text = str(error)
+    if "does not have a deterministic implementation" in text:
+        return f"{text.split()[0]} has no deterministic implementation here; deterministic=false allows it"
+    if "Expected to have finished reduction in the prior iteration" in text:
+        return (
+            "parallelism: a step did not use every parameter, as when a branch of the model is not always taken; "
+            "set parallelism.unused_parameters=true"
+        )
+    return None
+
+
+def _refused_by_torch(error: Exception) -> GearshiftError | None:
+    advice, place = advice_of(error), place_of(error)
+    if advice is None:
+        return None
+    return ConfigurationError(advice if place is None else f"{advice} ({place})")
+
+
+def _theirs(error: Exception) -> GearshiftError | None:
+    place = place_of(error)
+    if place is None:
+        return None
+    return ComponentError(f"{place}: {type(error).__name__}: {one_line(error)} (not code of Gearshift's)")

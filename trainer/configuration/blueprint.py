@@ -71,18 +71,27 @@ class Blueprint:
 
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""
-        model: nn.Module = build(
-            self.config["model"],
-            "model",
-            input_shape=tuple(self.facts.input_shape),
-            num_outputs=self.num_outputs,
-        )
+        shape = tuple(self.facts.input_shape)
+        model: nn.Module = build(self.config["model"], "model", input_shape=shape, num_outputs=self.num_outputs)
+        if isinstance(model, nn.Module):  # else a check tells
+            _initialize_lazy(model, shape)
         return model
 
     def build_optimizer(self, params: ParamsT) -> torch.optim.Optimizer:
         """Build the optimizer for parameters or parameter groups."""
         optimizer: torch.optim.Optimizer = build(node_of(self.config, "optimizer"), "optimizer", params=params)
         return optimizer
+
+
+def _initialize_lazy(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Let lazily built layers take their shapes from two samples of zeros."""
+    if not any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        return
+    is_training = model.training
+    model.eval()  # the statistics of batch norm are those of real samples
+    with torch.no_grad():
+        model(torch.zeros(2, *shape))
+    model.train(is_training)
 
 
 def micro_batch_size(config: Config, batch_size: int) -> int:

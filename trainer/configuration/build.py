@@ -9,6 +9,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from trainer.base.blame import with_place
 from trainer.base.config import Component, ConfigValue, Target
 from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 from trainer.base.text import written
@@ -28,10 +29,7 @@ def locate(target: str, where: str) -> Target:
     module_name, _, name = target.rpartition(".")
     if not may_be_named(target) or not module_name:
         raise ConfigurationError(f"{line}is not in a trusted package{hint(target)}")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigurationError(f"{line}cannot import {module_name}: {one_line(error)}") from error
+    module = _imported(module_name, line)
     found = getattr(module, name, None)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         if found is None and not _is_module(target):
@@ -42,6 +40,19 @@ def locate(target: str, where: str) -> Target:
     if reason := refusal(found, group, is_part=bool(dot)):
         raise ConfigurationError(line + reason)
     return found
+
+
+def _imported(name: str, line: str) -> types.ModuleType:
+    """Import a module. Raises ConfigurationError, which begins with `line`, whatever the module raises."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigurationError(with_place(f"{line}cannot import {name}: {one_line(error)}", error)) from error
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"{type(error).__name__}: {one_line(error)}"
+        raise ConfigurationError(with_place(f"{line}cannot import {name}: {what}", error)) from error
 
 
 def _is_module(name: str) -> bool:
@@ -98,19 +109,30 @@ def build(node: Node, where: str, **runtime: object) -> Component:
         return target(**_as_annotated(target, arguments))
     except ConfigurationError:
         raise
-    # torch raises RuntimeError or ArithmeticError for impossible sizes
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
-        if is_out_of_memory(error):
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error) or not (isinstance(error, _EXPECTED) or is_foreign(target)):
             raise
-        raise ConfigurationError(_about(node, where, one_line(error))) from error
+        raise ConfigurationError(_about(node, where, error)) from error
 
 
-def _about(node: Node, where: str, message: str) -> str:
-    """Prefix a constructor's message "name=value: ..." with the full key."""
+# what constructors raise for arguments; torch raises RuntimeError or ArithmeticError for impossible sizes
+_EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
+
+
+def is_foreign(target: object) -> bool:
+    """Whether a class, a function or an object of a class is neither Gearshift's nor torch's."""
+    kind = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+    return kind.__module__.partition(".")[0] not in ("trainer", "torch")
+
+
+def _about(node: Node, where: str, error: BaseException) -> str:
+    """Prefix a constructor's message "name=value: ..." with the full key; tell where another error was raised."""
+    message = one_line(error)
     match = re.match(r"(\w+)[.=\[]", message)
     if match and match[1] in node:
         return f"{where}.{message}"
-    return f"{where}: {message.removeprefix(where + ' ')}"
+    kind = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
+    return with_place(f"{where}: {kind}{message.removeprefix(where + ' ')}", error)
 
 
 def _value(item: ConfigValue, where: str) -> Component:

@@ -14,17 +14,20 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
+from trainer.base.blame import with_place
 from trainer.base.capabilities import ELEMENT_WISE
 from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
 from trainer.base.device import total_memory
-from trainer.base.errors import ConfigurationError, one_line, unknown
+from trainer.base.errors import ConfigurationError, advice_of, one_line, unknown
 from trainer.base.improvement import direction
 from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
 from trainer.configuration.optimizer_keys import schedule_problem
+from trainer.configuration.probe import calling, described, key_of
+from trainer.configuration.probe_model import check_built, check_trained, run_real
 from trainer.contracts import (
     Augmentation,
     Loss,
@@ -260,12 +263,17 @@ def check_model(blueprint: Blueprint) -> None:
 
 def _check_model(blueprint: Blueprint) -> None:
     """Build the model on the meta device, which allocates nothing, and run it there; run a small one on the CPU."""
+    where = key_of(blueprint.config, "model")
     with torch.device("meta"):
-        model = blueprint.build_model()
-        if not isinstance(model, nn.Module):
-            target = blueprint.config["model"]["_target_"]
-            raise ConfigurationError(f"model._target_={target}: returns no torch.nn.Module, but {type(model).__name__}")
-        outputs = None if _fits(model, 2, blueprint) else _run_meta(model, blueprint)
+        with calling(where, "building it"):
+            model = blueprint.build_model()
+        check_built(where, model)
+        fits = _fits(model, 2, blueprint)
+        outputs = None if fits else _run_meta(model, blueprint)
+    _check_memory(model)
+    if not fits:
+        _check_outputs(run_real(blueprint) if outputs is None else outputs, blueprint)
+    check_trained(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
         raise ConfigurationError(
@@ -273,12 +281,6 @@ def _check_model(blueprint: Blueprint) -> None:
         )
     if problems := list(check_regularizer(blueprint, model)):
         raise ConfigurationError(problems)
-    wanted = (2, blueprint.num_outputs)
-    if outputs is not None and tuple(outputs.shape) != wanted:
-        raise ConfigurationError(
-            f"model: returns outputs of shape {tuple(outputs.shape)} for a batch of 2; must be {wanted}"
-        )
-    _check_memory(model)
     blueprint.strategy.validate(blueprint.config, model)
     _check_lone_sample(model, blueprint)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
@@ -286,6 +288,18 @@ def _check_model(blueprint: Blueprint) -> None:
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
             "set accumulate or micro_batch yourself, or use a model without it"
         )
+
+
+def _check_outputs(outputs: object, blueprint: Blueprint) -> None:
+    wanted = (2, blueprint.num_outputs)
+    if not isinstance(outputs, Tensor):
+        raise ConfigurationError(f"model: returns {type(outputs).__name__}, a tensor is needed")
+    if tuple(outputs.shape) != wanted:
+        raise ConfigurationError(
+            f"model: returns outputs of shape {tuple(outputs.shape)} for a batch of 2; must be {wanted}"
+        )
+    if not outputs.is_floating_point():
+        raise ConfigurationError(f"model: returns {described(outputs)}; must be floating-point numbers")
 
 
 def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
@@ -339,21 +353,22 @@ def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
     if zeros is not None:
         with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             outputs = functional_call(model, zeros, (torch.zeros(count, *shape),))
-            return isinstance(outputs, Tensor) and tuple(outputs.shape) == (count, blueprint.num_outputs)
+            wanted = (count, blueprint.num_outputs)
+            return isinstance(outputs, Tensor) and tuple(outputs.shape) == wanted and outputs.is_floating_point()
     return False
 
 
-def _run_meta(model: nn.Module, blueprint: Blueprint) -> Tensor | None:
+def _run_meta(model: nn.Module, blueprint: Blueprint) -> object | None:
+    """Return the outputs for two samples; None if the model cannot be called on the meta device."""
     images = torch.empty(2, *blueprint.facts.input_shape)
     try:
-        outputs = model(images)
-    except NotImplementedError:  # an operation without a meta kernel: the shapes remain unknown
+        outputs: object = model(images)
+    except NotImplementedError:  # an operation without a meta kernel
         return None
     except Exception as error:  # foreign models may raise anything
-        if "meta" in str(error):  # it reads values or uses tensors of other devices: the shapes remain unknown
+        if "meta" in str(error):  # it reads values or uses tensors of other devices
             return None
         shape = tuple(blueprint.facts.input_shape)
-        raise ConfigurationError(f"model: cannot take images of shape {shape}: {one_line(error)}") from error
-    if not isinstance(outputs, Tensor):
-        raise ConfigurationError(f"model: returns {type(outputs).__name__}, a tensor is needed")
+        text = advice_of(error) or f"cannot take images of shape {shape}: {one_line(error)}"
+        raise ConfigurationError(with_place(f"model: {text}", error)) from error
     return outputs

@@ -21,6 +21,8 @@ def build_component(config: Config, group: str, **given: object) -> Component:
     """
     component = build(node_of(config, group), group, **given)
     if component is None:
+        if (config[group] or {}).get("_target_"):
+            raise ConfigurationError(f"{group}._target_={config[group]['_target_']}: returns None")
         return None
     try:
         return adapt(group, resolve_name(GROUPS[group].contract), component)

@@ -22,9 +22,20 @@ from trainer.base.rank import rank_info
 from trainer.base.without_compiler import keep_compiler_out
 from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
+from trainer.configuration.build import is_foreign
 from trainer.configuration.components import build_component, build_schedule, node_problems
 from trainer.configuration.groups import GROUPS
-from trainer.contracts import Schedule
+from trainer.configuration.probe import calling, key_of
+from trainer.configuration.probe_input import (
+    check_augmentation_calls,
+    check_preprocessing_calls,
+    check_sampler_calls,
+    facts_problems,
+)
+from trainer.configuration.probe_loss import check_loss_calls, declaration_problems, metric_problems
+from trainer.configuration.probe_model import check_initializer_calls
+from trainer.configuration.probe_steps import check_diagnostics_calls, check_optimizer_calls, check_schedule_calls
+from trainer.contracts import Sampler, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
 from trainer.parallelism.single import Single
@@ -51,10 +62,7 @@ def resolve(config: Config) -> Blueprint:
             found += problems_of(lambda group=group: built.update({group: _build(config, group)}))  # type: ignore[misc]
     if "data" not in built or "loss" not in built:
         raise ConfigurationError(found)
-    try:
-        facts = built["data"].facts()
-    except (ValueError, OSError) as error:  # from scanning a folder
-        raise ConfigurationError([*found, checks.line_of("data", error)]) from error
+    facts = _facts(config, built, found)
     strategy: Strategy = built.get("parallelism", Single())
     found += _component_problems(config, built, facts, strategy)
     device = torch.device("cpu")
@@ -70,9 +78,56 @@ def resolve(config: Config) -> Blueprint:
         found += problems_of(lambda: checks.check_optimizer(blueprint))
     if "model" not in broken:
         found += problems_of(lambda: checks.check_model(blueprint))
+    if not found:
+        found += _problems_of_calls(blueprint, built)
     if found:
         raise ConfigurationError(found)
     return blueprint
+
+
+def _facts(config: Config, built: dict[str, Component], found: list[str]) -> DataFacts:
+    """Return the facts of the data. Raises ConfigurationError, with the problems in `found`, if they are no facts or if
+    the loss cannot be asked about them."""
+    try:
+        with calling(key_of(config, "data"), "facts()"):
+            facts: DataFacts = built["data"].facts()
+    except ConfigurationError as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | OSError) and not is_foreign(built["data"]):  # from scanning a folder
+            raise ConfigurationError([*found, checks.line_of("data", cause)]) from cause
+        raise ConfigurationError([*found, *error.problems]) from error
+    if problems := [*facts_problems(config, facts), *declaration_problems(config, built["loss"])]:
+        raise ConfigurationError([*found, *problems])
+    if problems := list(metric_problems(config, built["loss"], facts)):
+        raise ConfigurationError([*found, *problems])
+    return facts
+
+
+def _problems_of_calls(blueprint: Blueprint, built: dict[str, Component]) -> list[str]:
+    """Call each component of the user's once, as a run would. All other checks have found no problem."""
+    config, facts, loss = blueprint.config, blueprint.facts, blueprint.loss
+    names, augmentation = checks.metric_names(loss, facts), built.get("augmentation")
+    mixes = augmentation is not None and augmentation.mixing is not None
+
+    def sampler() -> Sampler:
+        made: Sampler = build_component(config, "sampler", batch_size=blueprint.batch_size)
+        return made
+
+    def schedule() -> Schedule:
+        an_epoch, total = blueprint.steps_per_epoch, blueprint.schedule_steps
+        return build_schedule(config, steps_per_epoch=an_epoch, total_steps=total, directions=loss.directions)
+
+    calls: tuple[Callable[[], None], ...] = (
+        lambda: check_loss_calls(config, loss, facts, mixes=mixes, listens=built["sampler"].listens),
+        lambda: check_sampler_calls(config, sampler, facts),
+        lambda: check_preprocessing_calls(config, lambda: build_component(config, "preprocessing"), facts),
+        lambda: check_augmentation_calls(config, augmentation, facts),
+        lambda: check_initializer_calls(blueprint, built.get("initializer")),
+        lambda: check_schedule_calls(config, schedule, blueprint.schedule_steps, names),
+        lambda: check_optimizer_calls(config, blueprint.build_optimizer),
+        lambda: check_diagnostics_calls(config, built.get("diagnostics")),
+    )
+    return [line for call in calls for line in problems_of(call)]
 
 
 def _build(config: Config, group: str) -> Component:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.base.errors import (
+    ComponentError,
     ConfigurationError,
     DataError,
     DiskError,
@@ -23,7 +24,7 @@ from trainer.storage import run_folder
 GRACE = 5.0
 OURS: dict[str, type[GearshiftError]] = {
     kind.__name__: kind
-    for kind in (ConfigurationError, DataError, DiskError, Diverged, OutOfMemory, RankLost, RunInUse)
+    for kind in (ComponentError, ConfigurationError, DataError, DiskError, Diverged, OutOfMemory, RankLost, RunInUse)
 }
 
 

@@ -48,6 +48,7 @@ class DataParallel(Ranks):
         super().__init__(devices, max_restarts, timeout)
         check_one_of("batch_norm", batch_norm, ("synchronized", "plain"))
         self.batch_norm, self.unused_parameters = batch_norm, unused_parameters
+        self.uses_all_parameters = not unused_parameters
         self._wrapped: DistributedDataParallel | None = None
 
     def is_exact(self, model: nn.Module) -> bool:

@@ -63,6 +63,8 @@ class Strategy(ABC):
     """Whether each rank steps all weights, so that the optimizer may join those of several layers."""
     replicates: bool = False
     """Whether every rank holds the whole model, with the same weights after every step."""
+    uses_all_parameters: bool = False
+    """Whether every step must use every parameter of the model."""
     preload: tuple[str, ...] = ()
     """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
     imports them once."""

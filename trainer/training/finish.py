@@ -70,6 +70,7 @@ class Result:
 def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     """Write checkpoints, test metrics, result and curves, and print a summary."""
     status, exit_code = _verdict(status, error)
+    known = None if error is None else understood(error)
     test = matrix = None
     if error is None:
         _wait_for_checkpoints(run)
@@ -87,11 +88,11 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
         monitor=run.blueprint.monitor, best=None if best is None else asdict(best), test=test,
         wall_seconds=seconds, folder=str(run.folder and run_folder.shown(run.folder)),
-        error=None if error is None else str(error),
+        error=None if known is None else str(known),
     )  # fmt: skip
     if run.folder is not None and run.report is not None:
         if error is not None and not isinstance(error, Interrupted):
-            log.error("%s", str(error) or type(error).__name__)
+            log.error("%s", str(known) or type(known).__name__)
         # a signal may have interrupted anything, even an import, so only the result is written then
         reports = partial(_write_reports, matrix=matrix)
         for write in (_write_result,) if isinstance(error, Interrupted) else (reports, _write_result):
