@@ -49,20 +49,23 @@ def _main() -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with pausing_collection(), exit_on_error():
         stop_request.leaves = False
-        arguments = _own_flags(sys.argv[1:])
+        arguments, is_auto = _own_flags(sys.argv[1:])
         see_trusted_packages()
         launching.see_slurm()
         if launching.is_follower():
             raise SystemExit(launching.follow())
         with launching.followed():
-            code = run(arguments)
+            code = run(arguments, is_auto)
         if code == 0:
             check_written()
     return code
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code. Raises GearshiftError; any other exception is a bug."""
+def run(arguments: list[str], is_auto: bool = False) -> int:
+    """Run a command line and return its exit code; `is_auto`: continue the run that it began before.
+
+    Raises GearshiftError; any other exception is a bug.
+    """
     from trainer.base.errors import ConfigurationError
     from trainer.commands import COMMANDS
 
@@ -77,6 +80,8 @@ def run(arguments: list[str]) -> int:
 
         print(f"gearshift {version('gearshift')}")
         return 0
+    if is_auto and first in COMMANDS:
+        raise ConfigurationError(f"--resume=auto: is for runs and sweeps; train {first} does not train a new one")
     if first in COMMANDS:
         from importlib import import_module
 
@@ -84,6 +89,10 @@ def run(arguments: list[str]) -> int:
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
         raise ConfigurationError(_no_command(first, COMMANDS))
+    if is_auto:
+        from trainer.commands.resume_auto import main as resume_or_begin
+
+        return resume_or_begin(arguments)
     from trainer.hydra_entry.hydra import run_hydra
 
     return run_hydra(arguments)
@@ -105,11 +114,14 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
 # --- flags ------------------------------------------------------------------------------------------------
 
 
-def _own_flags(arguments: list[str]) -> list[str]:
-    """Remove `--debug` and `--trust PACKAGE[,PACKAGE]`, which Hydra would reject, from the command line; apply them."""
+def _own_flags(arguments: list[str]) -> tuple[list[str], bool]:
+    """Remove the flags that Hydra would reject from the command line.
+
+    Applies `--debug` and `--trust PACKAGE[,PACKAGE]`; returns the rest, and whether `--resume=auto` was among them.
+    """
     from trainer.base.errors import ConfigurationError
 
-    rest, index = [], 0
+    rest, index, is_auto = [], 0, False
     while index < len(arguments):
         argument = arguments[index]
         if argument == "--debug":
@@ -122,7 +134,15 @@ def _own_flags(arguments: list[str]) -> list[str]:
             if not all(part.isidentifier() for package in packages.split(",") for part in package.split(".")):
                 raise ConfigurationError(f"--trust {packages}: must name packages whose classes may be built: a or a,b")
             os.environ["GEARSHIFT_TRUST"] = f"{os.environ.get('GEARSHIFT_TRUST', '')},{packages}"
+        elif argument == "--resume" or argument.startswith("--resume="):
+            _, is_given, value = argument.partition("=")
+            if not is_given:
+                index += 1
+                value = arguments[index] if index < len(arguments) else ""
+            if value != "auto":
+                raise ConfigurationError(f"--resume={value}: must be auto; to name a run: train resume RUN")
+            is_auto = True
         else:
             rest.append(argument)
         index += 1
-    return rest
+    return rest, is_auto

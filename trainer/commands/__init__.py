@@ -12,13 +12,14 @@ COMMANDS = {
 _OURS = ("--debug", "--trust", "--help")
 _HYDRAS = ("--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir", "--config-name", "--hydra-help")
 FLAGS = {
-    "": (*_HYDRAS, "--shell-completion", *_OURS, "--version"),
+    "": (*_HYDRAS, "--shell-completion", "--resume", *_OURS, "--version"),
     "plan": ("--multirun", "--config-dir", "--show", *_OURS),
     "resume": ("--config-dir", *_OURS),
     "repeat": _OURS,
     "evaluate": _OURS,
 }
 FLAG_VALUES = {
+    "--resume": ("auto",),
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "--shell-completion": ("install=bash", "install=zsh", "install=fish"),

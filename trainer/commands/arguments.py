@@ -66,10 +66,15 @@ def changed_configuration(folder: Path, recorded: Config, overrides: list[str]) 
         config = compose.override(config, overrides)
     elif problems := rules.check_surroundings(config):
         raise ConfigurationError(problems)
+    check_recorded(folder, recorded)
+    return config
+
+
+def check_recorded(folder: Path, recorded: Config) -> None:
+    """Raise DataError if the recorded configuration has been edited or is that of another run."""
     run_folder.check_unchanged(folder)
     record = None
     with suppress(DataError):  # a resumed run reports a damaged record
         record = identity.read_record(folder)
     if record is not None:
         identity.check_configuration(folder, recorded, record)
-    return config

@@ -52,7 +52,8 @@ def _show(console: Console, arguments: list[str]) -> None:
             console.print(f"  {mark} {option:18} {escape(meaning)}")
     console.print(
         "\nFlags: --multirun -m, --cfg job, --info, --config-dir DIR, --config-name NAME, "
-        "--trust PACKAGE, --debug, --hydra-help"
+        "--resume=auto (continue the run that the same command began before, or begin it), --trust PACKAGE, --debug, "
+        "--hydra-help"
     )
 
 

@@ -116,6 +116,21 @@ def _explain(error: Exception, flags: list[str], overrides: list[str]) -> NoRetu
         raise error
 
 
+def words_of_run(arguments: list[str]) -> tuple[str | None, str, list[str]] | None:
+    """Return the folder of options, the primary configuration and the overrides of a run; None if it is no single run.
+
+    Raises ConfigurationError with every problem of the flags and of the overrides' syntax.
+    """
+    from trainer.configuration.compose import NAME
+
+    flags, overrides = hydra_flags(arguments)
+    given = _parser().parse_args(flags)
+    if given.cfg or given.info or given.shell_completion or given.hydra_help or _is_sweep(given, overrides):
+        return None
+    _check_words(flags, overrides)
+    return given.config_dir, given.config_name or NAME, overrides
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser of Hydra's flags that raises ConfigurationError."""
 
@@ -141,7 +156,7 @@ def hydra_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     parser = _parser()
     given, unread = parser.parse_known_intermixed_args(arguments)
     known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    problems = [unknown("flag", word.partition("=")[0], [*known, "--debug", "--trust"]) for word in unread]
+    problems = [unknown("flag", word.partition("=")[0], [*known, "--debug", "--resume", "--trust"]) for word in unread]
     chosen = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
     modes = [flag for flag, value in chosen.items() if value] + ["--shell-completion"] * given.shell_completion
     if len(modes) > 1:

@@ -19,6 +19,7 @@ from trainer.storage.records import is_unchanged, read_json, read_yaml, write_js
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
 SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
+JOB = "job.json"  # the batch job in which the folder was made
 METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", "checkpoints"
 
 
@@ -43,6 +44,8 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
         parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         write_configuration(temporary, config, overrides)
+        if (job := batch_job()) is not None:
+            write_json(temporary / JOB, {"slurm_job_id": job})
         return _move_into_place(temporary, wanted, exact)
     except OSError as error:
         _remove(temporary, made)
@@ -50,6 +53,11 @@ def create(wanted: Path, config: Config, overrides: list[str], *, exact: bool = 
     except BaseException:
         _remove(temporary, made)
         raise
+
+
+def batch_job() -> str | None:
+    """Return the id of the Slurm job that this process belongs to; it stays the same when the job is requeued."""
+    return os.environ.get("SLURM_JOB_ID")
 
 
 def new(config: Config) -> Path:
