@@ -119,13 +119,29 @@ def test_without_any_sound_checkpoint_a_run_is_refused_in_one_line(
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
-def test_a_log_that_lost_what_the_checkpoint_counted_is_refused(
-    zygote: Zygote, killed: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_log_that_lost_what_the_checkpoint_counted_is_refused(zygote: Zygote, killed: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path / "run")
-    (path,) = (tmp_path / "run").glob(f"{name}*")
+    path = tmp_path / "run/metrics.jsonl"
     path.write_bytes(path.read_bytes()[:50])
     code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
     assert (code, len(output.splitlines())) == (65, 1)
     assert f"{path.name} is damaged" in output
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink])
+def test_damaged_event_files_are_written_again(
+    zygote: Zygote, reference: Path, killed: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """They are only looked at, and `metrics.jsonl` has the same numbers."""
+    shutil.copytree(killed, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("events*")
+    damage(path)
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1, fault=QUICK)
+    assert code == 0, output
+    (line,) = [
+        line for line in output.splitlines() if "TensorBoard's files are written again from metrics.jsonl" in line
+    ]
+    assert f"{path.name} is damaged: it" in line and "run/events.out.damaged.*" in line
+    missing = {line.partition("'")[2].partition("'")[0] for line in differences(reference, tmp_path / "run")}
+    assert missing == {"initial outputs of layers/text_summary"}
+    assert len(list((tmp_path / "run").glob("events.out.damaged.*"))) == (damage is not Path.unlink)

@@ -37,12 +37,12 @@ def announce(run: Run, resumed: bool) -> None:
     )
     for notice in (*run.strategy.differences(run.model, plan.dtype), *plan.schedule.notices(plan.schedule_steps)):
         run.report.message(notice)
-    if resumed:
-        return
     board = run.report.tensorboard
+    if board.is_resumed:
+        return
     board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
     board.start_hparams(hyper_parameters(config))
-    if ranks == 1:  # with several, a layer may communicate
+    if ranks == 1 and not resumed:  # with several, a layer may communicate
         first = next(run.batches.epoch(0)).images[:_SAMPLES]
         board.text("initial outputs of layers", as_markdown(initial_outputs(run.model, first)))
     if facts.kind == "images":

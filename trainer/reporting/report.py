@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from trainer.reporting import logs
-from trainer.reporting.metrics_file import MetricsFile, check_lines
-from trainer.reporting.tensorboard import TensorBoard, check_events
+from trainer.reporting.metrics_file import MetricsFile, check_lines, stream_metrics
+from trainer.reporting.tensorboard import TensorBoard, put_damaged_aside
 from trainer.reporting.terminal import Terminal
 from trainer.storage.files import disk_errors
 from trainer.storage.growing import LineMarks
@@ -36,22 +36,34 @@ class Report:
         self._folder, self.terminal = folder, terminal
         self._train: dict[str, float] = {}  # latest training metrics, for rows of steps at which none are logged
         with disk_errors(folder):
-            self._open(offsets, step)
+            if notice := self._open(offsets, step):
+                log.warning(notice)  # also on the terminal, until the log is open
             self._log = logs.open_run_log(folder / LOG)
         self._folder = folder.absolute()  # the current folder may change before the end
         self._aloud = logs.tell_warnings_of_data(terminal.message)
 
-    def _open(self, offsets: Offsets | None, step: int) -> None:
+    def _open(self, offsets: Offsets | None, step: int) -> str | None:
+        """Open the files, cut to `offsets`. Returns a notice if event files had to be written again."""
         path, lines = self._folder / METRICS, None
         if offsets:  # before anything is changed
             lines = check_lines(path, offsets["metrics"], offsets["lines"])
-            check_events(self._folder, offsets["events"], offsets["checksums"])
         self._metrics = MetricsFile(path, offsets["metrics"] if offsets else 0)
         if lines is not None:
             self._metrics.lines = lines
-        events, purge_step = (offsets["events"], step + 1) if offsets else (None, None)
+        damage = put_damaged_aside(self._folder, offsets["events"], offsets["checksums"]) if offsets else None
+        events, purge_step = (offsets["events"], step + 1) if offsets and damage is None else (None, None)
         self.tensorboard = TensorBoard(self._folder, events, purge_step)
         self.tensorboard.charts()
+        if damage is None:
+            return None
+        # event files are only looked at, and the metrics file has the same numbers: the damage need not end the run
+        for record in stream_metrics(path):
+            values = {name: value for name, value in record.items() if name not in ("step", "epoch")}
+            self.tensorboard.scalars(record["step"], values)
+        return (
+            f"{damage}; TensorBoard's files are written again from {METRICS}, without pictures and histograms before"
+            f" step {step} (the old files are now {self._folder / 'events.out.damaged.*'})"
+        )
 
     def header(self, facts: Mapping[str, str]) -> None:
         """Show the header of the run."""
@@ -64,7 +76,8 @@ class Report:
         with disk_errors(self._folder):
             self.tensorboard.close()
             self._metrics.close()
-            self._open(offsets, step)
+            if notice := self._open(offsets, step):
+                self.message(notice)
 
     def tick(self, step: int) -> None:
         """Update the progress bar after a step, at most five times per second."""

@@ -63,7 +63,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder.absolute()  # event files are opened by name for each write
-        self._resumed = bool(offsets)
+        self.is_resumed = bool(offsets)
         _cut(folder, offsets or {})
         _leave_errors_to_the_caller()
         with _later_than_all(folder):
@@ -97,7 +97,7 @@ class TensorBoard:
 
     def charts(self) -> None:
         """Define charts with training and validation (Custom Scalars tab); only for a new run."""
-        if not self._resumed:
+        if not self.is_resumed:
             self._writer.add_custom_scalars(_CHARTS)
 
     def start_hparams(self, values: Mapping[str, ConfigValue]) -> None:
@@ -109,7 +109,7 @@ class TensorBoard:
         it, the columns are all hyper-parameters and scalar tags of any run, and the cells the last value of each tag.
         (TensorBoard shows metrics if it is opened on a folder of runs, but not for a single run's folder.)
         """
-        if self._resumed:
+        if self.is_resumed:
             return
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 
@@ -242,6 +242,17 @@ def check_events(folder: Path, offsets: Mapping[str, int], checksums: Mapping[st
             raise ValueError(f"{folder / name} is damaged: it has {size} bytes, but the checkpoint recorded {offset}")
         if name in checksums and GrowingHash(existing[name]).upto(offset) != checksums[name]:
             raise ValueError(f"{folder / name} is damaged: its beginning is not what the checkpoint recorded")
+
+
+def put_damaged_aside(folder: Path, offsets: Mapping[str, int], checksums: Mapping[str, str]) -> str | None:
+    """If an event file is damaged, give all of them names that TensorBoard does not read, and return what is wrong."""
+    try:
+        check_events(folder, offsets, checksums)
+    except ValueError as error:
+        for path in folder.glob(_EVENT_FILES):
+            path.replace(path.with_name(path.name.replace("tfevents", "damaged")))
+        return str(error)
+    return None
 
 
 def _cut(folder: Path, offsets: Mapping[str, int]) -> None:
