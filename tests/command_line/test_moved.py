@@ -130,6 +130,21 @@ def test_weights_that_a_run_started_from_are_not_needed_again(train: Train, fold
     assert train("resume", "second").problems == [missing]
 
 
+def test_trials_do_not_need_the_weights_that_they_started_from_again(train: Train, folder: Path) -> None:
+    words = ["model=linear", "threads=1", "schedule=constant", "steps=3"]
+    assert train(*words, "hydra.run.dir=first").code == 0
+    assert train("-m", *words, "init_from=first", "seed=1,2", "hydra.sweep.dir=sweep").code == 0
+    shutil.rmtree("first")
+    trials = sorted(path for path in (folder / "sweep").iterdir() if path.is_dir())
+    (trials[1] / "result.json").unlink()
+    done = train("resume", "sweep")
+    assert (done.code, done.err) == (0, "") and (trials[1] / "result.json").is_file()
+    shutil.rmtree(trials[1] / "checkpoints")
+    (trials[1] / "result.json").unlink()
+    (problem,) = train("resume", "sweep").problems
+    assert problem.startswith("init_from=first: is neither a run folder nor a file") and "seed=2" in problem
+
+
 def test_which_keys_say_where_the_data_lie() -> None:
     places = ["root", "train.root", "cache_dir", "image_folder", "csv_path", "label_file", "data_root", "download"]
     others = ["size", "split_seed", "val_fraction", "train.split", "on_bad_file", "rooted", "pathology", "workers"]

@@ -238,9 +238,9 @@ def check_trials(config: DictConfig, grid: Trials, known: list[str] | None = Non
     seen: set[str] = set()
     if len(grid) > 1 and not OmegaConf.is_interpolation(config.hydra.sweep, "subdir"):
         problems.append(f"hydra.sweep.subdir={config.hydra.sweep.subdir}: must differ between trials")
-    for overrides in grid:
+    for number, overrides in enumerate(grid):
         try:
-            _check_trial(loader, config, overrides, seen)
+            _check_trial(loader, config, overrides, number, seen)
         except ConfigurationError as error:
             for problem in error.problems:
                 found.setdefault(problem, " ".join(overrides))
@@ -249,15 +249,24 @@ def check_trials(config: DictConfig, grid: Trials, known: list[str] | None = Non
         raise ConfigurationError(problems)
 
 
-def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str], seen: set[str]) -> None:
+def _check_trial(loader: ConfigLoader, config: DictConfig, overrides: list[str], number: int, seen: set[str]) -> None:
     """Check a trial; its components only if no trial in `seen` has the same."""
+    from trainer.assembly.run_folder_of import for_resuming
+
     hydra = [o for o in compose.typed_words(config.hydra, "hydra") if not o.startswith("hydra.mode=")]
     composed = compose.load(loader, config.hydra.job.config_name, [*hydra, *overrides])
-    finalized = finalize(composed, composed.hydra)
+    finalized = for_resuming(finalize(composed, composed.hydra), _trial_folder(config, composed, number))
     alike = repr({key: value for key, value in finalized.items() if key not in _INDEPENDENT})
     if alike not in seen:
         check_parts(finalized)
         seen.add(alike)
+
+
+def _trial_folder(config: DictConfig, composed: DictConfig, number: int) -> Path:
+    """The folder of a trial, which exists if the sweep is resumed; Hydra sets its number when it starts."""
+    with read_write(composed), open_dict(composed):
+        composed.hydra.job.num = number
+    return Path(config.hydra.sweep.dir) / str(composed.hydra.sweep.subdir)
 
 
 def sweep_hash(config: DictConfig) -> str:
