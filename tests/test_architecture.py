@@ -27,7 +27,7 @@ LAYERS = [
     ["storage"],
     ["configuration"],
     ["data", "preprocessing", "samplers", "augmentation", "models", "initializers", "losses", "regularizers",
-     "optimizers", "schedules", "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
+     "optimizers", "schedules", "averaging", "parallelism", "diagnostics", "metrics", "early_stopping", "examples"],
     ["contracts"],
     ["base"],
 ]  # fmt: skip

@@ -48,6 +48,7 @@ RUNS = {
         "model=two_layers",
         "loss=multi_margin",
         "regularizer=log",
+        "averaging=halves",
         "augmentation=checkerboard",
         "sampler=reversed",
         "preprocessing=max_abs",
@@ -74,7 +75,7 @@ def test_every_snippet_is_a_file() -> None:
     assert {name.split("/")[1].removesuffix(".py") for name in CODE} == {
         "optimizers", "schedules", "models", "losses", "parallelism", "augmentation", "samplers", "preprocessing",
         "initializers", "diagnostics", "contracts", "penalties",
-        "regularizers",
+        "regularizers", "averaging",
     }  # fmt: skip
     options = {Path(name).stem for name in FILES if name.endswith(".yaml") and name not in OF_A_GROUP}
     assert options == {override.partition("=")[2] for overrides in RUNS.values() for override in overrides} - {

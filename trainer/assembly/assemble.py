@@ -13,6 +13,7 @@ from trainer.assembly.data import load_data, make_batches, share_statistics
 from trainer.assembly.run_folder_of import for_resuming, join, open_folder
 from trainer.assembly.torch_settings import set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
+from trainer.averaging.averaging import Averaging
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
@@ -126,7 +127,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
     optimizer = strategy.wrap_optimizer(optimizer, model)
-    regularizer = make_regularizer(config, model)
+    regularizer, averaging = make_regularizer(config, model), make_averaging(blueprint, optimizer)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(
         optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale,
@@ -158,11 +159,14 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
-        converges=convergence_of(optimizer), averaged=evaluation_weights_of(optimizer),
+        converges=convergence_of(optimizer), averaging=averaging,
+        averaged=evaluation_weights_of(optimizer) if averaging is None else averaging.evaluation_weights,
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
-        replica=replica, progress=progress, stateful=stateful_parts(blueprint, progress, loss_scale, regularizer),
+        replica=replica, progress=progress, stateful=stateful_parts(
+            blueprint, progress=progress, loss_scale=loss_scale, regularizer=regularizer, averaging=averaging
+        ),
     )  # fmt: skip
 
 
@@ -186,17 +190,21 @@ def make_regularizer(config: Config, model: nn.Module) -> Regularizer | None:
     return regularizer
 
 
-def stateful_parts(
-    blueprint: Blueprint, progress: Progress, loss_scale: LossScale | None, regularizer: Regularizer | None
-) -> dict[str, Stateful]:
+def make_averaging(blueprint: Blueprint, optimizer: torch.optim.Optimizer) -> Averaging | None:
+    """Build the averaging of the weights that the optimizer steps."""
+    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
+    averaging: Averaging | None = build_component(blueprint.config, "averaging", **given)
+    if averaging is not None:
+        averaging.attach(parameter for group in optimizer.param_groups for parameter in group["params"])
+    return averaging
+
+
+def stateful_parts(blueprint: Blueprint, **parts: object) -> dict[str, Stateful]:
     """Return the objects with state, by name, that checkpoints contain besides weights, optimizer and data."""
-    parts = {
-        "progress": progress,
+    parts |= {
         "schedule": blueprint.schedule,
         "early_stopping": blueprint.early_stopping,
         "improvement": blueprint.best,
-        "loss_scale": loss_scale,
-        "regularizer": regularizer,
         **blueprint.others,
     }
     return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

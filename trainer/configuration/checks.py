@@ -221,6 +221,19 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
             yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"
 
 
+def check_averaging(blueprint: Blueprint) -> Iterator[str]:
+    """All ranks must have the weights of one model, and the optimizer must not average by itself."""
+    config, strategy = blueprint.config, blueprint.strategy
+    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
+    if build_component(config, "averaging", **given) is None:
+        return
+    option, optimizer, parallelism = (config["choices"].get(g) for g in ("averaging", "optimizer", "parallelism"))
+    if traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])).averages:
+        yield f"averaging={option}: optimizer={optimizer} averages the weights itself; choose averaging=none"
+    if strategy.weights_differ and strategy.world_size > 1:
+        yield f"averaging={option}: the ranks of parallelism={parallelism} have different weights; choose another one"
+
+
 def check_regularizer(blueprint: Blueprint, model: nn.Module) -> Iterator[str]:
     """Its patterns must match, and neither strategy nor optimizer may change what it means."""
     config, strategy = blueprint.config, blueprint.strategy

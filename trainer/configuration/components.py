@@ -46,7 +46,9 @@ def node_of(config: Config, group: str) -> Config:
     """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, those
     of a schedule's warm-up, and some of an optimizer."""
     node = config[group] or {}
-    runners = {"data": ("epochs",), "optimizer": RUNNERS, "schedule": _warmup_keys(node)}.get(group, ())
+    runners: tuple[str, ...] = {"data": ("epochs",), "optimizer": RUNNERS}.get(group, ())
+    if group == "schedule":
+        runners = tuple(_warmup_keys(node))
     return {key: value for key, value in node.items() if key not in runners}
 
 

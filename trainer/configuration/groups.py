@@ -54,6 +54,14 @@ _ROWS = (
         given=("steps_per_epoch", "total_steps", "directions"),
         is_wired=True,
     ),
+    Group(
+        "averaging",
+        "trainer.averaging.averaging.Averaging",
+        "trainer.averaging",
+        given=("steps_per_epoch", "total_steps"),
+        may_be_nothing=True,
+        is_wired=True,
+    ),
     Group("parallelism", "trainer.parallelism.strategy.Strategy", "trainer.parallelism", is_wired=True),
     Group("diagnostics", "trainer.contracts.Diagnostics", "trainer.diagnostics", may_be_nothing=True, is_wired=True),
 )

@@ -43,7 +43,7 @@ from trainer.parallelism.strategy import Strategy
 from trainer.schedules import Constant
 
 # built later, because their arguments or their device depend on other components
-_LATER = ("model", "optimizer", "schedule")
+_LATER = ("model", "optimizer", "schedule", "averaging")
 
 
 def resolve(config: Config) -> Blueprint:
@@ -76,6 +76,7 @@ def resolve(config: Config) -> Blueprint:
     found += more
     if "optimizer" not in broken:
         found += problems_of(lambda: checks.check_optimizer(blueprint))
+        found += problems_of(lambda: checks.check_averaging(blueprint))
     if "model" not in broken:
         found += problems_of(lambda: checks.check_model(blueprint))
     if not found:

@@ -55,6 +55,8 @@ class Downpour(Unreduced):
     survives the loss of any other. Raises ValueError for other values.
     """
 
+    weights_differ = True
+
     default_devices = 2
     is_synchronous = False
     takes_closures = False

@@ -30,6 +30,8 @@ class LocalSGD(Ranks):
     Raises ValueError for a `period` under 1. Sources: Stich 2018, algorithm 1; Lin et al. 2018.
     """
 
+    weights_differ = True
+
     def __init__(
         self, devices: int | str = "auto", period: int = 8, max_restarts: int = 0, timeout: float = 300.0
     ) -> None:

@@ -65,6 +65,8 @@ class Strategy(ABC):
     """Whether every rank holds the whole model, with the same weights after every step."""
     uses_all_parameters: bool = False
     """Whether every step must use every parameter of the model."""
+    weights_differ: bool = False
+    """Whether a weight can have other values on other ranks between two steps."""
     preload: tuple[str, ...] = ()
     """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
     imports them once."""

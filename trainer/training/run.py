@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainer.averaging.averaging import Averaging
 from trainer.base.precision import LossScale
 from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
@@ -39,6 +40,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     needs_closure: bool
     converges: Callable[[], bool] | None
+    averaging: Averaging | None
     averaged: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
     base_lrs: list[float]
     loss_scale: LossScale | None
@@ -62,6 +64,7 @@ class Run:
     profiler: torch.profiler.profile | None = None
     has_ended: bool = False
     holds_best: bool = False  # the model has the weights of best.pt
+    batch_norm: tuple[int, list[torch.Tensor]] = (-1, [])  # a step, and the buffers estimated for the averaged weights
 
     def __repr__(self) -> str:
         choices = self.blueprint.config["choices"]

@@ -25,6 +25,7 @@ def capture(run: Run) -> State:
     return {
         **weights(run),
         "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
+        "averaging": None if run.averaging is None else run.strategy.optimizer_state(run.model, run.averaging.averages),
         "ranks": run.strategy.gather(run.strategy.local_state(run.model, run.optimizer)),
         "stateful": {name: item.state_dict() for name, item in run.stateful.items()},
         "meter": _by_shard(run),
@@ -96,6 +97,8 @@ def restore(run: Run, state: State) -> None:
     """Restore a newly assembled run to the captured state."""
     restore_weights(run, state)
     run.strategy.load_optimizer_state(run.model, run.optimizer, state["optimizer"])
+    if run.averaging is not None and state.get("averaging") is not None:
+        run.strategy.load_optimizer_state(run.model, run.averaging.averages, state["averaging"])
     if len(state["ranks"]) == run.strategy.world_size and state["ranks"][run.strategy.rank] is not None:
         run.strategy.load_local_state(run.model, run.optimizer, state["ranks"][run.strategy.rank])
     for name, item in run.stateful.items():

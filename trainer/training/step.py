@@ -29,6 +29,8 @@ def train_step(run: Run, batch: Batch) -> None:
     run.strategy.stepped(run.model, run.step + 1)
     if run.regularizer is not None:
         run.regularizer.stepped()
+    if run.averaging is not None:
+        run.averaging.stepped(run.step + 1)
 
 
 def update(run: Run) -> None:

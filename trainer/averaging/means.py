@@ -1,0 +1,57 @@
+"""Exponential and plain means of the weights."""
+
+from trainer.averaging.averaging import Averaging
+from trainer.base.checks import check_number, check_that, check_whole
+from trainer.base.duration import parse_duration
+
+
+class EMA(Averaging):
+    """Exponential moving average: a <- d_n a + (1 - d_n) w after each step (Polyak & Juditsky 1992; Tarvainen & Valpola
+    2017).
+
+    `decay`: d in [0, 1). With `warmup`, d_n = min(d, (1 + n) / (10 + n)) for the n-th update, so that the first weights
+    are soon forgotten. Raises ValueError for other values.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+        self.decay = check_number("decay", decay, 0, 1, below=True)
+        self.warmup = warmup
+
+    def share(self, step: int, count: int) -> float | None:
+        decay = min(self.decay, (1 + count) / (10 + count)) if self.warmup else self.decay
+        return 1 - decay
+
+
+class Mean(Averaging):
+    """Mean of the weights from step `start` on, taken `every` duration: a <- a + (w - a) / n.
+
+    After every step it is Polyak-Ruppert averaging (Polyak & Juditsky 1992); at the end of epochs, with the statistics
+    of batch norm estimated from `batch_norm_samples` >= 0 training samples, stochastic weight averaging (Izmailov et
+    al. 2018). `start`: duration, before the end of the run; `every`: duration. Raises ValueError for other values.
+    """
+
+    def __init__(
+        self,
+        start: str = "50%",
+        every: str = "1step",
+        batch_norm_samples: int = 0,
+        *,
+        steps_per_epoch: int,
+        total_steps: int,
+    ) -> None:
+        self.start = _steps("start", start, steps_per_epoch, total_steps)
+        check_that(self.start < total_steps, "start", start, f"before the end of the run of {total_steps:,} steps")
+        self.every = _steps("every", every, steps_per_epoch, total_steps)
+        check_that(self.every >= 1, "every", every, "at least one step")
+        self.batch_norm_samples = check_whole("batch_norm_samples", batch_norm_samples, 0)
+
+    def share(self, step: int, count: int) -> float | None:
+        since = step - self.start
+        return 1 / (count + 1) if since > 0 and since % self.every == 0 else None
+
+
+def _steps(name: str, text: str, steps_per_epoch: int, total_steps: int) -> int:
+    try:
+        return parse_duration(text).steps(steps_per_epoch, total_steps)
+    except ValueError as error:
+        raise ValueError(f"{name}={text}: {error}") from error
