@@ -35,7 +35,7 @@ from trainer.initializers import (
 from trainer.initializers.activations import following, gain_of
 from trainer.initializers.weights import left_alone
 from trainer.models.resnet import resnet
-from trainer.reporting.initial_outputs import as_markdown, initial_outputs
+from trainer.reporting.initial_outputs import FirstOutputs, as_markdown
 
 FOLDER = Path(__file__).parents[1] / "configs" / "initializer"
 Initializer = Callable[[nn.Module], None]
@@ -504,17 +504,19 @@ def test_the_variance_through_30_layers_of_512(
 # --- what plan and TensorBoard show ---------------------------------------------------------------------------
 
 
-def test_initial_outputs_are_those_of_a_forward_pass() -> None:
+def test_first_outputs_are_those_of_the_first_forward_pass() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
-    images, state = torch.randn(64, 5), torch.get_rng_state()
-    first, last = initial_outputs(model, images)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(model[1].running_mean, torch.zeros(6))
-    expected = model[0](images).detach()
-    assert (first.layer, last.layer) == ("0", "4")
-    assert (first.mean, first.variance) == pytest.approx((expected.mean().item(), expected.var(correction=0).item()))
-    assert "| 4 |" in as_markdown([first, last])
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3), nn.Linear(3, 3))
+    images = torch.randn(64, 5)
+    recorded = FirstOutputs(model)
+    hidden = model[0](images).detach()
+    model[3](torch.randn(2, 6))
+    model[0](images + 9)  # a second call
+    first, last = recorded.read()
+    assert (first.layer, last.layer) == ("0", "3")
+    assert (first.mean, first.variance) == pytest.approx((hidden.mean().item(), hidden.var(correction=0).item()))
+    assert "| 3 |" in as_markdown([first, last])
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -528,5 +530,7 @@ def test_every_option_initializes_a_run_reproducibly(option: str) -> None:
 def test_data_dependent_sees_the_preprocessed_training_images() -> None:
     run = build_run(resolve(compose(["initializer=data_dependent", "model=mlp", "threads=1"])))
     images = run.preprocessing(run.splits.train.images_NCHW[:256])
-    rows = initial_outputs(run.model, images)
+    recorded = FirstOutputs(run.model)
+    run.model(images)
+    rows = recorded.read()
     assert [row.variance for row in rows] == pytest.approx([1] * len(rows), rel=1e-3)

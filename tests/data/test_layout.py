@@ -1,6 +1,8 @@
 """Folders of photographs as they are found: names of splits, files that are not used, links; by names alone."""
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from PIL import Image
@@ -155,3 +157,12 @@ def test_every_suffix_of_an_image_is_taken_or_named(tmp_path: Path) -> None:
     root = write(tmp_path / "root", [*TRAIN, *(f"train/cat/x{suffix.upper()}" for suffix in SUFFIXES)])
     assert len(scan(root).splits["train"].names) == len(TRAIN) + len(SUFFIXES)
     assert not str(scan(root).unused)
+
+
+@pytest.mark.parametrize("names", [TRAIN, [*TRAIN, *VAL]])
+def test_a_cache_inside_the_folder_is_neither_a_class_nor_a_split(names: list[str], tmp_path: Path) -> None:
+    root = write(tmp_path / "root", [name.removeprefix("train/") for name in names] if names is TRAIN else names)
+    without = scan(root)
+    write(root, ["cache/deep/file.bin"])
+    assert scan(root, root / "cache/deep") == replace(without, unused=ANY)
+    assert not str(scan(root, root / "cache").unused)

@@ -134,8 +134,9 @@ def after_a_while(strategy: str, timeout: float) -> Any:
 
 
 def set_timeout(together: Any, seconds: float) -> None:
+    set_it = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # public from torch 2.14 on
     for group in (None, together._control):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+        set_it(timedelta(seconds=seconds), group)
 
 
 @pytest.mark.parametrize(("strategy", "timeout"), [("ddp", 1), pytest.param("downpour", 10, marks=pytest.mark.slow)])
@@ -158,9 +159,10 @@ class Own(MeanImage):
         self.fails = fails
     def fit(self, images):
         rank = 0 if rank_info() is None else rank_info().rank
-        with open("fits", "a") as file:
-            file.write(f"{rank} ")
-        if self.fails:
+        if len(images) > 1000:
+            with open("fits", "a") as file:
+                file.write(f"{rank} ")
+        if self.fails and len(images) > 1000:  # not for the samples of the checks
             raise DataError("data: a.jpg: has changed")
         super().fit(images)
 '''

@@ -4,13 +4,12 @@ import torch
 import yaml
 
 from trainer.base.config import Config, ConfigValue
-from trainer.reporting.initial_outputs import as_markdown, initial_outputs
+from trainer.reporting.initial_outputs import FirstOutputs
 from trainer.reporting.pixels import as_levels
 from trainer.storage import run_folder
 from trainer.training.run import Run
 
 _ASIDE = ("_target_", "root", "download", "epochs", "rate", "batch_size")  # inside a node; `batch_size` is on top, too
-_SAMPLES = 64  # for the outputs of layers
 _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
 
 
@@ -42,9 +41,9 @@ def announce(run: Run, resumed: bool) -> None:
         return
     board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
     board.start_hparams(hyper_parameters(config))
-    if ranks == 1 and not resumed:  # with several, a layer may communicate
-        first = next(run.batches.epoch(0)).images[:_SAMPLES]
-        board.text("initial outputs of layers", as_markdown(initial_outputs(run.model, first)))
+    # a rank has only some of the outputs, and hooks would change what is compiled
+    if ranks == 1 and not (resumed or config["compile"]):
+        run.first_outputs = FirstOutputs(run.model)
     if facts.kind == "images":
         # before preprocessing, because whitened images have no meaningful colours
         images = next(run.batches.before_preprocessing().epoch(0)).images

@@ -25,7 +25,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
-from trainer.contracts import Preprocessing, convergence_of, evaluation_weights_of, needs_closure
+from trainer.contracts import Preprocessing, convergence_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.optimizers.parameter_groups import excluded_names, parameter_groups
@@ -121,8 +121,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     model = make_model(blueprint, _samples(splits, preprocessing) if fit else None)
     preprocessing = preprocessing.to(device)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    model = model.to(device).to(memory_format=layout)
+    model = model.to(device).to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
     compute = strategy.apply(model)
     decay = config["optimizer"].get("weight_decay")
     optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
@@ -160,7 +159,6 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
         converges=convergence_of(optimizer), averaging=averaging,
-        averaged=evaluation_weights_of(optimizer) if averaging is None else averaging.evaluation_weights,
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,

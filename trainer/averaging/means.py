@@ -2,7 +2,7 @@
 
 from trainer.averaging.averaging import Averaging
 from trainer.base.checks import check_number, check_that, check_whole
-from trainer.base.duration import parse_duration
+from trainer.base.duration import steps_of
 
 
 class EMA(Averaging):
@@ -39,19 +39,13 @@ class Mean(Averaging):
         steps_per_epoch: int,
         total_steps: int,
     ) -> None:
-        self.start = _steps("start", start, steps_per_epoch, total_steps)
+        self.start = steps_of("start", start, steps_per_epoch, total_steps)
+        if str(start).endswith("%") and str(start) != "100%":
+            self.start = min(self.start, total_steps - 1)  # rounding up must not make it as late as a short run's end
         check_that(self.start < total_steps, "start", start, f"before the end of the run of {total_steps:,} steps")
-        self.every = _steps("every", every, steps_per_epoch, total_steps)
-        check_that(self.every >= 1, "every", every, "at least one step")
+        self.every = steps_of("every", every, steps_per_epoch, total_steps, least=1)
         self.batch_norm_samples = check_whole("batch_norm_samples", batch_norm_samples, 0)
 
     def share(self, step: int, count: int) -> float | None:
         since = step - self.start
         return 1 / (count + 1) if since > 0 and since % self.every == 0 else None
-
-
-def _steps(name: str, text: str, steps_per_epoch: int, total_steps: int) -> int:
-    try:
-        return parse_duration(text).steps(steps_per_epoch, total_steps)
-    except ValueError as error:
-        raise ValueError(f"{name}={text}: {error}") from error

@@ -39,6 +39,18 @@ def parse_duration(text: object) -> Duration:
     return Duration(amount, unit)
 
 
+def steps_of(name: str, text: str, steps_per_epoch: int, total_steps: int, *, least: int = 0) -> int:
+    """Convert the duration given as the argument `name` to steps. Raises ValueError, with its name, if it is none, and
+    if it is shorter than `least` = 1 step."""
+    try:
+        steps = parse_duration(text).steps(steps_per_epoch, total_steps)
+    except ValueError as error:
+        raise ValueError(f"{name}={text}: {error}") from error
+    if steps < least:
+        raise ValueError(f"{name}={text}: must be at least one step")
+    return steps
+
+
 def is_time(step: int, every: int, total: int) -> bool:
     """Whether an action with period `every` is due after `step` steps; always true after the last step."""
     return step == total or (every > 0 and step % every == 0)

@@ -199,7 +199,7 @@ class ImageFolder(DataSet):
 
     @cached_property
     def _layout(self) -> Layout:
-        return scan(self.root)
+        return scan(self.root, self.cache_dir)
 
     @property
     def _class_names(self) -> tuple[str, ...]:

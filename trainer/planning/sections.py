@@ -134,7 +134,7 @@ def initial_table(blueprint: "Blueprint", num_parameters: int) -> tuple[str, Ren
     from trainer.assembly.weights import make_model
     from trainer.initializers.activations import following
     from trainer.initializers.weights import left_alone
-    from trainer.reporting.initial_outputs import initial_outputs
+    from trainer.reporting.initial_outputs import FirstOutputs
 
     if num_parameters > _LARGEST:
         return None
@@ -144,7 +144,10 @@ def initial_table(blueprint: "Blueprint", num_parameters: int) -> tuple[str, Ren
     after = {id(module): name for name, module in model.named_modules()}
     activations = {after[layer]: name for layer, (name, _) in following(model, shape).items()}
     table = make_table("layer", "mean", "variance", left=("activation after it",))
-    rows = initial_outputs(model, samples)
+    first = FirstOutputs(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(samples)
+    rows = first.read()
     every = -(-len(rows) // _ROWS_SHOWN)
     for row in (*rows[:-1:every], rows[-1]) if rows else ():
         table.add_row(row.layer, f"{row.mean:.2g}", f"{row.variance:.2g}", activations.get(row.layer, ""))

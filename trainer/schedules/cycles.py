@@ -5,8 +5,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from trainer.base.checks import check_number, check_that, check_whole
+from trainer.base.duration import steps_of
 from trainer.contracts import Schedule
-from trainer.schedules.time import SHARE, half_cosine, steps_of
+from trainer.schedules.time import SHARE, half_cosine
 
 
 class Sgdr(Schedule):
@@ -32,7 +33,7 @@ class Sgdr(Schedule):
         self.multiply = check_whole("multiply", multiply, 1)
         self.peak = check_number("peak", peak, 0, 1, above=True)
         self.final = check_number("final", final, 0, 1, must=SHARE)
-        self.cycle = None if cycle is None else steps_of("cycle", cycle, steps_per_epoch, total_steps)
+        self.cycle = None if cycle is None else steps_of("cycle", cycle, steps_per_epoch, total_steps, least=1)
         self.tail = None if cycle is None else self._tail()
         self.starts = self._starts(check_whole("cycles", cycles, 1), total_steps)
 
@@ -94,7 +95,7 @@ class OneCycle(Schedule):
         steps_per_epoch: int,
         total_steps: int,
     ) -> None:
-        self.rise = steps_of("rise", rise, steps_per_epoch, total_steps)
+        self.rise = steps_of("rise", rise, steps_per_epoch, total_steps, least=1)
         if rise.endswith("%"):  # rounding up must not make it as long as a short run
             self.rise = min(self.rise, total_steps - 1)
         check_that(self.rise < total_steps, "rise", rise, f"shorter than the schedule of {total_steps:,} steps")

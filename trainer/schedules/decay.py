@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from trainer.base.checks import check_choice, check_number, check_that
+from trainer.base.duration import steps_of
 from trainer.contracts import Schedule
-from trainer.schedules.time import SHARE, half_cosine, steps_of
+from trainer.schedules.time import SHARE, half_cosine
 
 
 class Constant(Schedule):
@@ -28,7 +29,7 @@ class Step(Schedule):
     def __init__(
         self, every: str, factor: float = 0.1, floor: float = 0.0, *, steps_per_epoch: int, total_steps: int
     ) -> None:
-        self.every = steps_of("every", every, steps_per_epoch, total_steps)
+        self.every = steps_of("every", every, steps_per_epoch, total_steps, least=1)
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
         self.floor = check_number("floor", floor, 0, 1, must=SHARE)
         self.tail = 0.0 if floor > 0 else math.inf
@@ -49,7 +50,7 @@ class MultiStep(Schedule):
     def __init__(
         self, milestones: Sequence[str], factor: float = 0.1, *, steps_per_epoch: int, total_steps: int
     ) -> None:
-        self.milestones = [steps_of("milestones", each, steps_per_epoch, total_steps) for each in milestones]
+        self.milestones = [steps_of("milestones", each, steps_per_epoch, total_steps, least=1) for each in milestones]
         rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
         check_that(bool(milestones) and rising, "milestones", milestones, "durations, each longer than the one before")
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
@@ -74,7 +75,7 @@ class InverseTime(Schedule):
 
     def __init__(self, k: float = 1.0, unit: str = "1ep", *, steps_per_epoch: int, total_steps: int) -> None:
         self.k = check_number("k", k, 0, above=True)
-        self.unit = steps_of("unit", unit, steps_per_epoch, total_steps)
+        self.unit = steps_of("unit", unit, steps_per_epoch, total_steps, least=1)
 
     def factor(self, step: int) -> float:
         return 1 / (1 + self.k * step / self.unit)
@@ -90,7 +91,7 @@ class InverseSqrt(Schedule):
     tail = 0.5
 
     def __init__(self, k: str = "1ep", *, steps_per_epoch: int, total_steps: int) -> None:
-        self.k = steps_of("k", k, steps_per_epoch, total_steps)
+        self.k = steps_of("k", k, steps_per_epoch, total_steps, least=1)
 
     def factor(self, step: int) -> float:
         return 1 / math.sqrt(1 + step / self.k)
@@ -107,7 +108,7 @@ class Exponential(Schedule):
 
     def __init__(self, k: float = 0.1, unit: str = "1ep", *, steps_per_epoch: int, total_steps: int) -> None:
         self.k = check_number("k", k, 0, above=True)
-        self.unit = steps_of("unit", unit, steps_per_epoch, total_steps)
+        self.unit = steps_of("unit", unit, steps_per_epoch, total_steps, least=1)
 
     def factor(self, step: int) -> float:
         return math.exp(-self.k * step / self.unit)
@@ -161,7 +162,7 @@ class WarmupStableDecay(Schedule):
         steps_per_epoch: int,
         total_steps: int,
     ) -> None:
-        length = steps_of("decay", decay, steps_per_epoch, total_steps)
+        length = steps_of("decay", decay, steps_per_epoch, total_steps, least=1)
         check_that(length <= total_steps, "decay", decay, f"at most the schedule of {total_steps:,} steps")
         self.shape = check_choice("shape", shape, ("linear", "cosine", "sqrt"))
         self.final = check_number("final", final, 0, 1, must=SHARE)

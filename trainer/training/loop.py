@@ -10,6 +10,7 @@ from trainer.base.duration import is_time
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
 from trainer.contracts import Diagnostics
+from trainer.reporting.initial_outputs import as_markdown
 from trainer.training.batches import Batch
 from trainer.training.divergence import check_finite
 from trainer.training.evaluation import evaluate
@@ -117,6 +118,9 @@ def report(run: Run, due: Due, record: dict[str, float], improved: bool) -> None
     """Write the metrics of a step to all outputs."""
     if run.report is None or not record:
         return
+    if run.first_outputs is not None:
+        run.report.tensorboard.text("initial outputs of layers", as_markdown(run.first_outputs.read()))
+        run.first_outputs = None
     histograms = run.strategy.histograms() if due.log else {}
     run.report.record(run.step, run.epochs_done, record, histograms)
     if due.evaluate:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.averaging.averaging import Averaging
+from trainer.base.capabilities import evaluation_weights_of
 from trainer.base.precision import LossScale
 from trainer.base.stateful import Stateful
 from trainer.configuration.blueprint import Blueprint
@@ -16,6 +17,7 @@ from trainer.data.facts import Splits
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import Strategy
 from trainer.regularizers.regularizer import Regularizer
+from trainer.reporting.initial_outputs import FirstOutputs
 from trainer.reporting.report import Report
 from trainer.storage.checkpoint import CheckpointWriter
 from trainer.storage.identity import Identity
@@ -41,7 +43,6 @@ class Run:
     needs_closure: bool
     converges: Callable[[], bool] | None
     averaging: Averaging | None
-    averaged: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None
     base_lrs: list[float]
     loss_scale: LossScale | None
     guard: GradientGuard
@@ -62,6 +63,7 @@ class Run:
     report: Report | None = None
     checkpoints: CheckpointWriter | None = None
     profiler: torch.profiler.profile | None = None
+    first_outputs: FirstOutputs | None = None  # of the first step, until they are written
     has_ended: bool = False
     holds_best: bool = False  # the model has the weights of best.pt
     batch_norm: tuple[int, list[torch.Tensor]] = (-1, [])  # a step, and the buffers estimated for the averaged weights
@@ -71,6 +73,12 @@ class Run:
         chosen = ", ".join(str(choices[group]) for group in ("data", "model", "optimizer") if group in choices)
         where = "" if self.folder is None else f", {self.folder}"
         return f"<Run: {chosen}, step {self.step} of {self.blueprint.total_steps}, {self.device}{where}>"
+
+    @property
+    def averaged(self) -> Callable[[], Iterable[tuple[Tensor, Tensor]]] | None:
+        """Yields the weights to evaluate, if they are not those that are trained."""
+        averaging = self.averaging
+        return evaluation_weights_of(self.optimizer) if averaging is None else averaging.evaluation_weights
 
     @property
     def step(self) -> int:

@@ -47,9 +47,10 @@ class Files:
 
 
 class Unused:
-    """Counts of what a folder contains and is not used, by kind, with the first of each."""
+    """Counts of what a folder contains and is not used, by kind, with the first of each; `ours` are not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, ours: frozenset[str] = frozenset()) -> None:
+        self.ours = ours
         self._names: dict[tuple[str, str], tuple[int, str]] = {}  # kind -> how many, the first of them
         self.is_expected = True
         """Whether these are only hidden files, and files beside the classes that are no photographs."""
@@ -82,8 +83,8 @@ class Layout:
     """Classes without photographs, of the splits that have a folder and lack any."""
 
 
-def scan(root: Path) -> Layout:
-    """Find the splits, classes and files.
+def scan(root: Path, cache: Path | None = None) -> Layout:
+    """Find the splits, classes and files; a `cache` folder inside `root` is neither.
 
     Raises FileNotFoundError or NotADirectoryError without a root, ValueError for folders of another layout.
     """
@@ -91,7 +92,9 @@ def scan(root: Path) -> Layout:
         raise FileNotFoundError(f"root={root}: must be an existing folder of photographs")
     if not root.is_dir():
         raise NotADirectoryError(f"root={root}: must be a folder, but is a file")
-    unused = Unused()
+    within = cache is not None and root.resolve() in cache.resolve().parents
+    ours = frozenset([cache.resolve().relative_to(root.resolve()).parts[0]]) if cache and within else frozenset[str]()
+    unused = Unused(ours)
     bases = {split: f"{folder}/" for split, folder in _split_folders(root, unused).items()} or {"train": ""}
     class_names = _classes(root, bases["train"], unused)
     splits, missing = {}, {}
@@ -157,7 +160,7 @@ def _split_folders(root: Path, unused: Unused) -> dict[str, str]:
 
 def _classes(root: Path, base: str, unused: Unused) -> list[str]:
     """The names of the classes, which are folders of the training split. Raises ValueError for another layout."""
-    names = _folders(root, base, unused if base else Unused())  # the root itself was counted before
+    names = _folders(root, base, unused if base else Unused(unused.ours))  # the root itself was counted before
     if not names:
         raise ValueError(
             f"root={root / base}: must contain a folder of photographs for each class, but {_contents(root, base)}"
@@ -213,6 +216,8 @@ def _photographs(root: Path, folder: str, known: set[str], unused: Unused) -> It
             pending.pop()
             continue
         path, name, is_folder = entry
+        if path in unused.ours:
+            continue
         if _is_hidden(name):
             unused.add("hidden folder" if is_folder else "hidden file", path, expected=True)
         elif is_folder:
@@ -256,6 +261,8 @@ def _folders(root: Path, base: str, unused: Unused) -> list[str]:
     """The names of folders in `base`, ascending; counts what else there is."""
     found = []
     for path, name, is_folder in _entries(root, base):
+        if path in unused.ours:
+            continue
         if _is_hidden(name):
             unused.add("hidden folder" if is_folder else "hidden file", path, expected=True)
         elif name == MANIFEST:
