@@ -260,7 +260,6 @@ ASKING = ("contracts.py", "base/capabilities.py")  # only these inspect componen
 # A count may only decrease.
 GUESSES = {
     "__init__.py": (1, "a module of ours, whose names are loaded when they are asked for"),
-    "assembly/data.py": (1, "the splits by name"),
     "base/chunks.py": (1, "torch's count of a storage's users, which has no public name"),
     "base/members.py": (1, "the members of components, for contracts.py"),
     "base/torch_optimizers.py": (1, "an attribute of torch's fused optimizers"),

@@ -3,9 +3,11 @@
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from tests.configuration.wrong_classes import GoodLoss, top
+from tests.configuration.wrong_classes import GoodData, GoodLoss, GoodModel, top
+from trainer.data.facts import Part
 
 third = partial(top, k=3)
 third.__name__ = "third"  # type: ignore[attr-defined]
@@ -39,3 +41,31 @@ class Zeros:
     def __call__(self, model: nn.Module) -> None:
         for parameter in model.parameters():
             nn.init.zeros_(parameter)
+
+
+class Loaded(GoodData):
+    """Targets of any dtype and shape."""
+
+    def __init__(self, task: str, dtype: str, shape: list[int], num_outputs: int) -> None:
+        self.given = {"task": task, "num_outputs": num_outputs}
+        self.dtype, self.shape = getattr(torch, dtype), shape
+
+    def part(self, count: int) -> Any:
+        part = super().part(count)
+        values = (torch.arange(count * torch.Size(self.shape).numel()) % 2).to(self.dtype)
+        return Part(part.images_NCHW, values.reshape(count, *self.shape))
+
+
+class Tied(GoodModel):
+    """One weight in two layers, and a layer that is used in no step."""
+
+    pipeline_plan = ("first", "second", "layer")
+
+    def __init__(self, input_shape: tuple[int, int, int], num_outputs: int, spare: bool = False) -> None:
+        super().__init__(input_shape, num_outputs)
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.second.weight = self.first.weight
+        self.spare = nn.Linear(3, 3) if spare else None
+
+    def forward(self, images: Tensor) -> Any:
+        return self.layer(self.second(self.first(images.flatten(1))))

@@ -9,6 +9,7 @@ import functools
 import random
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trainer.augmentation.operation import Operation
 from trainer.contracts import Sampler, Schedule
 from trainer.data.facts import DataFacts, Part, Splits
+from trainer.regularizers.regularizer import Regularizer
 
 WRONG: list[tuple[str, Any, tuple[str, ...]]] = []
 
@@ -660,6 +662,102 @@ class OperationRaises(Operation):
 
     def __call__(self, images_NCHW: Tensor, rows: Any) -> Any:
         return images_NCHW + rows["by"]
+
+
+# --- regularizers -----------------------------------------------------------------------------------------
+
+
+class GoodRegularizer(Regularizer):
+    def coefficients_of(self, names: Any, excluded: Any) -> dict[str, float]:
+        return dict.fromkeys(names, 0.1)
+
+    def attach(self, weights: Any, excluded: Any) -> None:
+        self.weights = list(weights.values())
+
+    def terms(self) -> Any:
+        return [(weight, 0.1 * weight.square().sum()) for weight in self.weights]
+
+    def add_gradient(self, scale: Tensor | None) -> None:
+        for weight in self.weights:
+            weight.grad += 0.2 * weight.detach()
+
+
+@wrong("regularizer", "value() returns a float32 tensor of shape (2,); must return a scalar tensor")
+class VectorPenalty(GoodRegularizer):
+    def value(self) -> Any:
+        return torch.stack([term for _, term in self.terms()])
+
+
+@wrong(
+    "regularizer", "add_gradient() adds another gradient to 'weight' than that of value(); must be the same function"
+)
+class OtherGradient(GoodRegularizer):
+    def add_gradient(self, scale: Tensor | None) -> None:
+        pass
+
+
+# --- what shows only during a run -------------------------------------------------------------------------
+
+LATE: list[tuple[str, Any, tuple[str, ...]]] = []
+
+
+def late(group: str, *words: str) -> Any:
+    """Like `wrong`, for mistakes that no call before the run can show."""
+
+    def keep(item: Any) -> Any:
+        LATE.append((group, item, words))
+        return item
+
+    return keep
+
+
+@late("sampler", "sampler: in epoch 1: order() returns indices from 1 to 1437")
+class SecondEpoch(Sampler):
+    epochs = 0
+
+    def order(self, targets_N: Tensor, generator: torch.Generator) -> Any:
+        self.epochs += len(targets_N) > 1000
+        return torch.randperm(len(targets_N), generator=generator) + max(0, self.epochs - 1)
+
+
+@late("schedule", "factor(27) returns the float nan; must be a finite number >= 0")
+class LaterNan(Schedule):
+    def factor(self, step: int) -> Any:
+        return float("nan") if step == 27 else 1.0
+
+
+@late("preprocessing", "preprocessing: forward() returns a float32 tensor of shape", "must return a float32 tensor")
+class LargeBatches(GoodPreprocessing):
+    def forward(self, images: Tensor) -> Any:
+        return images.float() if len(images) < 10 else images.float().flatten(2)
+
+
+@late("augmentation", "augmentation: it returns a uint8 tensor of shape (1437, 1, 8, 4)")
+class LargeNarrow(Narrow):
+    def __call__(self, images: Tensor, rows: Any) -> Any:
+        return images if len(images) < 10 else images[..., ::2].to(torch.uint8)
+
+
+@late("diagnostics", "diagnostics: at_log() returns 'lr', which is a metric of Gearshift's")
+class LaterName:
+    calls = 0
+
+    def at_log(self, grad_norm: float | None) -> Any:
+        self.calls += 1
+        return {"lr": 0.0} if self.calls > 3 else {}
+
+    def at_start(self, initial_loss: float, untrained_loss: float | None) -> Any:
+        return {}, None
+
+
+class Item7000:
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 7002
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros((4, 4), dtype=np.uint8), [index % 2][index // 7000]
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from trainer.assembly.splits import checked_splits
+from trainer.base.blame import with_place
 from trainer.base.errors import ConfigurationError, DataError, is_out_of_files
 from trainer.base.stateful import State
 from trainer.configuration.blueprint import Blueprint
@@ -55,22 +57,11 @@ def make_batches(
 def load_data(blueprint: Blueprint) -> Splits:
     """Load the splits, on the CPU. Raises ConfigurationError if data is missing, DataError if it is damaged."""
     try:
-        splits = blueprint.data.load()
+        splits: object = blueprint.data.load()
     except ValueError as error:
-        raise DataError(f"data: {error}") from error
+        raise DataError(with_place(f"data: {error}", error)) from error
     except OSError as error:
         if is_out_of_files(error):
             raise
-        raise ConfigurationError(f"data: {error}") from error
-    facts = blueprint.facts
-    for name, count in (("train", facts.num_train), ("val", facts.num_val), ("test", facts.num_test)):
-        part = getattr(splits, name)
-        shape = tuple(part.images_NCHW.shape)
-        if shape != (count, *facts.input_shape) or len(part.targets_N) != count:
-            raise DataError(f"data: the {name} split has images {shape}; its facts say {(count, *facts.input_shape)}")
-        wanted = torch.float32 if facts.kind == "features" else torch.uint8
-        if isinstance(part.images_NCHW, torch.Tensor) and part.images_NCHW.dtype != wanted:
-            raise DataError(f"data: the {name} split has {part.images_NCHW.dtype}; {facts.kind} are {wanted}")
-        if facts.task == "classification" and not 0 <= part.targets_N.min() <= part.targets_N.max() < facts.num_outputs:
-            raise DataError(f"data: the {name} split has classes outside 0..{facts.num_outputs - 1}")
-    return splits
+        raise ConfigurationError(with_place(f"data: {error}", error)) from error
+    return checked_splits(splits, blueprint)

@@ -14,6 +14,7 @@ from trainer.base.errors import ConfigurationError
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
 from trainer.configuration.components import node_of
+from trainer.configuration.probe import check_finite_number, key_of
 from trainer.contracts import Loss, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
@@ -59,7 +60,12 @@ class Blueprint:
     def factor(self, step: int) -> float:
         """Return the factor on the learning rates in a step: that of the batch size times that of the schedule, which
         beyond its length is that of its last step."""
-        return self.lr_scale * self.schedule.factor(min(step, self.schedule_steps - 1))
+        asked = min(step, self.schedule_steps - 1)
+        factor = self.schedule.factor(asked)
+        if type(factor) is not float or not 0 <= factor < math.inf:
+            where = key_of(self.config, "schedule")
+            factor = check_finite_number(where, f"factor({asked})", factor, low=0.0)
+        return self.lr_scale * factor
 
     @property
     def num_outputs(self) -> int:

@@ -27,7 +27,7 @@ from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
 from trainer.configuration.optimizer_keys import schedule_problem
 from trainer.configuration.probe import calling, described, key_of
-from trainer.configuration.probe_model import check_built, check_trained, run_real
+from trainer.configuration.probe_model import check_built, check_shared, check_trained, run_real
 from trainer.contracts import (
     Augmentation,
     Loss,
@@ -295,6 +295,7 @@ def _check_model(blueprint: Blueprint) -> None:
     if problems := list(check_regularizer(blueprint, model)):
         raise ConfigurationError(problems)
     blueprint.strategy.validate(blueprint.config, model)
+    check_shared(blueprint, model)
     _check_lone_sample(model, blueprint)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):
         raise ConfigurationError(

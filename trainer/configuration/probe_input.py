@@ -108,12 +108,12 @@ def check_preprocessing_calls(config: Config, make: Callable[[], Preprocessing],
         preprocessing.fit(images)
     with calling(where, "forward()"), torch.no_grad():
         found = preprocessing(images)
-        _check_prepared(where, "forward()", found, images)
+        check_prepared(where, "forward()", found, images)
         if not torch.equal(images, before):
             refuse(where, "forward() changes its argument", "leave it as it is")
         if preprocessing.transform_ is not None:
             in_place = preprocessing.transform_(images.float())
-            _check_prepared(where, "transform_()", in_place, images)
+            check_prepared(where, "transform_()", in_place, images)
             if not torch.allclose(in_place, found, rtol=1e-4, atol=1e-5, equal_nan=True):
                 refuse(where, "transform_() and forward() return different values", "be the same function")
         state = reloaded(where, dict(preprocessing.state_dict()))
@@ -124,7 +124,7 @@ def check_preprocessing_calls(config: Config, make: Callable[[], Preprocessing],
                    "keep the statistics in buffers (register_buffer)")  # fmt: skip
 
 
-def _check_prepared(where: str, what: str, found: object, images: Tensor) -> None:
+def check_prepared(where: str, what: str, found: object, images: Tensor) -> None:
     if not isinstance(found, Tensor) or found.dtype != torch.float32 or found.shape != images.shape:
         asked = f"return a float32 tensor of the shape of the images, {tuple(images.shape)}"
         refuse(where, f"{what} returns {described(found)}", asked)

@@ -61,6 +61,20 @@ def _unregistered(model: nn.Module) -> Iterator[tuple[str, object]]:
                     yield f"{prefix}.{name}".lstrip("."), item
 
 
+def check_shared(blueprint: Blueprint, model: nn.Module) -> None:
+    """Refuse parameters that two layers share if ranks hold layers, or shards of them, by themselves."""
+    strategy, names = blueprint.strategy, dict[int, str]()
+    if not (strategy.cuts_weights or (strategy.is_synchronous and not strategy.steps_all_weights)):
+        return
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ConfigurationError(
+                f"model: '{first}' and '{name}' are one parameter, of which parallelism="
+                f"{blueprint.config['choices'].get('parallelism')} would train two; parallelism=ddp keeps it"
+            )
+
+
 # --- calls ------------------------------------------------------------------------------------------------
 
 

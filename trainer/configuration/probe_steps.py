@@ -9,10 +9,20 @@ from torch import Tensor, nn
 from trainer.base.checks import is_number
 from trainer.base.config import Config
 from trainer.base.stateful import Stateful
-from trainer.configuration.probe import calling, check_finite_number, described, is_theirs, key_of, refuse, reloaded
+from trainer.configuration.probe import (
+    calling,
+    check_finite_number,
+    check_scalar,
+    described,
+    is_theirs,
+    key_of,
+    refuse,
+    reloaded,
+)
 from trainer.contracts import Diagnostics, ParameterGroup, Schedule, needs_closure
 from trainer.optimizers.parameter_groups import parameter_groups
 from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.regularizers.regularizer import Regularizer
 
 _SAMPLES = 100  # steps at which a schedule is asked
 
@@ -130,6 +140,35 @@ def _step(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     else:
         objective.gradient()
         optimizer.step()
+
+
+# --- regularizer ------------------------------------------------------------------------------------------
+
+
+def check_regularizer_calls(config: Config, make: Callable[[], Regularizer | None]) -> None:
+    """Let it penalize a tiny model: its gradient must be that of its value."""
+    regularizer = make()
+    if regularizer is None or not is_theirs(config, "regularizer", regularizer):
+        return
+    where, model = key_of(config, "regularizer"), nn.Linear(2, 2)
+    weights = dict(model.named_parameters())
+    with calling(where, "attach()"):
+        regularizer.attach(weights, [])
+    with calling(where, "value()"):
+        value = check_scalar(where, "value()", regularizer.value(), "return a scalar tensor")
+        expected = torch.autograd.grad(value, list(weights.values()), allow_unused=True) if value.requires_grad else ()
+    if regularizer.decoupled or not expected:
+        return
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    with calling(where, "add_gradient()"):
+        regularizer.add_gradient(None)
+    for (name, weight), gradient in zip(weights.items(), expected, strict=True):
+        wanted = torch.zeros_like(weight) if gradient is None else gradient
+        if weight.grad is None or not torch.allclose(weight.grad, wanted, rtol=1e-3, atol=1e-6):
+            refuse(
+                where, f"add_gradient() adds another gradient to '{name}' than that of value()", "be the same function"
+            )
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.base.blame import with_place
 from trainer.base.checks import check_whole
 from trainer.base.config import Component
 from trainer.base.errors import one_line
@@ -110,7 +111,8 @@ class FromDataset(DataSet):
         try:
             image, label = getattr(self, name)[number]
         except Exception as error:  # a user's class may raise anything
-            raise ValueError(f"{where} cannot be read as (image, class): {one_line(error)}") from error
+            text = f"{where} cannot be read as (image, class): {one_line(error)}"
+            raise ValueError(with_place(text, error)) from error
         try:
             found = int(label)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.base.chunks import BufferPool, Change, by_chunks
 from trainer.base.randomness import generator_for
 from trainer.base.stateful import State
+from trainer.configuration.probe_input import check_augmented, check_order, check_prepared
 from trainer.contracts import Augmentation, Layout, Preprocessing, Sampler
 from trainer.data.photographs.reading import Photographs
 from trainer.parallelism.strategy import Strategy
@@ -90,7 +91,9 @@ class TrainingBatches:
     def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from sample `samples_seen` on; the last one may be smaller."""
         generator = generator_for(self.seed, "order", epoch)
-        order: Tensor = self._sampler.order(self._targets_cpu, generator)[: self.num_samples]
+        order = self._sampler.order(self._targets_cpu, generator)
+        check_order(f"sampler: in epoch {epoch}", order, len(self._targets_cpu), repeats=True)
+        order = order[: self.num_samples]
         table = self._draw(epoch)
         # blocks begin at the same positions as in an uninterrupted run: memory alignment can affect the last bits
         position = samples_seen - samples_seen % self._block_size
@@ -210,7 +213,10 @@ class TrainingBatches:
         """Return images, and the remaining operations, which are applied chunk by chunk."""
         if self._augmentation is None or rows is None:
             return images, []
-        return self._augmentation.begin(images, rows, *skip)
+        shape = tuple(images.shape)
+        images, changes = self._augmentation.begin(images, rows, *skip)
+        check_augmented("augmentation", images, shape)
+        return images, changes
 
     def _batches(self, block: Block, images: Tensor) -> Iterator[Batch]:
         indices = block.indices if block.own is None else block.indices[block.own]
@@ -226,7 +232,10 @@ class TrainingBatches:
         """Apply the remaining operations and then the preprocessing, chunk by chunk; returns float32 images."""
         in_place = self._preprocessing.transform_
         if in_place is None:
-            ready: Tensor = self._preprocessing(by_chunks(images, changes, self._pool) if changes else images)
+            images = by_chunks(images, changes, self._pool) if changes else images
+            ready: Tensor = self._preprocessing(images)
+            if (ready.shape, ready.dtype) != (images.shape, images.dtype):
+                check_prepared("preprocessing", "forward()", ready, images)
             return ready
 
         def preprocess(some: Tensor, _: slice) -> None:

@@ -9,6 +9,7 @@ import torch
 from trainer.base.duration import is_time
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
+from trainer.configuration.probe_steps import check_metrics
 from trainer.contracts import Diagnostics
 from trainer.reporting.initial_outputs import as_markdown
 from trainer.training.batches import Batch
@@ -154,7 +155,9 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
             values["train/penalty"] = run.strategy.sum_over_weights(run.regularizer.terms())
     values |= {"lr": run.lr} | run.strategy.metrics()
     if run.diagnostics is not None:
-        values |= run.diagnostics.at_log(grad_norm)
+        own = run.diagnostics.at_log(grad_norm)
+        check_metrics("diagnostics", "at_log()", own)
+        values |= own
         values |= first_metrics(run, run.diagnostics)
     run.progress.initial_loss = None
     values |= run.throughput.read()
