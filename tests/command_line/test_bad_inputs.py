@@ -82,6 +82,7 @@ SETTINGS = {
     "no_weight_decay": ["bias", "null", "[1]"],
     "on_nonfinite": ["ignore", "null", "true"],
     "init_from": ["5", "[a]"],
+    "init_strict": ["maybe", "1", "null"],
     "profile": ["0", "-1", "1.5"],
     "early_stopping": ["5", "true", "patience"],
     "early_stopping.monitor": ["null", "3"],
@@ -102,6 +103,7 @@ ALLOWED = {
     "deterministic": "true, false", "device": "auto, cpu, cuda", "threads": "at most 1024",
     "precision": "fp32, bf16, fp16, auto", "compile": "true, false", "channels_last": "auto, true, false",
     "clip_norm": "above 0", "clip_value": "above 0", "no_weight_decay": "bias, norm", "init_from": "null",
+    "init_strict": "true, false",
     "on_nonfinite": "stop, skip, rollback", "profile": "at least 1",
     "early_stopping": "monitor, mode, patience, min_delta, after", "early_stopping.monitor": "name of a metric",
     "early_stopping.mode": "min, max or auto", "early_stopping.patience": "at least 1",
@@ -136,6 +138,7 @@ def test_settings_of_the_runner_all_wrong_at_once(turn: int, train: Train, works
 def test_every_setting_is_in_the_table() -> None:
     written = yaml.safe_load((Path(__file__).parents[2] / "configs/train.yaml").read_text())
     del written["defaults"], written["hydra"]
+    del written["parameter_groups"]  # see test_parameter_groups.py
     keys = set(written) | {f"{k}.{name}" for k in ("early_stopping", "every") for name in written[k]}
     assert keys == set(SETTINGS)
 

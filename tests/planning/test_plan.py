@@ -68,8 +68,8 @@ def test_a_small_network_as_worked_out_by_hand(plan: Plan, tmp_path: Path) -> No
         ["1.18", "kFLOPs", "forward", "a", "sample", "(a", "multiply-add", "is", "2)"],
     ]
     assert [line.split() for line in shown["parameter groups"]][1:] == [
-        ["decay", "0.01", "592", "2", "linear1.weight,", "output.weight"],
-        ["no_decay", "0", "18", "2", "linear1.bias,", "output.bias"],
+        ["decay", "0.01", "0.01", "592", "2", "linear1.weight,", "output.weight"],
+        ["no_decay", "0.01", "0", "18", "2", "linear1.bias,", "output.bias"],
     ]
     # 1437 training samples: 15 steps per epoch, 5 % warm-up
     assert shown["steps"][:3] == [

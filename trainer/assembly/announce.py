@@ -34,7 +34,11 @@ def announce(run: Run, resumed: bool) -> None:
             **spread,
         }
     )
-    for notice in (*run.strategy.differences(run.model, plan.dtype), *plan.schedule.notices(plan.schedule_steps)):
+    for notice in (
+        *run.notices,
+        *run.strategy.differences(run.model, plan.dtype),
+        *plan.schedule.notices(plan.schedule_steps),
+    ):
         run.report.message(notice)
     board = run.report.tensorboard
     if board.is_resumed:

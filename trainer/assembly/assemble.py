@@ -28,12 +28,13 @@ from trainer.configuration.rules import SINGLE
 from trainer.contracts import Preprocessing, convergence_of, needs_closure
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
-from trainer.optimizers.parameter_groups import excluded_names, parameter_groups
+from trainer.optimizers.parameter_groups import entries_of, excluded_names, parameter_groups
 from trainer.regularizers.regularizer import Regularizer
 from trainer.reporting.logs import held
 from trainer.storage import run_folder
 from trainer.storage.run_folder import Lock
 from trainer.training.finish import record_failure
+from trainer.training.freezing import Freezing
 from trainer.training.gradients import GradientGuard
 from trainer.training.objective import Objective
 from trainer.training.progress import Progress
@@ -118,13 +119,13 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     preprocessing = build_component(config, "preprocessing")
     if fit:
         share_statistics(preprocessing, splits, strategy)
-    model = make_model(blueprint, _samples(splits, preprocessing) if fit else None)
+    notices: list[str] = []
+    model = make_model(blueprint, _samples(splits, preprocessing) if fit else None, notices)
     preprocessing = preprocessing.to(device)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     model = model.to(device).to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
     compute = strategy.apply(model)
-    decay = config["optimizer"].get("weight_decay")
-    optimizer = blueprint.build_optimizer(parameter_groups(model, decay, config["no_weight_decay"]))
+    optimizer = blueprint.build_optimizer(parameter_groups(model, config))
     optimizer = strategy.wrap_optimizer(optimizer, model)
     regularizer, averaging = make_regularizer(config, model), make_averaging(blueprint, optimizer)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
@@ -158,11 +159,11 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     return Run(
         blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
         model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
-        converges=convergence_of(optimizer), averaging=averaging,
+        converges=convergence_of(optimizer), averaging=averaging, freezing=make_freezing(blueprint, model, optimizer),
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
-        replica=replica, progress=progress, stateful=stateful_parts(
+        replica=replica, progress=progress, notices=notices, stateful=stateful_parts(
             blueprint, progress=progress, loss_scale=loss_scale, regularizer=regularizer, averaging=averaging
         ),
     )  # fmt: skip
@@ -186,6 +187,14 @@ def make_regularizer(config: Config, model: nn.Module) -> Regularizer | None:
         weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         regularizer.attach(weights, excluded_names(model, config["no_weight_decay"]))
     return regularizer
+
+
+def make_freezing(blueprint: Blueprint, model: nn.Module, optimizer: torch.optim.Optimizer) -> Freezing | None:
+    """Freeze what the entries of `parameter_groups` say, if there is any."""
+    entries = entries_of(blueprint.config)
+    if not any(entry.frozen or entry.unfreeze_at for entry in entries):
+        return None
+    return Freezing(model, optimizer, entries, blueprint.steps)
 
 
 def make_averaging(blueprint: Blueprint, optimizer: torch.optim.Optimizer) -> Averaging | None:

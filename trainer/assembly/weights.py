@@ -10,16 +10,20 @@ from torch import Tensor, nn
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import seed_for
 from trainer.base.stateful import State
+from trainer.base.text import join_names
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.identity import check_run, identity_of, read_record
 
 
-def make_model(blueprint: Blueprint, samples: Callable[[int], Tensor] | None = None) -> nn.Module:
+def make_model(
+    blueprint: Blueprint, samples: Callable[[int], Tensor] | None = None, notices: list[str] | None = None
+) -> nn.Module:
     """Build the model with its initial weights, a function of the seed; on the CPU, whatever the device.
 
-    `samples` returns that many training samples, preprocessed, for initializers that look at data.
+    `samples` returns that many training samples, preprocessed, for initializers that look at data. `notices` receives
+    what the user should know.
     """
     config = blueprint.config
     with torch.random.fork_rng(devices=[]):
@@ -34,12 +38,46 @@ def make_model(blueprint: Blueprint, samples: Callable[[int], Tensor] | None = N
             except ValueError as error:
                 raise ConfigurationError(f"initializer={config['choices'].get('initializer')}: {error}") from error
     if config["init_from"] is not None:
-        model.load_state_dict(read_weights(Path(config["init_from"]), model))
+        taken, told = fitting_weights(model, Path(config["init_from"]), is_strict=config["init_strict"])
+        model.load_state_dict(model.state_dict() | taken)
+        if told is not None and notices is not None:
+            notices.append(told)
     return model
 
 
-def read_weights(start: Path, model: nn.Module) -> State:
-    """Read weights of a run folder (the best ones) or a .pt file. Raises DataError if they do not fit the model."""
+def fitting_weights(model: nn.Module, start: Path, *, is_strict: bool) -> tuple[dict[str, Tensor], str | None]:
+    """Read the weights for a model from a run folder (the best ones) or a .pt file.
+
+    Without `is_strict`, those that have the name and shape of one of the model's; then also returns what was taken,
+    left out and is new. Raises DataError if they do not fit.
+    """
+    state, own = read_weights(start), model.state_dict()
+    different = {name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)}
+    if is_strict and different:
+        raise DataError(
+            f"init_from={start}: does not fit the model at {join_names(sorted(different), 3)}; "
+            "init_strict=false takes what fits"
+        )
+    taken = {name: value for name, value in state.items() if name in own and name not in different}
+    if not taken:
+        raise DataError(f"init_from={start}: has no weight with the name and shape of one of the model's")
+    if not different:
+        return taken, None
+    shown = {
+        "taken": sorted(taken),
+        "left out": [f"{name} {_shape(state, name)}" for name in sorted(different & state.keys())],
+        "new": [f"{name} {_shape(own, name)}" for name in sorted(different & own.keys())],
+    }
+    lists = (f"{len(names)} {kind}: {join_names(names, 4)}" for kind, names in shown.items() if names)
+    return taken, f"init_from={start}: {'; '.join(lists)}"
+
+
+def _shape(state: State, name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def read_weights(start: Path) -> State:
+    """Read weights of a run folder (the best ones) or a .pt file. Raises DataError if they are damaged."""
     record = None
     path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
     try:
@@ -53,11 +91,6 @@ def read_weights(start: Path, model: nn.Module) -> State:
             record = read_record(start)
         check_run(start, path, identity_of(found, path), record)
     state: State = found.get("model", found)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    if wanted != given:
-        different = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-        raise DataError(f"init_from={start}: does not fit the model at {', '.join(different[:3])} ...")
     return state
 
 

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer import metrics
 from trainer.base.config import Component, Config
+from trainer.base.duration import parse_duration
 from trainer.base.errors import ConfigurationError
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
@@ -18,6 +19,7 @@ from trainer.configuration.probe import check_finite_number, key_of
 from trainer.contracts import Loss, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
+from trainer.optimizers.parameter_groups import freeze
 from trainer.parallelism.strategy import Strategy
 
 
@@ -67,6 +69,10 @@ class Blueprint:
             factor = check_finite_number(where, f"factor({asked})", factor, low=0.0)
         return self.lr_scale * factor
 
+    def steps(self, duration: str) -> int:
+        """Convert a duration to optimizer steps."""
+        return parse_duration(duration).steps(self.steps_per_epoch, self.total_steps)
+
     @property
     def num_outputs(self) -> int:
         """Number of outputs of the model. Raises ConfigurationError if the loss does not support the data."""
@@ -81,6 +87,11 @@ class Blueprint:
         model: nn.Module = build(self.config["model"], "model", input_shape=shape, num_outputs=self.num_outputs)
         if isinstance(model, nn.Module):  # else a check tells
             _initialize_lazy(model, shape)
+            freeze(model, self.config)
+            if self.config["parameter_groups"] and not any(p.requires_grad for p in model.parameters()):
+                raise ConfigurationError(
+                    "parameter_groups: all parameters are frozen, so that there is nothing to train"
+                )
         return model
 
     def build_optimizer(self, params: ParamsT) -> torch.optim.Optimizer:

@@ -26,6 +26,7 @@ from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
 from trainer.configuration.optimizer_keys import schedule_problem
+from trainer.configuration.parameter_group_checks import check_parameter_groups
 from trainer.configuration.probe import calling, described, key_of
 from trainer.configuration.probe_model import check_built, check_shared, check_trained, run_real
 from trainer.contracts import (
@@ -292,7 +293,7 @@ def _check_model(blueprint: Blueprint) -> None:
         raise ConfigurationError(
             f"no_weight_decay={pattern}: is neither bias nor norm nor a pattern of a parameter, such as {names[0]}"
         )
-    if problems := list(check_regularizer(blueprint, model)):
+    if problems := [*check_parameter_groups(blueprint, model), *check_regularizer(blueprint, model)]:
         raise ConfigurationError(problems)
     blueprint.strategy.validate(blueprint.config, model)
     check_shared(blueprint, model)

@@ -98,7 +98,7 @@ def check_optimizer_calls(config: Config, build: Callable[[list[ParameterGroup]]
             parameter.copy_(torch.linspace(-1, 1 + number, parameter.numel()).view_as(parameter))
 
     def made(of: nn.Module) -> torch.optim.Optimizer:
-        return build(parameter_groups(of, config["optimizer"].get("weight_decay"), config["no_weight_decay"]))
+        return build(parameter_groups(of, config | {"parameter_groups": {}}))
 
     with calling(where, "its constructor, given parameter groups,"):
         optimizer = made(model)

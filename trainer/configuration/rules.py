@@ -17,6 +17,7 @@ from trainer.configuration.settings import (
     EVERY,
     OPTIMIZER,
     OPTIMIZER_OF,
+    PARAMETER_GROUP,
     SETTINGS,
     Rule,
     duration,
@@ -32,7 +33,7 @@ PSEUDO_GROUPS = ("experiment", "debug")
 SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device
 PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # for operations that are added to an empty augmentation
 # keys whose mapping may have any keys; they are checked later
-OPEN = ("arguments", "coefficients")
+OPEN = ("arguments", "coefficients", "parameter_groups")
 
 _DECAYING = ("trainer.regularizers.L2", "trainer.regularizers.ElasticNet")
 
@@ -75,7 +76,7 @@ def check_surroundings(config: Config) -> list[str]:
 
 
 def _check_top(config: Config) -> Iterator[str]:
-    top = {*SETTINGS, "early_stopping", "every", *GROUPS}
+    top = {*SETTINGS, "early_stopping", "every", "parameter_groups", *GROUPS}
     for key, value in config.items():
         if key in PSEUDO_GROUPS:
             yield f"{key}: its file sets its own keys; make its first line '# @package _global_'"
@@ -92,6 +93,29 @@ def _check_settings(config: Config) -> Iterator[str]:
     elif config["early_stopping"] is not None:
         yield from _check_section(config["early_stopping"], EARLY_STOPPING, "early_stopping")
     yield from _check_section(config.get("every"), EVERY, "every")
+    yield from _check_parameter_groups(config.get("parameter_groups"))
+
+
+_RESERVED = ("decay", "no_decay", "all")
+
+
+def _check_parameter_groups(groups: object) -> Iterator[str]:
+    if not isinstance(groups, dict):
+        such_as = "{head: {match: 'head.*', frozen: true}}"
+        yield f"parameter_groups={_show(groups)}: must be groups by name, such as {such_as}"
+        return
+    for name, group in groups.items():
+        where = f"parameter_groups.{name}"
+        if name in _RESERVED or "/" in str(name):
+            yield f"{where}: is not a name for a group; {', '.join(_RESERVED)} and names with a slash are taken"
+        if not isinstance(group, dict):
+            yield f"{where}={_show(group)}: must hold {', '.join(PARAMETER_GROUP)}"
+            continue
+        given = {key: rule for key, rule in PARAMETER_GROUP.items() if key in group or key == "match"}
+        yield from _check_rules(group, given, f"{where}.")
+        yield from (_unknown_key(f"{where}.", k, PARAMETER_GROUP, v) for k, v in group.items() if k not in given)
+        if group.get("frozen") is True and group.get("unfreeze_at") is not None:
+            yield f"{where}: frozen=true, unfreeze_at={group['unfreeze_at']}: give one of the two"
 
 
 def _check_section(section: object, rules: Mapping[str, Rule], name: str) -> Iterator[str]:

@@ -143,6 +143,7 @@ SETTINGS: dict[str, Rule] = {
     "no_weight_decay": patterns,
     "on_nonfinite": one_of("stop", "skip", "rollback"),
     "init_from": text_or_null,
+    "init_strict": one_of(True, False),
     "profile": whole(1, None),
 }
 EARLY_STOPPING: dict[str, Rule] = {
@@ -190,5 +191,23 @@ OPTIMIZER_OF: dict[str, dict[str, Rule]] = {
     "torch.optim.ASGD": {name: _within(0, math.inf, open_high=True) for name in ("lambd", "alpha", "t0")},
     "torch.optim.Adafactor": {"beta2_decay": _within(-math.inf, 0, open_low=True, open_high=True)},
     "torch.optim.LBFGS": {name: whole(1) for name in ("max_iter", "history_size")},
+}
+
+
+def _match(value: object) -> str | None:
+    fine = isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value))
+    return None if fine else "must be a pattern of parameter names, such as 'head.*', or a list of them"
+
+
+def _decay_or_null(value: object) -> str | None:
+    return None if value is None else OPTIMIZER["weight_decay"](value)
+
+
+PARAMETER_GROUP: dict[str, Rule] = {
+    "match": _match,
+    "lr_factor": _within(0, math.inf, open_low=True, open_high=True),
+    "weight_decay": _decay_or_null,
+    "frozen": one_of(True, False),
+    "unfreeze_at": period_or_null,
 }
 EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}

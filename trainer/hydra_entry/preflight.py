@@ -94,11 +94,11 @@ def check_parts(finalized: Config) -> None:
     if finalized["init_from"] is not None:
         import torch
 
-        from trainer.assembly.weights import read_weights
+        from trainer.assembly.weights import fitting_weights
 
         with torch.device("meta"):
             model = blueprint.build_model()
-        read_weights(Path(finalized["init_from"]), model)
+        fitting_weights(model, Path(finalized["init_from"]), is_strict=finalized["init_strict"])
 
 
 def _set_run_folder(config: DictConfig, folder: Path) -> None:

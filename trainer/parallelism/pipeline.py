@@ -80,7 +80,10 @@ class Pipeline(Ranks):
 
     def validate(self, config: Config, model: nn.Module) -> None:
         super().validate(config, model)
-        cut(model, self.world_size)
+        for number, names in enumerate(cut(model, self.world_size), 1):
+            parameters = (p for name in names for p in model.get_submodule(name).parameters())
+            if not any(parameter.requires_grad for parameter in parameters):
+                raise ValueError(f"parallelism=pipeline: all parameters of stage {number} ({names[0]}, ...) are frozen")
         if config["compile"]:
             raise ValueError("compile=true: the stages of parallelism=pipeline cannot be compiled; leave it false")
         for name, module in model.named_modules():
@@ -103,6 +106,7 @@ class Pipeline(Ranks):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the layers of other stages by identities in place, which keeps this rank's stage and all names."""
+        self._device = next(tensor.device for tensor in model.parameters())  # this stage may have none
         own = cut(model, self.world_size)[self.rank]
         self._draws = _Draws(model)
         for name in [name for name, _ in model.named_children() if name not in own]:
@@ -152,7 +156,9 @@ class Pipeline(Ranks):
         return loss_sum * self._weight
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        squares = super().grad_norm(gradients).square()
+        gradients = list(gradients)
+        # a stage may have no gradients: all its parameters are frozen, or it has none
+        squares = super().grad_norm(gradients).square() if gradients else torch.zeros((), device=self._device)
         dist.all_reduce(squares)
         return squares.sqrt()
 

@@ -164,12 +164,19 @@ def group_table(model: "nn.Module", config: Config) -> RenderableType:
     from trainer.optimizers.parameter_groups import parameter_groups
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    table = make_table("group", "weight decay", "parameters", "tensors", left=("names",))
-    for group in parameter_groups(model, config["optimizer"].get("weight_decay", 0.0), config["no_weight_decay"]):
+    table = make_table("group", "lr", "weight decay", "parameters", "tensors", left=("names",))
+    for group in parameter_groups(model, config):
         tensors = group["params"]
         count = sum(parameter.numel() for parameter in tensors)
         shown = join_names([names[id(parameter)] for parameter in tensors], _NAMES_SHOWN)
-        table.add_row(group["name"], f"{group['weight_decay']:g}", f"{count:,}", f"{len(tensors):,}", Text(shown))
+        lr = group.get("lr", config["optimizer"].get("lr"))
+        decay = f"{group['weight_decay']:g}" if "weight_decay" in group else ""
+        rate = f"{lr:g}" if isinstance(lr, int | float) else ""
+        table.add_row(group["name"], rate, decay, f"{count:,}", f"{len(tensors):,}", Text(shown))
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        count = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        table.add_row("frozen", "", "", f"{count:,}", f"{len(frozen):,}", Text(join_names(frozen, _NAMES_SHOWN)))
     return table
 
 

@@ -41,6 +41,8 @@ class _Norm(Weighted):
     def shrink(self, lr: Callable[[Tensor], float], applied: Tensor | None) -> None:
         for coefficient, weights in self.weights.items():
             for weight in weights:
+                if weight.grad is None:  # frozen, or not used in this step
+                    continue
                 self.shrink_(_local(weight), coefficient, lr(weight) if applied is None else lr(weight) * applied)
 
     @abstractmethod

@@ -47,6 +47,10 @@ class GradientGuard:
         self._flags: list[Tensor] = []
         self.begin()
 
+    def restart(self) -> None:
+        """Let the next step be like the first one, because the optimizer will begin to step further parameters."""
+        self._started = False
+
     def begin(self) -> None:
         """Start or restart a step: discard the flag of its evaluations so far."""
         self._flag: Tensor | None = None

@@ -153,7 +153,7 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     if run.regularizer is not None:
         with torch.no_grad():
             values["train/penalty"] = run.strategy.sum_over_weights(run.regularizer.terms())
-    values |= {"lr": run.lr} | run.strategy.metrics()
+    values |= run.lrs | run.strategy.metrics()
     if run.diagnostics is not None:
         own = run.diagnostics.at_log(grad_norm)
         check_metrics("diagnostics", "at_log()", own)

@@ -66,6 +66,7 @@ class Objective:
         self._weights: dict[int, Tensor] = {}
         self._batch: Batch
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.frozen: list[nn.Parameter] = []  # have no gradient
         self._step = self._evaluations = 0
         self.first_loss: Tensor | None = None  # loss of the step's first evaluation, summed over all ranks
         self.num_seen = 0  # this rank's number of samples in it
@@ -97,6 +98,8 @@ class Objective:
         """
         is_first = self._evaluations == 0
         loss_sum = self.backward()
+        for parameter in self.frozen:
+            parameter.grad = None
         if self._penalty is not None:
             self._penalty.add_gradient(None if self._loss_scale is None else self._loss_scale.scale)
         loss_total = self._guard.check(self.gradients(), loss_sum, leave_to_kernel=leave_to_kernel)

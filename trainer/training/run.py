@@ -15,6 +15,7 @@ from trainer.configuration.blueprint import Blueprint
 from trainer.contracts import Diagnostics, Preprocessing
 from trainer.data.facts import Splits
 from trainer.metrics import Meter
+from trainer.optimizers.parameter_groups import entries_of
 from trainer.parallelism.strategy import Strategy
 from trainer.regularizers.regularizer import Regularizer
 from trainer.reporting.initial_outputs import FirstOutputs
@@ -23,6 +24,7 @@ from trainer.storage.checkpoint import CheckpointWriter
 from trainer.storage.identity import Identity
 from trainer.storage.run_folder import Lock
 from trainer.training.batches import TrainingBatches
+from trainer.training.freezing import Freezing
 from trainer.training.gradients import GradientGuard
 from trainer.training.objective import Objective
 from trainer.training.progress import Progress
@@ -43,6 +45,7 @@ class Run:
     needs_closure: bool
     converges: Callable[[], bool] | None
     averaging: Averaging | None
+    freezing: Freezing | None
     base_lrs: list[float]
     loss_scale: LossScale | None
     guard: GradientGuard
@@ -55,6 +58,7 @@ class Run:
     replica: Callable[[], "Run"]
     stateful: Mapping[str, Stateful]
     progress: Progress
+    notices: list[str]  # for the user, from the assembly
     throughput: Throughput = field(default_factory=Throughput)
     is_trial: bool = False
     folder: Path | None = None
@@ -65,6 +69,7 @@ class Run:
     profiler: torch.profiler.profile | None = None
     first_outputs: FirstOutputs | None = None  # of the first step, until they are written
     has_ended: bool = False
+    knows_frozen: bool = False  # the objective knows the frozen parameters of the current step
     holds_best: bool = False  # the model has the weights of best.pt
     batch_norm: tuple[int, list[torch.Tensor]] = (-1, [])  # a step, and the buffers estimated for the averaged weights
 
@@ -98,6 +103,13 @@ class Run:
     def lr(self) -> float:
         """Learning rate of the first parameter group in the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def lrs(self) -> dict[str, float]:
+        """Learning rates of the last step: `lr` of the first group, and `lr/<name>` of those of `parameter_groups`."""
+        named = {f"lr/{entry.name}" for entry in entries_of(self.blueprint.config)}
+        groups = {f"lr/{group['name'].removesuffix('/no_decay')}": group["lr"] for group in self.optimizer.param_groups}
+        return {"lr": self.lr, **{name: float(lr) for name, lr in groups.items() if name in named}}
 
     @property
     def lr_factor(self) -> float:

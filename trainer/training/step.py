@@ -15,6 +15,9 @@ from trainer.training.run import Run
 def train_step(run: Run, batch: Batch) -> None:
     """Update the weights once, from one batch; on running out of memory, retry with smaller micro-batches."""
     run.set_learning_rate()
+    if run.freezing is not None and (run.step in run.freezing.changes or not run.knows_frozen):
+        run.objective.frozen, run.knows_frozen = run.freezing.frozen(run.step), True
+        run.guard.restart()
     while True:
         run.objective.begin(run.step, batch)
         try:
