@@ -128,11 +128,12 @@ def advance(run: Run, steps: int) -> list[float]:
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Weights, buffers and optimizer state, with the names of the unsharded model."""
-    return {
-        "model": {name: value.clone() for name, value in run.strategy.state_dict(run.model).items()},
-        "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
-    }
+    """Weights, buffers and optimizer state, with the names of the unsharded model: the main rank's, where others have
+    only shards."""
+    model, optimizer = run.strategy.state_dict(run.model), run.strategy.optimizer_state(run.model, run.optimizer)
+    mains = run.strategy.broadcast((model, optimizer))
+    model, optimizer = (model, optimizer) if model else mains
+    return {"model": {name: value.clone() for name, value in model.items()}, "optimizer": optimizer}
 
 
 def curve(overrides: list[str], steps: int = 50, double: bool = False) -> dict[str, Any]:

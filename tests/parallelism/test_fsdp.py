@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parallelism.harness import DOUBLE, difference, make, spawn, tolerance, trained
+from tests.parallelism.harness import DOUBLE, difference, make, spawn, state_of, tolerance, trained
 from trainer import compose
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
@@ -71,7 +71,7 @@ def one_bad_gradient(overrides: list[str]) -> dict[str, Any]:
     batches = iter(run.batches.epoch(0))
     for _ in range(2):
         train_step(run, next(batches))
-    before = run.strategy.state_dict(run.model)
+    before = state_of(run)["model"]
     run.objective.begin(2, next(batches))
     loss_sum = run.objective.backward()
     gradients = run.objective.gradients()
@@ -79,7 +79,7 @@ def one_bad_gradient(overrides: list[str]) -> dict[str, Any]:
         gradients[0].view(-1)[0] = float("inf")
     run.guard.check(gradients, loss_sum, leave_to_kernel=run.guard.leaves_to_kernel)
     run.guard.step()
-    after = run.strategy.state_dict(run.model)
+    after = state_of(run)["model"]
     names = [name for name, _ in run.model.named_parameters()]
     return {"flags": run.guard.read()[1], "same": all(torch.equal(before[name], after[name]) for name in names)}
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from trainer.base.errors import DataError, DiskError
+from trainer.base.snapshot import Copied
 from trainer.storage import checkpoint
 from trainer.storage.checkpoint import CheckpointWriter, find_newest, load, load_newest, previous, save, snapshot
 from trainer.storage.files import seal
@@ -217,7 +218,7 @@ class Disk:
 
 
 def put(writer: CheckpointWriter, step: int, is_best: bool = False, at_once: bool = True) -> None:
-    writer.put(lambda: {"step": step}, (lambda: {"step": step}) if is_best else None, at_once)
+    writer.put(lambda: {"step": step}, (lambda last: {"step": step}) if is_best else None, at_once)
 
 
 def test_best_is_written_before_the_last_that_speaks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +247,38 @@ def test_a_newer_last_takes_the_place_of_one_that_waits_but_no_best_is_lost(
     disk.write(100)
     writer.finish()
     assert disk.written == ["last 1", "best 2", "last 4"]
+
+
+def test_a_large_one_is_not_collected_while_another_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    monkeypatch.setattr(checkpoint, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "_LARGE", 12)
+    writer = CheckpointWriter(tmp_path, lambda: None)
+    collected: list[int] = []
+
+    def put_weights(step: int, numbers: int, at_once: bool = False) -> None:
+        def last() -> State:
+            collected.append(step)
+            return {"step": step, "model": [torch.zeros(numbers)]}
+
+        def best(last: State | None) -> State:
+            assert last is not None or step == 3
+            return {"step": step, "model": [torch.ones(numbers)]} if last is None else Copied(last)
+
+        writer.put(last, best, at_once)
+
+    put_weights(1, 2)
+    put_weights(2, 3)  # the first one was small
+    put_weights(3, 3)
+    put_weights(4, 3, at_once=True)
+    disk.write(100)
+    writer.wait()
+    put_weights(5, 3)
+    writer.finish()
+    assert collected == [1, 2, 4, 5]
+    assert disk.written[-2:] == ["best 5", "last 5"]
+    last, best = disk.states[-1], disk.states[-2]
+    assert last["model"][0] is best["model"][0], "one copy serves both files"
 
 
 def test_what_is_asked_for_too_often_is_thinned_but_no_best_is_lost(

@@ -94,7 +94,7 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
     # a run that stopped before its first checkpoint still has to estimate the statistics
     share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
     run.preprocessing.to(run.device)
-    state = run.strategy.broadcast(state)
+    state = run.strategy.distribute(state, run.model)
     compare_data(run, state, folder)
     if state is None:
         return

@@ -11,9 +11,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State
 from trainer.parallelism import cost
-from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.parallelism.collect import put_together
+from trainer.parallelism.named_state import OwnPart, load_named_state, named_state
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
@@ -91,10 +93,11 @@ class FullySharded(Ranks):
         return sum(self.gather(super().sum_over_weights(terms)))
 
     def state_dict(self, model: nn.Module) -> State:
-        return {
-            name: value.full_tensor() if isinstance(value, DTensor) else value
+        state = {
+            name: self._whole(value, _local(value)) if isinstance(value, DTensor) else snapshot(value)
             for name, value in model.state_dict().items()
         }
+        return Copied(state) if self.is_main else {}
 
     def load_state_dict(self, model: nn.Module, state: State) -> None:
         now = model.state_dict()
@@ -104,20 +107,31 @@ class FullySharded(Ranks):
         parameters = dict(model.named_parameters())
 
         def whole(name: str, part: Tensor) -> Tensor:
-            like = parameters[name]
-            assert isinstance(like, DTensor)
-            full: Tensor = DTensor.from_local(
-                part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
-            ).full_tensor()
-            return full
+            return self._whole(parameters[name], part)
 
-        return named_state(_Named(self._parts), optimizer, whole)
+        state = named_state(_Named(self._parts), optimizer, whole, copies=self.is_main)
+        return state if self.is_main else {}
+
+    def _whole(self, like: Tensor, part: Tensor) -> Tensor:
+        """Put together the parts of a tensor that is sharded like `like`, by rows, on the main rank."""
+        length = -(-like.size(0) // self.world_size)  # rows are divided as by `torch.chunk`
+        sizes = [max(0, min(length, like.size(0) - rank * length)) for rank in range(self.world_size)]
+        return put_together(part, 0, sizes, self._control)
 
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         parameters = dict(model.named_parameters())
-        load_named_state(
-            _Named(self._parts), optimizer, state, lambda name, value: _local(_laid_out_as(parameters[name], value))
-        )
+
+        def local(name: str, value: Tensor | OwnPart) -> Tensor:
+            part = _local(_laid_out_as(parameters[name], value))
+            return part if isinstance(value, OwnPart) else part.clone()  # a view would keep the whole
+
+        load_named_state(_Named(self._parts), optimizer, state, local)
+
+    def part_to_load(self, name: str, whole: Tensor, model: nn.Module) -> Tensor | OwnPart:
+        like = model.state_dict().get(name)
+        if not isinstance(like, DTensor) or like.shape != whole.shape:
+            return whole
+        return OwnPart(_local(_laid_out_as(like, whole)).clone())
 
     def close(self) -> None:
         self._model, self._parts = None, {}
@@ -155,8 +169,12 @@ def _local(tensor: Tensor) -> Tensor:
     return part
 
 
-def _laid_out_as(like: Tensor | None, full: Tensor) -> Tensor:
-    """`full` in parts where `like` is, else as it is; every rank has the whole, nothing is sent."""
+def _laid_out_as(like: Tensor | None, full: Tensor | OwnPart) -> Tensor:
+    """`full` in parts where `like` is, else as it is; every rank has the whole or its part, nothing is sent."""
+    if isinstance(full, OwnPart):
+        assert isinstance(like, DTensor)
+        part = full.tensor.to(like.device)
+        return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
     if not isinstance(like, DTensor):
         return full
     full = full.to(like.device).contiguous()

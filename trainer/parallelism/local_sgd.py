@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from trainer.base.checks import check_whole
+from trainer.base.snapshot import Copied
 from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.global_dropout import global_dropout
@@ -91,11 +92,13 @@ class LocalSGD(Ranks):
 
     def state_dict(self, model: nn.Module) -> State:
         """Return the mean over ranks."""
-        return {name: self._mean(value) for name, value in model.state_dict().items()}
+        state = {name: self._kept(value) for name, value in model.state_dict().items()}
+        return Copied(state) if self.is_main else {}
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         """Return the mean over ranks."""
-        return named_state(model, optimizer, whole=lambda name, value: self._mean(value))
+        state = named_state(model, optimizer, whole=lambda name, value: self._kept(value), copies=self.is_main)
+        return state if self.is_main else {}
 
     def local_state(self, model: nn.Module, optimizer: Optimizer) -> State:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -117,6 +120,11 @@ class LocalSGD(Ranks):
             mean = self._mean(torch.cat([tensor.flatten() for tensor in alike]))
             for tensor, value in zip(alike, mean.split([t.numel() for t in alike]), strict=True):
                 tensor.copy_(value.view(tensor.shape))
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """Return a copy of the mean over ranks on the CPU of the main rank, and the value itself on others."""
+        mean = self._mean(value)
+        return mean.detach().to("cpu", copy=mean is value) if self.is_main else value
 
     def _mean(self, value: Tensor) -> Tensor:
         """Return the mean over ranks; integer counters, which are the same on all ranks, are returned unchanged."""

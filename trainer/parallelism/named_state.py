@@ -1,20 +1,29 @@
 """Optimizer state by parameter name, which can be loaded under any strategy and world size."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer.base.stateful import State
+from trainer.base.snapshot import Copied, snapshot
+from trainer.base.stateful import State, StateValue
 
 Convert = Callable[[str, Tensor], Tensor]
 
 
-def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> State:
+class OwnPart(NamedTuple):
+    """This rank's part of a tensor, in the place of the whole."""
+
+    tensor: Tensor
+
+
+def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert, copies: bool = False) -> State:
     """Return `state`, the optimizer's state by parameter name, and `groups`, its settings by group name.
 
     `whole(name, tensor)` turns a tensor that is sharded like the parameter into the full tensor. If the optimizer
-    overrides `state_dict`, as wrappers around another optimizer do, the result of that is returned as `own`.
+    overrides `state_dict`, as wrappers around another optimizer do, the result of that is returned as `own`. With
+    `copies`, `whole` returns copies on the CPU, and the rest of a parameter's state is copied, too.
     """
     if type(optimizer).state_dict is not Optimizer.state_dict:
         return {"own": optimizer.state_dict()}
@@ -25,9 +34,11 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> State
             kept = optimizer.state.get(parameter)
             if kept:
                 name = names[id(parameter)]
-                state[name] = {
-                    key: whole(name, value) if _is_like(key, value, parameter) else value for key, value in kept.items()
+                values = {
+                    key: whole(name, value) if _is_like(key, value, parameter) else snapshot(value) if copies else value
+                    for key, value in kept.items()
                 }
+                state[name] = Copied(values) if copies else values
     groups = {
         group["name"]: {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -35,8 +46,11 @@ def named_state(model: nn.Module, optimizer: Optimizer, whole: Convert) -> State
     return {"state": state, "groups": groups}
 
 
-def load_named_state(model: nn.Module, optimizer: Optimizer, state: State, local: Convert) -> None:
-    """Load the result of `named_state`; `local(name, tensor)` returns this rank's shard of a full tensor.
+def load_named_state(
+    model: nn.Module, optimizer: Optimizer, state: State, local: Callable[[str, StateValue], Tensor]
+) -> None:
+    """Load the result of `named_state`; `local(name, tensor)` returns this rank's shard of a full tensor, or of
+    what `Strategy.distribute` has left of it.
 
     Parameters without an entry in `state` start with empty state.
     """
@@ -52,13 +66,17 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: State, local
             name = names[id(parameter)]
             if name in state["state"]:
                 kept[index] = {
-                    key: local(name, value) if key != "step" and isinstance(value, Tensor) and value.dim() else value
+                    key: local(name, value) if key != "step" and _is_split(value) else value
                     for key, value in state["state"][name].items()
                 }
             numbers.append(index)
             index += 1
         groups.append({**state["groups"][group["name"]], "params": numbers})
     optimizer.load_state_dict({"state": kept, "param_groups": groups})
+
+
+def _is_split(value: object) -> bool:
+    return isinstance(value, OwnPart) or (isinstance(value, Tensor) and value.dim() > 0)
 
 
 def _is_like(key: str, value: object, parameter: Tensor) -> bool:

@@ -18,6 +18,7 @@ from trainer.base.config import Config
 from trainer.base.stateful import State
 from trainer.contracts import pipeline_plan
 from trainer.parallelism import cost
+from trainer.parallelism.collect import merged
 from trainer.parallelism.exchange import Group
 from trainer.parallelism.global_dropout import is_random
 from trainer.parallelism.ranks import Ranks
@@ -166,17 +167,17 @@ class Pipeline(Ranks):
         return sum(self.gather(super().sum_over_weights(terms)))
 
     def state_dict(self, model: nn.Module) -> State:
-        return {name: value for state in self.gather(model.state_dict()) for name, value in state.items()}
+        return merged(self.collect(model.state_dict()))
 
     def load_state_dict(self, model: nn.Module, state: State) -> None:
         model.load_state_dict({name: state[name] for name in model.state_dict()})
 
+    def part_to_load(self, name: str, whole: Tensor, model: nn.Module) -> Tensor | None:
+        return whole if name in model.state_dict() else None
+
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
-        states = self.gather(super().optimizer_state(model, optimizer))
-        return {
-            kind: {name: value for state in states for name, value in state[kind].items()}
-            for kind in ("state", "groups")
-        }
+        states = self.collect(super().optimizer_state(model, optimizer))
+        return {kind: merged([state[kind] for state in states]) for kind in ("state", "groups")} if states else {}
 
     def close(self) -> None:
         self._held, self._schedules = None, {}

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from trainer.base.checks import check_count_or_auto, check_number, check_that, check_whole
 from trainer.base.config import Config
 from trainer.base.rank import open_store, rank_info
+from trainer.base.stateful import State
+from trainer.parallelism.collect import Path, collect, distribute, name_of
 from trainer.parallelism.exchange import Group, own_group
 from trainer.parallelism.global_dropout import global_dropout
+from trainer.parallelism.named_state import OwnPart
 from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch, T, WholeModel
 from trainer.parallelism.sync_batch_norm import synchronize_batch_norms
 
@@ -156,6 +159,24 @@ class Ranks(WholeModel):
         values: list[Sendable] = [None] * self.world_size
         dist.all_gather_object(values, on_cpu(value), group=self._control)
         return values
+
+    def collect(self, value: T) -> list[T]:
+        return collect(value, self._control)
+
+    def distribute(self, state: State | None, model: nn.Module) -> State | None:
+        def keep(path: Path, tensor: Tensor) -> Tensor | OwnPart | None:
+            if path[0] == "ranks" and path[1] != self.rank:
+                return None
+            name = name_of(path)
+            is_whole = name is None or path[-1] == "step" or not tensor.dim()
+            return tensor if is_whole else self.part_to_load(str(name), tensor, model)
+
+        found: State | None = distribute(state, keep, self._control)
+        return found
+
+    def part_to_load(self, name: str, whole: Tensor, model: nn.Module) -> Tensor | OwnPart | None:
+        """Return what this rank loads of a tensor of the model's or the optimizer's state, None for nothing."""
+        return whole
 
     # --- the model
 

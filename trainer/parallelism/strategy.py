@@ -154,6 +154,10 @@ class Strategy(ABC):
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks on every rank; plain containers and tensors."""
 
+    def collect(self, value: T) -> list[T]:
+        """Return the values of all ranks on the main rank, for a checkpoint; the result on others is not used."""
+        return self.gather(value)
+
     def close(self) -> None:
         """Destroy process groups and close connections."""
 
@@ -213,7 +217,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def state_dict(self, model: nn.Module) -> State:
-        """Return the full state under whole-model names, loadable by any other strategy. A collective call."""
+        """Return the full state under whole-model names, loadable by any other strategy. A collective call.
+
+        Only the main rank's result is used: ranks that hold shards send them there, a tensor at a time, and return {}.
+        """
 
     @abstractmethod
     def load_state_dict(self, model: nn.Module, state: State) -> None:
@@ -221,7 +228,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
-        """Return `state`, full tensors by parameter name, and `groups`, settings by group name. A collective call."""
+        """Return `state`, full tensors by parameter name, and `groups`, settings by group name. A collective call.
+
+        Only the main rank's result is used, as in `state_dict`.
+        """
 
     @abstractmethod
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
@@ -234,6 +244,11 @@ class Strategy(ABC):
 
     def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         """Load the result of `local_state`; called after the other two."""
+
+    def distribute(self, state: State | None, model: nn.Module) -> State | None:
+        """Return the main rank's checkpoint, or None, on every rank; a rank may get only those tensors, or parts of
+        tensors, that it loads. A collective call."""
+        return self.broadcast(state)
 
     # --- numbers
 

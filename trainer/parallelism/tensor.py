@@ -14,11 +14,13 @@ from torch.optim import Optimizer
 from trainer import contracts
 from trainer.base.checks import check_whole
 from trainer.base.config import Config
+from trainer.base.snapshot import Copied
 from trainer.base.stateful import State
 from trainer.parallelism import cost
+from trainer.parallelism.collect import put_together
 from trainer.parallelism.ddp import DataParallel
-from trainer.parallelism.exchange import Group, gathered, own_group
-from trainer.parallelism.named_state import load_named_state, named_state
+from trainer.parallelism.exchange import Group, own_group
+from trainer.parallelism.named_state import OwnPart, load_named_state, named_state
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
 
@@ -98,25 +100,35 @@ class SplitModel(DataParallel):
         return sum(self.gather(own)) * self._member.size / self.world_size
 
     def state_dict(self, model: nn.Module) -> State:
-        return {name: self._whole(name, value) for name, value in model.state_dict().items()}
+        if self.rank >= self._member.size:  # has the same shards as a rank of the main one's group
+            return {}
+        state = {name: self._whole(name, value) for name, value in model.state_dict().items()}
+        return Copied(state) if self.is_main else {}
 
     def load_state_dict(self, model: nn.Module, state: State) -> None:
         model.load_state_dict({name: self._local(name, value) for name, value in state.items()})
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> State:
-        return named_state(model, optimizer, self._whole)
+        if self.rank >= self._member.size:
+            return {}
+        state = named_state(model, optimizer, self._whole, copies=self.is_main)
+        return state if self.is_main else {}
 
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         load_named_state(model, optimizer, state, self._local)
 
     def _whole(self, name: str, part: Tensor) -> Tensor:
         if name not in self._axes:
-            return part
+            return part.detach().to("cpu", copy=True) if self.is_main else part
         axis = self._axes[name]
-        sizes = [part.size(axis)] * self._member.size
-        return gathered(part.detach(), self._member.group, axis, sizes)
+        return put_together(part, axis, [part.size(axis)] * self._member.size, self._control)
 
-    def _local(self, name: str, whole: Tensor) -> Tensor:
+    def part_to_load(self, name: str, whole: Tensor, model: nn.Module) -> Tensor | OwnPart:
+        return OwnPart(self._local(name, whole)) if name in self._axes else whole
+
+    def _local(self, name: str, whole: Tensor | OwnPart) -> Tensor:
+        if isinstance(whole, OwnPart):
+            return whole.tensor
         return part_of(whole, self._axes[name], self._member) if name in self._axes else whole
 
     def close(self) -> None:

@@ -7,19 +7,21 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from trainer.base.errors import DataError, OutOfMemory, is_out_of_memory
-from trainer.base.stateful import State, StateValue
-from trainer.storage.files import disk_errors, trailer_of, unseal, write_atomic
+from trainer.base.snapshot import num_bytes, snapshot
+from trainer.base.stateful import State
+from trainer.storage.files import disk_errors, unseal, write_atomic
 from trainer.storage.identity import repeat
 
 log = logging.getLogger(__name__)
 _LEAST_SECONDS = 1.0  # between two checkpoints
+_LARGE = 16 << 20  # bytes from which there is no second snapshot in memory while one is written
 
 
 def previous(path: Path) -> Path:
@@ -32,12 +34,9 @@ def save(path: Path, state: State, keep_previous: bool = False, ready: Callable[
 
     `ready` is called when the new one is on disk, before it gets its name. Raises DiskError or OutOfMemory.
     """
-    buffer = io.BytesIO()
+    keep = None if keep_previous else previous(path)
     with out_of_memory_errors(path):
-        torch.save(dict(state), buffer)
-        content = buffer.getbuffer()  # a copy would need the memory twice
-        keep = None if keep_previous else previous(path)
-        write_atomic(path, content, keep, trailer=trailer_of(content), ready=ready)
+        write_atomic(path, lambda file: torch.save(dict(state), file), keep, ready=ready)
 
 
 @contextmanager
@@ -115,27 +114,18 @@ def complete_left_over(path: Path) -> tuple[Path, State] | None:
     return None
 
 
-def snapshot(value: StateValue) -> StateValue:
-    """Copy nested containers; every tensor is copied to new memory on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: snapshot(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(item) for item in value)
-    return value
-
-
 class CheckpointWriter:
     """Writes checkpoints in a thread, from snapshots, while training continues.
 
-    Writes at most one per second and drops the others; after a kill, at most a second of training has to be repeated,
-    with the same result. `best.pt` is written before the `last.pt` that refers to it. `sync` is called before each
-    write, because logs must be on disk before a checkpoint counts them. `keep_previous`: the existing `last.pt` was
-    saved on a signal and must not become the previous checkpoint. `promise` is called when the first `last.pt` is
-    on disk, before it gets its name; None if that was done in an earlier session.
+    Writes at most one per second and drops the others, and of large ones those due while one is written; after a kill,
+    at most a second of training (or the time that writing takes) has to be repeated, with the same result. `best.pt` is
+    written before the `last.pt` that refers to it. `sync` is called before each write, because logs must be on disk
+    before a checkpoint counts them. `keep_previous`: the existing `last.pt` was saved on a signal and must not become
+    the previous checkpoint. `promise` is called when the first `last.pt` is on disk, before it gets its name; None if
+    that was done in an earlier session.
 
-    Snapshots are collective, so `decide` broadcasts the main rank's decision when to take one; only that rank writes.
+    The states are collected by all ranks, so `decide` broadcasts the main rank's decision when to do so; only that rank
+    keeps and writes them.
     """
 
     def __init__(
@@ -155,49 +145,65 @@ class CheckpointWriter:
                 for left_over in folder.glob(".*.tmp"):
                     left_over.unlink()
         self._sync, self._keep_previous, self._promise = sync, keep_previous, promise
-        self._next = 0.0
+        self._next, self._bytes = 0.0, 0
         self._new_best: State | None = None
         self._waiting: dict[Path, State] = {}
         self._failure: Exception | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def put(self, last: Callable[[], State], best: Callable[[], State] | None, at_once: bool) -> None:
+    def put(
+        self, last: Callable[[], State], best: Callable[[State | None], State] | None, at_once: bool = False
+    ) -> None:
         """Take snapshots of the results of `last` and, after an improvement, `best`, and queue them for writing.
 
-        `at_once`: even if less than a second has passed since the last one. Raises the error of an earlier write
-        (DiskError).
+        `best` is called with the snapshot of `last`, or with None if none is taken now. `at_once`: take one even if
+        less than a second has passed since the last one, or if a large one is still being written. Raises the error of
+        an earlier write (DiskError).
         """
-        if best is not None:
-            self._new_best = snapshot(best())
         now = time.monotonic()
-        if not self._decide(now >= self._next or at_once):
+        has_room = self._thread is None or self._bytes < _LARGE
+        is_due = self._decide((now >= self._next and has_room) or at_once)
+        if best is not None:
+            self._new_best = None  # free its memory first
+        state = self._kept(last()) if is_due else None
+        if best is not None:
+            found = self._kept(best(state))
+            self._new_best = found if self._is_main else None
+        if state is None or not self._is_main:
             return
-        self._next = now + _LEAST_SECONDS
-        waiting = {self.last: snapshot(last())}
+        self._next, self._bytes = now + _LEAST_SECONDS, num_bytes(state)
+        waiting = {self.last: state}
         if self._new_best is not None:
             waiting[self.best], self._new_best = self._new_best, None
-        if not self._is_main:
-            return
         with self._changed:
             self._raise_failure()
             self._waiting |= waiting
             self._start()
+
+    def _kept(self, state: State) -> State:
+        """Return a snapshot on the main rank, and nothing on others."""
+        copied: State = snapshot(state) if self._is_main else {}
+        return copied
 
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
 
-    def finish(self) -> None:
-        """Wait until everything is on disk. Raises DiskError if writing fails."""
-        with self._changed:
-            if self._is_main and self._new_best is not None:  # of a run that failed before it was queued
-                self._waiting[self.best], self._new_best = self._new_best, None
-                self._start()
+    def wait(self) -> None:
+        """Wait until what has been queued is on disk or has failed."""
         thread = self._thread
         if thread is not None:
             thread.join()
+
+    def finish(self) -> None:
+        """Wait until everything is on disk. Raises DiskError if writing fails."""
+        with self._changed:
+            if self._new_best is not None:  # of a run that failed before it was queued
+                self._waiting[self.best], self._new_best = self._new_best, None
+                self._start()
+        self.wait()
         with self._changed:
             self._raise_failure()
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from trainer.base.errors import DataError, DiskError
 
@@ -14,24 +15,27 @@ _TRAILER = b"gearshift-sha256"
 
 def write_atomic(
     path: Path,
-    content: bytes | memoryview,
+    content: bytes | Callable[[BinaryIO], None],
     keep: Path | None = None,
     *,
-    trailer: bytes = b"",
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Write a file atomically: even after a crash, `path` has either its old content or all of `content`.
 
-    With `keep`, the old file stays under that name. `trailer` follows the content. `ready` is called when all of it is
-    on disk under the temporary name, before the rename. Raises DiskError if the disk is full or the file cannot be
-    written, and leaves no temporary file.
+    `content` may be a function that writes it to a file; the file is then sealed. With `keep`, the old file stays under
+    that name. `ready` is called when all of it is on disk under the temporary name, before the rename. Raises DiskError
+    if the disk is full or the file cannot be written, and leaves no temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
             with temporary.open("wb") as file:
-                file.write(content)
-                file.write(trailer)
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    sealing = Sealing(file)
+                    content(cast(BinaryIO, sealing))  # of which torch calls these methods only
+                    sealing.end()
                 file.flush()
                 os.fsync(file.fileno())
             if ready is not None:
@@ -102,6 +106,35 @@ def read_file(path: Path) -> bytes:
 def trailer_of(content: bytes | memoryview) -> bytes:
     """Return what follows `content` in a sealed file: its SHA-256. Zip readers, such as `torch.load`, ignore it."""
     return _TRAILER + hashlib.sha256(content).digest()
+
+
+class Sealing:
+    """A file to write to, which is sealed at the end.
+
+    torch's writer of archives cannot be stopped by an exception, so that an error is kept and raised by `end`.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._checksum = file, hashlib.sha256()
+        self._error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+                self._checksum.update(data)
+            except BaseException as error:
+                self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing: `write_atomic` flushes at the end."""
+
+    def end(self) -> None:
+        """Write the trailer. Raises the first error of `write`."""
+        if self._error is not None:
+            raise self._error
+        self._file.write(_TRAILER + self._checksum.digest())
 
 
 def seal(content: bytes) -> bytes:

@@ -41,7 +41,7 @@ def check_finite(run: Run) -> tuple[float | None, bool]:
 
 def _roll_back(run: Run, bad_step: int) -> None:
     state = _last_state(run, lambda state: is_planned(run, state)) if run.strategy.is_main else None
-    state = run.strategy.broadcast(state)
+    state = run.strategy.distribute(state, run.model)
     if state is None:
         raise Diverged(f"{locate(run, bad_step)}; there is no checkpoint to roll back to")
     rollbacks, seconds_before = run.progress.rollbacks + 1, run.progress.seconds_before

@@ -148,7 +148,7 @@ def restore_best(run: Run) -> None:
     """Load the best weights into the model, if there was an evaluation."""
     if run.progress.best is not None and run.folder is not None:
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
-        state = run.strategy.broadcast(_own_best(run, path) if run.strategy.is_main else None)
+        state = run.strategy.distribute(_own_best(run, path) if run.strategy.is_main else None, run.model)
         assert state is not None  # the main rank's
         restore_weights(run, state)
         run.holds_best = True

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -134,9 +135,12 @@ def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
         return
     if interrupted:
         run.checkpoints.finish()  # write a pending checkpoint first: a rollback may need it
+    elif ends:
+        run.checkpoints.wait()  # two at a time would need twice the memory
     # which checkpoint a rollback returns to must not depend on timing
     at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"
-    run.checkpoints.put(lambda: capture(run), (lambda: best_weights(run)) if improved else None, at_once)
+    best = partial(best_weights, run) if improved else None
+    run.checkpoints.put(lambda: capture(run), best, at_once)
 
 
 def tick(run: Run) -> None:

@@ -7,6 +7,7 @@ from types import UnionType
 
 from trainer.base.duration import is_time
 from trainer.base.errors import DataError, is_out_of_memory, one_line
+from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State
 from trainer.storage.identity import repeat
 from trainer.training.evaluation_weights import at_evaluation_weights
@@ -16,17 +17,18 @@ FORMAT = 4
 Kinds = dict[str, type | UnionType]
 _WEIGHTS: Kinds = {"model": Mapping, "preprocessing": Mapping, "step": int, "epoch": int | float, "run": Mapping | None}
 _ALL = _WEIGHTS | {"ranks": list, "stateful": Mapping, "meter": list, "total_steps": int, "offsets": Mapping | None}
+_BEST = ("format", *_WEIGHTS)
 _OFFSETS: Kinds = {"metrics": int, "lines": Mapping, "events": Mapping, "checksums": Mapping}
 _LINES: Kinds = {"lines": int, "sha256": str, "every": int, "marks": list}
 
 
 def capture(run: Run) -> State:
-    """Return the content of `last.pt`, from which a run continues bit-identically."""
+    """Return the content of `last.pt`, from which a run continues bit-identically; complete on the main rank only."""
     return {
         **weights(run),
         "optimizer": run.strategy.optimizer_state(run.model, run.optimizer),
         "averaging": None if run.averaging is None else run.strategy.optimizer_state(run.model, run.averaging.averages),
-        "ranks": run.strategy.gather(run.strategy.local_state(run.model, run.optimizer)),
+        "ranks": run.strategy.collect(run.strategy.local_state(run.model, run.optimizer)),
         "stateful": {name: item.state_dict() for name, item in run.stateful.items()},
         "meter": _by_shard(run),
         "sampler": run.batches.state_dict(run.strategy.sum),
@@ -43,7 +45,7 @@ def _by_shard(run: Run) -> list[State]:
 
 
 def weights(run: Run) -> State:
-    """Return the model's weights under whole-model names, and the fitted preprocessing."""
+    """Return the model's weights under whole-model names, and the fitted preprocessing; complete on the main rank."""
     return {
         "format": FORMAT,
         "model": run.strategy.state_dict(run.model),
@@ -54,12 +56,17 @@ def weights(run: Run) -> State:
     }
 
 
-def best_weights(run: Run) -> State:
-    """Return the content of `best.pt`: the weights that were evaluated."""
+def best_weights(run: Run, last: State | None = None) -> State:
+    """Return the content of `best.pt`: the weights that were evaluated.
+
+    `last` is a snapshot of this step (empty on other ranks than the main one), whose memory is used if it holds them.
+    """
+    if last is not None and run.averaged is None:
+        return Copied({key: last[key] for key in _BEST if key in last})
     with at_evaluation_weights(run):
         found = dict(weights(run))
         if run.averaged is not None:
-            found["model"] = {name: value.clone() for name, value in found["model"].items()}
+            found["model"] = Copied(snapshot(found["model"])) if run.strategy.is_main else {}
     return found
 
 
