@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import socket
 import time
 import traceback
 from collections.abc import Iterator
@@ -10,41 +10,102 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from trainer.base.errors import GearshiftError, RankLost
+from trainer.base.errors import ConfigurationError, GearshiftError, RankLost, one_line
 from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.launching.failures import GRACE, OURS, Failure, describe
 from trainer.launching.job import Job, distributed, leave, work, work_as_main
+from trainer.launching.slurm import STEP
 from trainer.storage import run_folder
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
     from trainer.training.finish import Result
+
+
+_PATIENCE = 300  # seconds in which all ranks must have started
 
 
 class Bus:
     """Channel from the first process to the others: keys in a store that all of them can access."""
 
     def __init__(self) -> None:
-        dist = distributed()
         env = os.environ
         info = given_rank_info()
         assert info is not None
-        agents = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        _check_equal(info)
+        env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # while rank 0 starts, torch warns of each failed connection
+        dist = distributed()
+        self._is_agents = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
-        self.lasting = dist.TCPStore(
-            env["MASTER_ADDR"],
-            int(env["MASTER_PORT"]),
-            is_master=info.rank == 0 and not agents,
-            timeout=timedelta(seconds=300),
-        )
-        # a restart must not read messages of the previous attempt
-        self.store = dist.PrefixStore(f"gearshift{self.attempt}", self.lasting)
+        self.lasting = self._connect(dist, info)
+        # a restart must not read messages of the previous attempt, nor a job those of another one at the same port
+        self.store = dist.PrefixStore(f"gearshift{self.attempt}/{env.get(STEP, '')}", self.lasting)
         self.number = 0
+        if info.rank == 0:
+            self.store.set("begun", "yes")
+            return
+        try:
+            self.store.wait(["begun"], timedelta(seconds=_PATIENCE))
+        except dist.DistError as error:
+            raise self._unreachable(info) from error
+
+    def _connect(self, dist: ModuleType, info: RankInfo) -> "Store":
+        """Open the store, at rank 0 or at torchrun's agent. Raises ConfigurationError or RankLost."""
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            socket.getaddrinfo(host, port)
+        except OSError as error:
+            machine = socket.gethostname()
+            raise ConfigurationError(
+                f"MASTER_ADDR={host}: this name of the machine of rank 0 is not known on {machine} ({error.strerror}); "
+                "set MASTER_ADDR to a name or an address that all machines know"
+            ) from error
+        is_host = info.rank == 0 and not self._is_agents
+        if is_host:
+            _check_free(port)
+        try:
+            store: Store = dist.TCPStore(host, port, is_master=is_host, timeout=timedelta(seconds=_PATIENCE))
+        except dist.DistError as error:
+            if is_host:
+                raise ConfigurationError(f"MASTER_PORT={port}: cannot be used: {one_line(error)}") from error
+            raise self._unreachable(info) from error
+        return store
+
+    def _unreachable(self, info: RankInfo) -> RankLost:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        return RankLost(f"rank {info.rank}: found no rank 0 at {where} within {_PATIENCE} s")
 
     def next(self) -> str:
         self.number += 1
         return f"job{self.number}"
+
+
+def _check_equal(info: RankInfo) -> None:
+    """Raise ConfigurationError if torchrun has started different numbers of processes on the machines."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", info.machines)) * info.local_size != info.world_size:
+        if info.local_rank != 0:
+            raise SystemExit(ConfigurationError.exit_code)
+        raise ConfigurationError(
+            f"torchrun: {info.local_size} of {info.world_size} processes are on this machine; every machine must have "
+            "as many: --nproc-per-node=N with the same N"
+        )
+
+
+def _check_free(port: int) -> None:
+    """Raise ConfigurationError if another program listens at a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"MASTER_PORT={port}: cannot be used on {socket.gethostname()} ({error.strerror}); "
+                "set MASTER_PORT to another port, the same for all ranks"
+            ) from error
 
 
 _bus: Bus | None = None
@@ -56,28 +117,6 @@ def bus() -> Bus:
     global _bus
     _bus = _bus or Bus()
     return _bus
-
-
-def see_slurm() -> None:
-    """Translate Slurm's environment variables into torchrun's, in an srun step with several tasks."""
-    env = os.environ
-    if "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
-        return
-    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", "localhost"))
-    tasks, count = env["SLURM_STEP_NUM_TASKS"], int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
-    job, step = int(env["SLURM_JOB_ID"]), int(env.get("SLURM_STEP_ID", "0"))
-    env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"] = env["SLURM_PROCID"], tasks, env["SLURM_LOCALID"]
-    env["LOCAL_WORLD_SIZE"] = str(int(tasks) // count)
-    env.setdefault("MASTER_ADDR", _first_host(nodes))
-    env.setdefault("MASTER_PORT", str(20000 + job % 20000 + step % 100))
-
-
-def _first_host(nodes: str) -> str:
-    """Return the first host of a list such as `node[01-04,07]`."""
-    if "[" not in nodes and "," not in nodes:
-        return nodes
-    shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return shown.stdout.split()[0]
 
 
 def is_follower() -> bool:
@@ -118,6 +157,7 @@ def followed() -> Iterator[None]:
     if info is None or info.world_size == 1 or _is_followed:
         yield
         return
+    bus()  # fails at once if the others cannot be reached
     _is_followed = True
     try:
         yield
