@@ -1,6 +1,7 @@
 """The whole loop against a hand-written one; stopping and best weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from torch.nn import functional as F
 
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
+from trainer.base.duration import parse_duration
 from trainer.configuration.compose import Config
-from trainer.configuration.resolve import resolve
+from trainer.configuration.resolve import _log_times, resolve
 from trainer.reporting.metrics_file import read_metrics
 from trainer.storage import checkpoint
 from trainer.training.evaluation import confusion_matrix, evaluate
+from trainer.training.finish import _warm_up
 from trainer.training.loop import train
 from trainer.training.run import Run
 
@@ -154,12 +157,76 @@ def test_the_logged_training_loss_is_the_mean_over_the_interval() -> None:
     assert run.report is None
     assert run.meter.read() == {}  # read at the last step
     total = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
-    again = assembled("epochs=1", "optimizer=sgd", "optimizer.lr=0.1", "schedule=constant")
-    seen: list[dict[str, float]] = []
-    again.report = type("Spy", (), {"tick": lambda *a: None, "record": lambda s, a, b, values, c: seen.append(values),
-                                    "row": lambda *a: None, "message": lambda *a: None})()  # fmt: skip
-    train(again)
-    assert seen[-1]["train/loss"] == pytest.approx(total, rel=1e-5)
+    again = assembled("epochs=1", "optimizer=sgd", "optimizer.lr=0.1", "schedule=constant", "every.log=50step")
+    assert recorded(again)[-1][1]["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+def recorded(run: Run) -> list[tuple[int, dict[str, float]]]:
+    """Train and return the recorded steps with their metrics."""
+    seen: list[tuple[int, dict[str, float]]] = []
+    run.report = type("Spy", (), {
+        "tick": lambda *a: None, "record": lambda s, step, b, values, c: seen.append((step, values)),
+        "row": lambda *a: None, "message": lambda *a: None,
+    })()  # fmt: skip
+    train(run)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("log", "evaluate", "steps"),
+    [
+        ("auto", "1ep", range(1, 19)), ("auto", "100%", range(1, 19)),
+        ("50step", "1ep", [6, 12, 18]), ("5step", "1ep", [5, 6, 10, 12, 15, 18]),
+        ("5step", "7step", [5, 7, 10, 14, 15, 18]),
+        ("100%", "7step", [7, 14, 18]), ("1ep", "50%", [6, 9, 12, 18]),
+    ],
+)  # fmt: skip
+def test_training_metrics_are_of_the_steps_before_the_evaluation_beside_them(log, evaluate, steps) -> None:
+    """Whatever the intervals: every mean is over the steps since the previous record, and the weights do not differ."""
+    each = assembled("epochs=3", "early_stopping=null", "every.log=1step", "every.evaluate=1ep")
+    losses = [values["train/loss"] for _, values in recorded(each)]
+    run = assembled("epochs=3", "early_stopping=null", f"every.log={log}", f"every.evaluate={evaluate}")
+    records = recorded(run)
+    assert [step for step, _ in records] == list(steps)
+    before = 0
+    for step, values in records:
+        assert values["train/loss"] == pytest.approx(sum(losses[before:step]) / (step - before), rel=1e-5)
+        assert {"train/accuracy", "lr"} <= values.keys()
+        before = step
+    assert all(map(torch.equal, run.model.state_dict().values(), each.model.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("steps_an_epoch", "epochs", "evaluate", "first"),
+    [
+        (23, 30, "1ep", [6, 12, 18, 23, 29]),  # digits: 1 % are 7 steps, so 4 logs per evaluation
+        (352, 30, "1ep", [44, 88, 132, 176, 220, 264, 308, 352, 396]), (704, 10, "100%", [50, 100, 150]),
+        (3, 2, "1ep", [1, 2, 3, 4, 5, 6]), (1, 500, "1ep", [1, 2, 3]),
+    ],
+)  # fmt: skip
+def test_the_automatic_log_interval_suits_the_run(steps_an_epoch, epochs, evaluate, first) -> None:
+    total = steps_an_epoch * epochs
+    every, restarts = _log_times(
+        {"log": "auto", "evaluate": evaluate}, lambda text: parse_duration(text).steps(steps_an_epoch, total), total
+    )
+    plan = replace(resolve(config()), total_steps=total, every_log=every, log_restarts=restarts)
+    logged = [step for step in range(1, total + 1) if plan.logs_at(step)]
+    assert logged[: len(first)] == first
+    gaps = [b - a for a, b in zip([0, *logged], logged, strict=False)]
+    assert max(gaps) <= 50
+    assert len(logged) >= min(100, total)
+
+
+def test_the_picture_shows_a_warm_up_that_is_shorter_than_the_interval_between_logs(tmp_path: Path) -> None:
+    run = assembled(
+        "epochs=3", "schedule=cosine_warmup", "schedule.warmup=8step", "optimizer.lr=0.8", "every.log=50step"
+    )
+    train(run)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 6, "lr": 0.6}\n{"step": 12, "lr": 0.5}\n')
+    assert [(r["step"], pytest.approx(r["lr"])) for r in _warm_up(run, path)] == [(s, s / 10) for s in range(1, 9)]
+    path.write_text('{"step": 6, "lr": 0.3}\n')  # of a schedule over another length: what was planned did not happen
+    assert _warm_up(run, path) == []
 
 
 def test_confusion_matrix_is_scikit_learn_s() -> None:

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer import metrics
 from trainer.base.config import Component, Config
-from trainer.base.duration import parse_duration
+from trainer.base.duration import is_time, parse_duration
 from trainer.base.errors import ConfigurationError
 from trainer.base.improvement import Improvement
 from trainer.configuration.build import build
@@ -45,6 +45,7 @@ class Blueprint:
     total_steps: int
     schedule_steps: int
     every_log: int
+    log_restarts: int
     every_evaluate: int
     every_checkpoint: int
     monitor: str
@@ -80,6 +81,11 @@ class Blueprint:
             return self.loss.num_outputs(self.facts.num_outputs)
         except ValueError as error:
             raise ConfigurationError(f"loss.{error}") from error
+
+    def logs_at(self, step: int) -> bool:
+        """Whether training metrics are logged after `step` steps; they are also read at each evaluation."""
+        since_restart = (step - 1) % self.log_restarts + 1
+        return step == self.total_steps or is_time(since_restart, self.every_log, self.log_restarts)
 
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""

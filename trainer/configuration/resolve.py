@@ -198,6 +198,7 @@ def _draft(
             problems += error.problems
         problems += checks.check_schedule(config, schedule, loss, facts, strategy)
 
+    every_log, log_restarts = _log_times(config["every"], steps, total_steps)
     monitor, mode = "val/loss", "min"
     if stopping is not None:
         monitor = stopping["monitor"]
@@ -210,7 +211,7 @@ def _draft(
         batch_size=batch_size, micro_batch=micro_batch_size(config, batch_size),
         steps_per_epoch=steps_per_epoch, total_steps=total_steps,
         schedule_steps=schedule_steps,
-        every_log=steps(config["every"]["log"]), every_evaluate=steps(config["every"]["evaluate"]),
+        every_log=every_log, log_restarts=log_restarts, every_evaluate=steps(config["every"]["evaluate"]),
         every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
         best=Improvement(monitor, mode),
         early_stopping=None if stopping is None else EarlyStopping(
@@ -218,6 +219,22 @@ def _draft(
         ),
         others={group: item for group, item in built.items() if not GROUPS[group].is_wired and item is not None},
     ), problems  # fmt: skip
+
+
+_LONGEST_LOG_INTERVAL = 50  # steps
+
+
+def _log_times(every: Config, steps: Callable[[str], int], total_steps: int) -> tuple[int, int]:
+    """Return the steps between two logs, and those after which they are counted anew.
+
+    `auto` divides the time between two evaluations evenly. Short runs log about a hundred times, so that a warm-up of
+    the learning rate has several points.
+    """
+    if every["log"] != "auto":
+        return steps(every["log"]), total_steps
+    evaluate = steps(every["evaluate"])
+    intervals = -(-evaluate // min(_LONGEST_LOG_INTERVAL, steps("1%")))
+    return -(-evaluate // intervals), evaluate
 
 
 def problems_of(check: Callable[[], Iterable[str] | None]) -> list[str]:

@@ -79,6 +79,11 @@ def period(value: object) -> str | None:
     return problem
 
 
+def period_or_auto(value: object) -> str | None:
+    problem = None if value == "auto" else period(value)
+    return problem and problem.replace("must be ", "must be auto or ")
+
+
 def period_or_null(value: object) -> str | None:
     return None if value is None else period(value)
 
@@ -210,4 +215,4 @@ PARAMETER_GROUP: dict[str, Rule] = {
     "frozen": one_of(True, False),
     "unfreeze_at": period_or_null,
 }
-EVERY: dict[str, Rule] = {"log": period, "evaluate": period, "checkpoint": period}
+EVERY: dict[str, Rule] = {"log": period_or_auto, "evaluate": period, "checkpoint": period}

@@ -238,8 +238,8 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
             f"{scaling}: {blueprint.lr_scale:.4g} times optimizer.lr, which is for batches of {reference:,}",
         )
     yield "Robbins-Monro", robbins_monro_verdict(blueprint.schedule.tail)
+    yield "log", f"every {format_count(blueprint.every_log, 'step')} and at each evaluation"
     moments = {
-        "log": blueprint.every_log,
         "evaluate": blueprint.every_evaluate,
         "checkpoint": blueprint.every_checkpoint,
     }

@@ -34,7 +34,6 @@ class Report:
 
     def __init__(self, folder: Path, terminal: Terminal, offsets: Offsets | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
-        self._train: dict[str, float] = {}  # latest training metrics, for rows of steps at which none are logged
         with disk_errors(folder):
             if notice := self._open(offsets, step):
                 log.warning(notice)  # also on the terminal, until the log is open
@@ -92,14 +91,12 @@ class Report:
             self.tensorboard.scalars(step, values)
             for name, sample in (histograms or {}).items():
                 self.tensorboard.histogram(name, sample, step)
-        self._train |= {name: value for name, value in values.items() if name.startswith("train/") or name == "lr"}
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
         """Show an evaluation on the terminal."""
-        shown = {**self._train, **values}
-        self.terminal.row(step, epoch, shown, best)
-        words = "  ".join(f"{name} {value:.6g}" for name, value in shown.items() if not name.startswith("throughput"))
+        self.terminal.row(step, epoch, values, best)
+        words = "  ".join(f"{name} {value:.6g}" for name, value in values.items() if not name.startswith("throughput"))
         log.info("epoch %.2f  step %d  %s%s", epoch, step, words, "  best" if best else "")
 
     def message(self, text: str) -> None:

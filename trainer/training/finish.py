@@ -5,6 +5,10 @@ import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from heapq import merge
+from itertools import takewhile
+from math import isclose
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -176,12 +180,34 @@ def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
 
 
 def _draw(run: Run, result: Result, folder: Path) -> None:
-    records = stream_metrics(folder / run_folder.METRICS)
+    path = folder / run_folder.METRICS
     best_step = None if run.progress.best is None else run.progress.best.step
     try:
+        records = merge(stream_metrics(path), _warm_up(run, path), key=itemgetter("step"))
         draw_curves(records, folder / run_folder.CURVES, folder.name, best_step, result.value, result.monitor)
     except ValueError as error:  # the file was damaged while the run went on
         run.say(f"{error}; there is no {run_folder.CURVES}")
+
+
+_WARM_UP_POINTS = 20
+
+
+def _warm_up(run: Run, path: Path) -> list[JsonObject]:
+    """Return records with the learning rates of the warm-up, which may be shorter than the interval between logs.
+
+    Empty if the logged rates are others: the run was continued with another length, or rolled back.
+    """
+    plan, base = run.blueprint, run.base_lrs[0]
+    last = min(plan.schedule.warmup, run.step)
+
+    def rate(step: int) -> float:
+        return base * plan.factor(step - 1)
+
+    for record in takewhile(lambda record: record["step"] <= last, stream_metrics(path)):
+        if "lr" in record and not isclose(record["lr"], rate(record["step"])):
+            return []
+    steps = sorted({1, *range(last, 0, -max(1, last // _WARM_UP_POINTS))}) if last > 0 else []
+    return [{"step": step, "lr": rate(step)} for step in steps]
 
 
 def _write_result(run: Run, result: Result) -> None:

@@ -89,7 +89,7 @@ def due_now(run: Run) -> Due:
     interrupted = run.strategy.agree(stop_request.signum is not None)
     converged = has_converged(run)
     return Due(
-        is_time(step, plan.every_log, total),
+        plan.logs_at(step),
         is_time(step, plan.every_evaluate, total) or converged,
         is_time(step, plan.every_checkpoint, total) or interrupted,
         interrupted,
@@ -102,7 +102,8 @@ def handle(run: Run, due: Due) -> str | None:
     grad_norm, continues = check_finite(run)
     if not continues:
         return "rolled_back"
-    record = training_metrics(run, grad_norm) if due.log else {}
+    # at evaluations, too, so that a row compares numbers of the same steps; evaluation waits for the device anyway
+    record = training_metrics(run, grad_norm) if due.log or due.evaluate else {}
     improved = stop = False
     if due.evaluate:
         record |= evaluate(run, run.splits.val, "val")
@@ -152,7 +153,7 @@ def tick(run: Run) -> None:
 
 
 def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
-    """Return the training metrics since the last logged step."""
+    """Return the training metrics since they were last read, at a log or an evaluation."""
     values = {f"train/{name}": value for name, value in run.meter.read(run.strategy.sum).items()}
     if run.regularizer is not None:
         with torch.no_grad():
