@@ -15,7 +15,7 @@ def batches(n: int, classes: int = 10) -> list[tuple[torch.Tensor, torch.Tensor]
 
 
 def test_means_are_scikit_learn_s() -> None:
-    meter = Meter(available(("accuracy", "accuracy_top5"), 10))
+    meter = Meter(available(("accuracy", "accuracy_top5"), 11))
     seen = batches(100)
     for outputs, targets in seen:
         meter.add(outputs.sum(), outputs, targets)
@@ -27,8 +27,9 @@ def test_means_are_scikit_learn_s() -> None:
     assert meter.read() == {}
 
 
-def test_top_5_needs_more_than_five_classes() -> None:
-    assert list(available(("accuracy", "accuracy_top5"), 5)) == ["accuracy"]
+@pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (10, False), (11, True), (1000, True)])
+def test_top_5_is_omitted_for_up_to_ten_classes(num_classes: int, has_top5: bool) -> None:
+    assert ("accuracy_top5" in available(("accuracy", "accuracy_top5"), num_classes)) == has_top5
 
 
 def test_absolute_error_is_the_mean_over_outputs_and_samples() -> None:

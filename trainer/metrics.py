@@ -38,11 +38,12 @@ def absolute_error(outputs_NK: Tensor, targets_NK: Tensor) -> Tensor:
     return (outputs_NK.reshape(len(outputs_NK), -1) - targets_NK.reshape(len(outputs_NK), -1)).abs().mean(1).sum()
 
 
+_FEW_CLASSES = 10
 SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae": absolute_error}
 
 
 def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
-    """Select the applicable metrics: top-5 accuracy needs more than five classes.
+    """Select the applicable metrics: top-5 accuracy says little about ten classes or fewer, and is omitted there.
 
     A callable in `wanted` is a user's metric, reported under its own name (see `name_of`). Raises ConfigurationError
     for a name that does not exist, is used twice, or is that of the loss.
@@ -51,7 +52,7 @@ def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:
     for metric in wanted:
         if isinstance(metric, str) and metric not in SUMS:
             raise ConfigurationError(unknown("metric", metric, SUMS))
-        if metric == "accuracy_top5" and num_outputs <= 5:
+        if metric == "accuracy_top5" and num_outputs <= _FEW_CLASSES:
             continue
         name, function = (metric, SUMS[metric]) if isinstance(metric, str) else (name_of(metric), metric)
         if name in found or name == "loss":

@@ -12,12 +12,14 @@ import textwrap
 import time
 import timeit
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from trainer.reporting import terminal
+from trainer.reporting.tables import unbroken
 from trainer.reporting.terminal import Terminal, interactive
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -150,7 +152,55 @@ def test_the_table_keeps_the_last_rows_and_the_best(clock: Clock) -> None:
     assert rows[0][1:] == ["0.0400", "0.2500", "0.0600", "0.5500", "0.00200", "★"]
     assert "200/400" in lines[-1]
     display.finish(["test/accuracy 0.9", "see outputs"])
-    assert visible(written(console)) == [*lines[:-1], "", "test/accuracy 0.9", "see outputs", ""]
+    final = visible(written(console))
+    assert final[:3] == lines[:3]
+    assert [line.split()[0] for line in final[3:-4]] == [f"{epoch}.00" for epoch in range(1, 21)]
+    assert [line.split()[0] for line in final if line.endswith("★")] == ["5.00"]
+    assert final[-4:] == ["", "test/accuracy 0.9", "see outputs", ""]
+
+
+@pytest.mark.parametrize("count", [1, 19, 20, 21, 30, 401, 5000])
+def test_a_thinned_table_of_all_evaluations_stays_on_the_screen(clock: Clock, count: int) -> None:
+    """Also on a terminal that is lower than the table, with the first, the best and the last row, evenly spaced."""
+    console = screen(height=10)
+    display = Terminal(count, 1, "val/loss", "min", console)
+    best = max(1, round(0.37 * count))
+    for step in range(1, count + 1):
+        display.row(step, float(step), values(step), best=step == best)
+    clock.now += 1
+    display.finish(["done"])
+    lines = visible(written(console))
+    rows = [line.split() for line in lines if re.match(r" *\d+\.00 ", line)]
+    steps = [int(float(row[0])) for row in rows]
+    assert len(steps) <= 20
+    assert len(steps) >= min(count, 18)
+    assert {1, best, count} <= set(steps)
+    assert [int(float(row[0])) for row in rows if row[-1] == "★"] == [best]
+    gaps = [b - a for a, b in pairwise(steps)]
+    assert max(gaps, default=1) <= max(1, count / 8)
+    note = f"{len(steps)} of {count:,} evaluations; metrics.jsonl has all"
+    assert (note in lines) == (count > 20)
+    assert len(display._history._rows) <= 400
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120])
+def test_no_word_is_broken_at_any_width(clock: Clock, width: int) -> None:
+    console = screen(width)
+    display = Terminal(100, 10, "val/loss", "min", console)
+    folder, command = "outputs/2026-11-30/17-48-06-digits", "train resume 'out puts/2026-11-30/a'"
+    display.header({"run": folder, "data": "digits: 1,437 train, 180 val, 180 test"})
+    display.row(10, 1.0, values(10), best=True)
+    display.message("the first loss is 7.3; an untrained model has 2.3: check the initializer")
+    display.finish([
+        "best (epoch 1.0): " + "  ".join(map(unbroken, ["val/loss 0.3", "val/accuracy 0.51"])),
+        f"run folder: {folder}", f"to continue: {unbroken(command)}",
+    ])  # fmt: skip
+    lines = visible(written(console))
+    assert [line for line in lines if len(line) > width] in ([], [f"  {command}"])
+    assert sum(command in line for line in lines) == 1
+    words = {word for line in lines for word in re.findall(r"[\w.,'-]+", line)}
+    assert {"outputs", "2026-11-30", "17-48-06-digits", "1,437", "untrained", "initializer", "0.51"} <= words
+    assert {"val", "loss", "accuracy", "0.3000"} <= words or width == 20
 
 
 @pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
@@ -244,7 +294,7 @@ def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monk
     assert 5 <= len(drawn) <= 7  # in 3 s
     assert written(console).count("/10,000") <= 32
     display.close()
-    assert visible(written(console))[-2].split()[0] == "200.00"  # the last epoch is shown
+    assert visible(written(console))[-3].split()[0] == "200.00"  # the last epoch is shown
 
 
 def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:
@@ -265,7 +315,8 @@ def test_messages_appear_above_the_display(clock: Clock) -> None:
     before = visible(written(console))
     display.message("warning: " + "long " * 20)
     display.message("again")
-    assert visible(written(console)) == ["warning: " + ("long " * 20).rstrip(), "again", *before]
+    broken = ["warning: long long long long long long", *["  " + "long " * 6 + "long"] * 2]
+    assert visible(written(console)) == [*broken, "again", *before]
     display.close()
 
 

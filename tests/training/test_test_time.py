@@ -171,7 +171,7 @@ def test_another_loss_is_left_out():
     train(run)
     found = evaluate_views(run, run.splits.val, "val", TestTime("flip"))
     expected = probabilities_one_by_one(run, run.splits.val, "flip").argmax(1) == run.splits.val.targets_N
-    assert sorted(found) == ["val/accuracy", "val/accuracy_top5"]
+    assert sorted(found) == ["val/accuracy"]
     assert found["val/accuracy"] == expected.double().mean().item()
 
 
@@ -382,7 +382,7 @@ def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
     found = json.loads(line)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["_target_"] == "trainer.data.Digits"
-    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy", "accuracy_top5")]
+    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy")]
     assert list(found) == ["run", *names, "throughput/samples_per_second"]
     assert 10 < found["throughput/samples_per_second"] < math.inf
     plain = json.loads((folder / "result.json").read_text())

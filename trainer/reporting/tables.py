@@ -1,6 +1,8 @@
 """Tables, and formatting of counts, times and sizes, for the terminal."""
 
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
@@ -40,6 +42,39 @@ def make_table(*right: str, left: Sequence[str]) -> Table:
     for name in left:
         table.add_column(name, overflow="fold")
     return table
+
+
+_NO_BREAK = "\u00a0"
+
+
+def unbroken(text: str) -> str:
+    """Mark a text that `wrap` does not break at its spaces, such as a command to copy."""
+    return text.replace(" ", _NO_BREAK)
+
+
+def breakable(text: str) -> str:
+    """Remove the marks of `unbroken`."""
+    return text.replace(_NO_BREAK, " ")
+
+
+def wrap(text: str, width: int, indent: str = "  ") -> list[str]:
+    """Break a line at spaces, and paths longer than a line after slashes; `indent` begins all lines but the first.
+
+    What is marked by `unbroken` stays whole even if it is longer, so that it can be copied from a terminal.
+    """
+    lines = textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [piece for line in lines or [""] for piece in _at_slashes(line, width, indent)]
+
+
+def _at_slashes(line: str, width: int, indent: str) -> list[str]:
+    if len(line) <= width or _NO_BREAK in line:
+        return [line]
+    pieces = [""]
+    for part in re.findall(r"[^/]*/|[^/]+", line):
+        if pieces[-1].strip() and len(pieces[-1]) + len(part) > width:
+            pieces.append(indent)
+        pieces[-1] += part
+    return pieces
 
 
 def format_count(number: int, noun: str) -> str:

@@ -3,8 +3,8 @@
 import atexit
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from rich import get_console
@@ -17,11 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.reporting.console import despite_lost_terminal
+from trainer.reporting.tables import breakable, wrap
 
 _PRINT_SECONDS = 0.1  # between two printed evaluations
 _REFRESH_SECONDS = 0.2  # of the live display, which takes 2 ms: 1 % of the time
 _TABLE_SECONDS = 0.5
 _MAX_ROWS = 8
+_FINAL_ROWS = 20  # of the table that stays on the screen
+_ROWS_IN_MEMORY = 400
 _BAR_WIDTH = (8, 40)
 # rich's own fallback without Unicode draws a full grid
 _ASCII_HEAD = Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
@@ -58,6 +61,7 @@ class Terminal:
         self._next_refresh = 0.0 if self._on_screen else math.inf
         self._next_row = 0.0
         self._rows: list[_Row] = []
+        self._history = _History()
         self._unprinted: list[_Row] = []
         self._monitor = monitor
         self._arrow = _ARROWS[mode] if monitor else ""
@@ -76,8 +80,9 @@ class Terminal:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
+        room = max(1, self._console.width - max(map(len, facts)) - 2)
         for name, value in facts.items():
-            table.add_row(Text(name), Text(value))
+            table.add_row(Text(name), Text("\n".join(wrap(value, room, indent=""))))
         with despite_lost_terminal():
             self._console.print(table, Text())
 
@@ -97,6 +102,7 @@ class Terminal:
         row = _Row(step, epoch, dict(values), best)
         if self._on_screen:
             self._step = step
+            self._history.add(row)
             self._keep(row)
         else:
             self._unprinted = [row] if best else [*(old for old in self._unprinted if old.best), row]
@@ -112,7 +118,10 @@ class Terminal:
         self._print([text])
 
     def finish(self, lines: Sequence[str]) -> None:
-        """End the live display, keep its table, and print `lines` below it."""
+        """End the live display, replace its table by one of the whole session, and print `lines` below it.
+
+        On a terminal, long lines are broken at spaces, except those marked by `unbroken`.
+        """
         self.close()
         self._print(["", *lines] if self._on_screen else lines)
 
@@ -123,15 +132,17 @@ class Terminal:
         live, self._live = self._live, None
         if live is not None:
             atexit.unregister(self.close)
-            self._table.not_before = 0.0
+            table = Group(self._final_table(), *self._note_on_rows()) if self._rows else Group()
             with despite_lost_terminal():
-                live.update(self._table if self._rows else Group())
+                live.update(table)
                 live.stop()
 
     def _print(self, lines: Iterable[str]) -> None:
         with despite_lost_terminal():
             for line in lines:
-                self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+                if self._on_screen:
+                    line = "\n".join(wrap(line, self._console.width))
+                self._console.print(breakable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _print_rows(self) -> None:
         rows, self._unprinted = self._unprinted, []
@@ -163,24 +174,35 @@ class Terminal:
         while len(self._rows) > room:
             del self._rows[1 if self._rows[0].best else 0]
 
+    def _final_table(self) -> Table:
+        return self._table_of(self._history.thinned(_FINAL_ROWS), self._console.width)
+
+    def _note_on_rows(self) -> Iterator[Text]:
+        shown, count = len(self._history.thinned(_FINAL_ROWS)), self._history.count
+        if shown < count:
+            yield Text("\n".join(wrap(f"{shown} of {count:,} evaluations; metrics.jsonl has all", self._console.width)))
+
     def _draw_table(self, width: int) -> Table:
         self._trim(max(2, self._console.height - 6))  # only here: the height is asked of the system
+        return self._table_of(self._rows, width)
+
+    def _table_of(self, rows: "Sequence[_Row]", width: int) -> Table:
         unicode = not self._console.options.ascii_only
         star = "★" if unicode else "*"
         columns = {
             name: [_title(name) + (self._arrow if unicode and name == self._monitor else "")]
-            + [_number(name, row.values[name]) if name in row.values else "" for row in self._rows]
-            for name in _worth_showing((name for row in self._rows for name in row.values), self._monitor)
+            + [_number(name, row.values[name]) if name in row.values else "" for row in rows]
+            for name in _worth_showing((name for row in rows for name in row.values), self._monitor)
         }
-        epochs = ["\nepoch", *(f"{row.epoch:.2f}" for row in self._rows)]
-        marks = ["", *(star if row.best else " " for row in self._rows)]
+        epochs = ["\nepoch", *(f"{row.epoch:.2f}" for row in rows)]
+        marks = ["", *(star if row.best else " " for row in rows)]
         fitting = _fitting(columns, self._monitor, width - _width(epochs) - 2 - 1)
         titles, *lines = zip(epochs, *(columns[name] for name in fitting), marks, strict=True)
         box = SIMPLE_HEAD if unicode else _ASCII_HEAD
         table = Table(box=box, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for title in titles:
             table.add_column(Text(title), justify="right", no_wrap=True)
-        for row, line in zip(self._rows, lines, strict=True):
+        for row, line in zip(rows, lines, strict=True):
             table.add_row(*map(Text, line), style="bold green" if row.best else None)
         return table
 
@@ -211,6 +233,34 @@ class _Row:
     epoch: float
     values: Mapping[str, float]
     best: bool
+
+
+class _History:
+    """The evaluations of a session. Beyond `_ROWS_IN_MEMORY`, only every second one is kept, then every fourth, ..."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: list[_Row] = []
+        self._every = 1
+        self._best: _Row | None = None
+        self._last: _Row | None = None
+
+    def add(self, row: _Row) -> None:
+        self._last, self._best = row, row if row.best else self._best
+        if self.count % self._every == 0:
+            self._rows.append(row)
+        self.count += 1
+        if len(self._rows) > _ROWS_IN_MEMORY:
+            self._rows, self._every = self._rows[::2], 2 * self._every
+
+    def thinned(self, most: int) -> list[_Row]:
+        """Return at most `most` rows: evenly spaced ones, with the best and the last."""
+        room = most - 2 if len(self._rows) > most else most
+        last = len(self._rows) - 1
+        even = self._rows if last < room else [self._rows[round(i * last / (room - 1))] for i in range(room)]
+        kept = {row.step: row for row in (*even, self._best, self._last) if row is not None}
+        best = None if self._best is None else self._best.step
+        return [replace(kept[step], best=step == best) for step in sorted(kept)]
 
 
 class _Cached:

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from trainer.base.stateful import State
 from trainer.reporting.curves import curves_figure, draw_curves
 from trainer.reporting.logs import close, open_run_log
 from trainer.reporting.metrics_file import read_metrics, stream_metrics
+from trainer.reporting.tables import unbroken
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.files import disk_errors
 from trainer.storage.identity import check_run, identity_of
@@ -221,14 +223,20 @@ def _summary(run: Run, result: Result) -> list[str]:
     """Lines with status, best and test metrics, and the next commands."""
     lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
     if run.progress.best is not None:
-        values = "  ".join(f"{name} {value:.4f}" for name, value in run.progress.best.metrics.items())
-        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {values}")
+        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {_in_words(run.progress.best.metrics)}")
     if result.test is not None:
-        lines.append("test (best weights): " + "  ".join(f"{k} {v:.4f}" for k, v in result.test.items()))
+        lines.append(f"test (best weights): {_in_words(result.test)}")
     lines.append(f"run folder: {result.folder}")
     if result.status == "interrupted":
         assert run.folder is not None
-        lines.append(f"to continue: train resume {shlex.quote(str(run_folder.to_resume(run.folder)))}")
+        resume = f"train resume {shlex.quote(str(run_folder.to_resume(run.folder)))}"
+        lines.append(f"to continue: {unbroken(resume)}")
     elif result.error is None and not run.is_trial:
-        lines.append(f"to view it: tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}")
+        lines.append("in it: curves.png, metrics.jsonl (all metrics), checkpoints/best.pt (weights to use)")
+        view = f"tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}"
+        lines.append(f"to view it: {unbroken(view)}")
     return lines
+
+
+def _in_words(metrics: Mapping[str, float]) -> str:
+    return "  ".join(unbroken(f"{name} {value:.4f}") for name, value in metrics.items())
