@@ -142,7 +142,7 @@ def test_what_the_losses_declare() -> None:
     assert MSE.tasks == {"classification", "regression"}
     for loss in (CrossEntropy, MSE):
         assert loss.metrics.keys() == loss.tasks
-    assert CrossEntropy.metrics["classification"] == ("accuracy", "accuracy_top5")
+    assert CrossEntropy.metrics["classification"] == ("accuracy", "accuracy_top5", "cross_entropy")
     assert MSE.metrics["regression"] == ("mae",)
 
 

@@ -23,11 +23,12 @@ class CrossEntropy(Loss):
     """J = sum_n -log softmax(outputs_n)[target_n] (UIUC ECE 598, "Cross-entropy (Loss)").
 
     `label_smoothing` s in [0, 1): the target distribution is (1 - s) one-hot + s/K uniform (Szegedy et al. 2016).
+    The metric `cross_entropy` is without it and in nats, so that runs with other values can be compared.
     `base` of the logarithm: "e" for nats, 2 for bits as in UIUC ECE 598. Raises ValueError for other values.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification"})
-    metrics: ClassVar[dict[str, tuple[str, ...]]] = {"classification": ("accuracy", "accuracy_top5")}
+    metrics: ClassVar[dict[str, tuple[str, ...]]] = {"classification": ("accuracy", "accuracy_top5", "cross_entropy")}
     soft_targets = True
 
     def __init__(self, label_smoothing: float = 0.0, base: Literal["e", 2] = "e") -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trainer.base.errors import ConfigurationError, unknown
 from trainer.base.stateful import State
@@ -33,13 +34,20 @@ def _classes(targets: Tensor) -> Tensor:
     return targets.argmax(1) if targets.is_floating_point() else targets
 
 
+def cross_entropy(outputs_NK: Tensor, targets: Tensor) -> Tensor:
+    """Sum of -log softmax(outputs)[target] in nats, which losses of different label smoothing can be compared by."""
+    return functional.cross_entropy(outputs_NK, targets, reduction="sum")
+
+
 def absolute_error(outputs_NK: Tensor, targets_NK: Tensor) -> Tensor:
     """Sum over samples of the mean absolute error of their outputs."""
     return (outputs_NK.reshape(len(outputs_NK), -1) - targets_NK.reshape(len(outputs_NK), -1)).abs().mean(1).sum()
 
 
 _FEW_CLASSES = 10
-SUMS: dict[str, Sum] = {"accuracy": correct, "accuracy_top5": correct_top5, "mae": absolute_error}
+SUMS: dict[str, Sum] = {
+    "accuracy": correct, "accuracy_top5": correct_top5, "cross_entropy": cross_entropy, "mae": absolute_error
+}  # fmt: skip
 
 
 def available(wanted: Sequence[str | Sum], num_outputs: int) -> dict[str, Sum]:

@@ -91,7 +91,7 @@ def test_ways_that_are_none_are_refused() -> None:
 
 def test_all_metrics_of_ours_have_a_direction() -> None:
     assert {name: direction(f"val/{name}", "auto") for name in ("loss", *SUMS)} == {
-        "loss": "min", "accuracy": "max", "accuracy_top5": "max", "mae": "min",
+        "loss": "min", "accuracy": "max", "accuracy_top5": "max", "cross_entropy": "min", "mae": "min",
     }  # fmt: skip
 
 

@@ -382,7 +382,7 @@ def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
     found = json.loads(line)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["_target_"] == "trainer.data.Digits"
-    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy")]
+    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy", "cross_entropy")]
     assert list(found) == ["run", *names, "throughput/samples_per_second"]
     assert 10 < found["throughput/samples_per_second"] < math.inf
     plain = json.loads((folder / "result.json").read_text())

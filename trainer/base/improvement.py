@@ -7,7 +7,7 @@ from trainer.base.checks import check_number, check_one_of
 from trainer.base.stateful import State
 
 # which values of Gearshift's own metrics are better; names say nothing reliable about those of others
-_OWN = {"loss": "min", "accuracy": "max", "accuracy_top5": "max", "mae": "min"}
+_OWN = {"loss": "min", "accuracy": "max", "accuracy_top5": "max", "cross_entropy": "min", "mae": "min"}
 _NONE: Mapping[str, str] = {}
 
 

@@ -3,7 +3,8 @@
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isclose, nan
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -75,6 +76,15 @@ def _at_slashes(line: str, width: int, indent: str) -> list[str]:
             pieces.append(indent)
         pieces[-1] += part
     return pieces
+
+
+def without_repetition(values: Mapping[str, float], keep: str | None = None) -> dict[str, float]:
+    """Return the metrics to show: without a cross entropy, other than `keep`, that equals the loss of its split."""
+    return {
+        name: value for name, value in values.items()
+        if name == keep or not name.endswith("/cross_entropy")
+        or not isclose(value, values.get(name.replace("cross_entropy", "loss"), nan), rel_tol=1e-4)
+    }  # fmt: skip
 
 
 def format_count(number: int, noun: str) -> str:

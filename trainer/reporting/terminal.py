@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.reporting.console import despite_lost_terminal
-from trainer.reporting.tables import breakable, wrap
+from trainer.reporting.tables import breakable, without_repetition, wrap
 
 _PRINT_SECONDS = 0.1  # between two printed evaluations
 _REFRESH_SECONDS = 0.2  # of the live display, which takes 2 ms: 1 % of the time
@@ -99,7 +99,7 @@ class Terminal:
 
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
         """Show an evaluation; `best` marks the best one so far."""
-        row = _Row(step, epoch, dict(values), best)
+        row = _Row(step, epoch, without_repetition(values, self._monitor), best)
         if self._on_screen:
             self._step = step
             self._history.add(row)

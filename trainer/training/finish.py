@@ -22,7 +22,7 @@ from trainer.base.stateful import State
 from trainer.reporting.curves import curves_figure, draw_curves
 from trainer.reporting.logs import close, open_run_log
 from trainer.reporting.metrics_file import read_metrics, stream_metrics
-from trainer.reporting.tables import unbroken
+from trainer.reporting.tables import unbroken, without_repetition
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.files import disk_errors
 from trainer.storage.identity import check_run, identity_of
@@ -223,9 +223,9 @@ def _summary(run: Run, result: Result) -> list[str]:
     """Lines with status, best and test metrics, and the next commands."""
     lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
     if run.progress.best is not None:
-        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {_in_words(run.progress.best.metrics)}")
+        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {_in_words(run, run.progress.best.metrics)}")
     if result.test is not None:
-        lines.append(f"test (best weights): {_in_words(result.test)}")
+        lines.append(f"test (best weights): {_in_words(run, result.test)}")
     lines.append(f"run folder: {result.folder}")
     if result.status == "interrupted":
         assert run.folder is not None
@@ -238,5 +238,6 @@ def _summary(run: Run, result: Result) -> list[str]:
     return lines
 
 
-def _in_words(metrics: Mapping[str, float]) -> str:
-    return "  ".join(unbroken(f"{name} {value:.4f}") for name, value in metrics.items())
+def _in_words(run: Run, metrics: Mapping[str, float]) -> str:
+    shown = without_repetition(metrics, run.blueprint.monitor)
+    return "  ".join(unbroken(f"{name} {value:.4f}") for name, value in shown.items())
