@@ -142,7 +142,7 @@ def test_rollback_halves_the_rate_and_each_step_is_logged_once(zygote: Zygote, t
     rollbacks = BACK.findall((folder / "train.log").read_text())
     assert [rate for _, _, rate in rollbacks] == ["0.5", "0.25"], "the run was to diverge twice"
     assert all(0 < int(bad) - int(back) < 5 and int(back) % 5 == 0 for bad, back, _ in rollbacks)
-    assert [record["step"] for record in records if "lr" in record] == [*range(7, 150, 7), 150]
+    assert [record["step"] for record in records if "lr" in record] == sorted({*range(7, 150, 7), 50, 100, 150})
     for record in records:
         if "lr" in record:
             before = sum(int(back) < record["step"] for _, back, _ in rollbacks)
