@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
+from trainer import assemble, compose, fit
+from trainer.reporting.metrics_file import read_metrics
 from trainer.reporting.tensorboard import TensorBoard, check_events, draw_confusion_matrix, image_grid
+from trainer.storage import run_folder
+from trainer.storage.records import write_yaml
 
 
 def read(folder: Path) -> Any:
@@ -343,16 +348,17 @@ def hparam_values(group: Any) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in group.hparams.items()}
 
 
-def test_hparams_tab_lists_the_union_over_runs(tmp_path: Path) -> None:
+def test_hparams_tab_has_the_chosen_columns_and_all_values(tmp_path: Path) -> None:
     runs: dict[str, dict[str, Any]] = {
         "adamw": {"optimizer": "adamw", "optimizer.lr": 0.001, "optimizer.weight_decay": 0.01, "seed": 1},
         "sgd": {"optimizer": "sgd", "optimizer.lr": 0.1, "optimizer.nesterov": True, "seed": None},
     }
     for number, (name, values) in enumerate(runs.items()):
         board = TensorBoard(tmp_path / name, None, None)
-        board.start_hparams({**values, "betas": [0.9, 0.999], "clip_norm": math.inf})
+        row = {**values, "betas": [0.9, 0.999], "clip_norm": math.inf}
+        board.start_hparams(row, first=["optimizer", "optimizer.lr"], metrics=["val/loss", "val/accuracy", "test/loss"])
         for step in (1, 2):
-            board.scalars(step, {"val/accuracy": step / 4 + number / 8, f"only/{name}": 1.0})
+            board.scalars(step, {"val/accuracy": step / 4 + number / 8, "train/loss": 1.0})
         board.finish_hparams("completed" if name == "adamw" else "diverged")
         board.close()
 
@@ -367,23 +373,23 @@ def test_hparams_tab_lists_the_union_over_runs(tmp_path: Path) -> None:
         for name, group in groups.items()
     }
     assert metrics == {
-        "adamw": {"val/accuracy": (2, 0.5), "only/adamw": (2, 1.0)},
-        "sgd": {"val/accuracy": (2, 0.625), "only/sgd": (2, 1.0)},
+        "adamw": {"val/accuracy": (2, 0.5)},
+        "sgd": {"val/accuracy": (2, 0.625)},
     }
     statuses = {name: status_name(group.sessions[0]) for name, group in groups.items()}
     assert statuses == {"adamw": "STATUS_SUCCESS", "sgd": "STATUS_FAILURE"}
 
     columns = experiment(tmp_path)
-    assert {info.name for info in columns.hparam_infos} == set(runs["adamw"]) | set(runs["sgd"]) | set(common)
-    assert {info.name.tag for info in columns.metric_infos} == {"val/accuracy", "only/adamw", "only/sgd"}
-    differs = {info.name for info in columns.hparam_infos if info.differs}
-    assert {"optimizer", "optimizer.lr"} <= differs
-    assert not differs & set(common)
+    names = [info.name for info in columns.hparam_infos]
+    assert names[:2] == ["optimizer", "optimizer.lr"]
+    assert set(names) in (set(values) | set(common) for values in runs.values())  # of one run
+    assert [info.name.tag for info in columns.metric_infos] == ["val/loss", "val/accuracy", "test/loss"]
+    assert not any(info.domain_discrete.values or info.HasField("domain_interval") for info in columns.hparam_infos)
 
 
 def test_a_running_run_is_listed_with_what_it_has_so_far(tmp_path: Path) -> None:
     board = TensorBoard(tmp_path / "run", None, None)
-    board.start_hparams({"lr": 0.5})
+    board.start_hparams({"lr": 0.5}, metrics=["val/loss"])
     board.scalars(4, {"val/loss": 0.25})
     board.offsets()
     (group,) = session_groups(tmp_path)
@@ -391,3 +397,35 @@ def test_a_running_run_is_listed_with_what_it_has_so_far(tmp_path: Path) -> None
     assert [value.value for value in group.sessions[0].metric_values] == [0.25]
     assert status_name(group.sessions[0]) == "STATUS_UNKNOWN"
     board.close()
+
+
+SMALL = ["model=linear", "threads=1", "steps=4", "every.evaluate=2step", "data.val_fraction=0.8"]
+
+
+@pytest.mark.parametrize("is_trial", [False, True])
+def test_what_a_run_shows_first(tmp_path: Path, is_trial: bool) -> None:
+    """HParams begins with what was varied and the metrics to compare; Time Series with charts of several points."""
+    write_yaml(tmp_path / "multirun.yaml", {"hydra": {"overrides": {"task": [*SMALL, "seed=1,2"]}}}, "Hydra's")
+    words = [*SMALL, "seed=1", "+early_stopping.monitor=val/accuracy"]
+    config, folder = compose([word.lstrip("+") for word in words]), tmp_path / "0"
+    run_folder.create(folder, config, words, exact=True)
+    fit(assemble(config, folder, is_trial=is_trial, console=Console(file=StringIO())))
+    columns, events = experiment(tmp_path), read(folder)
+    first = [info.name for info in columns.hparam_infos if info.differs]
+    listed = {info.name for info in columns.hparam_infos}
+    typed = {word.lstrip("+").partition("=")[0] for word in words} & listed
+    assert first == (["seed"] if is_trial else sorted(typed))
+    assert {"seed", "model", "steps", "early_stopping.monitor", "data.val_fraction"} <= typed
+    assert ("batch_size" in listed) != is_trial
+    validation = ["val/accuracy", "val/loss", "val/cross_entropy"]
+    test = ["test/loss", "test/accuracy", "test/cross_entropy"]
+    assert [info.name.tag for info in columns.metric_infos] == validation + ([] if is_trial else test)
+    (group,) = session_groups(tmp_path)
+    shown = {value.name.tag for value in group.sessions[0].metric_values}
+    assert shown == {info.name.tag for info in columns.metric_infos}, "each is a scalar"
+
+    single = [tag for tag in events.Tags()["scalars"] if len(events.Scalars(tag)) == 1]
+    assert single == ([] if is_trial else sorted(test, key=events.Tags()["scalars"].index))
+    assert "diagnostics/initial_loss" in read_metrics(folder / "metrics.jsonl")[0]
+    assert "diagnostics/initial_loss" in str(events.Tensors("first_step/text_summary")[0].tensor_proto)
+    assert f"{'val' if is_trial else 'test'}/confusion_matrix" in events.Tags()["images"]

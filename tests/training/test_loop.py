@@ -166,7 +166,7 @@ def recorded(run: Run) -> list[tuple[int, dict[str, float]]]:
     seen: list[tuple[int, dict[str, float]]] = []
     run.report = type("Spy", (), {
         "tick": lambda *a: None, "record": lambda s, step, b, values, c: seen.append((step, values)),
-        "row": lambda *a: None, "message": lambda *a: None,
+        "row": lambda *a: None, "message": lambda *a: None, "once": lambda *a: None,
     })()  # fmt: skip
     train(run)
     return seen

@@ -1,5 +1,7 @@
 """The header of a run, on the terminal, in the log and in TensorBoard."""
 
+from collections.abc import Iterable
+
 import torch
 import yaml
 
@@ -10,6 +12,8 @@ from trainer.storage import run_folder
 from trainer.training.run import Run
 
 _ASIDE = ("_target_", "root", "download", "epochs", "rate", "batch_size")  # inside a node; `batch_size` is on top, too
+_USUAL = ("model", "optimizer", "optimizer.lr", "data", "batch_size")  # columns of the HParams tab
+_COLUMNS_SHOWN = 5  # by TensorBoard
 _PIXELS_SHOWN = 2**20  # of the first batch: 64 images up to 128x128, 20 of 224x224
 
 
@@ -44,7 +48,8 @@ def announce(run: Run, resumed: bool) -> None:
     if board.is_resumed:
         return
     board.text("config", f"```yaml\n{yaml.safe_dump(config, sort_keys=False)}```")
-    board.start_hparams(hyper_parameters(config))
+    row = hyper_parameters(config)
+    board.start_hparams(row, *columns(row, run), compared_metrics(run))
     # a rank has only some of the outputs, and hooks would change what is compiled
     if ranks == 1 and not (resumed or config["compile"]):
         run.first_outputs = FirstOutputs(run.model)
@@ -64,6 +69,31 @@ def hyper_parameters(config: Config) -> Config:
             continue
         row |= _flattened(key, value)
     return row
+
+
+def columns(row: Config, run: Run) -> tuple[set[str], set[str]]:
+    """Return the hyper-parameters with a column, and those whose columns are first.
+
+    In a sweep, those that were typed, and those that it varies. Otherwise all, because other runs may have other
+    values, and those that were typed, then the usual ones.
+    """
+    assert run.folder is not None
+    words = run_folder.read_overrides(run.folder)
+    typed = _keys(words) & row.keys()
+    varied = _keys(set(run_folder.read_sweep(run.folder)) - set(words)) & row.keys() if run.is_trial else set()
+    usual = [name for name in _USUAL if name in row.keys() - typed]
+    return (typed, varied) if varied else (set(row), {*typed, *usual[: max(0, _COLUMNS_SHOWN - len(typed))]})
+
+
+def _keys(overrides: Iterable[str]) -> set[str]:
+    return {word.lstrip("+").partition("=")[0] for word in overrides}
+
+
+def compared_metrics(run: Run) -> list[str]:
+    """Return the monitored metric, then the others of validation and test; the cross entropy may repeat the loss."""
+    names = sorted(("loss", *run.blueprint.metrics), key=lambda name: name == "cross_entropy")
+    splits = ("val",) if run.is_trial else ("val", "test")
+    return list(dict.fromkeys([run.blueprint.monitor, *(f"{split}/{name}" for split in splits for name in names)]))
 
 
 def _flattened(key: str, value: ConfigValue) -> Config:

@@ -34,6 +34,7 @@ class Report:
 
     def __init__(self, folder: Path, terminal: Terminal, offsets: Offsets | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
+        self._once: set[str] = set()
         with disk_errors(folder):
             if notice := self._open(offsets, step):
                 log.warning(notice)  # also on the terminal, until the log is open
@@ -82,13 +83,20 @@ class Report:
         """Update the progress bar after a step, at most five times per second."""
         self.terminal.tick(step)
 
+    def once(self, values: Mapping[str, float]) -> None:
+        """Show metrics that are recorded once as text in TensorBoard, where charts with one point would come first."""
+        self._once |= values.keys()
+        lines = [f"| {name} | {value:.6g} |" for name, value in values.items()]
+        with disk_errors(self._folder):
+            self.tensorboard.text("first_step", "\n".join(["| metric | value |", "|---|---|", *lines]))
+
     def record(
         self, step: int, epoch: float, values: Mapping[str, float], histograms: "Mapping[str, Tensor] | None" = None
     ) -> None:
         """Write all metrics of a step as one line and one event, and histograms."""
         with disk_errors(self._folder):
             self._metrics.write({"step": step, "epoch": round(epoch, 6), **values})
-            self.tensorboard.scalars(step, values)
+            self.tensorboard.scalars(step, {name: v for name, v in values.items() if name not in self._once})
             for name, sample in (histograms or {}).items():
                 self.tensorboard.histogram(name, sample, step)
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))

@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,12 @@ _STATUS = {
     "converged": "STATUS_SUCCESS",
     "diverged": "STATUS_FAILURE",
     "failed": "STATUS_FAILURE",
+}
+
+_HPARAM_TYPES = {
+    "bool_value": "DATA_TYPE_BOOL",
+    "number_value": "DATA_TYPE_FLOAT64",
+    "string_value": "DATA_TYPE_STRING",
 }
 
 
@@ -100,22 +106,37 @@ class TensorBoard:
         if not self.is_resumed:
             self._writer.add_custom_scalars(_CHARTS)
 
-    def start_hparams(self, values: Mapping[str, ConfigValue]) -> None:
-        """Write the run's row of the HParams tab; only for a new run.
+    def start_hparams(
+        self,
+        values: Mapping[str, ConfigValue],
+        columns: Collection[str] | None = None,
+        first: Collection[str] = (),
+        metrics: Sequence[str] = (),
+    ) -> None:
+        """Write the run's row and columns of the HParams tab; only for a new run.
 
         Booleans, finite numbers and strings keep their type, other values are written as text (None as "null").
+        `columns` (default: all) are the hyper-parameters to list. The tab shows five of them, sorted by name, those in
+        `first` before the others, and the first five `metrics`.
 
-        No experiment summary is written: TensorBoard would use the columns of one arbitrary run for all runs. Without
-        it, the columns are all hyper-parameters and scalar tags of any run, and the cells the last value of each tag.
-        (TensorBoard shows metrics if it is opened on a folder of runs, but not for a single run's folder.)
+        TensorBoard takes the columns of one run for all runs of a folder. They have no domain of values, which would
+        hide the other values of other runs.
         """
         if self.is_resumed:
             return
+        from tensorboard.plugins.hparams import api_pb2
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 
         start = SessionStartInfo(start_time_secs=time.time())
+        experiment = api_pb2.Experiment()
         for name, value in values.items():
             _set_hparam(start.hparams[name], value)
+            kind = start.hparams[name].WhichOneof("kind")
+            if columns is None or name in columns:
+                experiment.hparam_infos.add(name=name, type=_HPARAM_TYPES[kind], differs=name in first)
+        for name in metrics:
+            experiment.metric_infos.add(name=api_pb2.MetricName(tag=name))
+        self._add_hparams("_hparams_/experiment", HParamsPluginData(experiment=experiment))
         self._add_hparams("_hparams_/session_start_info", HParamsPluginData(session_start_info=start))
 
     def finish_hparams(self, status: str) -> None:

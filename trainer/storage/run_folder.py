@@ -7,6 +7,7 @@ import re
 import secrets
 import shlex
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -165,6 +166,14 @@ def read_overrides(folder: Path) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found) or not is_unchanged(path):
         raise DataError(f"{path} is damaged; it holds what was typed and is not needed: delete it to go on without")
     return found
+
+
+def read_sweep(folder: Path) -> list[str]:
+    """Read the overrides typed for the sweep that a trial belongs to; none if it is unknown."""
+    with suppress(OSError, DataError, KeyError, TypeError):  # Hydra's file; it is not needed
+        words = read_yaml(folder.absolute().parent / SWEEP)["hydra"]["overrides"]["task"]
+        return [word for word in words if isinstance(word, str)]
+    return []
 
 
 def read_environment(folder: Path) -> JsonObject | None:

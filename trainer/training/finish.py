@@ -87,8 +87,8 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
         restore_best(run)
         if not run.is_trial:
             test = evaluate(run, run.splits.test, "test")
-            if run.blueprint.facts.task == "classification" and "accuracy" in run.blueprint.metrics:
-                matrix = confusion_matrix(run, run.splits.test)
+        if run.blueprint.facts.task == "classification" and "accuracy" in run.blueprint.metrics:
+            matrix = confusion_matrix(run, run.splits.val if run.is_trial else run.splits.test)
     best, seconds = run.progress.best, round(run.progress.seconds, 3)
     result = Result(
         status=status, exit_code=exit_code, steps=run.step, epochs=round(run.epochs_done, 6),
@@ -173,9 +173,10 @@ def _write_reports(run: Run, result: Result, matrix: Tensor | None) -> None:
     with disk_errors(run.folder):
         if result.test is not None:
             run.report.record(run.step, run.epochs_done, result.test)
-            if matrix is not None:
-                names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
-                run.report.tensorboard.confusion_matrix(matrix, names, run.step, "test/confusion_matrix")
+        if matrix is not None:
+            names = run.blueprint.facts.class_names or [str(k) for k in range(run.blueprint.facts.num_outputs)]
+            split = "val" if run.is_trial else "test"
+            run.report.tensorboard.confusion_matrix(matrix, names, run.step, f"{split}/confusion_matrix")
         run.report.tensorboard.finish_hparams(result.status)
         _draw(run, result, run.folder)
         run.report.sync()
@@ -235,6 +236,7 @@ def _summary(run: Run, result: Result) -> list[str]:
         lines.append("in it: curves.png, metrics.jsonl (all metrics), checkpoints/best.pt (weights to use)")
         view = f"tensorboard --logdir {shlex.quote(str(Path(result.folder).parent))}"
         lines.append(f"to view it: {unbroken(view)}")
+        lines.append("there: Custom Scalars has training and validation in one chart, HParams compares runs")
     return lines
 
 

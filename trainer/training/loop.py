@@ -176,6 +176,8 @@ def first_metrics(run: Run, diagnostics: Diagnostics) -> dict[str, float]:
         return {}
     untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
     values, warning = diagnostics.at_start(run.progress.initial_loss.item(), untrained)
+    if run.report is not None:
+        run.report.once(values)
     if warning is not None:
         run.say(warning)
     return values
