@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from tests.data.images import encoded, pixels
@@ -21,6 +22,7 @@ from tests.torchvision_reference import functional as reference
 from trainer import app, compose
 from trainer.assembly.assemble import build_run
 from trainer.base.errors import ConfigurationError
+from trainer.commands.evaluate import print_metrics
 from trainer.configuration.resolve import resolve
 from trainer.data.photographs import reading
 from trainer.training.evaluation import batches_of_views, evaluate, evaluate_views, log_probabilities
@@ -378,12 +380,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
     capsys.readouterr()
     assert app.run(["evaluate", str(folder), f"tta={kind}"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    (line,) = printed.out.splitlines()
     found = json.loads(line)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["_target_"] == "trainer.data.Digits"
     names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy", "cross_entropy")]
-    assert list(found) == ["run", *names, "throughput/samples_per_second"]
+    plain_names = [] if kind == "none" else [f"plain/{name}" for name in names]
+    assert list(found) == ["run", *names, *plain_names, "throughput/samples_per_second"]
     assert 10 < found["throughput/samples_per_second"] < math.inf
     plain = json.loads((folder / "result.json").read_text())
     expected = plain["best"]["metrics"] | plain["test"]
@@ -391,6 +395,28 @@ def test_the_command_tells_metrics_and_throughput(folder, kind, capsys):
         assert {name: found[name] for name in names} == pytest.approx({n: expected[n] for n in names}, rel=1e-4)
     else:
         assert found["val/loss"] != pytest.approx(expected["val/loss"], rel=1e-3)
+        assert {n: found[f"plain/{n}"] for n in names} == pytest.approx({n: expected[n] for n in names}, rel=1e-4)
+    worse = [name for name in names if "accuracy" in name and found[name] < found.get(f"plain/{name}", 0)]
+    assert (f"{folder}: tta={kind} makes it worse: " in printed.err) == bool(worse)
+    assert all(f"{n} {found[n]:.4f} instead of {found[f'plain/{n}']:.4f}" in printed.err for n in worse)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("kind", [None, "none", "ten_crop"])
+def test_the_table_stands_side_by_side_at_any_width(kind: str | None, width: int) -> None:
+    names = [f"{split}/{metric}" for split in ("val", "test") for metric in ("loss", "accuracy", "cross_entropy")]
+    values = dict.fromkeys(names, 0.25) | {"val/accuracy": 0.4722, "test/accuracy": 0.5}
+    if kind == "ten_crop":
+        values |= {f"plain/{name}": 0.75 for name in names}
+    if kind is not None:
+        values["throughput/samples_per_second"] = 1234.5
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    print_metrics(console, Path("outputs/2026-11-30/18-20-04-digits-lenet"), values, kind and TestTime(kind))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, console.file.getvalue().splitlines())) <= width
+    assert (["val/accuracy", "0.7500", "0.4722"] if kind == "ten_crop" else ["val/accuracy", "0.4722"]) in lines
+    assert (["plain", "ten_crop"] in lines) == (kind == "ten_crop")
+    assert (["1,234", "images/s", "with", f"tta={kind}"] in lines) == (kind is not None)
 
 
 class _Screen(io.StringIO):
@@ -413,8 +439,9 @@ def test_progress_is_seen_on_a_terminal_alone(folder, overrides, is_screen, caps
     config = yaml.safe_load((folder / "config.yaml").read_text())
     facts = resolve(config).facts
     total = facts.num_val + facts.num_test
-    assert (f"{total}/{total}" in shown) == (str(folder) in shown) == is_screen
-    assert is_screen or not shown
+    rest = "\n".join(line for line in shown.splitlines() if "makes it worse" not in line)
+    assert (f"{total}/{total}" in rest) == (str(folder) in rest) == is_screen
+    assert is_screen or not rest
 
 
 def test_without_a_word_nothing_changes(folder, capsys):

@@ -1,7 +1,8 @@
 """`train evaluate RUN... [tta=...]`: metrics of the best weights of runs on the validation and test split.
 
 `tta=none|flip|ten_crop|multi_scale` averages class probabilities over views of each image and reports images per
-second; see `trainer.training.test_time_augmentation`.
+second; see `trainer.training.test_time_augmentation`. The metrics of the images as they are stand beside them, and one
+line says so if the views make the accuracy worse.
 """
 
 import json
@@ -9,20 +10,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from trainer.base.errors import ConfigurationError, one_line
 from trainer.commands.arguments import changed_configuration, recorded_configuration, split
 from trainer.configuration.recorded import as_trained, same_data
 from trainer.configuration.rules import SINGLE
+from trainer.reporting.tables import without_repetition, wrap
 from trainer.reporting.terminal import interactive
 from trainer.storage import run_folder
 from trainer.storage.records import spelled
 from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
+
+if TYPE_CHECKING:
+    from trainer.training.run import Run
+
+PLAIN = "plain/"  # before the names of metrics without test-time augmentation
 
 
 def main(arguments: list[str]) -> int:
@@ -39,19 +49,32 @@ def main(arguments: list[str]) -> int:
             line = {"run": str(folder), **evaluate_run(folder, overrides, test_time)}
             print(json.dumps(spelled(line), allow_nan=False), flush=True)
         return 0
-    rows = {folder: evaluate_run(folder, overrides, test_time) for folder in folders}
-    names = list(dict.fromkeys(name for metrics in rows.values() for name in metrics))
-    table = Table("run", *names)
-    for folder, metrics in rows.items():
-        table.add_row(str(folder), *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names))
-    console.print(table)
+    for folder in folders:
+        print_metrics(console, folder, evaluate_run(folder, overrides, test_time), test_time)
     return 0
+
+
+def print_metrics(console: Console, folder: Path, values: dict[str, float], test_time: TestTime | None) -> None:
+    """Print a row per metric: of the images as they are, and averaged over views if there are any."""
+    kinds = ["plain"] if test_time is None or test_time.kind == "none" else ["plain", test_time.kind]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=len(kinds) > 1)
+    for title in ("", *kinds):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    for name in without_repetition(values):
+        if not name.startswith((PLAIN, "throughput/")):
+            names = [f"{PLAIN}{name}", name] if len(kinds) > 1 else [name]
+            table.add_row(name, *(f"{values[key]:.4f}" for key in names))
+    console.print(Text("\n".join(wrap(str(folder), console.width))), table, sep="\n")
+    if test_time is not None:
+        console.print(f"{values['throughput/samples_per_second']:,.0f} images/s with tta={test_time.kind}")
+    console.print()
 
 
 def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None = None) -> dict[str, float]:
     """Return validation and test metrics of `best.pt`.
 
-    With `test_time`, probabilities are averaged over views, and the result includes images (not views) per second.
+    With `test_time`, probabilities are averaged over views, the metrics of the images as they are follow with `PLAIN`
+    before their names, and the result includes images (not views) per second.
     If the data differ from those of the run although no override but that of their place asks for it, one line on
     stderr says so.
 
@@ -85,18 +108,37 @@ def evaluate_run(folder: Path, overrides: list[str], test_time: TestTime | None 
         raise ConfigurationError(f"{best}: does not fit {' '.join(overrides) or config}: {one_line(error)}") from error
     if same_data(config["data"], recorded["data"]) and state["run"] and state["run"]["data"] != run.splits.checksum():
         print(f"{folder}: {other_data(config)}", file=sys.stderr)
-    splits = {"val": run.splits.val, "test": run.splits.test}
-    num_samples = sum(len(split) for split in splits.values())
-    values: dict[str, float] = {}
+    if test_time is None:
+        return _evaluate(run, folder, evaluate)
     start = time.perf_counter()
-    with _progress(str(folder), num_samples) as seen:
+    values = _evaluate(run, folder, partial(evaluate_views, test_time=test_time))
+    seconds = time.perf_counter() - start
+    plain = _evaluate(run, folder, evaluate) if test_time.kind != "none" else {}
+    _warn_if_worse(folder, test_time.kind, recorded["choices"]["augmentation"], values, plain)
+    rate = (len(run.splits.val) + len(run.splits.test)) / seconds
+    return values | {f"{PLAIN}{name}": v for name, v in plain.items()} | {"throughput/samples_per_second": rate}
+
+
+def _warn_if_worse(
+    folder: Path, kind: str, augmentation: str, values: dict[str, float], plain: dict[str, float]
+) -> None:
+    accuracies = [name for name in plain if name.endswith("/accuracy") and name in values]
+    if worse := [name for name in accuracies if values[name] < plain[name]]:
+        told = ", ".join(f"{name} {values[name]:.4f} instead of {plain[name]:.4f}" for name in worse)
+        line = (
+            f"{folder}: tta={kind} makes it worse: {told}; the network was trained with augmentation={augmentation} "
+            "and may not have seen such views"
+        )
+        console = Console(stderr=True)
+        print("\n".join(wrap(line, console.width) if console.is_terminal else [line]), file=sys.stderr)
+
+
+def _evaluate(run: "Run", folder: Path, measure: Callable[..., dict[str, float]]) -> dict[str, float]:
+    splits = {"val": run.splits.val, "test": run.splits.test}
+    values: dict[str, float] = {}
+    with _progress(str(folder), sum(len(split) for split in splits.values())) as seen:
         for prefix, split in splits.items():
-            if test_time is None:
-                values |= evaluate(run, split, prefix, seen)
-            else:
-                values |= evaluate_views(run, split, prefix, test_time, seen)
-    if test_time is not None:
-        values["throughput/samples_per_second"] = num_samples / (time.perf_counter() - start)
+            values |= measure(run, split, prefix, seen=seen)
     return values
 
 
