@@ -31,7 +31,7 @@ FLAG, READ = "training/gradients.py:GradientGuard.step", "training/gradients.py:
 CLOSURE = "training/step.py:update_by_closure"
 STATISTICS = "preprocessing/modules.py:Standardize._prepare"
 Places = dict[str, int]
-# Where a run may wait for the device, and at most how often in a step, a log with evaluation, or an epoch.
+# Where a run may wait for the device, and at most how often in a step, a log or evaluation, or an epoch.
 ALLOWED: dict[str, Places] = {
     # a fused kernel cannot skip the very first step; statistics are new, in the resumed run, too
     "first step": {FLAG: 1, STATISTICS: 2},
@@ -80,11 +80,11 @@ RECIPES: dict[str, list[str]] = {
 CLOSURES = {"torch.optim.LBFGS": {"max_iter": 3}, f"{SAM.__module__}.SAM": {}, f"{Lookahead.__module__}.Lookahead": {}}
 
 
-def unlisted(waits: dict[str, Counter[str]], also: dict[str, Places], evaluations: int) -> dict[str, Places]:
+def unlisted(waits: dict[str, Counter[str]], also: dict[str, Places], times_due: int) -> dict[str, Places]:
     """Waits that are not listed or too many."""
     found = {}
     for phase in waits.keys() - {"start", "resume"}:
-        allowed, times = ALLOWED[phase] | also.get(phase, {}), evaluations if phase == "due" else 1
+        allowed, times = ALLOWED[phase] | also.get(phase, {}), times_due if phase == "due" else 1
         found[phase] = {place: n for place, n in waits[phase].items() if n > times * allowed.get(place, 0)}
     return {phase: places for phase, places in found.items() if places}
 
@@ -113,7 +113,9 @@ def check_run(config: Config, also: dict[str, Places] | None = None) -> None:
         device.begin(again)
         again.objective.begin(again.step, next(iter(again.batches.epoch(again.progress.epoch))))
         again.objective.compute_gradient()
-    assert unlisted(device.waits, also or {}, 2 // run.blueprint.every_evaluate) == {}
+    plan, steps = run.blueprint, range(1, run.blueprint.total_steps + 1)
+    times = sum(plan.logs_at(step) or step % plan.every_evaluate == 0 for step in steps)
+    assert unlisted(device.waits, also or {}, times) == {}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
