@@ -141,6 +141,10 @@ class Augmentation(ABC):
         """Number of leading operations that `frames` replaces."""
         return 0
 
+    def notices(self, input_shape: tuple[int, int, int], class_names: Sequence[str]) -> list[str]:
+        """Return a line, with the setting that helps, for each operation that does not suit such images."""
+        return []
+
     def border(self, images_NCHW: Tensor, room: float) -> Layout | None:
         """Return the whole set in a layout that is faster to read, in at most `room` bytes, or None."""
         return None

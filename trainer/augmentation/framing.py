@@ -24,6 +24,7 @@ from trainer.base.checks import check_number, check_range
 from trainer.base.chunks import chunks
 
 _TRIES = 10
+_SMALLEST_BOX = 4.0  # pixels that still show something
 
 
 class Framing(Operation):
@@ -95,6 +96,16 @@ class ResizedCrop(Framing):
         self.scale = check_range("scale", scale, 0, 1)
         self.ratio = check_range("ratio", ratio, 0, above=True)
 
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        low, high = self.scale
+        if math.sqrt(low) * side >= _SMALLEST_BOX:
+            return None
+        suited = min(1.0, math.ceil(1e4 * (_SMALLEST_BOX / side) ** 2) / 1e4)
+        return (
+            f"boxes of {math.sqrt(low) * side:.1f} of {side} pixels are enlarged",
+            f"scale=[{suited:g},{max(high, suited):g}]",
+        )
+
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         drawn = uniform(seeds_N, (2 * _TRIES + 2,), seeds_N.device).double()
         scale_NT, ratio_NT, position_N2 = drawn.split([_TRIES, _TRIES, 2], 1)
@@ -130,6 +141,16 @@ class RandomShortSide(Framing):
     def __init__(self, short_side: tuple[float, float] = (256 / 224, 480 / 224), probability: float = 1.0) -> None:
         super().__init__(probability)
         self.short_side = check_range("short_side", short_side, 1, 10)
+
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        low, high = self.short_side
+        if side / high >= _SMALLEST_BOX:
+            return None
+        suited = max(1.0, math.floor(1e4 * side / _SMALLEST_BOX) / 1e4)
+        return (
+            f"boxes of {side / high:.1f} of {side} pixels are enlarged",
+            f"short_side=[{min(math.floor(1e4 * low) / 1e4, suited):g},{suited:g}]",
+        )
 
     def _chosen(self, seeds_N: Tensor, height_N: Tensor, width_N: Tensor, output_hw: tuple[int, int]) -> Tensor:
         output_h, output_w = output_hw

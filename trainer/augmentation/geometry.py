@@ -28,6 +28,9 @@ class Crop(Operation):
         self.padding = padding
         self.probability = probability
 
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        return {"padding": (self.padding, 1)}
+
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         applied_N = draw_applied(num_samples, self.probability, generator)
         offsets_2N = torch.randint(2 * self.padding + 1, (2, num_samples), generator=generator)
@@ -60,6 +63,11 @@ class _Flip(Operation):
     def __init__(self, probability: float = 0.5) -> None:
         check_probability(probability)
         self.probability = probability
+
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        if not are_characters:
+            return None
+        return "mirror images of the classes' characters are others or none", "probability=0"
 
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         return {"applied": draw_applied(num_samples, self.probability, generator)}

@@ -121,6 +121,9 @@ class Salt(RangedOperation):
         super().__init__(probability, amount=check_range("amount", amount, 0, 1))
         self.pepper, self.cell = check_number("pepper", pepper, 0, 1), check_whole("cell", cell, 1, 256)
 
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        return {"cell": (self.cell, 1)}
+
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         H, W = images_KCHW.shape[2:]
         cells = (1, -(-H // self.cell), -(-W // self.cell))
@@ -197,6 +200,9 @@ class Superpixels(RangedOperation):
         self.cell = check_whole("cell", cell, 2, 64)  # at most 64: sums over nine cells stay exact in float32
         self.compactness = check_number("compactness", compactness, 0)
         self.iterations = check_whole("iterations", iterations, 1, 100)
+
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        return {"cell": (self.cell, 2)}
 
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         C, H, W = images_KCHW.shape[1:]

@@ -52,6 +52,21 @@ class Operation(ABC):
         the device; `column` moves one to the images.
         """
 
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        """Settings in pixels, as for images of 32x32: name to value and smallest value."""
+        return {}
+
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        """Return why the operation does not suit images with this shorter side, and the setting that helps.
+
+        `are_characters`: the classes are digits or letters, which mirroring and turning change.
+        """
+        for name, (value, least) in self.lengths().items():
+            suited = max(least, value * side // 32)
+            if value > side / 4 and suited < value:
+                return f"{name}={value} is more than a quarter of {side} pixels", f"{name}={suited}"
+        return None
+
     def prepare(self, images_NCHW: Tensor, rows: Rows) -> Change | None:
         """For operations that are cheap per pixel: return a change of a chunk of images (float32, contiguous).
 

@@ -1,7 +1,9 @@
 """A sequence of named operations."""
 
 import math
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -39,6 +41,15 @@ class Pipeline(Augmentation):
         self.mixing = mixing[0] if mixing else None
         unmixed = [name for name in self.operations if name != self.mixing]
         self._steps = [list(group) for _, group in groupby(unmixed, key=self._kind)]
+
+    def notices(self, input_shape: tuple[int, int, int], class_names: Sequence[str]) -> list[str]:
+        """Return a line, with the setting that helps, for each operation that does not suit such images."""
+        side, used = (
+            min(input_shape[1:]),
+            {name: item for name, item in self.operations.items() if item.probability > 0},
+        )
+        found = [(name, item.notice(side, _are_characters(class_names))) for name, item in used.items()]
+        return [f"{name}: {notice[0]}; set augmentation.{name}.{notice[1]}" for name, notice in found if notice]
 
     def _kind(self, name: str) -> tuple[bool, str]:
         """Key that is equal for neighbouring operations that are computed together."""
@@ -184,6 +195,11 @@ class PaddedImages:
             offset_x_N = torch.where(flipped_N, 2 * self._padding - offset_x_N, offset_x_N)
         images_NCHW = self._bordered.read(indices_N, offset_y_N, offset_x_N, flipped_N)
         return self._pipeline.begin(images_NCHW, rows, skip=len(self._names))
+
+
+def _are_characters(class_names: Sequence[str]) -> bool:
+    """Whether the classes are named like digits and letters: "7", "7 - seven", "g"."""
+    return bool(class_names) and all(re.fullmatch(r"[^\W_]( - \w+)?", name) for name in class_names)
 
 
 def _adapted(name: str, operation: OperationLike) -> Operation:

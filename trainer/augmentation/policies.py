@@ -202,6 +202,17 @@ class TrivialAugment(_Policy):
     ) -> None:
         super().__init__(pool, 1, num_magnitude_bins, range(num_magnitude_bins), probability)
 
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        *_, shift, turn, _, _ = self._largest(side, side)
+        unsuited: dict[str, str] = {}
+        if shift > side:
+            unsuited |= dict.fromkeys(("TranslateX", "TranslateY"), f"shifts by up to {shift:g} of {side} pixels")
+        if are_characters:
+            unsuited["Rotate"] = f"turns by up to {turn:g} degrees, a 6 into a 9"
+        kept = [name for name in self.pool if name not in unsuited]
+        reasons = dict.fromkeys(unsuited[name] for name in self.pool if name in unsuited)
+        return (" and ".join(reasons), f"pool=[{','.join(kept)}]") if reasons and kept else None
+
     def _largest(self, height: int, width: int) -> tuple[float, float, float, float, float, int]:
         return 0.99, 32.0, 32.0, 135.0, 0.99, 6
 

@@ -140,6 +140,11 @@ class Rotate(Warp):
         super().__init__(probability, fill)
         self.degrees = check_number("degrees", degrees, 0, 180)
 
+    def notice(self, side: int, are_characters: bool) -> tuple[str, str] | None:
+        if self.degrees <= 90 or not are_characters:
+            return None
+        return f"degrees={self.degrees:g} turns a 6 into a 9", "degrees=15"
+
     def draw(self, num_samples: int, input_shape: tuple[int, int, int], generator: torch.Generator) -> Rows:
         applied_N = draw_applied(num_samples, self.probability, generator)
         degrees_N = draw_uniform(num_samples, -self.degrees, self.degrees, generator)

@@ -87,6 +87,9 @@ class Snowflakes(RangedOperation):
         super().__init__(probability, density=check_range("density", density, 0, 1))
         self.size = check_whole("size", size, 1, 64)
 
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        return {"size": (self.size, 1)}
+
     def change(self, images_KCHW: Tensor, rows: Rows) -> Tensor:
         H, W = images_KCHW.shape[2:]
         reach = self.size - 1

@@ -90,8 +90,20 @@ def data_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
         storage = blueprint.data.storage()
         rows = [*storage.items(), *_border_row(blueprint)]
     yield from rows
+    yield from _augmentation_rows(blueprint)
     if not blueprint.data.is_present():
         yield "files", f"not in {config['data'].get('root', 'place')} yet: the run downloads them first"
+
+
+def _augmentation_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
+    """Yield what does not suit the images, with the setting that helps."""
+    from trainer.configuration.components import build_component
+    from trainer.contracts import Augmentation
+
+    augmentation: Augmentation | None = build_component(blueprint.config, "augmentation")
+    if augmentation is not None and blueprint.facts.kind == "images":
+        for notice in augmentation.notices(blueprint.facts.input_shape, blueprint.facts.class_names):
+            yield "augmentation", notice
 
 
 def _border_row(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
