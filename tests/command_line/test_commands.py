@@ -196,7 +196,9 @@ def test_a_complete_run_says_so(train: Train, run: Path, folder: Path) -> None:
     before = listing(folder)
     done = train("resume", "run")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "run is complete (completed); to train it further: train resume run epochs=...\n"
+    assert done.out == (
+        "run is complete (completed); to train it further, such as twice as long: train resume run epochs=4\n"
+    )
     assert listing(folder) == before
 
 

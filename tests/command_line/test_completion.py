@@ -111,7 +111,7 @@ def test_every_flag_is_offered_where_it_can_be_given(command: str) -> None:
 def test_what_is_offered_exists() -> None:
     known = {flag for action in _parser()._actions for flag in action.option_strings if flag.startswith("--")}
     refused = {"--config-path", "--experimental-rerun", "--run"}
-    assert set(FLAGS[""]) == known - refused | {"--debug", "--trust"}
+    assert set(FLAGS[""]) == known - refused | {"--debug", "--trust", "--resume"}
     of_plan = {flag for flag in plan._FLAGS if flag.startswith("--")}
     assert of_plan | {"--debug", "--trust", "--help"} == set(FLAGS["plan"])
     assert (KEYS_OF_RESUME, VIEWS) == (MAY_CHANGE, KINDS)

@@ -30,11 +30,12 @@ def main(arguments: list[str]) -> int:
         raise ConfigurationError(f"--config-dir {config_dir}: is for the folder of a sweep; a run holds its options")
     before = recorded_configuration(folder)
     config = changed_configuration(folder, before, overrides)
-    refuse_other(before, config)
+    refuse_other(before, config, f"train repeat {' '.join(map(shlex.quote, [str(folder), *overrides]))}")
     result = read_result(folder)
     if result is not None and result["status"] in COMPLETE and same_but_for_places(config, before):
-        words = shlex.quote(str(folder))
-        print(f"{folder} is complete ({result['status']}); to train it further: train resume {words} epochs=...")
+        key = "epochs" if config["steps"] is None else "steps"
+        words = f"train resume {shlex.quote(str(folder))} {key}={2 * config[key]}"
+        print(f"{folder} is complete ({result['status']}); to train it further, such as twice as long: {words}")
         return 0
     return resume(folder, before, config, overrides)
 
@@ -101,11 +102,14 @@ def restoring(*files: Path, when: tuple[type[BaseException], ...] = (BaseExcepti
         raise
 
 
-def refuse_other(before: Config, config: Config) -> None:
-    """Raise ConfigurationError if keys change other than MAY_CHANGE and those that say where the data lie."""
+def refuse_other(before: Config, config: Config, again: str) -> None:
+    """Raise ConfigurationError if keys change other than MAY_CHANGE and those that say where the data lie.
+
+    `again` is the command line of a new run with these changes.
+    """
     different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     problems = [
-        f"{line}; resume may only change {', '.join(MAY_CHANGE)} and where the data lie (for a new run: train repeat)"
+        f"{line}; resume may only change {', '.join(MAY_CHANGE)} and where the data lie; for a new run: {again}"
         for key in different
         for line in _differences(key, before.get(key), config[key])
     ]

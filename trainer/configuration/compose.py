@@ -1,6 +1,7 @@
 """Composes YAML files and overrides to one plain, resolved configuration."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,6 @@ from trainer.configuration.rules import PSEUDO_GROUPS
 # Gearshift relies on these settings of Hydra; they must not be changed
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
           "hydra.sweeper", "hydra.launcher", "hydra/callbacks"}  # fmt: skip
-_READABLE = "a value with special characters is quoted: \"{}='...'\""
 
 
 def slug(text: str) -> str:
@@ -173,7 +173,7 @@ def _parse(text: str) -> Override:
         if not equals:
             hint = "it is neither key=value nor, as the first word, a command"
         elif re.fullmatch(r"\w+([./]\w+)*(@[\w.]+)?", bare):
-            hint = _READABLE.format(key)
+            hint = f"a value with special characters is quoted: {_quoted(text)}"
         else:
             hint = "an override is key=value, such as optimizer.lr=0.1"
         shown = text.encode(errors="backslashreplace").decode()
@@ -181,11 +181,30 @@ def _parse(text: str) -> Override:
     return item
 
 
+def _quoted(text: str) -> str:
+    """Return an override as it is typed in a shell if its value, or what its list contains, is text."""
+    key, _, value = text.partition("=")
+    is_list = value.startswith("[") and value.endswith("]") and not set(value[1:-1]) & set("[]{}'\"")
+    items = value[1:-1].split(",") if is_list else [value]
+    texts = ",".join("'" + item.strip().replace("\\", "\\\\").replace("'", "\\'") + "'" for item in items)
+    word = f"{key}=[{texts}]" if is_list else f"{key}={texts}"
+    return shlex.quote(word) if set(word) & set('"$`!') or "\\\\" in word else f'"{word}"'
+
+
+def _without_sweep(item: Override) -> str:
+    """How to type values with commas that are no sweep."""
+    key, _, value = str(item.input_line).partition("=")
+    axis = item.value()
+    if not isinstance(axis, ChoiceSweep) or not axis.simple_form:
+        return ""
+    return f"; a list is written {shlex.quote(f'{key}=[{value}]')}, text {_quoted(str(item.input_line))}"
+
+
 def _word_problem(item: Override, is_sweep: bool) -> str | None:
     text, group = str(item.input_line), item.key_or_group
     if item.is_sweep_override():
         if not is_sweep:
-            return f"{text}: several values are a sweep: train -m ... (a list is written [a,b], text is quoted)"
+            return f"{text}: several values are a sweep, which needs -m{_without_sweep(item)}"
         return None
     if group in _FIXED or group.startswith("hydra.callbacks.") or (item.is_delete() and group.startswith("hydra.")):
         return f"{text}: cannot be changed"

@@ -83,7 +83,9 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
     if (folder / run_folder.CONFIG).is_file():
         before = run_folder.read_configuration(folder)
         if not same_but_for_places(before, config):
-            raise ConfigurationError(f"{folder} has a different configuration; give the sweep a new name: name=...")
+            is_named = folder.absolute().parents[1] == Path("outputs/sweeps").absolute()
+            new = f"name={folder.parent.name}-2" if is_named else f"hydra.sweep.dir={folder.parent}-2"
+            raise ConfigurationError(f"{folder} has a different configuration; give the sweep a new name: {new}")
         if (found := read_result(folder)) and found["status"] in COMPLETE:
             say(f"{folder.name}: {found['status']} already")
             best = found["best"]

@@ -95,7 +95,7 @@ class LocalRanks:
                     (self._folder / run_folder.RESULT).unlink(missing_ok=True)
             assert failure is not None
             spent = f"no restarts left (parallelism.max_restarts={attempts - 1})"
-            lost = RankLost(f"{failure.line}; {spent}; to continue: train resume {run_folder.shown(self._folder)}")
+            lost = RankLost(f"{failure.line}; {spent}; to continue: train resume {run_folder.quoted(self._folder)}")
             self._record(lost)
             raise lost
         finally:

@@ -86,7 +86,7 @@ class Pipeline(Ranks):
             if not any(parameter.requires_grad for parameter in parameters):
                 raise ValueError(f"parallelism=pipeline: all parameters of stage {number} ({names[0]}, ...) are frozen")
         if config["compile"]:
-            raise ValueError("compile=true: the stages of parallelism=pipeline cannot be compiled; leave it false")
+            raise ValueError("compile=true: the stages of parallelism=pipeline cannot be compiled; leave compile=false")
         for name, module in model.named_modules():
             if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
                 raise ValueError(

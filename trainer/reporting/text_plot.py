@@ -39,7 +39,7 @@ def plot(
     ticks = {row: _tick(high, low, row / (rows - 1)) for row in (0, rows // 2, rows - 1)}
     margin = max(map(len, ticks.values()))
     columns = width - margin - 2
-    braille = _can_encode(encoding or sys.stdout.encoding)
+    braille = _can_encode(encoding or sys.stdout.encoding or "ascii")
     across, down = (2, 4) if braille else (1, 1)
     dots = _dots(values, columns * across, rows * down, low, high)
     draw = _braille_row if braille else _ascii_row

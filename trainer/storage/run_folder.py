@@ -90,9 +90,9 @@ def _move_into_place(temporary: Path, wanted: Path, exact: bool) -> Path:
             if not target.exists():
                 raise
             if exact:
-                raise ConfigurationError(
-                    f"hydra.run.dir={wanted}: is not empty; to continue the run in it: train resume {wanted}"
-                ) from None
+                is_run = (wanted / CONFIG).is_file()
+                advice = f"; to continue the run in it: train resume {quoted(wanted)}" if is_run else ""
+                raise ConfigurationError(f"hydra.run.dir={wanted}: is not empty{advice}") from None
             continue
         return target
     raise ConfigurationError(f"hydra.run.dir={wanted}: there are 9,999 runs of this name already")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.base.errors import OutOfMemory
 from trainer.regularizers.regularizer import Regularizer
@@ -90,13 +91,23 @@ def first_mean_loss(run: Run) -> torch.Tensor | None:
     return None if total is None else total / run.strategy.sum(torch.full_like(total, run.objective.num_seen))
 
 
+def _less_memory(run: Run, size: int) -> str:
+    """How to compute fewer samples at a time."""
+    config = run.blueprint.config
+    if size == 1:
+        return "a smaller model needs less"
+    if config["micro_batch"] is not None:
+        return f"set micro_batch={size // 2}"
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in run.model.modules())
+    may_halve = config["accumulate"] == 1 and run.strategy.world_size == 1 and not has_batch_norm
+    return f"set accumulate={2 * config['accumulate']}" + (", or micro_batch=auto" if may_halve else "")
+
+
 def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) -> None:
     """Halve the micro-batch size. Raises OutOfMemory if it is 1 or `micro_batch` is not `auto`."""
     size = min(run.objective.micro_batch, batch_size)
     if run.blueprint.config["micro_batch"] != "auto" or size == 1:
-        raise OutOfMemory(
-            f"out of memory with {size} samples at a time; set accumulate=2 or more, or micro_batch=auto"
-        ) from error
+        raise OutOfMemory(f"out of memory with {size} samples at a time; {_less_memory(run, size)}") from error
     run.objective.micro_batch = size // 2
 
 

@@ -173,7 +173,7 @@ def _classes(root: Path, base: str, unused: Unused) -> list[str]:
     if len(names) == 1 and (inner := [n for n in _folders(root, f"{base}{names[0]}/", Unused()) if split_of(n)]):
         raise ValueError(
             f"root={root / base}: has one folder, which contains '{inner[0]}'; did you mean"
-            f" root={root / base / names[0]}?"
+            f" data.root={root / base / names[0]}?"
         )
     return names
 
