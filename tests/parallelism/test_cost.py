@@ -2,6 +2,7 @@
 sends."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -76,13 +77,13 @@ def test_shared_parameters_count_once_and_the_model_stays_as_it_is() -> None:
 
 def test_data_parallelism() -> None:
     costs = cost.data_parallel(step(), 4)
-    # of 10 samples on 4 ranks, the largest shard has 3; batch norm: C + 1 and C numbers, forward and backward
-    assert sent(costs) == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(1.5 * 4 * 2 * (5 + 4))}
+    # of 10 samples on 4 ranks, the largest shard has 3; batch norm: 2C + 1 numbers of each rank, then a sum of 2C
+    assert sent(costs) == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(4 * (3 * 9 + 1.5 * 8))}
     assert (costs.weights, costs.gradients, costs.optimizer, costs.activations) == (1, 1, 1, 0.3)
     assert costs.speed_up == pytest.approx(10 / 3)
     # in micro-batches of 4: batch norm communicates three times, gradients once
     parts = sent(cost.data_parallel(step(4), 4))
-    assert parts == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(3 * 1.5 * 4 * 18)}
+    assert parts == {"gradients": 1.5 * 4 * ALL, "batch norm": pytest.approx(3 * 4 * (3 * 9 + 1.5 * 8))}
     assert sent(cost.data_parallel(step(), 4, synchronized=False)) == {"gradients": 1.5 * 4 * ALL}
 
 
@@ -113,7 +114,7 @@ def test_hybrid_is_tensor_within_and_data_across() -> None:
     assert sent(costs) == {
         "activations": pytest.approx(4 * BATCH / 2 * (0.5 * 256 + 64 + 2)),
         "gradients": pytest.approx(4 * held),
-        "batch norm": pytest.approx(4 * 2 * (5 + 4)),
+        "batch norm": pytest.approx(4 * (9 + 8)),
     }
     assert costs.speed_up == 4
     assert sent(cost.hybrid(step(), 4, 1)) == sent(cost.data_parallel(step(), 4))
@@ -135,7 +136,7 @@ def test_one_weird_trick() -> None:
         "gradients": 4.0 * (CONV + NORM),
         "border": 4 * BATCH * 0.5 * (64 + 2),
         "activations": 4.0 * BATCH * (64 + 2),
-        "batch norm": 4.0 * 2 * 9,
+        "batch norm": 4.0 * (9 + 8),
     }
     assert costs.weights == pytest.approx((CONV + NORM + FIRST / 2 + 12 / 2 + 2) / ALL)
     assert costs.speed_up == 2
@@ -195,13 +196,17 @@ OVERRIDES = ["device=cpu", "threads=1", "model=lenet", "model.channels=[4,8]", "
 def bytes_handed_over(overrides: list[str], steps: int) -> list[int]:
     """Bytes passed to each collective operation of this rank, in order, in `steps` steps after the first."""
     sizes: list[int] = []
-    all_reduce = dist.all_reduce
+    all_reduce, all_gather = dist.all_reduce, dist.all_gather
 
     def counting(tensor: torch.Tensor, *args: object, **kwargs: object) -> object:
         sizes.append(tensor.numel() * tensor.element_size())
         return all_reduce(tensor, *args, **kwargs)
 
-    dist.all_reduce = counting
+    def gathering(found: list[torch.Tensor], own: torch.Tensor, **kwargs: object) -> object:
+        sizes.append(own.numel() * own.element_size())
+        return all_gather(found, own, **kwargs)
+
+    dist.all_reduce, dist.all_gather = counting, gathering
     run = make([*overrides, f"steps={steps + 1}"])
     advance(run, 1)
     run.meter.read = lambda *_: {"loss": 0.0}  # reading metrics is not part of a step
@@ -219,12 +224,14 @@ def test_data_parallelism_hands_over_what_is_promised(more: list[str]) -> None:
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)
     assert costs is not None
-    # in an all-reduce over two ranks each sends as many bytes as it holds; the loss is one more number
+    # in a collective over two ranks each sends as many bytes as it holds; the loss is one more number
     assert [sum(sizes) for sizes in found] == [2 * (costs.total.bytes + 4)] * 2
     parameters = sum(p.numel() for p in model.parameters())
     assert costs.sent["gradients"].bytes == 4 * parameters
     parts = 3 if more else 1
-    assert costs.sent["batch norm"].bytes == 4 * parts * sum(2 * (2 * c + 1) for c in (4, 8, 16))
+    # a step exchanges one bucket of gradients, the loss, and for each of three batch norms two messages a micro-batch
+    assert [len(sizes) for sizes in found] == [2 * (2 + 3 * 2 * parts)] * 2
+    assert costs.sent["batch norm"].bytes == 4 * parts * sum(4 * c + 1 for c in (4, 8, 16))
 
 
 # --- what a user is shown ---------------------------------------------------------------------------------
@@ -247,7 +254,15 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
 def test_a_plan_of_data_parallelism(shown: object) -> None:
     overrides = ["model=mlp", "model.hidden=[8]", "optimizer=momentum", "batch_size=100", "parallelism=ddp"]
     # 610 parameters; weights, gradients, momentum, half of the activations, and all data
-    assert shown(*overrides, "parallelism.devices=4") == {  # type: ignore[operator]
+    found = shown(*overrides, "parallelism.devices=4")  # type: ignore[operator]
+    # a sum over four ranks is six messages: of the gradients, and of the loss
+    assert re.fullmatch(
+        r"about [\d.]+ m?s per step on this machine: [\d.]+ m?s computation and [\d.]+ m?s for 12 messages of at least "
+        r"[\d.]+ m?s, measured just now",
+        found.pop("time"),
+    )
+    assert re.fullmatch(r"process is faster: [\d.]+ m?s per step; .*", found.pop("one"))
+    assert found == {
         "ranks": "4",
         "sent": "3.7 kB per step and rank: gradients 3.7 kB",
         "memory": "about 150 kB per rank, without Python and torch",

@@ -43,7 +43,7 @@ PROBLEM = ["device=cpu", "threads=1", "data=digits", "batch_size=64", "schedule=
 LENET = ["model=lenet", "model.channels=[8,16]", "model.hidden=[32]", "model.activation=tanh"]
 RATES = {("batch", "momentum"): 0.05, ("none", "momentum"): 0.2, ("batch", "adamw"): 0.005, ("none", "adamw"): 0.01}
 # with some seeds a rounding error of float32 decides a maximum in the pooling, which changes the whole curve
-SEEDS = {"batch": "seed=18", "none": "seed=6", "columns": "seed=8"}
+SEEDS = {"batch": "seed=20", "none": "seed=6", "columns": "seed=8"}
 
 # strategy -> world size -> overrides; the two-column model has its own settings
 STRATEGIES: dict[str, dict[int, list[str]]] = {

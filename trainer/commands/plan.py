@@ -30,6 +30,7 @@ from trainer.planning.sections import (
     parallelism_rows,
     penalty_table,
     step_rows,
+    step_time_rows,
 )
 from trainer.planning.show import draw_augmentation
 from trainer.reporting.console import say
@@ -94,6 +95,7 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
     defaults = _defaults(config, config_dir)
     from trainer.configuration.resolve import resolve
     from trainer.planning.estimate import cost_of, estimate
+    from trainer.planning.exchange import step_time
 
     blueprint = resolve(config)
     drawn = None if picture is None else draw_augmentation(blueprint, picture)
@@ -115,7 +117,10 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
     print_section(console, "estimate", make_grid(estimate_rows(blueprint, found)))
     if (cost := cost_of(blueprint, model)) is not None:
         different = blueprint.strategy.differences(model, blueprint.dtype)
-        print_section(console, "parallelism", make_grid(parallelism_rows(blueprint.strategy, found, cost, different)))
+        rows = list(parallelism_rows(blueprint.strategy, found, cost, different))
+        if (time := step_time(blueprint, found, cost)) is not None:
+            rows += step_time_rows(time, found.step_seconds)
+        print_section(console, "parallelism", make_grid(rows))
     if drawn is not None:
         print_section(console, "picture", make_grid([drawn]))
 

@@ -154,15 +154,16 @@ def downpour(step: Step, workers: int, period: int) -> Cost:
 def batch_norm(step: Step, data: int, model: int = 1, layers: Sequence[Layer] | None = None) -> Sent:
     """Communication of synchronized batch norm.
 
-    Sums and count (C + 1 numbers), then squares (C) are summed over the ranks, forward and backward, in every
-    micro-batch. Statistics of channels that are split over `model` ranks are not exchanged between these.
+    In every micro-batch, each rank's mean, squares and count (2C + 1 numbers) are gathered in the forward pass, and two
+    sums (2C) are exchanged in the backward pass. Statistics of channels that are split over `model` ranks are not
+    exchanged between these.
     """
     total = Sent()
     for layer in step.layers if layers is None else layers:
         if layer.channels:
             channels = layer.channels / (model if layer.plan == "split" else 1)
-            for size in (channels + 1, channels):
-                total = total.plus(all_reduce(step.value_bytes * size, data).times(2))
+            total = total.plus(all_gather(step.value_bytes * data * (2 * channels + 1), data))
+            total = total.plus(all_reduce(step.value_bytes * 2 * channels, data))
     return total.times(step.parts)
 
 

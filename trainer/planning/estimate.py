@@ -1,6 +1,7 @@
 """Estimates time and memory of a run from a few real steps on random samples."""
 
 import itertools
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.assembly.assemble import build_run
+from trainer.assembly.torch_settings import torchs_own_threads
 from trainer.base.rank import RankInfo, rank_info, take
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
@@ -89,6 +91,24 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         reading_seconds=_reading_seconds(blueprint),
         keeps_undo=run.needs_closure and run.keeps_undo,
     )
+
+
+def rank_seconds(blueprint: Blueprint, found: Estimate, cost: Cost, seconds: float = 0.3) -> float:
+    """Return the seconds that a rank computes in a step, measured with its threads and its number of samples.
+
+    Ranks of this machine that have more threads than it has cores take turns.
+    """
+    ranks, parts = blueprint.strategy.world_size, -(-blueprint.batch_size // blueprint.micro_batch)
+    threads = blueprint.config["threads"] or max(1, torchs_own_threads() // ranks)
+    own = blueprint.batch_size / cost.speed_up
+    micro_batch = max(2, round(min(own, found.measured_samples) / parts))  # batch norm needs two samples
+    config = blueprint.config | {"compile": False, "threads": threads}
+    alone = replace(blueprint, config=config, strategy=Single(), micro_batch=micro_batch)
+    before = torch.get_num_threads()
+    per_step, _ = _time_steps(_run(alone, micro_batch * parts), seconds)
+    torch.set_num_threads(before)
+    turns = max(1.0, ranks * threads / len(os.sched_getaffinity(0)))
+    return per_step * own / (micro_batch * parts) * turns
 
 
 def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trainer.parallelism.sizes import Cost
     from trainer.parallelism.strategy import Strategy
     from trainer.planning.estimate import Estimate
+    from trainer.planning.exchange import StepTime
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
 
@@ -341,3 +342,14 @@ def parallelism_rows(
         "speed-up",
         f"at best {two_digits(cost.speed_up)} over one such device: computation only, no communication or waiting",
     )
+
+
+def step_time_rows(time: "StepTime", one_process: float) -> Iterator[tuple[str, str]]:
+    """Compare the time of a step with that of one process."""
+    messages = f"{format_count(round(time.messages), 'message')} of at least {format_time(time.latency)}"
+    parts = f"{format_time(time.computation)} computation and {format_time(time.communication)} for {messages}"
+    yield "time", f"about {format_time(time.total)} per step on this machine: {parts}, measured just now"
+    if time.total < one_process:
+        yield "", f"{two_digits(one_process / time.total)} times as fast as one process ({format_time(one_process)})"
+    else:
+        yield "", f"one process is faster: {format_time(one_process)} per step; larger batches and models gain more"
