@@ -201,13 +201,29 @@ def test_the_commit_and_changes_beside_it_are_noted(tmp_path: Path, monkeypatch:
     assert describe_environment("cpu", 1, 1, "")["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
-def test_git_is_not_asked_where_the_repository_names_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "init", "-q", "."], cwd=tmp_path, check=True)
-    own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *own, "commit", "-q", "--allow-empty", "-m", "first"], cwd=tmp_path, check=True)
-    subprocess.run(["git", "config", "filter.x.clean", "cat"], cwd=tmp_path, check=True)
+def test_git_runs_no_program_that_the_repository_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q", ".")
+    (tmp_path / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (tmp_path / "weights.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    for key in ("clean", "smudge", "process"):
+        git("config", f"filter.lfs.{key}", f"touch {tmp_path / 'MARK'}; cat")
+    git("config", "filter.lfs.required", "true")
+    git("config", "lfs.repositoryformatversion", "0")
     monkeypatch.chdir(tmp_path)
-    assert describe_environment("cpu", 1, 1, "")["git"]["dirty"] is None
+    assert describe_environment("cpu", 1, 1, "")["git"]["dirty"] is False
+    (tmp_path / "weights.bin").write_text("weights")
+    found = describe_environment("cpu", 1, 1, "")["git"]
+    assert found["dirty"] is None and found["reason"] == "files differ, perhaps only because filter.lfs is not run"
+    git("config", "core.fsmonitor", f"touch {tmp_path / 'MARK'}; false")
+    found = describe_environment("cpu", 1, 1, "")["git"]
+    assert found["dirty"] is None and found["reason"] == "its git settings may name programs, which are not run"
+    assert not (tmp_path / "MARK").exists()
 
 
 def test_links_out_of_a_run_folder_are_refused(tmp_path: Path) -> None:
