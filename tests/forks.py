@@ -47,7 +47,7 @@ class Fork:
         """Wait for the end; returns stdout and stderr. Raises TimeoutExpired."""
         if self.wait(timeout) is None:
             raise subprocess.TimeoutExpired(["train"], timeout)
-        return self._out.read_text(), self._err.read_text()
+        return self._out.read_text(errors="surrogateescape"), self._err.read_text()
 
     def output(self) -> str:
         """Output so far."""

@@ -159,6 +159,8 @@ def test_ours_would_pass_as_theirs(config: Config, option: str, monkeypatch: pyt
     """No check refuses what is right: each option of ours is called as if it were a user's."""
     for name in ("probe", "probe_input", "probe_loss"):
         monkeypatch.setattr(f"trainer.configuration.{name}.is_foreign", lambda item: True)
-    others = [word for word in ("model=linear", "device=cpu", "epochs=5") if word.partition("=")[0] not in option]
+    model = {"identity_residual": "model=resnet20", "kmeans_plus_plus": "model=centroids"}.get(option.partition("=")[2])
+    words = (model or "model=linear", "device=cpu", "epochs=5")
+    others = [word for word in words if word.partition("=")[0] not in option]
     size = 32 if option.startswith("model") else 16
     resolve(compose([*others, "data=synthetic", f"data.size={size}", option]))

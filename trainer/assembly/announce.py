@@ -51,7 +51,7 @@ def announce(run: Run, resumed: bool) -> None:
     row = hyper_parameters(config)
     board.start_hparams(row, *columns(row, run), compared_metrics(run))
     # a rank has only some of the outputs, and hooks would change what is compiled
-    if ranks == 1 and not (resumed or config["compile"]):
+    if ranks == 1 and run.step == 0 and not config["compile"]:
         run.first_outputs = FirstOutputs(run.model)
     if facts.kind == "images":
         # before preprocessing, because whitened images have no meaningful colours

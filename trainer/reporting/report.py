@@ -101,6 +101,11 @@ class Report:
                 self.tensorboard.histogram(name, sample, step)
         self.terminal.tick(step, values.get("train/loss"), values.get("throughput/samples_per_second"))
 
+    def text(self, tag: str, markdown: str) -> None:
+        """Write text to TensorBoard."""
+        with disk_errors(self._folder):
+            self.tensorboard.text(tag, markdown)
+
     def row(self, step: int, epoch: float, values: Mapping[str, float], best: bool) -> None:
         """Show an evaluation on the terminal."""
         self.terminal.row(step, epoch, values, best)

@@ -108,6 +108,7 @@ def handle(run: Run, due: Due) -> str | None:
     if due.evaluate:
         record |= evaluate(run, run.splits.val, "val")
         improved, stop = judge(run, record)
+    write_first_outputs(run)
     report(run, due, record, improved)
     status = "early_stopped" if stop else "interrupted" if due.interrupted else "converged" if due.converged else None
     if status is None and run.step == run.blueprint.total_steps:
@@ -121,13 +122,17 @@ def report(run: Run, due: Due, record: dict[str, float], improved: bool) -> None
     """Write the metrics of a step to all outputs."""
     if run.report is None or not record:
         return
-    if run.first_outputs is not None:
-        run.report.tensorboard.text("initial outputs of layers", as_markdown(run.first_outputs.read()))
-        run.first_outputs = None
     histograms = run.strategy.histograms() if due.log else {}
     run.report.record(run.step, run.epochs_done, record, histograms)
     if due.evaluate:
         run.report.row(run.step, run.epochs_done, record, improved)
+
+
+def write_first_outputs(run: Run) -> None:
+    """Write the outputs of layers in the first step, once: before the first checkpoint."""
+    if run.first_outputs is not None and run.report is not None:
+        run.report.text("initial outputs of layers", as_markdown(run.first_outputs.read()))
+        run.first_outputs = None
 
 
 def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
