@@ -277,7 +277,7 @@ TRIED = (
 ELSEWHERE = {
     "which a folder cannot ask for by itself": "test_a_primary_configuration_and_options_of_ones_own",
     "--config-dir": "a part of the message above",
-    "to continue: train resume \0": "test_a_stopped_run_says_how_to_go_on_and_does, test_a_killed_rank",
+    "train resume \0": "test_a_stopped_run_says_how_to_go_on_and_does, test_a_killed_rank",
     "resume=True": "Python, tests/test_python_api.py",
     "data.on_bad_file=skip": "test_image_folder.py, with damaged photographs",
     "run again with data.download=true": "needs the network",
@@ -298,6 +298,7 @@ STATEMENTS = {
     "`train repeat` runs": "in config.yaml",
     "is meant for the whole": "a remark of plan",
     "facts() says input_shape=": "what was returned", "the model has no centroids": "what has them",
+    "--nproc-per-node=N": "another program", "srun --nodes=": "another program",
     "frozen=true": "keys of a parameter group in a file",
     "nonlinearity=leaky_relu": "a condition", "mode=fan_out": "a condition", "schedule=1f1b": "what was chosen",
     "parallelism=two_column": "what was chosen", "train plan: \0": "the command that was typed",
@@ -305,6 +306,7 @@ STATEMENTS = {
 
 
 def test_all_advice_of_the_source_is_tried() -> None:
+    """A new message that gives advice belongs to VALUES or TRIED, with a case that types it; or to the others."""
     known = [*(part for _, part in VALUES), *TRIED, *ELSEWHERE, *STATEMENTS]
     found = list(templates())
     assert len(found) > 50
