@@ -45,7 +45,7 @@ ALLOWED: dict[str, Places] = {
         STATISTICS: 1,  # if images have another memory layout
     },
     "end": {"metrics.py:Meter.read": 1, "training/evaluation.py:confusion_matrix": 2, STATISTICS: 1},
-    "save": {"storage/checkpoint.py:snapshot": 10_000, "samplers.py:HardExamples.gather": 1},
+    "save": {"base/snapshot.py:snapshot": 10_000, "samplers.py:HardExamples.gather": 1},
 }
 ANSWERS = {STATISTICS: 1.0}  # the faster way
 LENET = ["data.val_fraction=0.05", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1", "model.channels=[4,4]"]
