@@ -55,7 +55,7 @@ ALL_RUNS = {"outputs/2026-11-30/10-00-00-a", "outputs/sweeps/s/0_seed=1", "mine"
         ("device=c", {"device=cpu", "device=cuda"}),
         ("epochs=", {"epochs=null"}),
         ("early_stopping.mode=m", {"early_stopping.mode=min", "early_stopping.mode=max"}),
-        ("every.log=", {"every.log=50step"}),
+        ("every.evaluate=", {"every.evaluate=1ep"}),
         ("debug=o", {"debug=one_step", "debug=overfit"}),
         ("++optimizer.lr", {"++optimizer.lr="}),
         ("rep", {"repeat"}),
