@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from trainer.assembly.data import load_data, make_batches, share_statistics
 from trainer.assembly.run_folder_of import for_resuming, join, open_folder
-from trainer.assembly.torch_settings import set_up_torch, use_channels_last
+from trainer.assembly.torch_settings import keep_torch_settings, set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
 from trainer.averaging.averaging import Averaging
 from trainer.base.config import Config
@@ -20,6 +21,7 @@ from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
 from trainer.base.signals import stop_request
 from trainer.base.stateful import Stateful
+from trainer.base.turns import turn
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.configuration.recorded import with_absolute_paths, with_changes
@@ -41,6 +43,7 @@ from trainer.training.progress import Progress
 from trainer.training.run import Run
 
 
+@turn()
 @held()  # so that messages from loading the data also appear in the log
 def assemble(
     config: Config,
@@ -57,6 +60,7 @@ def assemble(
     run continues from its last checkpoint. Raises ConfigurationError, DataError, DiskError or RunInUse.
     """
     folder = None if folder is None else Path(folder)
+    restore_settings = keep_torch_settings()
     blueprint = resolve(config if folder is None or not resume else for_resuming(config, folder))
     connect(blueprint)
     run: Run | None = None
@@ -76,19 +80,29 @@ def assemble(
     lock = lock or Lock(folder)
     try:
         run = build_run(blueprint, fit=not resume)
-        run.is_trial, run.lock = is_trial, lock
+        run.is_trial, run.lock, run.restore_settings = is_trial, lock, restore_settings
         open_folder(run, folder, resume=resume, console=console)
         record_changes(folder, config)
     except BaseException as error:
-        if run is not None and run.report is not None:
-            run.report.close()
+        if run is not None:
+            run.lock = None  # until the failure is recorded
+            close_refused(run)
         is_failure = isinstance(error, Exception) and stop_request.behind(error) is None
         if is_failure and not has_begun:  # a failed resume must not overwrite the result
             with suppress(DiskError):  # report the first error only
                 record_failure(folder, config, error)
         lock.release()
+        restore_settings()
         raise
     return run
+
+
+def close_refused(run: Run) -> None:
+    """Close what a run has opened that is not going to be trained: files, and the threads that write them."""
+    if run.strategy.world_size == 1:
+        run.close()
+    elif run.report is not None:  # leaving the other ranks may wait for them
+        run.report.close()
 
 
 def record_changes(folder: Path, config: Config) -> None:
@@ -147,7 +161,6 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
         compute.compile()
-
     anywhere = with_absolute_paths(config)  # the current folder may change before the end
 
     def replica() -> Run:
@@ -163,7 +176,8 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         base_lrs=[group["lr"] for group in optimizer.param_groups],
         loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
         diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
-        replica=replica, progress=progress, notices=notices, stateful=stateful_parts(
+        replica=replica, set_up=partial(set_up_torch, config, device), progress=progress, notices=notices,
+        stateful=stateful_parts(
             blueprint, progress=progress, loss_scale=loss_scale, regularizer=regularizer, averaging=averaging
         ),
     )  # fmt: skip

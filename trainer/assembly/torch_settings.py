@@ -1,6 +1,7 @@
 """torch's process-wide settings, and the memory layout of images."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -26,6 +27,20 @@ def set_up_torch(config: Config, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = not config["deterministic"]
     # filling new memory is unnecessary: nothing here reads uninitialized memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def keep_torch_settings() -> Callable[[], None]:
+    """Return a function that restores the settings of `set_up_torch` as they are now: they are the program's own."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    benchmark, filling = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+    def restore() -> None:
+        torch.set_num_threads(threads)
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = filling  # type: ignore[attr-defined]
+
+    return restore
 
 
 @cache

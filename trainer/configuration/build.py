@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from trainer.base.blame import with_place
@@ -33,7 +34,8 @@ def locate(target: str, where: str) -> Target:
     found = getattr(module, name, None)
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         if found is None and not _is_module(target):
-            raise ConfigurationError(line + unknown("class", name, _offers(module), module_name + "."))
+            text = unknown("class", name, _offers(module), module_name + ".")
+            raise ConfigurationError(f"{line}{text}{_shadow(module)}")
         kind = "a module" if found is None or inspect.ismodule(found) else f"{type(found).__name__}"
         raise ConfigurationError(f"{line}is {kind}, not a class or a function")
     group, dot, _ = where.partition(".")
@@ -53,6 +55,16 @@ def _imported(name: str, line: str) -> types.ModuleType:
             raise
         what = f"{type(error).__name__}: {one_line(error)}"
         raise ConfigurationError(with_place(f"{line}cannot import {name}: {what}", error)) from error
+
+
+def _shadow(module: types.ModuleType) -> str:
+    """Tell that a module was found elsewhere than in the current folder, which has one of this name, too."""
+    top = module.__name__.partition(".")[0]
+    origin, here = Path(inspect.getsourcefile(module) or ""), Path.cwd()
+    has_own = (here / top).is_dir() or (here / f"{top}.py").is_file()
+    if not has_own or origin.resolve().is_relative_to(here.resolve()):
+        return ""
+    return f" ({module.__name__} is {origin}; the {top} in the current folder needs another name)"
 
 
 def _is_module(name: str) -> bool:

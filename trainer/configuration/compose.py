@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +26,8 @@ from trainer.configuration.as_written import are_as_written, options_as_written,
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.hydra_node import NAME as NAME
-from trainer.configuration.hydra_node import checked_loading
+from trainer.configuration.hydra_node import CheckedLoader
+from trainer.configuration.hydra_state import own_hydra
 from trainer.configuration.optimizer_keys import rate_of, schedule_problem, with_constant_schedule
 from trainer.configuration.options import config_folder as config_folder
 from trainer.configuration.rules import PSEUDO_GROUPS
@@ -60,10 +64,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 @contextmanager
 def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoader, list[str]]]:
     """Context manager that returns Hydra's loader and the override that adds the user's folder to its search path."""
-    register_resolvers()
     search = search_path(config_dir)
-    with checked_loading(), initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield GlobalHydra.instance().config_loader(), search
+    with own_hydra():
+        register_resolvers()
+        version.setbase("1.3")
+        JobRuntime.instance().set("name", "app")
+        loader = CheckedLoader(create_config_search_path(str(config_folder())))
+        GlobalHydra.instance().initialize(Hydra("app", loader))
+        yield loader, search
 
 
 def search_path(config_dir: str | Path | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,7 +24,7 @@ class OneLine(logging.Formatter):
 
 def open_run_log(path: Path) -> logging.Handler:
     """Append records of the logger "trainer", INFO and above, to a file, beginning with those buffered by `held`."""
-    handler = _RunLog(path, encoding="utf-8")
+    handler = _RunLog(path)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
     for early in [other for other in logging.getLogger(_OURS).handlers if isinstance(other, _Held)]:
         for record in early.records:
@@ -33,7 +34,19 @@ def open_run_log(path: Path) -> logging.Handler:
 
 
 class _RunLog(logging.FileHandler):
-    """Log file that ignores write errors: more important files report a full disk."""
+    """Log file that ignores write errors: more important files report a full disk.
+
+    It leaves the records of a thread that has a run of its own to that run's log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.owner = threading.get_ident()
+        self.addFilter(self._is_own)
+
+    def _is_own(self, record: logging.LogRecord) -> bool:
+        others = {h.owner for h in logging.getLogger(_OURS).handlers if isinstance(h, _RunLog)} - {self.owner}
+        return record.thread not in others
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -35,10 +35,13 @@ class Report:
     def __init__(self, folder: Path, terminal: Terminal, offsets: Offsets | None, step: int) -> None:
         self._folder, self.terminal = folder, terminal
         self._once: set[str] = set()
-        with disk_errors(folder):
-            if notice := self._open(offsets, step):
+        with disk_errors(folder), ExitStack() as undo:
+            notice = self._open(offsets, step)
+            undo.callback(self._close_files)
+            if notice:
                 log.warning(notice)  # also on the terminal, until the log is open
             self._log = logs.open_run_log(folder / LOG)
+            undo.pop_all()
         self._folder = folder.absolute()  # the current folder may change before the end
         self._aloud = logs.tell_warnings_of_data(terminal.message)
 
@@ -47,16 +50,25 @@ class Report:
         path, lines = self._folder / METRICS, None
         if offsets:  # before anything is changed
             lines = check_lines(path, offsets["metrics"], offsets["lines"])
-        self._metrics = MetricsFile(path, offsets["metrics"] if offsets else 0)
-        if lines is not None:
-            self._metrics.lines = lines
-        damage = put_damaged_aside(self._folder, offsets["events"], offsets["checksums"]) if offsets else None
-        events, purge_step = (offsets["events"], step + 1) if offsets and damage is None else (None, None)
-        self.tensorboard = TensorBoard(self._folder, events, purge_step)
-        self.tensorboard.charts()
-        if damage is None:
-            return None
-        # event files are only looked at, and the metrics file has the same numbers: the damage need not end the run
+        with ExitStack() as undo:  # no thread may be left if one of these fails
+            self._metrics = MetricsFile(path, offsets["metrics"] if offsets else 0)
+            undo.callback(self._metrics.close)
+            if lines is not None:
+                self._metrics.lines = lines
+            damage = put_damaged_aside(self._folder, offsets["events"], offsets["checksums"]) if offsets else None
+            events, purge_step = (offsets["events"], step + 1) if offsets and damage is None else (None, None)
+            self.tensorboard = TensorBoard(self._folder, events, purge_step)
+            undo.callback(self.tensorboard.close)
+            self.tensorboard.charts()
+            notice = None if damage is None else self._write_events_again(path, damage, step)
+            undo.pop_all()
+        return notice
+
+    def _write_events_again(self, path: Path, damage: str, step: int) -> str:
+        """Write the events of the metrics file, and return what happened.
+
+        Event files are only looked at, and the metrics file has the same numbers: the damage need not end the run.
+        """
         for record in stream_metrics(path):
             values = {name: value for name, value in record.items() if name not in ("step", "epoch")}
             self.tensorboard.scalars(record["step"], values)
@@ -64,6 +76,11 @@ class Report:
             f"{damage}; TensorBoard's files are written again from {METRICS}, without pictures and histograms before"
             f" step {step} (the old files are now {self._folder / 'events.out.damaged.*'})"
         )
+
+    def _close_files(self) -> None:
+        for close in (self.tensorboard.close, self._metrics.close):
+            with suppress(OSError):
+                close()
 
     def header(self, facts: Mapping[str, str]) -> None:
         """Show the header of the run."""
@@ -135,11 +152,7 @@ class Report:
     def close(self) -> None:
         """Close everything; the last `sync` has written to disk what must be there."""
         self.terminal.close()
-        for close in (
-            self.tensorboard.close,
-            self._metrics.close,
-            lambda: logs.close(self._log),
-            lambda: logs.close(self._aloud),
-        ):
+        self._close_files()
+        for handler in (self._log, self._aloud):
             with suppress(OSError):
-                close()
+                logs.close(handler)

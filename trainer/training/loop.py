@@ -10,6 +10,7 @@ import torch
 from trainer.base.duration import is_time
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
+from trainer.base.turns import turn
 from trainer.configuration.probe_steps import check_metrics
 from trainer.contracts import Diagnostics
 from trainer.reporting.initial_outputs import as_markdown
@@ -24,6 +25,7 @@ from trainer.training.step import train_step
 from trainer.training.throughput import Throughput
 
 
+@turn()
 def fit(run: Run) -> Result:
     """Train until the run is complete, stops early or receives a signal; then evaluate, report and close.
 
@@ -36,6 +38,7 @@ def fit(run: Run) -> Result:
             "or steps if it is complete"
         )
     try:
+        run.set_up()
         stop_request.can_wait = True
         status = train(run)
         warn_if_input_bound(run, run.throughput.excessive_wait(at_end=True))
@@ -49,6 +52,7 @@ def fit(run: Run) -> Result:
     finally:
         stop_request.can_wait, stop_request.advice = False, None  # `finish` has told how to continue
         run.close()
+        run.restore_settings()
 
 
 def train(run: Run) -> str:

@@ -56,6 +56,7 @@ class Run:
     diagnostics: Diagnostics | None
     channels_last: bool
     replica: Callable[[], "Run"]
+    set_up: Callable[[], None]  # sets torch's settings for this run, of which another one may have been assembled since
     stateful: Mapping[str, Stateful]
     progress: Progress
     notices: list[str]  # for the user, from the assembly
@@ -72,6 +73,7 @@ class Run:
     knows_frozen: bool = False  # the objective knows the frozen parameters of the current step
     holds_best: bool = False  # the model has the weights of best.pt
     batch_norm: tuple[int, list[torch.Tensor]] = (-1, [])  # a step, and the buffers estimated for the averaged weights
+    restore_settings: Callable[[], None] = lambda: None
 
     def __repr__(self) -> str:
         choices = self.blueprint.config["choices"]
