@@ -175,6 +175,7 @@ def test_a_pipeline_sends_what_passes_its_cuts() -> None:
 
 def test_what_is_sent_now_and_then() -> None:
     # weights and the running mean and variance of 4 channels
+    assert (cost.local_sgd(step(), 4, 8).collected, cost.data_parallel(step(), 4).collected) == (5, 1)
     assert sent(cost.local_sgd(step(), 4, 8)) == {"weights": 1.5 * 4 * (ALL + 2 * 4) / 8}
     costs = cost.downpour(step(), 3, 2)
     assert sent(costs) == {"gradients": 4 * ALL / 2, "fetched weights": 4 * ALL / 2}
@@ -267,6 +268,8 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
         "sent": "3.7 kB per step and rank: gradients 3.7 kB",
         "memory": "about 150 kB per rank, without Python and torch",
         "weights": "2.4 kB, gradients 2.4 kB, optimizer 2.4 kB, activations 8.4 kB, data 130 kB",
+        # all 610 weights and their momentum
+        "main": "rank  about 150 kB at a checkpoint, of which 4.9 kB are a copy of weights and optimizer state",
         "speed-up": "at best 4 over one such device: computation only, no communication or waiting",
     }
     assert shown(*overrides, "parallelism.devices=1") == {}  # type: ignore[operator]

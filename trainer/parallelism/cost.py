@@ -133,7 +133,10 @@ def local_sgd(step: Step, ranks: int, period: int) -> Cost:
     """Every `period` steps the weights (and statistics of batch norm) are averaged (Stich 2018)."""
     averaged = step.parameters + sum(2 * layer.channels for layer in step.layers)
     sent = {"weights": all_reduce(step.value_bytes * averaged, ranks).times(1 / period)}
-    return Cost(_present(sent), activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks))
+    return Cost(
+        _present(sent), activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),
+        collected=1 + ranks,  # the mean, and the state of every rank
+    )  # fmt: skip
 
 
 def downpour(step: Step, workers: int, period: int) -> Cost:

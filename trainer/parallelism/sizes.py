@@ -163,7 +163,8 @@ class Cost:
     """Cost of a step for the rank with the highest cost.
 
     `sent` is by kind of data. The next four are fractions of the memory of a single device. `speed_up` is relative
-    to a single device with the same batch, with free communication and equally fast ranks.
+    to a single device with the same batch, with free communication and equally fast ranks. `collected` is how often the
+    main rank holds all weights and optimizer state in the memory of its CPU while a checkpoint is written.
     """
 
     sent: dict[str, Sent] = field(default_factory=dict)
@@ -172,6 +173,7 @@ class Cost:
     optimizer: float = 1.0
     activations: float = 1.0
     speed_up: float = 1.0
+    collected: float = 1.0
 
     @property
     def total(self) -> Sent:

@@ -336,8 +336,11 @@ def parallelism_rows(
     memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
     if found.keeps_undo:
         memory |= _undo_copy(memory["weights"] + memory["optimizer"])
-    yield "memory", f"about {format_size(sum(memory.values()))} per rank, without Python and torch"
+    each, copy = sum(memory.values()), round(cost.collected * (found.weights + found.optimizer))
+    yield "memory", f"about {format_size(each)} per rank, without Python and torch"
     yield "", ", ".join(f"{name} {format_size(size)}" for name, size in memory.items())
+    needed = f"about {format_size(each + copy)} at a checkpoint"
+    yield "main rank", f"{needed}, of which {format_size(copy)} are a copy of weights and optimizer state"
     yield (
         "speed-up",
         f"at best {two_digits(cost.speed_up)} over one such device: computation only, no communication or waiting",
