@@ -77,7 +77,7 @@ RECIPES: dict[str, list[str]] = {
     "digits": ["sampler=hard_examples", "augmentation=geometry", "preprocessing=zca", "optimizer=sgd", "loss=mse"],
     "mixing": ["sampler=class_balanced", "augmentation=mixup", "optimizer=adam", "precision=bf16", "clip_norm=1"],
 }
-CLOSURES = {"torch.optim.LBFGS": {"max_iter": 3}, f"{SAM.__module__}.SAM": {}, f"{Lookahead.__module__}.Lookahead": {}}
+CLOSURES = [f"{SAM.__module__}.SAM", f"{Lookahead.__module__}.Lookahead"]
 
 
 def unlisted(waits: dict[str, Counter[str]], also: dict[str, Places], times_due: int) -> dict[str, Places]:
@@ -182,12 +182,10 @@ def test_every_setting(setting: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", CLOSURES)
 def test_other_optimizers(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """L-BFGS reads its own values, which no place of ours does."""
     monkeypatch.setenv("GEARSHIFT_TRUST", "tests")
     config = compose(LENET)
-    config["optimizer"] = {"_target_": target, "lr": 0.1, **CLOSURES[target]}
-    reads = {CLOSURE: 100} if "LBFGS" in target else {}
-    check_run(config, {"first step": reads, "step": reads})
+    config["optimizer"] = {"_target_": target, "lr": 0.1}
+    check_run(config)
 
 
 @pytest.mark.slow
