@@ -12,6 +12,7 @@ An optimizer of ours, or of the user's, declares them as attributes of its class
 - `line_search`: it compares values of the objective along a direction, which clipping would change.
 - `differentiates`: it calls `closure.loss(create_graph=True)`.
 - `converged`: a property that is True once further steps would change nothing.
+- `extra_bytes(num_weights, bytes_each)`: memory of a step besides weights and gradients, if it is too large to ignore.
 - `evaluation_weights()`: yields pairs of a parameter and its value to evaluate and keep, if that is another one.
 """
 
@@ -90,6 +91,12 @@ def evaluation_weights_of(optimizer: object) -> "Callable[[], Iterable[tuple[Ten
     """Return the method that yields the weights to evaluate, or None if the optimizer trains those."""
     method: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = getattr(optimizer, "evaluation_weights", None)
     return method
+
+
+def extra_bytes_of(optimizer: object, num_weights: int, bytes_each: int) -> int:
+    """Return the memory that an optimizer declares for steps over so many weights, 0 if it does not."""
+    method: Callable[[int, int], int] | None = getattr(optimizer, "extra_bytes", None)
+    return 0 if method is None else method(num_weights, bytes_each)
 
 
 def rate_of_class(kind: object) -> Rate:

@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
 from trainer.base.blame import with_place
-from trainer.base.capabilities import ELEMENT_WISE
 from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
 from trainer.base.device import total_memory
@@ -25,7 +24,7 @@ from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.components import build_component
-from trainer.configuration.optimizer_keys import schedule_problem
+from trainer.configuration.optimizer_checks import check_optimizer_for
 from trainer.configuration.parameter_group_checks import check_parameter_groups
 from trainer.configuration.probe import calling, described, key_of
 from trainer.configuration.probe_model import check_built, check_shared, check_trained, run_real
@@ -41,7 +40,6 @@ from trainer.data.facts import DataFacts, DataSet
 from trainer.optimizers.parameter_groups import excluded_names, unmatched
 from trainer.parallelism.strategy import Strategy
 from trainer.regularizers.regularizer import Regularizer
-from trainer.schedules import Constant
 
 
 def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]:
@@ -194,34 +192,6 @@ def check_schedule(
         yield f"schedule={option}: follows evaluations, which only the main worker of {parallelism} makes"
 
 
-def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
-    """Construct the optimizer on a dummy parameter, and check what it needs and supports."""
-    config, strategy = blueprint.config, blueprint.strategy
-    found = traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
-    option, parallelism = config["choices"].get("optimizer"), config["choices"].get("parallelism")
-    if found.needs_closure and blueprint.dtype is torch.float16:
-        yield "precision=fp16: does not support an optimizer that evaluates a closure"
-    if found.needs_closure and not strategy.takes_closures:
-        yield f"optimizer={option}: evaluates the loss itself, which parallelism={parallelism} cannot"
-    if strategy.cuts_weights and not found.element_wise:
-        yield (
-            f"optimizer._target_={config['optimizer']['_target_']}: under parallelism={parallelism} it would see "
-            f"shards of weights; it must be element-wise, as {', '.join(sorted(ELEMENT_WISE))} are"
-        )
-    elif not strategy.steps_all_weights and found.joins_parameters:
-        yield f"optimizer={option}: must step all weights at once, but under parallelism={parallelism} a rank has some"
-    if found.averages and not strategy.is_synchronous:
-        yield f"optimizer={option}: evaluates other weights than it trains, which parallelism={parallelism} cannot"
-    if found.rate != "scheduled" and not isinstance(blueprint.schedule, Constant):
-        warmup = f"schedule.warmup={config['schedule'].get('warmup')}: optimizer={option} does not follow a schedule"
-        yield schedule_problem(config, found.rate) or warmup
-    if found.rate != "scheduled" and (scaling := config["lr_scaling"]) != "none":
-        yield f"lr_scaling={scaling}: optimizer={option} does not follow a schedule, so its rate is not scaled"
-    for key in ("clip_norm", "clip_value"):
-        if found.line_search and config[key] is not None:
-            yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"
-
-
 def check_averaging(blueprint: Blueprint) -> Iterator[str]:
     """All ranks must have the weights of one model, and the optimizer must not average by itself."""
     config, strategy = blueprint.config, blueprint.strategy
@@ -285,6 +255,7 @@ def _check_model(blueprint: Blueprint) -> None:
         fits = _fits(model, 2, blueprint)
         outputs = None if fits else _run_meta(model, blueprint)
     _check_memory(model)
+    check_optimizer_for(model, blueprint)
     if not fits:
         _check_outputs(run_real(blueprint) if outputs is None else outputs, blueprint)
     check_trained(model, blueprint)

@@ -25,6 +25,7 @@ from trainer.configuration.blueprint import Blueprint, micro_batch_size
 from trainer.configuration.build import is_foreign
 from trainer.configuration.components import build_component, build_schedule, node_problems
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.optimizer_checks import check_optimizer
 from trainer.configuration.probe import calling, key_of
 from trainer.configuration.probe_input import (
     check_augmentation_calls,
@@ -80,7 +81,7 @@ def resolve(config: Config) -> Blueprint:
     blueprint, more = _draft(config, built, facts, strategy, device, has_schedule="schedule" not in broken)
     found += more
     if "optimizer" not in broken:
-        found += problems_of(lambda: checks.check_optimizer(blueprint))
+        found += problems_of(lambda: check_optimizer(blueprint))
         found += problems_of(lambda: checks.check_averaging(blueprint))
     if "model" not in broken:
         found += problems_of(lambda: checks.check_model(blueprint))

@@ -1,6 +1,7 @@
 """Data parallelism: every rank has the whole model and a shard of the batch; gradients are summed."""
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.base.checks import check_one_of
 from trainer.parallelism import cost
+from trainer.parallelism.differentiable import Replicated, SumOfShards
 from trainer.parallelism.exchange import Group
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
@@ -36,6 +38,7 @@ class DataParallel(Ranks):
 
     replicates = True
     preload: tuple[str, ...] = ("torch._dynamo",)  # by DistributedDataParallel
+    differentiates = True
 
     def __init__(
         self,
@@ -83,6 +86,15 @@ class DataParallel(Ranks):
     def accumulating(self) -> AbstractContextManager[None]:
         assert self._wrapped is not None
         return self._wrapped.no_sync()
+
+    def replicated(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        joined: Tensor = Replicated.apply(torch.cat([w.reshape(-1) for w in weights]), self.data_group)
+        parts = joined.split([w.numel() for w in weights])
+        return [part.view(w.shape).to(w.dtype) for part, w in zip(parts, weights, strict=True)]
+
+    def sum_of_shards(self, value: Tensor) -> Tensor:
+        total: Tensor = SumOfShards.apply(value, self.data_group)
+        return total
 
     def close(self) -> None:
         self._wrapped = None

@@ -180,8 +180,11 @@ class Ranks(WholeModel):
 
     # --- the model
 
-    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
+    def computing(self, batch: MicroBatch) -> None:
         self.num_global = batch.num_global
+
+    def backward(self, forward: Forward, loss: Loss, batch: MicroBatch, weight: Tensor) -> Evaluated:
+        self.computing(batch)
         return super().backward(forward, loss, batch, weight)
 
     def use_global_batch(self, model: nn.Module, synchronize: bool = True) -> None:

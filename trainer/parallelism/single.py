@@ -10,6 +10,7 @@ class Single(Unreduced):
     """One process on one device; the reference for all other strategies."""
 
     replicates = True
+    differentiates = True
 
     def plan(self, available: int | None, machines: int) -> None:
         pass

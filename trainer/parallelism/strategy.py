@@ -5,7 +5,7 @@ strategies give the same curve as one device.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, TypeVar
 
@@ -67,6 +67,8 @@ class Strategy(ABC):
     """Whether every step must use every parameter of the model."""
     weights_differ: bool = False
     """Whether a weight can have other values on other ranks between two steps."""
+    differentiates: bool = False
+    """Whether the loss over all ranks can be differentiated twice, for optimizers that use second derivatives."""
     preload: tuple[str, ...] = ()
     """Modules that its ranks import sooner or later, besides the strategy's own: the process from which they are forked
     imports them once."""
@@ -173,6 +175,17 @@ class Strategy(ABC):
     def wrap_optimizer(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
         """Return the optimizer to step with; asynchronous strategies replace it."""
         return optimizer
+
+    def computing(self, batch: MicroBatch) -> None:
+        """Called before the loss of a micro-batch is computed without `backward`."""
+
+    def replicated(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the weights for this rank's shard of the samples, such that their gradients are summed over ranks."""
+        return weights
+
+    def sum_of_shards(self, value: Tensor) -> Tensor:
+        """Like `sum`, but differentiable, together with `replicated`; only if `differentiates`."""
+        return self.sum(value)
 
     def fetch(self) -> int:
         """Fetch the current weights; returns the number of steps of the main rank. Called only if `steps_only`.

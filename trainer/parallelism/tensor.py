@@ -37,6 +37,7 @@ class SplitModel(DataParallel):
     replicates = False
     preload: tuple[str, ...] = ()
     cuts_weights = True
+    differentiates = False
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from trainer.base.chunks import chunk_sizes
 from trainer.base.errors import ConfigurationError
@@ -134,35 +135,61 @@ class Objective:
         return loss_sum
 
     def objective(self) -> Tensor:
-        """Return the mean data loss plus the penalty, without a graph, as a line search needs it."""
-        return self.loss()
+        """Return the mean data loss plus the penalty, without a graph, as a line search needs it.
+
+        A value that is not finite does not count as a failure of the step: a line search rejects such weights.
+        """
+        with torch.no_grad():
+            loss_sum, penalty = self._loss_sum(create_graph=False)
+            return self._objective(self._strategy.sum(loss_sum), penalty)
 
     def loss(self, create_graph: bool = False) -> Tensor:
-        """Return the mean data loss plus the penalty; with `create_graph`, (twice) differentiable, on one device.
+        """Return the mean data loss plus the penalty; with `create_graph`, differentiable any number of times.
 
-        Raises ConfigurationError for `create_graph` with several ranks.
+        With several ranks, the derivatives with respect to the parameters are those of the whole objective, on every
+        rank. Raises ConfigurationError for `create_graph` if the strategy does not support this.
         """
-        if create_graph and self._strategy.world_size > 1:
-            raise ConfigurationError("optimizer: differentiates the loss itself, which needs parallelism=single")
-        is_first = self._evaluations == 0
-        statistics = self._statistics() if self._evaluations else None
-        self._randomness.start(self._step)
         with torch.set_grad_enabled(create_graph):
-            loss_sum = torch.zeros((), device=self._device)
-            for batch in self._micro_batches():
-                outputs = self.forward(batch.images)
-                value = self._loss(outputs, batch.targets)
-                self._keep(value.detach(), outputs.detach(), batch.targets)
-                loss_sum = loss_sum + value
-            penalty = None if self._penalty is None else self._penalty.value()
-        if statistics is not None:
-            self._restore(statistics)
-        self._count_evaluation()
-        loss_total = self._guard.check_loss(loss_sum)
-        if is_first:
+            loss_sum, penalty = self._loss_sum(create_graph=create_graph)
+            loss_total = self._guard.check_loss(loss_sum)
+            if create_graph and self._strategy.world_size > 1:
+                loss_total = self._strategy.sum_of_shards(loss_sum)
+            return self._objective(loss_total, penalty)
+
+    def _objective(self, loss_total: Tensor, penalty: Tensor | None) -> Tensor:
+        if self._evaluations == 1:
             self.first_loss = loss_total.detach()
         mean = loss_total * self._weight(self._batch.num_global)
         return mean if penalty is None else mean + penalty
+
+    def _loss_sum(self, *, create_graph: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the sum of the loss over this rank's samples, and the penalty."""
+        compute: Callable[[Tensor], Tensor] = self._compute
+        if create_graph and self._strategy.world_size > 1:
+            if not self._strategy.differentiates:
+                raise ConfigurationError("optimizer: differentiates the loss itself, which needs parallelism=single")
+            compute = self._replicated_model
+        statistics = self._statistics() if self._evaluations else None
+        self._randomness.start(self._step)
+        loss_sum = torch.zeros((), device=self._device)
+        for batch in self._micro_batches():
+            self._strategy.computing(batch)
+            outputs = self._outputs(compute, batch.images)
+            value = self._loss(outputs, batch.targets)
+            self._keep(value.detach(), outputs.detach(), batch.targets)
+            loss_sum = loss_sum + value
+        penalty = None if self._penalty is None else self._penalty.value()
+        if statistics is not None:
+            self._restore(statistics)
+        self._count_evaluation()
+        return loss_sum, penalty
+
+    def _replicated_model(self, images: Tensor) -> Tensor:
+        """Compute with weights whose gradients are summed over ranks."""
+        names, weights = zip(*self._model.named_parameters(), strict=True)
+        given = dict(zip(names, self._strategy.replicated(weights), strict=True))
+        outputs: Tensor = functional_call(self._model, given, (images,))
+        return outputs
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the last evaluation; for sharded parameters this rank's shard, sharing memory."""
@@ -171,13 +198,13 @@ class Objective:
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the model's outputs, computed in the run's precision."""
-        outputs: Tensor
+        return self._outputs(self._compute, images)
+
+    def _outputs(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if self._dtype is None:
-            outputs = self._compute(images)
-        else:
-            with torch.autocast(self._device.type, self._dtype):
-                outputs = self._compute(images)
-        return outputs
+            return compute(images)
+        with torch.autocast(self._device.type, self._dtype):
+            return compute(images)
 
     def _backward(self, batch: MicroBatch, weight: Tensor) -> Tensor:
         loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, batch, weight)
