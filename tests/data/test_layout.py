@@ -77,7 +77,7 @@ def test_splits_of_any_usual_name_are_used(tmp_path: Path, train: str, val: str,
         # splits at another level
         (["cat/train/1.jpg", "cat/val/2.jpg", "dog/train/3.jpg"], "'cat/val' means the val split, but is within"),
         (["train/cat/testing/1.jpg", *TRAIN], "'train/cat/testing' means the test split, .*: test/cat"),
-        (["data/train/cat/1.jpg"], r"has one folder, which contains 'train'; did you mean root=\S+/root/data\?"),
+        (["data/train/cat/1.jpg"], r"has one folder, which contains 'train'; did you mean data.root=\S+/root/data\?"),
         (["train/train/cat/1.jpg", "train/train/dog/1.jpg"], "'train/train' means a split within a split; its"),
         (["train/training/cat/1.jpg", "train/valid/cat/1.jpg"], "'train/training' means a split within a split"),
         (["images/train/1.jpg", "images/val/2.jpg", "labels/train/1.txt"], "'images/val' means the val split"),

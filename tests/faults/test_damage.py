@@ -1,5 +1,6 @@
 """Damaged checkpoints: noticed, passed over for the one before, and the run still ends with the same bits."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -142,6 +143,8 @@ def test_damaged_event_files_are_written_again(
         line for line in output.splitlines() if "TensorBoard's files are written again from metrics.jsonl" in line
     ]
     assert f"{path.name} is damaged: it" in line and "run/events.out.damaged.*" in line
-    missing = {line.partition("'")[2].partition("'")[0] for line in differences(reference, tmp_path / "run")}
-    assert missing == {"initial outputs of layers/text_summary"}
+    # only texts and pictures of before, and metrics recorded once, which are otherwise shown as text
+    lines = differences(reference, tmp_path / "run")
+    assert all(re.match(r"events\['[^']*'\]: only ", line) for line in lines), lines
+    assert not any("['train/" in line or "['val/" in line for line in lines), lines
     assert len(list((tmp_path / "run").glob("events.out.damaged.*"))) == (damage is not Path.unlink)
