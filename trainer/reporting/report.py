@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer")
 
+_FIRST = ("diagnostics/initial_loss", "diagnostics/untrained_loss")  # recorded once; see `Report.once`
+
 
 class Offsets(TypedDict):
     """How far the files of a run have come, in bytes."""
@@ -71,6 +73,8 @@ class Report:
         """
         for record in stream_metrics(path):
             values = {name: value for name, value in record.items() if name not in ("step", "epoch")}
+            if first := {name: values.pop(name) for name in _FIRST if name in values}:
+                self.once(first)
             self.tensorboard.scalars(record["step"], values)
         return (
             f"{damage}; TensorBoard's files are written again from {METRICS}, without pictures and histograms before"
