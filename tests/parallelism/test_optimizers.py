@@ -10,6 +10,8 @@ from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
 
 STEPS = 2
+NO_STATE: dict[str, Any] = {"optimizer": {"state": {}}}
+TOLERANCES = {"muon": 1e-4}  # its products are in bfloat16, where another order of summation may change a rounding
 MLP = ["model=mlp", "model.hidden=[2]", "device=cpu", "threads=1", "model.dropout=0.2"]
 FAST = {
     "stochastic_newton, micro-batches": [*MLP, "optimizer=stochastic_newton", "batch_size=25", "accumulate=2"],
@@ -30,7 +32,8 @@ def test_ddp_is_one_device(runs: dict[str, list[str]]) -> None:
     single = {name: curve(overrides, STEPS, double=True) for name, overrides in runs.items()}
     for found in spawn(2, curves, list(runs.values())):
         for (name, one), other in zip(single.items(), found, strict=True):
-            assert max(difference(one, other).values()) < 1e-10, name
+            found_in = difference(one | NO_STATE, other | NO_STATE)  # L-BFGS's is a list
+            assert max(found_in.values()) < TOLERANCES.get(name, 1e-10), (name, found_in)
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,21 @@ def test_a_step_is_flagged_if_any_of_its_evaluations_is_not_finite() -> None:
                 bias.copy_(kept)
         guard.end()
     assert guard.read()[1] == [False, True, False, True]
+
+
+def test_a_value_that_a_line_search_rejects_is_no_failure_of_the_step() -> None:
+    model = linear()
+    guard = GradientGuard(torch.optim.SGD(model.parameters(), lr=0.1), Single(), None, None, None)
+    closure = Objective(
+        model, model, CrossEntropy(), strategy=Single(), meter=Meter({}), guard=guard,
+        randomness=StepRandomness(0, CPU), micro_batch=100,
+    )  # fmt: skip
+    closure.begin(0, batch())
+    closure.gradient()
+    kept = model[2].bias.detach().clone()
+    with torch.no_grad():
+        model[2].bias.fill_(torch.inf)
+        assert not torch.isfinite(closure.objective())
+        model[2].bias.copy_(kept)
+    guard.end()
+    assert guard.read()[1] == [False]
