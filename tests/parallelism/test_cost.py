@@ -158,7 +158,9 @@ def test_a_pipeline_waits_for_its_bubble(stages: int, micro_batches: int, busy: 
             done[s] += 1
         turns += 1
     assert busy == pytest.approx(micro_batches / turns)
-    assert costs.speed_up == pytest.approx(stages * busy)
+    # the first layer needs no gradient of its inputs: 11 of 12 parts of work, at most 12 / stages of them in a stage
+    even = 11 / 12 * stages if stages > 1 else 1
+    assert costs.speed_up == pytest.approx(even * busy)
 
 
 def test_a_pipeline_sends_what_passes_its_cuts() -> None:
@@ -167,7 +169,7 @@ def test_a_pipeline_sends_what_passes_its_cuts() -> None:
     # the middle rank sends 6 numbers forward and 64 back; the outputs go to two other ranks
     assert sent(costs) == {"activations": 4.0 * BATCH * (6 + 64), "outputs": 4.0 * BATCH * 2 * 2}
     assert costs.weights == FIRST / ALL
-    work = [256 * 9, 6 * 64, 12]
+    work = [2 * 256 * 9, 3 * 6 * 64, 3 * 12]  # no gradient of the images
     assert costs.speed_up == pytest.approx(sum(work) / max(work) * 5 / 7)
     half = cost.pipeline(step(), groups, 6, in_flight=3)
     assert half.activations == cost.pipeline(step(), groups, 6).activations / 2

@@ -11,8 +11,11 @@ from torch import nn
 from tests.parallelism.harness import DOUBLE, difference, make, spawn, tolerance, trained
 from trainer import compose
 from trainer.base.errors import ConfigurationError
+from trainer.configuration.components import build_component
 from trainer.configuration.resolve import resolve
-from trainer.parallelism.pipeline import Pipeline, cut, largest_divisor
+from trainer.parallelism.pipeline import Pipeline, largest_divisor
+from trainer.parallelism.stages import cut, work_of_children
+from trainer.planning.estimate import cost_of
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
 MLP = [*BASE, "model=mlp", "model.hidden=[24,16,16]", "optimizer=adamw"]
@@ -38,30 +41,72 @@ def sequential(widths: list[int], plan: list[str] | None) -> nn.Sequential:
 def test_cuts_are_the_most_even_ones_of_all(widths: list[int], num_stages: int) -> None:
     names = [name for name, _ in sequential(widths, None).named_children()]
     model = sequential(widths, names)
-    stages = cut(model, num_stages)
-    assert [name for stage in stages for name in stage] == names
-
+    # forward, gradient of the weights and, but for the first layer, gradient of the inputs
+    work = [a * b * (3 if i else 2) for i, (a, b) in enumerate(pairwise(widths))]
     sizes = [a * b + b for a, b in pairwise(widths)]
+    found = work_of_children(model, (widths[0],))
+    assert [found[f"linear{i}"] for i in range(len(work))] == work
 
-    def cost(ends: tuple[int, ...]) -> int:
-        return sum(sum(sizes[a:b]) ** 2 for a, b in zip((0, *ends), (*ends, len(sizes)), strict=True))
+    def squares(of: list[int], ends: tuple[int, ...]) -> int:
+        return sum(sum(of[a:b]) ** 2 for a, b in zip((0, *ends), (*ends, len(of)), strict=True))
 
-    given = [sum(p.numel() for name in stage for p in model.get_submodule(name).parameters()) for stage in stages]
-    assert min(given) > 0
-    assert sum(size**2 for size in given) == min(map(cost, combinations(range(1, len(sizes)), num_stages - 1)))
+    for known in (found, {}):  # without known work, numbers of parameters decide
+        stages = cut(model, num_stages, known)
+        assert [name for stage in stages for name in stage] == names
+        own = [[int(name.removeprefix("linear")) for name in stage if name.startswith("linear")] for stage in stages]
+        assert all(own)
+        even = work if known else sizes
+        every = combinations(range(1, len(sizes)), num_stages - 1)
+        assert sum(sum(even[i] for i in stage) ** 2 for stage in own) == min(squares(even, ends) for ends in every)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "input_shape", "work", "begins", "begins_by_parameters"),
+    [
+        # LeNet-5: output positions times filters times inputs of each, times 2 or 3. By its parameters, 48120 of which
+        # are in linear3, the second of two stages would have 4 % of the work
+        (
+            ["model=lenet", "model.channels=[6,16]", "model.hidden=[120,84]"], (1, 32, 32),
+            {"conv1": 28**2 * 6 * 25 * 2, "conv2": 10**2 * 16 * 150 * 3, "linear3": 120 * 400 * 3,
+             "linear4": 84 * 120 * 3, "output": 10 * 84 * 3},
+            ["activation1"], ["activation3"],
+        ),
+        (
+            ["model=mlp", "model.hidden=[8,40,8]"], (1, 8, 8),
+            {"linear1": 64 * 8 * 2, "linear2": 8 * 40 * 3, "linear3": 40 * 8 * 3, "output": 8 * 10 * 3},
+            ["activation2"], ["activation1"],
+        ),
+    ],
+)  # fmt: skip
+def test_stages_have_similar_work(
+    overrides: list[str], input_shape: tuple[int, ...], work: dict[str, int], begins: list[str],
+    begins_by_parameters: list[str],
+) -> None:  # fmt: skip
+    config = compose([*overrides, "model.norm=none"])
+    model = build_component(config, "model", input_shape=input_shape, num_outputs=10)
+    found = work_of_children(model, input_shape)
+    assert {name: number for name, number in found.items() if number} == work
+    assert [stage[0] for stage in cut(model, 2, found)[1:]] == begins
+    assert [stage[0] for stage in cut(model, 2, {})[1:]] == begins_by_parameters
+
+
+def test_the_stages_of_a_run_are_cut_by_work() -> None:
+    blueprint = resolve(compose([*BASE, "model=mlp", "model.hidden=[8,40,8]", "parallelism=pipeline"]))
+    costs = cost_of(blueprint, blueprint.build_model())
+    assert costs is not None and costs.speed_up == pytest.approx(3184 / 1984 * 4 / 5)
 
 
 def test_stages_begin_where_the_model_says() -> None:
     model = sequential([5, 5, 5, 5, 5], ["activation0", "linear2"])
-    assert cut(model, 2) == [
+    assert cut(model, 2, {}) == [
         ["linear0", "activation0", "linear1", "activation1"],
         ["linear2", "activation2", "linear3", "activation3"],
     ]
-    assert cut(model, 3)[:2] == [["linear0"], ["activation0", "linear1", "activation1"]]
+    assert cut(model, 3, {})[:2] == [["linear0"], ["activation0", "linear1", "activation1"]]
     with pytest.raises(ValueError, match="4 stages cannot be cut from this model; it has 3 pieces"):
-        cut(model, 4)
+        cut(model, 4, {})
     with pytest.raises(ValueError, match=r"Sequential names no children .* pipeline_plan"):
-        cut(sequential([5, 5], None), 1)
+        cut(sequential([5, 5], None), 1, {})
 
 
 def test_the_largest_divisor() -> None:

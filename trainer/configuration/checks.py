@@ -266,6 +266,7 @@ def _check_model(blueprint: Blueprint) -> None:
         )
     if problems := [*check_parameter_groups(blueprint, model), *check_regularizer(blueprint, model)]:
         raise ConfigurationError(problems)
+    blueprint.strategy.divide(model, blueprint.facts.input_shape)
     blueprint.strategy.validate(blueprint.config, model)
     check_shared(blueprint, model)
     _check_lone_sample(model, blueprint)

@@ -120,12 +120,13 @@ def pipeline(step: Step, stages: Sequence[Sequence[str]], micro_batches: int, in
     }
     held = max(sum(layer.parameters for layer in stage) for stage in split) / max(1, step.parameters)
     kept = max(sum(layer.inputs for layer in stage) for stage in split) / max(1, _inputs(step.layers))
-    slowest = max(sum(layer.work for layer in stage) for stage in split)
+    work = sum(layer.work_of_step for layer in step.layers)
+    slowest = max(sum(layer.work_of_step for layer in stage) for stage in split)
     filled = micro_batches / (micro_batches + len(stages) - 1)
     at_once = 1.0 if in_flight is None else min(in_flight, micro_batches) / micro_batches
     return Cost(
         _present(sent), weights=held, gradients=held, optimizer=held, activations=kept * at_once,
-        speed_up=filled * (step.work / slowest if slowest else 1.0),
+        speed_up=filled * (work / slowest if slowest else 1.0),
     )  # fmt: skip
 
 

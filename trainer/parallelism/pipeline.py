@@ -1,9 +1,8 @@
 """Pipeline parallelism: each rank has consecutive layers, and a batch passes through them in micro-batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -16,13 +15,13 @@ from torch.optim import Optimizer
 from trainer.base.checks import check_one_of, check_whole
 from trainer.base.config import Config
 from trainer.base.stateful import State
-from trainer.contracts import pipeline_plan
 from trainer.parallelism import cost
 from trainer.parallelism.collect import merged
 from trainer.parallelism.exchange import Group
 from trainer.parallelism.global_dropout import is_random
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
+from trainer.parallelism.stages import cut, work_of_children
 from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
 
@@ -36,8 +35,8 @@ class Pipeline(Ranks):
 
     `schedule` gpipe: all forward passes, then all backward passes; 1f1b: alternating, which stores the activations of
     at most S micro-batches. Stages begin at children listed in the model's `pipeline_plan` and minimize the sum of
-    squares of their numbers of parameters. Raises ValueError for other values, for models whose plan is missing or
-    too short, and for batch norm with several micro-batches.
+    squares of their work, the multiply-adds of a step. Raises ValueError for other values, for models whose plan is
+    missing or too short, and for batch norm with several micro-batches.
 
     Sources: Huang et al. 2019 (GPipe); Narayanan et al. 2019 (PipeDream, 1F1B).
     """
@@ -56,6 +55,7 @@ class Pipeline(Ranks):
         check_one_of("schedule", schedule, ("gpipe", "1f1b"))
         check_whole("micro_batches", micro_batches, 1)
         self.schedule, self.micro_batches = schedule, micro_batches
+        self._work: Mapping[str, int] = {}  # of the model's children
         self._held: _Stage | None = None
         self._schedules: dict[tuple[int, ...], tuple[_PipelineSchedule, list[list[_Draw]]]] = {}
         self._call = _Call()
@@ -79,9 +79,12 @@ class Pipeline(Ranks):
         super().connect(device)
         self.data_rank = 0
 
+    def divide(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+        self._work = work_of_children(model, input_shape)
+
     def validate(self, config: Config, model: nn.Module) -> None:
         super().validate(config, model)
-        for number, names in enumerate(cut(model, self.world_size), 1):
+        for number, names in enumerate(self._stages_of(model), 1):
             parameters = (p for name in names for p in model.get_submodule(name).parameters())
             if not any(parameter.requires_grad for parameter in parameters):
                 raise ValueError(f"parallelism=pipeline: all parameters of stage {number} ({names[0]}, ...) are frozen")
@@ -100,7 +103,7 @@ class Pipeline(Ranks):
                 )
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
-        stages = cut(model, self.world_size)
+        stages = self._stages_of(model)
         micro_batches = largest_divisor(step.micro_batch or step.batch_size, self.micro_batches)
         in_flight = None if self.schedule == "gpipe" else len(stages)
         return cost.pipeline(step, stages, micro_batches, in_flight)
@@ -108,12 +111,15 @@ class Pipeline(Ranks):
     def apply(self, model: nn.Module) -> nn.Module:
         """Replace the layers of other stages by identities in place, which keeps this rank's stage and all names."""
         self._device = next(tensor.device for tensor in model.parameters())  # this stage may have none
-        own = cut(model, self.world_size)[self.rank]
+        own = self._stages_of(model)[self.rank]
         self._draws = _Draws(model)
         for name in [name for name, _ in model.named_children() if name not in own]:
             setattr(model, name, nn.Identity())
         self._held = _Stage(model, self.rank, self.world_size, self._control)
         return self._held
+
+    def _stages_of(self, model: nn.Module) -> list[list[str]]:
+        return cut(model, self.world_size, self._work)
 
     @property
     def _stage(self) -> "_Stage":
@@ -320,53 +326,6 @@ class _Draws:
                 mask = self._draw[name](torch.ones(len(images), *shape, dtype=dtype, device=images.device))
                 if owner == rank:
                     self._masks.append(mask)
-
-
-def cut(model: nn.Module, num_stages: int) -> list[list[str]]:
-    """Return the names of each stage's children, minimizing the sum of squares of the stages' numbers of parameters.
-
-    Every stage has parameters. Raises ValueError if the model's `pipeline_plan` is missing or too short.
-    """
-    plan = pipeline_plan(model)
-    if plan is None:
-        raise ValueError(
-            f"parallelism=pipeline: {type(model).__name__} names no children at which a stage may begin; the model "
-            "must be an nn.Sequential with the attribute pipeline_plan"
-        )
-    pieces = _pieces(model, plan)
-    if num_stages > len(pieces):
-        raise ValueError(
-            f"parallelism.devices: {num_stages} stages cannot be cut from this model; it has {len(pieces)} pieces "
-            f"with parameters, so at most {len(pieces)}"
-        )
-    sums = [0, *accumulate(sum(size for _, size in piece) for piece in pieces)]
-    # best[n]: lowest cost of the first n pieces in as many stages as iterations so far, and the ends of these stages
-    best: dict[int, tuple[int, list[int]]] = {0: (0, [0])}
-    for _ in range(num_stages):
-        best = {
-            end: min((cost + (sums[end] - sums[start]) ** 2, [*ends, end])
-                     for start, (cost, ends) in best.items() if start < end)
-            for end in range(1, len(pieces) + 1)
-            if any(start < end for start in best)
-        }  # fmt: skip
-    ends = best[len(pieces)][1]
-    return [[name for piece in pieces[a:b] for name, _ in piece] for a, b in pairwise(ends)]
-
-
-def _pieces(model: nn.Module, plan: Sequence[str]) -> list[list[tuple[str, int]]]:
-    """Return groups of children that must be in the same stage, each child with its number of parameters.
-
-    Every group has parameters.
-    """
-    pieces: list[list[tuple[str, int]]] = [[]]
-    for name, child in model.named_children():
-        if name in plan and any(size for _, size in pieces[-1]):
-            pieces.append([])
-        pieces[-1].append((name, sum(p.numel() for p in child.parameters())))
-    if len(pieces) > 1 and not any(size for _, size in pieces[-1]):
-        rest = pieces.pop()
-        pieces[-1] += rest
-    return pieces
 
 
 def largest_divisor(number: int, limit: int) -> int:

@@ -68,6 +68,11 @@ class Layer:
     def parameters(self) -> int:
         return self.weights + self.others
 
+    @property
+    def work_of_step(self) -> int:
+        """Multiply-adds of the forward pass, the weights' gradient and, if it is needed, the inputs' gradient."""
+        return self.work * (3 if self.needs_gradient else 2)
+
 
 def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, str] | None = None) -> tuple[Layer, ...]:
     """Return the layers in call order, for one image of `input_shape`.

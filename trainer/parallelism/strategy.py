@@ -104,6 +104,12 @@ class Strategy(ABC):
         do not divide.
         """
 
+    def divide(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+        """Decide how the model is divided among the ranks; called on every rank, after `plan` and before `validate`.
+
+        `model` is on the meta device; `input_shape` is that of a sample. All ranks must decide the same.
+        """
+
     def validate(self, config: Config, model: nn.Module) -> None:
         """Raise ValueError for a configuration that is not supported; `model` is on the meta device."""
 
