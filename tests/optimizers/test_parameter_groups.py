@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.contracts import ParameterGroup
 from trainer.optimizers.parameter_groups import parameter_groups
+
+
+def groups_of(net: nn.Module, decay: float, exclude: list[str]) -> list[ParameterGroup]:
+    config = {"optimizer": {"weight_decay": decay}, "no_weight_decay": exclude, "parameter_groups": {}}
+    return parameter_groups(net, config)
 
 
 def model() -> nn.Sequential:
@@ -11,7 +17,7 @@ def model() -> nn.Sequential:
 
 def names_by_decay(net: nn.Module, exclude: list[str], decay: float = 0.1) -> dict[float, set[str]]:
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    groups = parameter_groups(net, decay, exclude)
+    groups = groups_of(net, decay, exclude)
     return {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}
 
 
@@ -45,7 +51,7 @@ def test_frozen_parameters_are_left_out_and_shared_ones_count_once() -> None:
 def test_only_the_decayed_ones_shrink_when_the_gradient_is_zero() -> None:
     net = model()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    optimizer = torch.optim.SGD(parameter_groups(net, 0.5, ["bias", "norm"]), lr=0.1)
+    optimizer = torch.optim.SGD(groups_of(net, 0.5, ["bias", "norm"]), lr=0.1)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

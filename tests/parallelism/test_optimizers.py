@@ -46,6 +46,8 @@ def test_ddp_is_one_device(runs: dict[str, list[str]]) -> None:
         (["optimizer=newton", "model=resnet20"], "optimizer=newton: matrices of 269,434 x 269,434 numbers need 871.1"),
         (["optimizer=newton", "parallelism=ddp", "model=lenet", "model.channels=[2,2]", "model.hidden=[4]"],
          "optimizer=newton: needs second derivatives, which batch norm over several ranks does not have"),
+        (["optimizer=newton", "+parameter_groups.head={match: 'output*', lr_factor: 10}"],
+         "parameter_groups.head.lr_factor=10: optimizer=newton has one rate for all weights"),
         (["optimizer=bfgs", "clip_norm=1"], "clip_norm=1: optimizer=bfgs searches along a direction"),
     ],
 )  # fmt: skip

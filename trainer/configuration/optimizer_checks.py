@@ -41,6 +41,10 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
         yield schedule_problem(config, found.rate) or warmup
     if found.rate != "scheduled" and (scaling := config["lr_scaling"]) != "none":
         yield f"lr_scaling={scaling}: optimizer={option} does not follow a schedule, so its rate is not scaled"
+    joint = found.differentiates or (found.needs_closure and found.rate == "fixed")
+    for name, entry in (config.get("parameter_groups") or {}).items():
+        if joint and (factor := entry.get("lr_factor", 1.0)) != 1.0:
+            yield f"parameter_groups.{name}.lr_factor={factor}: optimizer={option} has one rate for all weights"
     for key in ("clip_norm", "clip_value"):
         if found.line_search and config[key] is not None:
             yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"

@@ -34,7 +34,7 @@ class Newton(Optimizer):
         self,
         params: ParamsT,
         step_size: float = 1.0,
-        damping: float = 1e-3,
+        damping: float = 1e-2,
         line_search: Literal["none", "backtracking"] = "backtracking",
     ) -> None:
         check_number("step_size", step_size, 0, 1, above=True, must="above 0 and at most 1")
