@@ -3,21 +3,29 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import trainer
 from tests.data.images import jpeg
 from tests.forks import train
-from trainer import app, assemble, compose, fit, launch
+from trainer import app, assemble, compose, fit, launch, resume
 from trainer.base.config import Config
-from trainer.base.errors import ConfigurationError, Diverged
+from trainer.base.errors import ConfigurationError, Diverged, GearshiftError
+from trainer.base.signals import stop_request
+from trainer.commands.resume import typed
 from trainer.storage.records import read_json
+from trainer.storage.run_folder import Lock
 
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]
 SCRIPT = f"""
@@ -117,7 +125,7 @@ def test_a_run_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     for _ in range(2):
         with pytest.raises(
-            ConfigurationError, match=r"^the run has ended; to continue it: fit\(assemble\(config, '.*run'"
+            ConfigurationError, match=r"^the run has ended; to continue it: trainer.resume\('.*run'\), with more"
         ):
             fit(run)
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
@@ -127,7 +135,7 @@ def test_a_run_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_a_notebook_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"assemble", "compose", "fit", "launch"} <= set(dir(trainer))
+    assert {"assemble", "compose", "fit", "launch", "resume"} <= set(dir(trainer))
     run = assemble(compose(SHORT), "run")
     assert repr(run) == f"<Run: digits, linear, adamw, step 0 of 3, cpu, {run.folder}>"
     result = fit(run)
@@ -156,6 +164,121 @@ def test_a_folder_of_ones_own_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     assert [line["train/loss"] for line in found] == [line["train/loss"] for line in wanted]
     assert launch(compose(SHORT), tmp_path / "launched").folder == "launched"
     assert launch(compose(SHORT), "launched").steps == 3
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with dropout and momentum, complete."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    words = ["model=mlp", "model.dropout=0.5", "optimizer=momentum", "steps=4", *SHORT[2:], "every.checkpoint=2step"]
+    with pytest.MonkeyPatch.context() as context:
+        context.chdir(folder.parent)
+        fit(assemble(compose(words), folder))
+    return folder
+
+
+Resume = Callable[[Path], Any]
+WAYS: dict[str, tuple[list[str], Resume]] = {
+    "longer": (["steps=8"], lambda run: resume(run, steps=8)),
+    "as typed": (["steps=5"], lambda run: resume(str(run), ["steps=5"])),
+    "both": (
+        ["steps=8", "schedule_length=4step"], lambda run: resume(run, ["steps=8"], schedule_length="4step"),
+    ),
+    "another strategy": (
+        ["steps=6", "parallelism.devices=1", "parallelism=ddp"],
+        lambda run: resume(run, ["steps=6", "parallelism.devices=1"], parallelism="ddp"),
+    ),
+    "complete": ([], resume),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "way", [name if name in ("both", "complete") else pytest.param(name, marks=pytest.mark.slow) for name in WAYS]
+)
+def test_a_run_resumed_from_python_is_that_of_the_command_line(
+    way: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, from_python = WAYS[way]
+    shell, python = Path("shell"), Path("python")
+    for home in (shell, python):
+        shutil.copytree(stopped, home)
+    assert app.run(["resume", "shell", *words]) == 0
+    advice = stop_request.advice
+    result = from_python(python)
+    assert stop_request.advice == advice
+    wanted = read_json(shell / "result.json")
+    aside = {"wall_seconds", "folder"}
+    assert {k: v for k, v in asdict(result).items() if k not in aside} == {
+        k: v for k, v in wanted.items() if k not in aside
+    }
+    assert (result.folder, result.steps > 4, metrics(python)) == ("python", bool(words), metrics(shell))
+    assert result.history[-1]["test/loss"] == result.test["test/loss"]
+    for name in ("config.yaml", "overrides.yaml"):
+        assert (python / name).read_bytes() == (shell / name).read_bytes()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (torch.load(home / "checkpoints" / name)["model"] for home in (python, shell))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours | theirs)
+
+
+def nothing(run: Path) -> None:
+    pass
+
+
+def edit(run: Path) -> None:
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "note: 1\n")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no folder": (shutil.rmtree, []),
+    "a file": (lambda run: (shutil.rmtree(run), run.touch()), []),
+    "no run": (lambda run: (run / "config.yaml").unlink(), []),
+    "edited": (edit, ["steps=8"]),
+    "damaged result": (lambda run: (run / "result.json").write_text("{}"), []),
+    "damaged checkpoint": (lambda run: [p.write_bytes(b"x") for p in run.glob("checkpoints/*")], ["steps=8"]),
+    "damaged metrics": (lambda run: (run / "metrics.jsonl").write_text("x"), ["steps=8"]),
+    "in use": (Lock, ["steps=8"]),
+    "fewer steps": (nothing, ["steps=2"]),
+    "another run": (nothing, ["optimizer.lr=0.5", "seed=2"]),
+    "misspelt": (nothing, ["step=8", "epochs=x"]),
+    "twice": (nothing, ["steps=8", "steps=9"]),
+    "a flag": (nothing, ["--show"]),
+    "no override": (nothing, ["steps"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_command_line_refuses_to_resume_is_an_exception(
+    case: str, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    damage, words = REFUSED[case]
+    shutil.copytree(stopped, "run")
+    held = damage(Path("run"))
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    errors = []
+    for attempt in (lambda: app.run(["resume", "run", *words]), lambda: resume("run", words)):
+        with pytest.raises(GearshiftError) as caught:
+            attempt()
+        errors.append((type(caught.value), str(caught.value)))
+        after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+        assert after.keys() == before.keys()
+        assert {path.name for path in before if after[path] != before[path]} <= {"train.log"}
+    assert errors[0] == errors[1]
+    del held
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "a=null"), (3, "a=3"), (True, "a=true"), (0.5, "a=0.5"), ("4ep", "a=4ep"), ([1, 2], "a=[1, 2]"),
+        (Path("/x/y-z.d"), "a=/x/y-z.d"), ("it's, or {x}", "a='it\\'s, or {x}'"), ("", "a=''"), ({"b": 1}, "a={b: 1}"),
+    ],
+)  # fmt: skip
+def test_a_keyword_is_an_override(value: object, text: str) -> None:
+    assert typed("a", value) == text
+    found = OverridesParser.create().parse_override(text).value()
+    assert found == (str(value) if isinstance(value, Path) else value)
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("memory", 0), ("none", 0), ("none", 1)])

@@ -1,19 +1,20 @@
 """Gearshift: an experiment runner for training neural networks.
 
-From Python: `run = assemble(compose(["optimizer=adamw"]))`, then `fit(run)`.
+From Python: `run = assemble(compose(["optimizer=adamw"]))`, then `fit(run)`; later `resume(folder)`.
 """
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes longer than all else before `train` begins
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["assemble", "compose", "fit", "launch"]
+__all__ = ["assemble", "compose", "fit", "launch", "resume"]
 
 _HOMES = {
     "compose": "trainer.configuration.compose",
     "assemble": "trainer.assembly.assemble",
     "fit": "trainer.training.loop",
     "launch": "trainer.launching",
+    "resume": "trainer.commands.resume",
 }
 
 

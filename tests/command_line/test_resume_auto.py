@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,12 +43,12 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """What is done with a command line: `new`, or the folder that is continued."""
     found: list[str] = []
 
-    def resume(folder: Path, before: Any, config: Any, overrides: list[str]) -> int:
+    def continue_run(folder: Path, before: Any, config: Any, overrides: list[str]) -> Any:
         run_folder.Lock(folder).release()
         found.append(" ".join([str(folder), *overrides]))
-        return 0
+        return SimpleNamespace(exit_code=0)
 
-    monkeypatch.setattr(resume_auto, "resume", resume)
+    monkeypatch.setattr(resume_auto, "continue_run", continue_run)
     monkeypatch.setattr(resume_auto, "run_hydra", lambda arguments: found.append("new") or 0)
 
     def decide(*words: str, job: str | None = None) -> str:

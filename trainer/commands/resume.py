@@ -1,16 +1,19 @@
-"""`train resume RUN [epochs=... | steps=...]`: continue where a run stopped, in the same folder."""
+"""`train resume RUN [epochs=... | steps=...]`, and `resume` of Python: continue where a run stopped, in its folder."""
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainer.base.config import Config, ConfigValue
+from trainer.base.config import Config, ConfigValue, JsonObject
 from trainer.base.errors import ConfigurationError, DataError, RunInUse
 from trainer.base.signals import stop_request
 from trainer.base.text import written
+from trainer.base.turns import turn
 from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
-from trainer.commands.sweep_folder import resume_sweep, take_config_dir
+from trainer.commands.sweep_folder import quoted, resume_sweep, take_config_dir
 from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
@@ -18,6 +21,9 @@ from trainer.launching import train
 from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import identity, run_folder
 from trainer.storage.files import disk_errors, read_file, write_atomic
+
+if TYPE_CHECKING:
+    from trainer.training.finish import Result
 
 
 def main(arguments: list[str]) -> int:
@@ -28,19 +34,66 @@ def main(arguments: list[str]) -> int:
         return resume_sweep(folder, overrides, config_dir)
     if config_dir is not None:
         raise ConfigurationError(f"--config-dir {config_dir}: is for the folder of a sweep; a run holds its options")
-    before = recorded_configuration(folder)
-    config = changed_configuration(folder, before, overrides)
-    refuse_other(before, config, f"train repeat {' '.join(map(shlex.quote, [str(folder), *overrides]))}")
-    result = read_result(folder)
-    if result is not None and result["status"] in COMPLETE and same_but_for_places(config, before):
+    before, config = checked(folder, overrides)
+    if (result := complete_result(folder, before, config)) is not None:
         key = "epochs" if config["steps"] is None else "steps"
         words = f"train resume {shlex.quote(str(folder))} {key}={2 * config[key]}"
         print(f"{folder} is complete ({result['status']}); to train it further, such as twice as long: {words}")
         return 0
-    return resume(folder, before, config, overrides)
+    ignore_broken_pipe()
+    return int(continue_run(folder, before, config, overrides).exit_code)
 
 
-def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -> int:
+@turn()
+def resume(folder: str | Path, overrides: Sequence[str] = (), **changes: ConfigValue) -> "Result":
+    """Continue the run of a folder, as `train resume FOLDER [key=value ...]` does: `resume(folder, epochs=40)`.
+
+    Changes are keywords, or `overrides` as they are typed: `["epochs=40"]`. A complete run is trained further if it
+    gets more epochs or steps; otherwise its result is returned. Raises the errors of the command: ConfigurationError,
+    DataError, DiskError, RunInUse, and those of `fit`.
+    """
+    from trainer.training.finish import recorded_result
+
+    words = [*overrides, *(typed(key, value) for key, value in changes.items())]
+    path, words = run_and_overrides("resume", [str(folder), *words])
+    before, config = checked(path, words)
+    if (result := complete_result(path, before, config)) is not None:
+        return recorded_result(path, result)
+    advice = stop_request.advice
+    try:
+        return continue_run(path, before, config, words)
+    finally:
+        stop_request.advice = advice  # what the program is asked later is not about this run
+
+
+def typed(key: str, value: ConfigValue) -> str:
+    """Return an override as it is typed on the command line; text with special characters is quoted."""
+    if isinstance(value, Path):
+        value = str(value)
+    is_special = isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value)
+    return f"{key}={quoted(value) if is_special else written(value)}"
+
+
+def checked(folder: Path, overrides: list[str]) -> tuple[Config, Config]:
+    """Return the configuration of a run as it is recorded, and with overrides.
+
+    Raises ConfigurationError if the overrides change more than the run may, or DataError if the record is damaged.
+    """
+    before = recorded_configuration(folder)
+    config = changed_configuration(folder, before, overrides)
+    refuse_other(before, config, f"train repeat {' '.join(map(shlex.quote, [str(folder), *overrides]))}")
+    return before, config
+
+
+def complete_result(folder: Path, before: Config, config: Config) -> JsonObject | None:
+    """Return the recorded result if the run is complete and is not to be trained further."""
+    result = read_result(folder)
+    if result is None or result["status"] not in COMPLETE or not same_but_for_places(config, before):
+        return None
+    return result
+
+
+def continue_run(folder: Path, before: Config, config: Config, overrides: list[str]) -> "Result":
     """Check the configuration, lock the folder, record the changes and continue training."""
     from trainer.assembly.assemble import assemble
     from trainer.assembly.run_folder_of import for_resuming
@@ -69,9 +122,8 @@ def resume(folder: Path, before: Config, config: Config, overrides: list[str]) -
             run_folder.write_configuration(folder, config, [*run_folder.read_overrides(folder), *overrides])
         run = assemble(config, folder, resume=True, lock=lock) if config["parallelism"] == SINGLE else None
         if run is None:
-            return int(train(config, folder, resume=True, lock=lock).exit_code)
-    ignore_broken_pipe()
-    return int(fit(run).exit_code)
+            return train(config, folder, resume=True, lock=lock)
+    return fit(run)
 
 
 def describe_changes(before: Config, config: Config) -> Iterator[str]:

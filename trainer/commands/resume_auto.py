@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.commands.arguments import check_recorded, recorded_configuration
-from trainer.commands.resume import resume
+from trainer.commands.resume import continue_run
 from trainer.configuration import compose
 from trainer.configuration.recorded import MAY_CHANGE, configuration_hash, with_changes
 from trainer.hydra_entry.hydra import run_hydra, words_of_run
 from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import folder_of_earlier_attempt
-from trainer.reporting.console import say
+from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import earlier_runs, run_folder
 
 
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
     changed = [
         word for word in overrides if word.lstrip("+").partition("=")[0].partition(".")[0] in (*MAY_CHANGE, "data")
     ]
-    return resume(folder, before, with_changes(before, config), changed)
+    ignore_broken_pipe()
+    return int(continue_run(folder, before, with_changes(before, config), changed).exit_code)
 
 
 def _candidates(root: Path, config: Config, job: str | None, is_named: bool) -> Iterator[tuple[Path, Config]]:

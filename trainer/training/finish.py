@@ -111,6 +111,16 @@ def finish(run: Run, status: str, error: BaseException | None = None) -> Result:
     return result
 
 
+def recorded_result(folder: Path, content: JsonObject) -> Result:
+    """Return the result of a run from the content of its `result.json`; its folder may have been moved since."""
+    best, test = content["best"], content["test"]
+    if best is not None:
+        best = best | {"metrics": {name: float(value) for name, value in best["metrics"].items()}}
+    if test is not None:
+        test = {name: float(value) for name, value in test.items()}
+    return Result(**(content | {"best": best, "test": test, "folder": str(run_folder.shown(folder))}))
+
+
 def record_failure(folder: Path, config: Config, error: BaseException) -> None:
     """Write result and log of a run that failed before its `Run` existed, or whose main rank could not report why.
 

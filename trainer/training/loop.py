@@ -34,8 +34,8 @@ def fit(run: Run) -> Result:
     """
     if run.has_ended:  # its files are closed, and its result must not be overwritten
         raise ConfigurationError(
-            f"the run has ended; to continue it: fit(assemble(config, '{run.folder}', resume=True)), with more epochs "
-            "or steps if it is complete"
+            f"the run has ended; to continue it: trainer.resume('{run.folder}'), with more epochs or steps if it is "
+            "complete"
         )
     try:
         run.set_up()
