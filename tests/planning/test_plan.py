@@ -116,9 +116,12 @@ def test_what_a_run_would_have_to_fetch_split_and_listen_to(plan: Plan) -> None:
     assert "1x28x28" in text
 
 
-@pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("momentum", 2440), ("adamw", 2 * 2440)])
+@pytest.mark.parametrize(
+    ("optimizer", "state"), [("sgd", 0), ("momentum", 2440), ("adamw", 2 * 2440), ("newton", 3 * 610**2 * 4)]
+)
 def test_memory_is_counted_in_bytes(optimizer: str, state: int) -> None:
-    found = estimate.estimate(resolve(compose([*MLP, f"optimizer={optimizer}"])), seconds=0.01)
+    words = [word for word in MLP if optimizer != "newton" or not word.startswith("optimizer.")]  # which has no lr
+    found = estimate.estimate(resolve(compose([*words, f"optimizer={optimizer}"])), seconds=0.01)
     assert (found.weights, found.gradients) == (610 * 4, 610 * 4)
     assert state <= found.optimizer <= state + 4 * 8  # a step counter per tensor
     assert found.data == 1797 * (64 + 8)

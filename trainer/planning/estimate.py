@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer.assembly.assemble import build_run
 from trainer.assembly.torch_settings import torchs_own_threads
+from trainer.base.capabilities import extra_bytes_of
 from trainer.base.rank import RankInfo, rank_info, take
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
@@ -85,7 +86,7 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         evaluation_seconds=_time_evaluation(run) * blueprint.facts.num_val / len(run.splits.val),
         weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
         gradients=_bytes(parameters),
-        optimizer=_bytes(_tensors(run.optimizer.state_dict())),
+        optimizer=_bytes_of_optimizer(run.optimizer, parameters),
         activations=_activations(run, blueprint.micro_batch),
         data=_data_bytes(blueprint),
         reading_seconds=_reading_seconds(blueprint),
@@ -109,6 +110,12 @@ def rank_seconds(blueprint: Blueprint, found: Estimate, cost: Cost, seconds: flo
     torch.set_num_threads(before)
     turns = max(1.0, ranks * threads / len(os.sched_getaffinity(0)))
     return per_step * own / (micro_batch * parts) * turns
+
+
+def _bytes_of_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> int:
+    """Return the bytes of its state, or of a step that needs more, such as a Hessian."""
+    count, size = sum(p.numel() for p in parameters), max((p.element_size() for p in parameters), default=4)
+    return max(_bytes(_tensors(optimizer.state_dict())), extra_bytes_of(optimizer, count, size))
 
 
 def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:
