@@ -178,7 +178,9 @@ def _parse(text: str) -> Override:
         if not item.key_or_group:
             raise HydraException("there is nothing before the equals sign")
     except (HydraException, UnicodeEncodeError) as error:
-        if not equals:
+        if isinstance(error, UnicodeEncodeError):
+            hint = "it is not UTF-8"
+        elif not equals:
             hint = "it is neither key=value nor, as the first word, a command"
         elif re.fullmatch(r"\w+([./]\w+)*(@[\w.]+)?", bare):
             hint = f"a value with special characters is quoted: {_quoted(text)}"
