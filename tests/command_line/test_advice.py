@@ -94,6 +94,7 @@ VALUES = [
     (['name=\xe9"$'], "is quoted: "),
     (["a b=0.1"], "an override is key=value, such as optimizer.lr=0.1"),
     (["parallelism=ddp", "micro_batch=auto", "model=linear"], "needs parallelism=single"),
+    (["parallelism=ddp", "optimizer=newton", "model=mlp", "model.norm=batch"], "or parallelism=single"),
     (["parallelism=downpour", "micro_batch=auto", "model=linear"], "needs parallelism=single"),
     (["parallelism=pipeline", "compile=true", "parallelism.micro_batches=1"], "leave compile=false"),
     (["data=image_folder", "data.root=FOLDER", "batch_size=2"], "did you mean data.root="),
