@@ -111,11 +111,15 @@ def test_soft_sharing_gathers_weights_around_its_means() -> None:
 
 def test_l1_thresholds_softly_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([0.5, -0.2, 0.05, -0.01, 0.0]))
+    weight.grad = torch.zeros(5)
     regularizer = L1(1.0, decoupled=True)
     regularizer.attach({"weight": weight}, [])
     regularizer.shrink(lambda _: 0.1, None)
     assert weight.tolist() == pytest.approx([0.4, -0.1, 0.0, 0.0, 0.0])
     regularizer.shrink(lambda _: 0.1, torch.tensor(0.0))  # a step that is skipped
+    assert weight.tolist() == pytest.approx([0.4, -0.1, 0.0, 0.0, 0.0])
+    weight.grad = None  # a weight that the step does not change
+    regularizer.shrink(lambda _: 0.1, None)
     assert weight.tolist() == pytest.approx([0.4, -0.1, 0.0, 0.0, 0.0])
 
 
@@ -126,6 +130,7 @@ def test_the_elastic_net_is_that_of_scikit_learn() -> None:
     targets = features @ torch.tensor([2.0, 0, 0, -1, 0, 0, 0.5, 0], dtype=torch.float64)
     targets += 0.1 * torch.randn(60, generator=generator, dtype=torch.float64)
     weight = nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    weight.grad = torch.zeros_like(weight)
     regularizer = ElasticNet(0.2, 0.9, decoupled=True)
     regularizer.attach({"weight": weight}, [])
     lr = 0.05

@@ -44,7 +44,10 @@ class Regularizer(ABC):
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def shrink(self, lr: Callable[[Tensor], float], applied: Tensor | None) -> None:
-        """Make the decoupled step; `lr` gives the learning rate of a weight, `applied` is 0 if the step is skipped."""
+        """Make the decoupled step of each weight that has a gradient.
+
+        `lr` gives the learning rate of a weight, `applied` is 0 if the step is skipped.
+        """
         raise AssertionError(f"{type(self).__name__} has no decoupled form")
 
     def stepped(self) -> None:
