@@ -144,6 +144,7 @@ def test_what_a_notebook_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [record["step"] for record in result.history] == [1, 2, 3, 3]
     figure = result.plot()
     assert figure is not None
+    assert figure._repr_png_().startswith(b"\x89PNG")
     lines = [line for line in figure.axes[0].get_lines() if line.get_label() == "training"]
     assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3]]
     assert list(lines[0].get_ydata()) == [record["train/loss"] for record in result.history if "lr" in record]

@@ -83,12 +83,12 @@ def curves_figure(
     line marks the best step, and a dot `best_value` in the panel of `monitor`.
     """
     load_matplotlib()
-    from matplotlib.figure import Figure
+    from trainer.reporting.shown_figure import ShownFigure
 
     panels, epochs = _panels(metrics, monitor)
     if not panels:
         return None
-    figure = Figure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
+    figure = ShownFigure(figsize=(9.0, 1.2 + 2.2 * len(panels)), dpi=120, layout="constrained")
     figure.suptitle(_one_line(title), fontsize=11, parse_math=False)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     last_step = max(step for curves in panels.values() for curve in curves for step in curve.steps)

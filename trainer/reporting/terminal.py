@@ -1,9 +1,10 @@
-"""Output of a run on stdout: a live table and progress bar on a terminal, plain lines otherwise."""
+"""Output of a run on stdout: a live table and progress bar on a terminal or in a notebook, plain lines otherwise."""
 
 import atexit
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.reporting.console import despite_lost_terminal
+from trainer.reporting.notebook import Notebook, in_notebook
 from trainer.reporting.tables import breakable, without_repetition, wrap
 
 _PRINT_SECONDS = 0.1  # between two printed evaluations
@@ -44,7 +46,7 @@ class Terminal:
     including the best and the last one; `metrics.jsonl` contains all.
 
     `monitor` is the metric whose best row is marked; `mode`, min or max, says which of its values are better.
-    `console` is rich's shared console by default.
+    `console` is rich's shared console by default, or in a notebook one output of the cell.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class Terminal:
         mode: str,
         console: Console | None = None,
     ) -> None:
-        self._console = console or get_console()
-        self._on_screen = interactive(self._console)
-        self._live: Live | None = None
+        self._notebook = Notebook() if console is None and in_notebook() else None
+        self._console = self._notebook.console if self._notebook else console or get_console()
+        self._on_screen = self._notebook is not None or interactive(self._console)
+        self._live: Live | Notebook | None = None
         self._next_refresh = 0.0 if self._on_screen else math.inf
         self._next_row = 0.0
         self._rows: list[_Row] = []
@@ -83,7 +86,7 @@ class Terminal:
         room = max(1, self._console.width - max(map(len, facts)) - 2)
         for name, value in facts.items():
             table.add_row(Text(name), Text("\n".join(wrap(value, room, indent=""))))
-        with despite_lost_terminal():
+        with self._printing():
             self._console.print(table, Text())
 
     def tick(self, step: int, loss: float | None = None, samples_per_second: float | None = None) -> None:
@@ -137,8 +140,15 @@ class Terminal:
                 live.update(table)
                 live.stop()
 
-    def _print(self, lines: Iterable[str]) -> None:
+    @contextmanager
+    def _printing(self) -> Iterator[None]:
         with despite_lost_terminal():
+            yield
+            if self._notebook is not None:
+                self._notebook.show()
+
+    def _print(self, lines: Iterable[str]) -> None:
+        with self._printing():
             for line in lines:
                 if self._on_screen:
                     line = "\n".join(wrap(line, self._console.width))
@@ -156,7 +166,7 @@ class Terminal:
         parts = [self._table, self._progress()] if self._rows else [self._progress()]
         with despite_lost_terminal():
             if self._live is None:
-                self._live = Live(console=self._console, auto_refresh=False)
+                self._live = self._notebook or Live(console=self._console, auto_refresh=False)
                 atexit.register(self.close)
                 self._live.start()
             self._live.update(Group(*parts), refresh=True)
