@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from trainer.commands.resume import typed
 from trainer.storage.records import read_json
 from trainer.storage.run_folder import Lock
 
+README = Path(__file__).parents[1] / "README.md"
 OVERRIDES = ["model=mlp", "epochs=1", "batch_size=16", "seed=7", "every.log=10step"]
 SCRIPT = f"""
 import json, sys
@@ -86,6 +88,17 @@ def test_a_run_in_a_script_is_the_run_of_the_command_line(tmp_path: Path) -> Non
     assert all(math.isfinite(value) for line in lines for value in line.values() if value is not None)
     assert lines[-1]["test/accuracy"] == result["test"]["test/accuracy"]
     assert (folders[0] / "config.yaml").read_bytes() == (folders[1] / "config.yaml").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["result"].epochs == 4
+    assert [record["epoch"] for record in names["result"].history if "val/loss" in record] == [1, 2, 3, 4]
+    torch.set_deterministic_debug_mode("default")
 
 
 def test_compose_lists_every_problem() -> None:
