@@ -92,6 +92,10 @@ def _wide(value: Tensor) -> Tensor:
     return value.float() if value.device.type == "mps" else value.double()
 
 
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    return outputs if outputs.dtype is torch.float64 else outputs.float()
+
+
 # micro-batches whose outputs are buffered before metrics are computed on them at once, and a bound on their size
 _FOLD_PARTS, _FOLD_ELEMENTS = 32, 1 << 20
 
@@ -128,7 +132,7 @@ class Meter:
 
     @torch.no_grad()
     def _fold(self) -> None:
-        outputs, targets = torch.cat(self._outputs).float(), torch.cat(self._targets)
+        outputs, targets = _at_least_float32(torch.cat(self._outputs)), torch.cat(self._targets)
         for name, total in self._sums.items():
             value = _wide(total(outputs, targets)) if len(targets) else _wide(torch.zeros_like(self._losses[0]))
             self._totals[name] = self._totals[name] + value if name in self._totals else value

@@ -28,6 +28,7 @@ from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.hydra_node import NAME as NAME
 from trainer.configuration.hydra_node import CheckedLoader
 from trainer.configuration.hydra_state import own_hydra
+from trainer.configuration.limits import bounded_loading
 from trainer.configuration.optimizer_keys import rate_of, schedule_problem, with_constant_schedule
 from trainer.configuration.options import config_folder as config_folder
 from trainer.configuration.rules import PSEUDO_GROUPS
@@ -65,7 +66,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 def loader_of(config_dir: str | Path | None = None) -> Iterator[tuple[ConfigLoader, list[str]]]:
     """Context manager that returns Hydra's loader and the override that adds the user's folder to its search path."""
     search = search_path(config_dir)
-    with own_hydra():
+    with own_hydra(), bounded_loading():
         register_resolvers()
         version.setbase("1.3")
         JobRuntime.instance().set("name", "app")

@@ -234,7 +234,8 @@ class TrainingBatches:
         if in_place is None:
             images = by_chunks(images, changes, self._pool) if changes else images
             ready: Tensor = self._preprocessing(images)
-            if ready.shape != images.shape or not ready.is_floating_point():  # which kind was checked before the run
+            # that it is float32 was checked before the run
+            if ready.shape != images.shape or not (ready.is_floating_point() or ready.dtype == images.dtype):
                 check_prepared("preprocessing", "forward()", ready, images)
             return ready
 
