@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,18 @@ from trainer.data import DataFacts, Part, Splits
 from trainer.parallelism.single import Single
 from trainer.parallelism.sizes import Cost, Step, layers_of
 from trainer.parallelism.strategy import Strategy
+from trainer.planning.process_memory import Peak
+from trainer.planning.timing import Spread, Waiting, scaled, spread
 from trainer.training.batches import Batch
 from trainer.training.evaluation import evaluate
+from trainer.training.evaluation_batches import evaluation_size
 from trainer.training.run import Run
 from trainer.training.step import train_step
 
 _PROBE = 8
 _STEPS_WANTED = 3
+_FORWARD = 1 / 3  # of a step
+_EVALUATIONS = 4
 _MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
 
 
@@ -36,15 +42,17 @@ class Estimate:
     """Seconds and bytes of a run, scaled from `measured_steps` steps of `measured_samples` samples.
 
     `evaluation_seconds` is for the whole validation split. `activations` are the tensors that the forward pass of one
-    micro-batch saves for the backward pass. `data` is the memory of all splits with their targets. Python, libraries
-    and temporary memory of operations are not included. `reading_seconds` is for one photograph in one process, if
-    photographs are read again in each epoch (else None); no other time includes it. With `keeps_undo`, there is a copy
-    of weights and optimizer state for undoing a closure optimizer's step.
+    micro-batch saves for the backward pass. `data` is the memory of all splits with their targets. `more` is what the
+    measurement took beyond these: temporary memory of operations and of an evaluation, workspaces of libraries, pages
+    that the allocator keeps (None: not known on this system). Python and torch themselves are not included.
+    `reading_seconds` is for one photograph in one process, if photographs are read again in each epoch (else None); no
+    other time includes it. With `keeps_undo`, there is a copy of weights and optimizer state for undoing a closure
+    optimizer's step. `waiting` is the fraction of the time in which other programs had the processor.
     """
 
     measured_steps: int
     measured_samples: int
-    step_seconds: float
+    step: Spread
     evaluation_seconds: float
     weights: int
     gradients: int
@@ -53,10 +61,21 @@ class Estimate:
     data: int
     reading_seconds: float | None = None
     keeps_undo: bool = False
+    more: int | None = None
+    waiting: float = 0.0
+
+    @property
+    def step_seconds(self) -> float:
+        return self.step.median
 
     @property
     def undo(self) -> int:
         return self.weights + self.optimizer if self.keeps_undo else 0
+
+    @property
+    def most_bytes(self) -> int | None:
+        """The bytes with `more`, and with the copy of weights and optimizer state that a checkpoint is written from."""
+        return None if self.more is None else self.bytes + self.more + self.weights + self.optimizer
 
     @property
     def bytes(self) -> int:
@@ -72,18 +91,22 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
     """
     # compiling would take longer than the measurement
     plain = replace(blueprint, config=blueprint.config | {"compile": False}, strategy=Single())
+    waiting, peak = Waiting(), Peak(blueprint.device)
     num_probe = min(_PROBE, blueprint.batch_size)
-    probe = _run(plain, num_probe)
-    per_step, _ = _time_steps(probe, 0.0)
-    num_samples = min(blueprint.batch_size, max(num_probe, int(num_probe * seconds / _STEPS_WANTED / per_step)))
-    run = _run(plain, num_samples)
-    per_step, num_steps = _time_steps(run, seconds)
+    peak.begin()
+    of_probe = _time_steps(_run(plain, num_probe), seconds / 10)[0].median
+    kept = peak.kept()
+    peak.begin()
+    num_samples = min(blueprint.batch_size, max(num_probe, int(num_probe * seconds / _STEPS_WANTED / of_probe)))
+    run = _run(plain, num_samples, int(num_probe * seconds / _FORWARD / of_probe))
+    step, num_steps = _time_steps(run, seconds)
+    of_steps = peak.growth()
     parameters = [p for p in run.model.parameters() if p.requires_grad]
-    return Estimate(
+    found = Estimate(
         measured_steps=num_steps,
         measured_samples=num_samples,
-        step_seconds=per_step * blueprint.batch_size / num_samples,
-        evaluation_seconds=_time_evaluation(run) * blueprint.facts.num_val / len(run.splits.val),
+        step=scaled((num_probe, of_probe), (num_samples, step), blueprint.batch_size),
+        evaluation_seconds=0.0,
         weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
         gradients=_bytes(parameters),
         optimizer=_bytes_of_optimizer(run.optimizer, parameters),
@@ -92,6 +115,44 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
         reading_seconds=_reading_seconds(blueprint),
         keeps_undo=run.needs_closure and run.keeps_undo,
     )
+    peak.begin()
+    per_sample = _time_evaluation(run, seconds) / len(run.splits.val)
+    more = _more(found, run, blueprint, (kept, of_steps, peak.growth()))
+    return replace(
+        found, evaluation_seconds=per_sample * blueprint.facts.num_val, more=more, waiting=waiting.fraction()
+    )
+
+
+def _more(
+    found: Estimate, run: Run, blueprint: Blueprint, grown: tuple[int | None, int | None, int | None]
+) -> int | None:
+    """Return how much more than the tensors in `found` the whole batch takes.
+
+    `run` has been measured; memory has `grown` for good by an earlier run, and by its own steps and its evaluation.
+    """
+    kept, of_steps, of_evaluation = grown
+    if kept is None or of_steps is None or of_evaluation is None:
+        return None
+    data = [run.batches.images, run.splits.val.images_NCHW, run.splits.train.targets_N, run.splits.val.targets_N]
+    lasting = found.weights + found.gradients + found.optimizer + found.undo
+    lasting += _bytes(tensor for tensor in _tensors(data) if tensor.device.type == run.device.type)
+    whole = min(blueprint.facts.num_val, evaluation_size(blueprint, blueprint.micro_batch))
+    step = max(0, of_steps - lasting), run.blueprint.micro_batch, blueprint.micro_batch
+    return beyond_tensors(kept, found.activations, found.weights, step, (of_evaluation, len(run.splits.val), whole))
+
+
+def beyond_tensors(kept: int, activations: int, weights: int, *parts: tuple[int, int, int]) -> int:
+    """Return the bytes to add to those of tensors.
+
+    `parts`: what each part of a run took for a number of samples, and the number that it will have. The allocator does
+    not always reuse for one what another has freed, so all are added; the activations of a step are among the tensors
+    already. Up to two copies of the weights are temporary memory of the optimizer, and do not grow with the samples.
+    """
+    total = 0
+    for taken, measured, whole in parts:
+        constant = min(taken, 2 * weights) if measured < whole else 0
+        total += constant + (taken - constant) * whole // max(1, measured)
+    return kept + max(0, total - activations)
 
 
 def rank_seconds(blueprint: Blueprint, found: Estimate, cost: Cost, seconds: float = 0.3) -> float:
@@ -106,7 +167,7 @@ def rank_seconds(blueprint: Blueprint, found: Estimate, cost: Cost, seconds: flo
     config = blueprint.config | {"compile": False, "threads": threads}
     alone = replace(blueprint, config=config, strategy=Single(), micro_batch=micro_batch)
     before = torch.get_num_threads()
-    per_step, _ = _time_steps(_run(alone, micro_batch * parts), seconds)
+    per_step = _time_steps(_run(alone, micro_batch * parts), seconds)[0].median
     torch.set_num_threads(before)
     turns = max(1.0, ranks * threads / len(os.sched_getaffinity(0)))
     return per_step * own / (micro_batch * parts) * turns
@@ -134,14 +195,16 @@ def cost_of(blueprint: Blueprint, model: nn.Module) -> Cost | None:
     return blueprint.strategy.cost(step, model)
 
 
-def _run(blueprint: Blueprint, num_samples: int) -> Run:
-    """Build the run with `num_samples` per step and random data."""
+def _run(blueprint: Blueprint, num_samples: int, num_val: int = 0) -> Run:
+    """Build the run with `num_samples` per step and random data, and at least `num_val` samples for validation if a
+    batch of an evaluation has as many."""
     facts = blueprint.facts
     values_per_sample = max(1, torch.Size(facts.input_shape).numel())
     most = max(num_samples, min(_MAX_STEPS_OF_DATA * num_samples, _MAX_BYTES // values_per_sample))
     generator = torch.Generator().manual_seed(0)
     train = _random_part(facts, min(facts.num_train, most), generator)
-    val = _random_part(facts, min(facts.num_val, 2 * num_samples), generator)
+    num_val = min(evaluation_size(blueprint, blueprint.micro_batch), max(num_val, 2 * num_samples))
+    val = _random_part(facts, min(facts.num_val, num_val), generator)
     smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
     run = build_run(smaller, Splits(train, val, val), fit=False)
     run.preprocessing.fit_roughly(train.images_NCHW)
@@ -160,21 +223,25 @@ def _random_part(facts: DataFacts, count: int, generator: torch.Generator) -> Pa
     return Part(images_NCHW, torch.randint(facts.num_outputs, (count,), generator=generator))
 
 
-def _time_steps(run: Run, seconds: float) -> tuple[float, int]:
+def _time_steps(run: Run, seconds: float) -> tuple[Spread, int]:
     """Return seconds per step and the number of timed steps (at least one); the first step is a warm-up."""
     run.model.train()
     batches = _endless(run)
     train_step(run, next(batches))
     _wait(run)
-    start, count = time.perf_counter(), 0
+    start, count, times = time.perf_counter(), 0, list[float]()
+    before, counted = start, 0
     for batch in batches:
         train_step(run, batch)
         count += 1
         if run.device.type != "cpu" and count & (count - 1):
             continue  # synchronizing after each step would slow it down: only after 1, 2, 4, 8, ...
         _wait(run)
-        if (elapsed := time.perf_counter() - start) >= seconds:
-            return elapsed / count, count
+        now = time.perf_counter()
+        times += [(now - before) / (count - counted)] * (count - counted)
+        before, counted = now, count
+        if now - start >= seconds:
+            return spread(times), count
     raise AssertionError("the batches never end")
 
 
@@ -183,11 +250,14 @@ def _endless(run: Run) -> Iterator[Batch]:
         yield from run.batches.epoch(epoch)
 
 
-def _time_evaluation(run: Run) -> float:
-    evaluate(run, run.splits.val, "val")
-    start = time.perf_counter()
-    evaluate(run, run.splits.val, "val")
-    return time.perf_counter() - start
+def _time_evaluation(run: Run, seconds: float) -> float:
+    """Return the median time of up to three evaluations, after one that warms up, unless they take long."""
+    times: list[float] = []
+    while len(times) < _EVALUATIONS and sum(times) < seconds:
+        start = time.perf_counter()
+        evaluate(run, run.splits.val, "val")
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
 
 
 def _wait(run: Run) -> None:

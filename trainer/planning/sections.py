@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from trainer.parallelism.strategy import Strategy
     from trainer.planning.estimate import Estimate
     from trainer.planning.exchange import StepTime
+    from trainer.planning.timing import Spread
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
 
 
+_BUSY = 0.15  # fraction of the time waited for a processor, from which on times are not to be trusted
 _NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
 
 
@@ -287,6 +289,8 @@ def _about_full_batches(config: Config) -> str:
 def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[str, str]]:
     import torch
 
+    from trainer.planning.timing import Spread
+
     precision = "fp32" if blueprint.dtype is None else str(blueprint.dtype).removeprefix("torch.")
     yield (
         "measured",
@@ -296,12 +300,12 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
         ),
     )
     evaluations = -(-blueprint.total_steps // blueprint.every_evaluate)
-    total = blueprint.total_steps * found.step_seconds + evaluations * found.evaluation_seconds
+    total = found.step.times(blueprint.total_steps).plus(Spread(*3 * (evaluations * found.evaluation_seconds,)))
     where = " on one device" if blueprint.strategy.world_size > 1 else ""
     more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
     notes = " (not compiled)" if blueprint.config["compile"] else ""
     without = "" if found.reading_seconds is None else ", without reading photographs"
-    yield "time", f"about {format_time(total)} for all steps and evaluations{without}{where}{more}"
+    yield "time", f"about {time_range(total)} for all steps and evaluations{without}{where}{more}"
     yield (
         "",
         f"{format_time(found.step_seconds)} per step{notes}, {format_time(found.evaluation_seconds)} per evaluation",
@@ -312,9 +316,31 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
         by = f"{format_count(workers, 'worker')}, in parallel if there are enough cores" if workers else "this process"
         photograph = format_time(found.reading_seconds)
         yield "reading", f"{photograph} per photograph, {format_time(a_step)} per step by {by}"
-    yield "memory", f"about {format_size(found.bytes)}{where}, without Python and torch"
+    if found.waiting > _BUSY:
+        yield "busy", busy_notice(found.waiting)
+    yield "memory", f"{memory_range(found.bytes, found.most_bytes)}{where}, without Python and torch"
     parts = {name: getattr(found, name) for name in (*_SPREAD, "data")} | _undo_copy(found.undo)
     yield "", ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
+    if found.more is not None:
+        copy = format_size(found.weights + found.optimizer)
+        yield "", f"up to {format_size(found.more)} more measured in steps and evaluations, and {copy} at a checkpoint"
+
+
+def time_range(total: "Spread") -> str:
+    """A time, with its range if that is not the same to two digits."""
+    about, low, high = (format_time(seconds) for seconds in total)
+    return about if low == about == high else f"{about}, {low} to {high}"
+
+
+def busy_notice(waiting: float) -> str:
+    return f"this process waited for a processor {waiting:.0%} of the time, so that times are too high"
+
+
+def memory_range(least: int, most: int | None) -> str:
+    """Bytes from those in tensors to the largest that were measured, if that is known and not the same."""
+    low = format_size(least)
+    high = low if most is None else format_size(most)
+    return f"about {low}" if low == high else f"about {low} to {high}"
 
 
 def _undo_copy(size: int) -> dict[str, int]:

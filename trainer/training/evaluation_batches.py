@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trainer.configuration.blueprint import Blueprint
 from trainer.data.facts import Part
 from trainer.data.photographs.reading import Photographs
 from trainer.training.run import Run
@@ -29,11 +30,16 @@ def raw_evaluation_batches(run: Run, split: Part) -> Iterator[tuple[Tensor, Tens
 
 def evaluation_shards(run: Run, split: Part) -> list[Tensor]:
     """Return the indices of each batch: consecutive int64 numbers on the CPU; a batch may be empty."""
-    size = max(run.objective.micro_batch, _EVALUATION_BYTES // max(1, math.prod(split.images_NCHW.shape[1:]) * 4))
-    if run.objective.micro_batch < run.blueprint.batch_size:  # memory is short
-        size = run.objective.micro_batch
+    size = evaluation_size(run.blueprint, run.objective.micro_batch)
     chunks = torch.arange(len(split.targets_N)).split(size * run.strategy.data_size)
     return [chunk[run.strategy.shard(len(chunk))] for chunk in chunks]
+
+
+def evaluation_size(blueprint: Blueprint, micro_batch: int) -> int:
+    """Return the number of samples in a batch of an evaluation, for each shard."""
+    if micro_batch < blueprint.batch_size:  # memory is short
+        return micro_batch
+    return max(micro_batch, _EVALUATION_BYTES // max(1, math.prod(blueprint.facts.input_shape) * 4))
 
 
 def prepared(run: Run, images: Tensor) -> Tensor:
