@@ -138,7 +138,7 @@ def test_settings_of_the_runner_all_wrong_at_once(turn: int, train: Train, works
 def test_every_setting_is_in_the_table() -> None:
     written = yaml.safe_load((Path(__file__).parents[2] / "configs/train.yaml").read_text())
     del written["defaults"], written["hydra"]
-    del written["parameter_groups"]  # see test_parameter_groups.py
+    del written["parameter_groups"]  # see test_freezing.py
     keys = set(written) | {f"{k}.{name}" for k in ("early_stopping", "every") for name in written[k]}
     assert keys == set(SETTINGS)
 

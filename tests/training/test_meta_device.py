@@ -69,6 +69,11 @@ SETTINGS: dict[str, tuple[list[str], dict[str, Places]]] = {
 OWN_WAITS: dict[str, Places] = {
     "optimizer=gd": {"optimizers/gradient_descent.py:GradientDescent.step": 1},  # its length
     "optimizer=lbfgs": {CLOSURE: 100},  # torch's line search
+    # line searches, and whether the direction descends
+    "optimizer=newton": {"optimizers/newton.py:Newton.step": 1, "optimizers/second_order.py:backtrack": 3},
+    "optimizer=stochastic_newton": {"optimizers/newton.py:StochasticNewton.step": 1},
+    "optimizer=broyden": {"optimizers/broyden.py:Broyden.step": 2, "optimizers/second_order.py:backtrack": 3},
+    "optimizer=bfgs": {"optimizers/broyden.py:Broyden.step": 2, "optimizers/second_order.py:backtrack": 3},
     "optimizer=adafactor": {"base/torch_optimizers.py:plain_step": 8},  # torch's, two for each parameter
     "optimizer=asgd": {"base/torch_optimizers.py:_step_unobserved": 4},  # torch's, one for each parameter
 }
