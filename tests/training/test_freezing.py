@@ -1,5 +1,6 @@
 """Parameter groups from the configuration: rates, weight decay, freezing and unfreezing, partial weights."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trainer.configuration.resolve import resolve
 from trainer.storage import checkpoint
 from trainer.training.loop import train
 from trainer.training.run import Run
+from trainer.training.state import capture, restore
 
 MLP = ["model=mlp", "model.hidden=[16,16]", "device=cpu", "threads=1", "early_stopping=null", "schedule=constant"]
 BODY = ["parameter_groups.body.match=[linear1.*,norm1.*]"]
@@ -118,6 +120,17 @@ def test_a_run_that_is_cut_has_the_same_bits(step: int, tmp_path: Path) -> None:
     one, other = (checkpoint.load(folder / "checkpoints/last.pt") for folder in (whole, cut))
     assert one["step"] == other["step"] == 12
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+
+
+def test_what_was_unfrozen_is_frozen_again_after_a_rollback() -> None:
+    run = build("model.norm=batch", *BODY, "parameter_groups.body.unfreeze_at=5step", "steps=20")
+    advance(run, 3)
+    state = copy.deepcopy(capture(run))
+    advance(run, 4)
+    restore(run, state)
+    before = copied(run)
+    advance(run, 1)
+    assert not any(name.startswith(("linear1", "norm1")) for name in changed(before, run))
 
 
 def trained(overrides: list[str], steps: int) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def restore(run: Run, state: State) -> None:
     if run.blueprint.config["micro_batch"] == "auto":
         run.objective.micro_batch = state["micro_batch"]
     run.guard.reset()
+    run.knows_frozen = False  # a rollback may lead to a step in which more is frozen
 
 
 def is_planned(run: Run, state: State) -> bool:
