@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def test_the_yaml_lists_every_key_with_its_default(option: str) -> None:
     parameters = inspect.signature(function).parameters
     defaults = {key: p.default for key, p in parameters.items() if key not in RUNTIME}
     listed = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
-    if option.startswith("resnet"):
-        defaults["depth"] = int(option.removeprefix("resnet") or 20)
+    if found := re.fullmatch(r"(resnet|plain)(\d+)", option):
+        defaults |= {"depth": int(found[2])} | ({"shortcut": "none"} if found[1] == "plain" else {})
     if option == "torchvision":
         listed["arguments"] = listed["arguments"] or None
     assert listed == defaults

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from trainer.models.parts import Style
 from trainer.models.resnet import Block, resnet
 
 
@@ -76,7 +77,7 @@ def features(*shape: int) -> Tensor:
 
 def silenced(num_inputs: int, num_filters: int, shortcut: str) -> Block:
     """A block whose convolutions return zero, so that only the shortcut contributes."""
-    block = Block(num_inputs, num_filters, shortcut=shortcut, norm="batch", activation="relu")
+    block = Block(num_inputs, num_filters, shortcut=shortcut, style=Style())
     nn.init.zeros_(block.conv1.weight)
     nn.init.zeros_(block.conv2.weight)
     return block
@@ -104,7 +105,7 @@ def test_a_block_of_one_size_passes_its_input_on_and_a_plain_one_does_not() -> N
 
 @pytest.mark.parametrize("num_filters", [4, 8])
 def test_projection_equals_torchvision_block(num_filters: int) -> None:
-    ours = Block(4, num_filters, shortcut="projection", norm="batch", activation="relu")
+    ours = Block(4, num_filters, shortcut="projection", style=Style())
     stride = num_filters // 4
     downsample = None
     if stride == 2:
@@ -149,7 +150,11 @@ def test_gradients_reach_the_first_layer_past_silent_blocks_only_by_shortcuts() 
         ({"depth": -4}, "nearest allowed: 8$"),
         ({"width": 0}, r"width=\[?0\]?: must be"),
         ({"shortcut": "identiy"}, "shortcut=identiy: must be one of .*; did you mean identity"),
-        ({"norm": "layer"}, "norm=layer: must be one of batch, none"),
+        ({"norm": "leyer"}, "norm=leyer: must be one of .*; did you mean layer"),
+        ({"norm_place": "behind"}, "norm_place=behind: must be one of before, after"),
+        ({"drop_prob": 1.0}, r"drop_prob=1.0: must be a drop probability in \[0, 1\)"),
+        ({"stochastic_depth": -0.1}, r"stochastic_depth=-0.1: must be the last block's drop probability, in \[0, 1\)"),
+        ({"stochastic_depth": 0.1, "shortcut": "none"}, "stochastic_depth=0.1: must be 0 without shortcuts"),
         ({"activation": "rulu"}, "did you mean relu"),
     ],
 )

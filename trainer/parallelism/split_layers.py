@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.parallelism.exchange import Enter, Gather, Group, Leave
 from trainer.parallelism.global_dropout import global_dropout, is_random
@@ -82,7 +82,7 @@ def _cut_channels(module: nn.Module, member: Member) -> dict[str, int]:
     if is_random(module):
         global_dropout(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
         return {}
-    assert isinstance(module, _BatchNorm)
+    assert isinstance(module, _NormBase)  # statistics of each channel
     axes = {name: 0 for name, value in (*module.named_parameters(), *module.named_buffers()) if value.dim()}
     _cut(module, axes, member)
     module.num_features //= member.size
