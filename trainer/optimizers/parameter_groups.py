@@ -99,7 +99,8 @@ def excluded_names(model: nn.Module, exclude: Sequence[str]) -> set[str]:
     }
 
     def excluded(name: str) -> bool:
-        if "bias" in exclude and name.endswith("bias"):
+        own = name.rpartition(".")[2]
+        if "bias" in exclude and (own.endswith("bias") or own.startswith("bias_")):  # bias_ih_l0 of a recurrent layer
             return True
         if "norm" in exclude and name in norms:
             return True

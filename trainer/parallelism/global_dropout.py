@@ -1,6 +1,6 @@
 """Dropout that does not depend on the world size: masks are drawn for the whole tensor, each rank uses its shard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,25 @@ def is_random(module: nn.Module) -> bool:
     return isinstance(module, _DropoutNd) or type(module).__name__ == "StochasticDepth"
 
 
+def memory_order(x: Tensor) -> tuple[int, ...]:
+    """The axes from the outermost to the innermost in memory: torch draws masks in this order."""
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return (0, 2, 3, 1)
+    return tuple(sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True))
+
+
+def arranged(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return `x` with its axes in this order in memory."""
+    inverse = [order.index(axis) for axis in range(x.dim())]
+    return x.permute(*order).contiguous().permute(inverse)
+
+
 def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int) -> None:
     draw: Callable[[Tensor], Tensor] = module.forward
+    order: tuple[int, ...] | None = None
 
     def forward(x: Tensor) -> Tensor:
+        nonlocal order
         if not module.training:
             return draw(x)
         size = total(x.size(dim))
@@ -37,16 +52,15 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
                 f"{type(module).__name__} on a tensor of shape {tuple(x.shape)}: axis {dim} is not the one that is "
                 f"sharded over ranks ({own.stop - own.start} on this one)"
             )
-        return draw(_embedded(x, dim, own, size)).narrow(dim, own.start, x.size(dim))
+        if order is None or x.size(dim) > 1:  # strides do not tell the order of an axis of size 1
+            order = memory_order(x)
+        return draw(_embedded(x, dim, own, size, order)).narrow(dim, own.start, x.size(dim))
 
     module.forward = forward
 
 
-def _embedded(x: Tensor, dim: int, own: slice, size: int) -> Tensor:
-    """Return `x` at its position in a tensor of the global shape, zero elsewhere."""
+def _embedded(x: Tensor, dim: int, own: slice, size: int, order: Sequence[int]) -> Tensor:
+    """Return `x` at its position in a tensor of the global shape and of this order in memory, zero elsewhere."""
     before, after = list(x.shape), list(x.shape)
     before[dim], after[dim] = own.start, size - own.stop
-    whole = torch.cat([x.new_zeros(before), x, x.new_zeros(after)], dim)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        whole = whole.contiguous(memory_format=torch.channels_last)
-    return whole
+    return arranged(torch.cat([x.new_zeros(before), x, x.new_zeros(after)], dim), order)

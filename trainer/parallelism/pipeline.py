@@ -18,7 +18,7 @@ from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.collect import merged
 from trainer.parallelism.exchange import Group
-from trainer.parallelism.global_dropout import is_random
+from trainer.parallelism.global_dropout import arranged, is_random, memory_order
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.stages import cut, work_of_children
@@ -192,7 +192,8 @@ class Pipeline(Ranks):
 
 _Layout = tuple[torch.Size, torch.dtype]
 _PipelineSchedule = Schedule1F1B | ScheduleGPipe
-_Draw = tuple[str, tuple[int, ...], torch.dtype]  # a layer that is called, the shape of a sample, its type
+# a layer that is called, the shape of a sample, its type, and the order of the axes in memory
+_Draw = tuple[str, tuple[int, ...], torch.dtype, tuple[int, ...]]
 
 
 class _Call(nn.Module):
@@ -301,7 +302,7 @@ class _Draws:
 
     def _forward(self, name: str, module: nn.Module, x: Tensor) -> Tensor:
         if self._notes is not None:
-            self._notes.append((name, tuple(x.shape[1:]), x.dtype))
+            self._notes.append((name, tuple(x.shape[1:]), x.dtype, memory_order(x)))
         if not module.training:
             return x
         micro_batch, index = divmod(self._used, len(self._masks))
@@ -310,7 +311,7 @@ class _Draws:
 
     @contextmanager
     def noted(self) -> Iterator[list[_Draw]]:
-        """Context manager that records calls: the layer, the shape of a sample, and its dtype."""
+        """Context manager that records calls: the layer, the shape of a sample, its dtype, and its order in memory."""
         self._notes = []
         try:
             yield self._notes
@@ -322,8 +323,9 @@ class _Draws:
         """Draw the masks of a batch for the `calls` of each rank."""
         self._masks, self._used = [], 0
         for owner, noted in enumerate(calls):
-            for name, shape, dtype in noted:
-                mask = self._draw[name](torch.ones(len(images), *shape, dtype=dtype, device=images.device))
+            for name, shape, dtype, order in noted:
+                ones = torch.ones(len(images), *shape, dtype=dtype, device=images.device)
+                mask = self._draw[name](arranged(ones, order))
                 if owner == rank:
                     self._masks.append(mask)
 

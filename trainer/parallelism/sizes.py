@@ -48,9 +48,9 @@ class Layer:
     """One call of a module without children, in numbers of elements, not bytes.
 
     `inputs`, `outputs` and `work` are per sample. `weights` counts parameters with two or more axes, `others` the
-    rest; `work` is the number of multiply-adds of the forward pass (of convolutions and linear layers); `channels`
-    those of a batch norm; `plan` is how a tensor-parallel group splits it ("": not at all). `needs_gradient`:
-    whether a layer before it has parameters.
+    rest; `work` is the number of multiply-adds of the forward pass (of convolutions, linear and recurrent layers);
+    `channels` those of a batch norm; `plan` is how a tensor-parallel group splits it ("": not at all);
+    `needs_gradient`: whether a layer before it has parameters.
     """
 
     name: str
@@ -105,8 +105,9 @@ def layers_of(model: nn.Module, input_shape: Sequence[int], plan: Mapping[str, s
         needs_gradient = bool(counted)
         sizes = _new_parameters(module.parameters(recurse=False), counted)
         channels = module.num_features if isinstance(module, _BatchNorm) else 0
+        work = _work(module, inputs, outputs)
         layers.append(Layer(
-            name, *sizes, inputs, outputs, _work(module, outputs), channels, words.get(name, ""), needs_gradient,
+            name, *sizes, inputs, outputs, work, channels, words.get(name, ""), needs_gradient,
             isinstance(module, nn.Linear),
         ))  # fmt: skip
     if any(rest := _new_parameters(copied.parameters(), counted)):
@@ -130,8 +131,12 @@ def _new_parameters(parameters: Iterable[nn.Parameter], counted: set[int]) -> tu
     return weights, others
 
 
-def _work(module: nn.Module, outputs: int) -> int:
-    """Multiply-adds of a convolution or linear layer: one per output and input connected to it."""
+def _work(module: nn.Module, inputs: int, outputs: int) -> int:
+    """Multiply-adds of a convolution or linear layer: one per output and input connected to it; of a recurrent layer:
+    one per weight and time step."""
+    if isinstance(module, nn.RNNBase):
+        weights = (p for name, p in module.named_parameters(recurse=False) if name.startswith("weight_"))
+        return inputs // module.input_size * sum(weight.numel() for weight in weights)
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return 0
     return outputs * math.prod(module.weight.shape[1:])

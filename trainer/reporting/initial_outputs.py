@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-_WITH_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WITH_WEIGHTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
 
 
 class Outputs(NamedTuple):
@@ -34,8 +34,10 @@ class FirstOutputs:
         }
 
     @torch.no_grad()
-    def _keep(self, name: str, output: Tensor) -> None:
-        values = output.detach().float()
+    def _keep(self, name: str, output: Tensor | tuple[Tensor, object]) -> None:
+        values = (
+            (output[0] if isinstance(output, tuple) else output).detach().float()
+        )  # of torch.nn.LSTM: with its state
         self._found[name] = values.mean(), values.var(correction=0)
         self._hooks.pop(name).remove()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from rich.console import Group
@@ -16,6 +17,7 @@ from trainer.base.without_compiler import spare_flop_counter, zeros_for
 Shape = tuple[int, ...]
 
 _aten = torch.ops.aten
+_FUSED_RNN = _aten.mkldnn_rnn_layer  # one layer in float32 on the CPU
 # what these operations return, or its shape, depends on values: `item`, `if tensor`, masks as indices
 _READ_VALUES = (_aten._local_scalar_dense, _aten.equal, _aten.nonzero, _aten.masked_select, _aten._unique2)
 
@@ -115,7 +117,8 @@ def _count(model: nn.Module, state: dict[str, Tensor], inputs: Tensor, shapes: d
     from torch.utils.flop_counter import FlopCounterMode
 
     spare_flop_counter()
-    counter = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(_READ_VALUES, _refuse))
+    mapping = dict.fromkeys(_READ_VALUES, _refuse) | {_FUSED_RNN: _flops_of_rnn}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with _evaluating(model), _recording(model, shapes), _counted_attention(), torch.no_grad(), counter:
         torch.func.functional_call(model, state, (inputs,))
     return int(counter.get_total_flops())
@@ -124,6 +127,13 @@ def _count(model: nn.Module, state: dict[str, Tensor], inputs: Tensor, shapes: d
 def _refuse(*args: object, **kwargs: object) -> int:
     """Refuse operations that fail on the meta device: with zero weights, the shapes could be wrong."""
     raise RuntimeError("the model reads values")
+
+
+def _flops_of_rnn(
+    inputs: Shape, input_weights: Shape, recurrent_weights: Shape, *args: object, **kwargs: object
+) -> int:
+    """Two for each weight, time step and sample; inputs (T, N, D)."""
+    return 2 * inputs[0] * inputs[1] * (prod(input_weights) + prod(recurrent_weights))
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Every model has the same curve under every strategy that takes it: losses, weights and optimizer state of a few steps
+with clipping, accumulation and dropout are those of one device in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from tests.parallelism.harness import DOUBLE, curves, difference, reference, spawn
+from trainer.parallelism.global_dropout import global_dropout
+
+STEPS = 8
+# 1437 samples: the fourth batch has 207, which is odd
+PROBLEM = ("device=cpu", "threads=1", "schedule=constant", "optimizer=adamw", "batch_size=410", "accumulate=3")
+MODELS = {
+    "lstm": ["model.hidden=8", "model.num_layers=2", "model.drop_prob=0.3"],
+}
+# strategy -> world size -> models that it takes
+STRATEGIES: dict[tuple[str, int], list[str]] = {
+    ("ddp", 2): ["lstm"],
+    ("fsdp", 2): ["lstm"],
+    ("pipeline", 2): ["lstm"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "world_size"), STRATEGIES)
+def test_curves_coincide(strategy: str, world_size: int) -> None:
+    names = STRATEGIES[strategy, world_size]
+    rows = [((*PROBLEM, "clip_norm=0.5", f"model={name}", *MODELS[name]), True) for name in names]
+    more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
+    answers = spawn(world_size, curves, rows, more, STEPS)
+    for i, (name, (overrides, _)) in enumerate(zip(names, rows, strict=True)):
+        found = [difference(reference(overrides, True, STEPS), answer[i]) for answer in answers]
+        assert max(max(one.values()) for one in found) < DOUBLE, (name, found)
+
+
+TOKENS, IMAGES = torch.ones(5, 3, 8), torch.ones(5, 4, 3, 2)
+LAYOUTS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
+    "tokens": (TOKENS, lambda x: x),
+    "tokens, time first": (TOKENS, lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)),
+    "tokens, channels first": (TOKENS, lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)),
+    "images": (IMAGES, lambda x: x),
+    "images, channels last": (IMAGES, lambda x: x.contiguous(memory_format=torch.channels_last)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", [nn.Dropout(0.5), StochasticDepth(0.5, "row")], ids=["dropout", "stochastic depth"])
+def test_masks_of_shards_are_those_of_one_device_in_any_memory_order(layout: str, kind: nn.Module) -> None:
+    x, laid_out = LAYOUTS[layout]
+
+    def drawn(module: nn.Module, part: slice) -> Tensor:
+        torch.manual_seed(7)
+        return module(laid_out(x[part]))
+
+    whole, parts = drawn(kind, slice(0, 5)), []
+    for own in (slice(0, 3), slice(3, 5)):
+        module = type(kind)(*([0.5] if isinstance(kind, nn.Dropout) else [0.5, "row"]))
+        global_dropout(module, lambda total, own=own: own, lambda size: 5)
+        parts.append(drawn(module, own))
+    assert torch.equal(torch.cat(parts), whole)
+    assert 0 < whole.count_nonzero() < whole.numel()
