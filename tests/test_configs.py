@@ -12,6 +12,7 @@ import yaml
 from tests.forks import shared
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
+from trainer.base.timeline import Timeline
 from trainer.configuration.build import locate
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.resolve import resolve
@@ -97,7 +98,9 @@ def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path,
     assert_same(run.optimizer.state_dict(), again.optimizer.state_dict())
     # and both make the same next step
     for one in (run, again):
-        one.blueprint = replace(one.blueprint, total_steps=one.blueprint.total_steps + 1)
+        before = one.blueprint.timeline
+        longer = Timeline(before.num_samples, before.phases[0].batch_size, before.moments + 1)
+        one.blueprint = replace(one.blueprint, timeline=longer)
         assert train(one) == "completed"
     assert_same(run.model.state_dict(), again.model.state_dict())
 

@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from trainer import compose
+from tests.parallelism.harness import advance, difference, make, spawn, state_of
+from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
+from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
 from trainer.contracts import Schedule
 from trainer.schedules import (
     Constant,
     Cosine,
     Exponential,
+    Grown,
+    Growth,
     InverseSqrt,
     InverseTime,
     MultiStep,
@@ -30,6 +34,7 @@ from trainer.schedules import (
     WarmupStableDecay,
 )
 from trainer.schedules.robbins_monro import robbins_monro
+from trainer.storage import checkpoint
 from trainer.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -362,3 +367,132 @@ def test_the_rate_is_scaled_from_a_reference_batch(scaling: str, factor: float) 
     run = build_run(resolve(compose(["model=mlp", "steps=1", *more])))
     assert train(run) == "completed"
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * factor)
+
+
+def test_the_batch_grows_where_the_rate_would_drop_by_hand() -> None:
+    """Smith et al. 2018: their ratio stays that of the schedule."""
+    step = Step("10step", 0.1, steps_per_epoch=10, total_steps=40)
+    grown = Grown(Growth(1000, batch_size=16, num_train=5000), step)
+    assert grown.batch_sizes == [(10, 160), (20, 1000)]  # then 16,000 are wanted, so that the rate drops
+    table = {0: 1.0, 9: 1.0, 10: 1.0, 19: 1.0, 20: 0.625, 29: 0.625, 30: 0.0625, 39: 0.0625}
+    assert {t: grown.factor(t) for t in table} == pytest.approx(table)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        MultiStep(["7step", "50%"], 0.3, steps_per_epoch=5, total_steps=STEPS),
+        Step("5step", 0.5, 0.05, steps_per_epoch=5, total_steps=STEPS),
+        Step("1step", 0.9, steps_per_epoch=5, total_steps=STEPS),
+    ],
+)
+def test_growth_keeps_the_ratio_of_rate_and_batch_size(schedule: Schedule) -> None:
+    grown, sizes = Grown(Growth(300, batch_size=20, num_train=3000), schedule), {}
+    for moment in range(STEPS):
+        sizes[moment] = dict(grown.batch_sizes).get(moment, sizes.get(moment - 1, 20))
+        assert 20 * grown.factor(moment) / sizes[moment] == pytest.approx(schedule.factor(moment))
+    assert list(sizes.values()) == sorted(sizes.values())
+    assert max(sizes.values()) <= 300
+
+
+def test_the_largest_batch_is_a_tenth_of_the_training_set() -> None:
+    assert Growth("auto", batch_size=16, num_train=1437).max_batch == 143
+    assert Growth("auto", batch_size=200, num_train=1437).max_batch == 200
+
+
+def test_a_warmup_comes_before_the_growth() -> None:
+    plan = resolve(compose(["schedule=grow_batch", "schedule.every=10ep", "schedule.warmup=2ep", "epochs=20"]))
+    (phase,) = plan.timeline.phases[1:]
+    assert phase.start == (12, 0)
+    assert phase.batch_size == 143
+
+
+GROWING = [
+    "model=mlp", "model.hidden=[16]", "device=cpu", "threads=1", "early_stopping=null", "optimizer=momentum",
+    "epochs=5", "schedule=grow_batch", "schedule.every=40%", "schedule.factor=0.4", "schedule.max_batch=200",
+]  # fmt: skip
+
+
+def test_a_growing_batch_trains_the_planned_steps_and_evaluates_at_every_epoch(tmp_path: Path) -> None:
+    run = assemble(compose([*GROWING, "every.log=1step"]), tmp_path / "run")
+    sizes, plan = [], run.blueprint
+    advance = run.advance
+    run.advance = lambda count: sizes.append(count) or advance(count)  # type: ignore[method-assign, func-returns-value]
+    result = fit(run)
+    assert sum(sizes) == 5 * 1437
+    assert result.steps == len(sizes) == plan.total_steps < plan.timeline.moments == 5 * 23
+    assert set(sizes[:46]) == {64, 1437 % 64}
+    assert sizes[46:] == [*[160] * 8, 157] * 2 + [*[200] * 7, 37]
+    evaluated = [record for record in result.history if "val/loss" in record]
+    assert [record["epoch"] for record in evaluated] == [1, 2, 3, 4, 5]
+    rates = [record["lr"] for record in result.history if "lr" in record]
+    base = run.base_lrs[0]
+    assert rates[0] == rates[50] == pytest.approx(base)
+    assert rates[-1] == pytest.approx(base * 0.4**2 * 200 / 64)
+
+
+@pytest.mark.parametrize("step", [50, 66, 67])
+@pytest.mark.parametrize("more", [[], ["accumulate=3", "averaging=swa", "augmentation=mixup"]])
+def test_a_growing_batch_is_resumed_to_the_same_bits(step: int, more: list[str], tmp_path: Path) -> None:
+    overrides, whole, cut = [*GROWING, "every.checkpoint=5step", *more], tmp_path / "whole", tmp_path / "cut"
+    fit(assemble(compose(overrides), whole))
+    run = assemble(compose(overrides), cut)
+    advance = run.advance
+
+    def stop(count: int) -> None:
+        if run.step == step:
+            raise KeyboardInterrupt
+        advance(count)
+
+    run.advance = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        fit(run)
+    (cut / "result.json").unlink(missing_ok=True)
+    fit(assemble(compose(overrides), cut, resume=True))
+    for name in ("best.pt", "last.pt"):
+        one, other = (checkpoint.load(folder / "checkpoints" / name) for folder in (whole, cut))
+        assert one["step"] == other["step"]
+        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+
+
+def test_a_run_that_grew_is_longer_only_with_the_length_of_its_schedule(tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", [word for word in GROWING if word != "epochs=5"]
+    fit(assemble(compose(GROWING), folder))
+    (folder / "result.json").unlink()
+    with pytest.raises(ConfigurationError, match="schedule_length"):
+        assemble(compose([*other, "epochs=9"]), folder, resume=True)
+    result = fit(assemble(compose([*other, "epochs=6", "schedule_length=5ep"]), folder, resume=True))
+    assert result.history[-1]["epoch"] == 6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule.max_batch=63"], r"schedule.max_batch=63: must be null, auto or a whole number from 64 .* to 1437"),
+        (["schedule.max_batch=1438"], "schedule.max_batch=1438: must be"),
+        (["schedule.max_batch=100.5"], "schedule.max_batch=100.5: must be"),
+        (["schedule.max_batch=most"], "schedule.max_batch=most: must be"),
+        (["sampler=fresh_batch"], "schedule.max_batch: sampler=fresh_batch draws batches of one size"),
+        (["optimizer=adagrad", "parallelism=downpour", "parallelism.devices=2"], "parallelism=downpour take steps of"),
+        (["schedule.warmup=0ep", "schedule._target_=trainer.schedules.Cosine", "~schedule.every", "~schedule.factor",
+          "~schedule.floor"], "schedule.max_batch=143: must be null for a schedule whose rate .* step, multistep"),
+    ],
+)  # fmt: skip
+def test_growth_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(compose(["schedule=grow_batch", *overrides]))
+
+
+def steps_of_ranks(overrides: list[str], steps: int) -> dict[str, object]:
+    run = make(overrides, double=True)
+    return {"losses": advance(run, steps), **state_of(run)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp", "pipeline"])
+def test_ranks_whose_batch_grows_have_the_weights_of_one_device(parallelism: str) -> None:
+    overrides = [*GROWING, "accumulate=3"]
+    alone = steps_of_ranks(overrides, 60)
+    spread = [f"parallelism={parallelism}", "parallelism.devices=2"]
+    for answer in spawn(2, steps_of_ranks, [*overrides, *spread], 60):
+        assert difference(alone, answer) == {key: pytest.approx(0, abs=1e-10) for key in difference(alone, answer)}

@@ -87,6 +87,8 @@ class Sampler(ABC):
     """Whether a sample may occur more than once in an epoch."""
     needs_classes: bool = False
     """Whether targets must be class numbers."""
+    draws_batches: bool = False
+    """Whether the order consists of batches of `batch_size` samples, so that the batch cannot grow."""
 
     @abstractmethod
     def order(self, targets_N: Tensor, generator: torch.Generator) -> Tensor:
@@ -235,6 +237,11 @@ class Schedule(ABC):
     tail: float | None = None
     """Exponent p if the factor falls as t^-p for ever: 0 if it does not fall to 0, math.inf if it falls faster than
     every power. None if the schedule ends with the run, or follows evaluations."""
+    drop_moments: Sequence[int] | None = None
+    """Moments within its length before which the factor falls, if it is constant in between; None for other schedules.
+    The batch can grow at these moments instead (`schedule.max_batch`)."""
+    batch_sizes: Sequence[tuple[int, int]] = ()
+    """Moments from which on a batch has another number of samples, with that number."""
 
     def notices(self, total_steps: int) -> Iterable[str]:
         """Remarks on a schedule of this length, such as a drop that is not reached. Shown before the run."""

@@ -61,6 +61,7 @@ class FreshBatch(Sampler):
     """
 
     repeats = True
+    draws_batches = True
 
     def __init__(self, batch_size: int) -> None:
         check_whole("batch_size", batch_size, 1)

@@ -77,7 +77,7 @@ def test_what_is_a_notebook(shell: object, expected: bool, monkeypatch: pytest.M
 
 
 def test_a_cell_has_one_output_that_is_updated(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
-    display = Terminal(40, 10, "val/loss", "min")
+    display = Terminal(40, lambda step: step / 10, "val/loss", "min")
     display._next_refresh = 0.0
     display.header({"model": "mlp <b>", "data": "digits"})
     display.tick(1, 2.0, 1000.0)

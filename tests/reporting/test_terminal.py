@@ -91,7 +91,7 @@ def values(step: int) -> dict[str, float]:
 
 def test_plain_lines_on_a_pipe(clock: Clock) -> None:
     console = pipe()
-    display = Terminal(100, 10, "val/accuracy", "max", console)
+    display = Terminal(100, lambda step: step / 10, "val/accuracy", "max", console)
     display.header({"model": "lenet [bold]", "optimizer": "adamw " + "x" * 100})
     display.tick(1, 2.0, 1000.0)
     display.row(10, 1.0, values(10), best=True)
@@ -113,7 +113,7 @@ def test_plain_lines_on_a_pipe(clock: Clock) -> None:
 
 def test_a_fast_run_does_not_flood_a_log(clock: Clock) -> None:
     console = pipe()
-    display = Terminal(1000, 1, "val/loss", "min", console)
+    display = Terminal(1000, lambda step: step / 1, "val/loss", "min", console)
     for step in range(1, 1001):
         clock.now += 0.0101
         display.row(step, float(step), values(step), best=step in (1, 15, 16, 995))
@@ -128,7 +128,7 @@ def test_a_fast_run_does_not_flood_a_log(clock: Clock) -> None:
 
 def test_an_aborted_run_prints_the_row_that_was_held_back(clock: Clock) -> None:
     console = pipe()
-    display = Terminal(10, 1, "val/loss", "min", console)
+    display = Terminal(10, lambda step: step / 1, "val/loss", "min", console)
     display.row(1, 1.0, values(1), best=False)
     display.row(2, 2.0, values(2), best=False)
     assert len(written(console).splitlines()) == 1
@@ -139,7 +139,7 @@ def test_an_aborted_run_prints_the_row_that_was_held_back(clock: Clock) -> None:
 
 def test_the_table_keeps_the_last_rows_and_the_best(clock: Clock) -> None:
     console = screen()
-    display = Terminal(400, 10, "val/accuracy", "max", console)
+    display = Terminal(400, lambda step: step / 10, "val/accuracy", "max", console)
     for step in range(10, 210, 10):
         clock.now += 1
         display.row(step, step / 10, values(step), best=step in (10, 50))
@@ -163,7 +163,7 @@ def test_the_table_keeps_the_last_rows_and_the_best(clock: Clock) -> None:
 def test_a_thinned_table_of_all_evaluations_stays_on_the_screen(clock: Clock, count: int) -> None:
     """Also on a terminal that is lower than the table, with the first, the best and the last row, evenly spaced."""
     console = screen(height=10)
-    display = Terminal(count, 1, "val/loss", "min", console)
+    display = Terminal(count, lambda step: step / 1, "val/loss", "min", console)
     best = max(1, round(0.37 * count))
     for step in range(1, count + 1):
         display.row(step, float(step), values(step), best=step == best)
@@ -186,7 +186,7 @@ def test_a_thinned_table_of_all_evaluations_stays_on_the_screen(clock: Clock, co
 @pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120])
 def test_no_word_is_broken_at_any_width(clock: Clock, width: int) -> None:
     console = screen(width)
-    display = Terminal(100, 10, "val/loss", "min", console)
+    display = Terminal(100, lambda step: step / 10, "val/loss", "min", console)
     folder, command = "outputs/2026-11-30/17-48-06-digits", "train resume 'out puts/2026-11-30/a'"
     display.header({"run": folder, "data": "digits: 1,437 train, 180 val, 180 test"})
     display.row(10, 1.0, values(10), best=True)
@@ -207,7 +207,7 @@ def test_no_word_is_broken_at_any_width(clock: Clock, width: int) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_nothing_is_wider_than_the_terminal(clock: Clock, width: int, encoding: str) -> None:
     console = screen(width, encoding=encoding)
-    display = Terminal(1_234_567, 1000, "val/accuracy", "max", console)
+    display = Terminal(1_234_567, lambda step: step / 1000, "val/accuracy", "max", console)
     display.header({"a name": "and a long value " * 5})
     for step in (1000, 2000, 3000):
         clock.now += 1
@@ -226,7 +226,7 @@ def test_nothing_is_wider_than_the_terminal(clock: Clock, width: int, encoding: 
 
 def test_rows_fit_a_low_terminal(clock: Clock) -> None:
     console = screen(height=10)
-    display = Terminal(100, 1, None, "min", console)
+    display = Terminal(100, lambda step: step / 1, None, "min", console)
     for step in range(1, 30):
         clock.now += 1
         display.row(step, float(step), values(step), best=False)
@@ -238,7 +238,7 @@ def test_rows_fit_a_low_terminal(clock: Clock) -> None:
 
 def test_progress_shows_rate_and_time_left(clock: Clock) -> None:
     console = screen()
-    display = Terminal(1000, 100, None, "min", console)
+    display = Terminal(1000, lambda step: step / 100, None, "min", console)
     display.tick(101, loss=2.0, samples_per_second=12_345.0)
     assert visible(written(console))[-1].endswith("━  101/1,000  epoch 1.0  loss 2.0000  12.3k samples/s")
     clock.now += 50
@@ -257,7 +257,7 @@ def test_progress_shows_rate_and_time_left(clock: Clock) -> None:
 )
 def test_time_left_in_all_sizes(clock: Clock, seconds_a_step: float, left: str) -> None:
     console = screen()
-    display = Terminal(1500, 100, None, "min", console)
+    display = Terminal(1500, lambda step: step / 100, None, "min", console)
     display.tick(0)
     clock.now += 500 * seconds_a_step
     display.tick(500)
@@ -267,7 +267,7 @@ def test_time_left_in_all_sizes(clock: Clock, seconds_a_step: float, left: str) 
 
 def test_ticks_redraw_five_times_a_second_at_most(clock: Clock) -> None:
     console = screen()
-    display = Terminal(100_000, 100, None, "min", console)
+    display = Terminal(100_000, lambda step: step / 100, None, "min", console)
     for step in range(1, 10_001):
         clock.now += 1e-3
         display.tick(step)
@@ -285,7 +285,7 @@ def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monk
 
     monkeypatch.setattr(Terminal, "_draw_table", counted)
     console = screen()
-    display = Terminal(10_000, 10, "val/accuracy", "max", console)
+    display = Terminal(10_000, lambda step: step / 10, "val/accuracy", "max", console)
     for step in range(10, 2010, 10):  # 200 epochs of 15 ms each
         for tick in range(step - 9, step + 1):
             clock.now += 1.5e-3
@@ -299,7 +299,7 @@ def test_short_epochs_redraw_the_table_twice_a_second_at_most(clock: Clock, monk
 
 def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:
     for console in (screen(), pipe()):
-        display = Terminal(10**9, 100, None, "min", console)
+        display = Terminal(10**9, lambda step: step / 100, None, "min", console)
         display.tick(1)
         display._next_refresh = float("inf")
         names = {"tick": display.tick}
@@ -310,7 +310,7 @@ def test_a_tick_that_shows_nothing_costs_well_under_a_microsecond() -> None:
 
 def test_messages_appear_above_the_display(clock: Clock) -> None:
     console = screen(width=40)
-    display = Terminal(100, 10, "val/loss", "min", console)
+    display = Terminal(100, lambda step: step / 10, "val/loss", "min", console)
     display.row(10, 1.0, values(10), best=True)
     before = visible(written(console))
     display.message("warning: " + "long " * 20)
@@ -323,7 +323,7 @@ def test_messages_appear_above_the_display(clock: Clock) -> None:
 @pytest.mark.parametrize("how", ["finish", "close", "close_twice"])
 def test_the_cursor_is_hidden_and_shown_again(how: str) -> None:
     console = screen()
-    display = Terminal(100, 10, None, "min", console)
+    display = Terminal(100, lambda step: step / 10, None, "min", console)
     display.tick(1)
     assert HIDE in written(console)
     assert SHOW not in written(console)
@@ -341,7 +341,7 @@ def test_the_cursor_is_hidden_and_shown_again(how: str) -> None:
 
 def test_closing_before_anything_was_shown() -> None:
     console = screen()
-    display = Terminal(100, 10, None, "min", console)
+    display = Terminal(100, lambda step: step / 10, None, "min", console)
     display.close()
     assert written(console) == ""
 
@@ -355,7 +355,7 @@ def test_live_only_on_a_capable_terminal_outside_ci(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "dumb")
     assert not interactive(screen())
     console = screen()
-    display = Terminal(10, 1, "val/loss", "min", console)
+    display = Terminal(10, lambda step: step / 1, "val/loss", "min", console)
     display.tick(1)
     display.row(1, 1.0, values(1), best=True)
     assert "\x1b" not in written(console)
@@ -365,7 +365,7 @@ def test_live_only_on_a_capable_terminal_outside_ci(monkeypatch: pytest.MonkeyPa
 PROGRAM = """
     import os, signal, sys
     from trainer.reporting.terminal import Terminal
-    display = Terminal(100, 10, "val/loss", "min")
+    display = Terminal(100, lambda step: step / 10, "val/loss", "min")
     display.header({"model": "lenet"})
     display.tick(1, 2.0, 100.0)
     display.row(10, 1.0, {"val/loss": 1.0}, True)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
 from trainer.base.duration import parse_duration
+from trainer.base.timeline import Timeline
 from trainer.configuration.compose import Config
 from trainer.configuration.resolve import _log_times, resolve
 from trainer.reporting.metrics_file import read_metrics
@@ -209,7 +210,8 @@ def test_the_automatic_log_interval_suits_the_run(steps_an_epoch, epochs, evalua
     every, restarts = _log_times(
         {"log": "auto", "evaluate": evaluate}, lambda text: parse_duration(text).steps(steps_an_epoch, total), total
     )
-    plan = replace(resolve(config()), total_steps=total, every_log=every, log_restarts=restarts)
+    timeline = Timeline(steps_an_epoch, 1, total)
+    plan = replace(resolve(config()), timeline=timeline, every_log=every, log_restarts=restarts)
     logged = [step for step in range(1, total + 1) if plan.logs_at(step)]
     assert logged[: len(first)] == first
     gaps = [b - a for a, b in zip([0, *logged], logged, strict=False)]

@@ -23,7 +23,8 @@ def announce(run: Run, resumed: bool) -> None:
     plan, config = run.blueprint, run.blueprint.config
     choices, facts = config["choices"], plan.facts
     whole = ", the whole training set" if config["batch_size"] == "full" else ""
-    length = f"{plan.total_steps:,} steps of {plan.batch_size} samples{whole}"
+    size = f"{plan.batch_size} to {plan.timeline.largest.batch_size}" if plan.timeline.grows else f"{plan.batch_size}"
+    length = f"{plan.total_steps:,} steps of {size} samples{whole}"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
     ranks = run.strategy.world_size
     spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}

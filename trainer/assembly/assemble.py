@@ -208,12 +208,12 @@ def make_freezing(blueprint: Blueprint, model: nn.Module, optimizer: torch.optim
     entries = entries_of(blueprint.config)
     if not any(entry.frozen or entry.unfreeze_at for entry in entries):
         return None
-    return Freezing(model, optimizer, entries, blueprint.steps)
+    return Freezing(model, optimizer, entries, blueprint.step_at)
 
 
 def make_averaging(blueprint: Blueprint, optimizer: torch.optim.Optimizer) -> Averaging | None:
     """Build the averaging of the weights that the optimizer steps."""
-    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
+    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.timeline.moments}
     averaging: Averaging | None = build_component(blueprint.config, "averaging", **given)
     if averaging is not None:
         averaging.attach(parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -51,6 +51,7 @@ def make_batches(
         seed=config["seed"], sampler=sampler, augmentation=augmentation, preprocessing=preprocessing,
         strategy=blueprint.strategy, channels_last=channels_last, num_classes=blueprint.facts.num_outputs,
         room=math.inf if room is None else room, device=device,
+        timeline=blueprint.timeline if blueprint.timeline.grows else None,
     )  # fmt: skip
 
 

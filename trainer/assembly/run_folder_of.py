@@ -37,7 +37,7 @@ def open_folder(run: Run, folder: Path, *, resume: bool = False, console: Consol
         keep_matching_best(run, folder / run_folder.CHECKPOINTS / "best.pt")
         put_in_place(found[0], folder / run_folder.CHECKPOINTS / "last.pt")
     plan = run.blueprint
-    terminal = Terminal(plan.total_steps, plan.steps_per_epoch, plan.monitor, plan.best.mode, console)
+    terminal = Terminal(plan.total_steps, plan.epochs_at, plan.monitor, plan.best.mode, console)
     offsets = state["offsets"] if state is not None else None
     try:
         run.report = Report(folder, terminal, offsets, run.step)
@@ -59,7 +59,8 @@ def tell_learning_rate(run: Run, total_before: int) -> None:
     """If the run is longer than it was, or its schedule shorter, tell the learning rate before and after."""
     plan = run.blueprint
     assert run.report is not None and run.folder is not None
-    is_as_planned = plan.total_steps == total_before == plan.schedule_steps
+    total = plan.timeline.moments
+    is_as_planned = total == total_before == plan.schedule_steps
     if is_as_planned or run.step in (0, plan.total_steps):
         return
     after = run.base_lrs[0] * run.lr_factor
@@ -68,7 +69,7 @@ def tell_learning_rate(run: Run, total_before: int) -> None:
         line += f"; the schedule is {plan.schedule_steps:,} steps long, afterwards its last rate is held"
     elif after != run.lr:
         line += (
-            f"; the schedule now spreads over {plan.total_steps:,} steps instead of {total_before:,}; to keep it and "
+            f"; the schedule now spreads over {total:,} steps instead of {total_before:,}; to keep it and "
             f"then hold its last rate: train resume {run_folder.quoted(run.folder)} schedule_length={total_before}step"
         )
     run.report.message(line)
@@ -99,11 +100,22 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
     if state is None:
         return
     restore_checked(run, state, folder / run_folder.CHECKPOINTS / "last.pt")
+    check_position(run)
     if run.step > run.blueprint.total_steps:
         config = run.blueprint.config
         raise ConfigurationError(
             f"epochs={config['epochs']}, steps={config['steps']}: is {run.blueprint.total_steps} steps; "
             f"the run has taken {run.step} already"
+        )
+
+
+def check_position(run: Run) -> None:
+    """Raise ConfigurationError if the batch has grown at other moments so far than it would have now."""
+    timeline, progress = run.blueprint.timeline, run.progress
+    if run.strategy.is_synchronous and timeline.position(run.step) != (progress.epoch, progress.samples_seen):
+        raise ConfigurationError(
+            "schedule.max_batch: with this length, the batch would have grown at other moments than it has; set "
+            "schedule_length to the length that the run had"
         )
 
 

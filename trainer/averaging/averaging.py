@@ -45,9 +45,11 @@ class Averaging(ABC):
         weights so far; None if these weights are not averaged. The share of the first weights is taken as 1."""
 
     @torch.no_grad()
-    def stepped(self, step: int) -> None:
-        """Take the weights after step `step` into the average."""
-        share = self.share(step, self.count)
+    def stepped(self, moments: Iterable[int]) -> None:
+        """Take the weights after a step into the average; `moments` are those that it has reached, the step's number
+        unless the batch grows."""
+        shares = (self.share(moment, self.count) for moment in moments)
+        share = next((share for share in shares if share is not None), None)
         if share is None:
             return
         (group,) = self.averages.param_groups

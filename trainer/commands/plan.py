@@ -113,12 +113,13 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
         print_section(console, "regularizer", penalties)
     print_section(console, *learning_rate_curve(blueprint, console))
     print_section(console, "steps", make_grid(step_rows(blueprint)))
-    found = estimate(blueprint)
-    print_section(console, "estimate", make_grid(estimate_rows(blueprint, found)))
-    if (cost := cost_of(blueprint, model)) is not None:
+    largest = blueprint.at_largest_batch()
+    found = estimate(largest)
+    print_section(console, "estimate", make_grid(estimate_rows(largest, found)))
+    if (cost := cost_of(largest, model)) is not None:
         different = blueprint.strategy.differences(model, blueprint.dtype)
         rows = list(parallelism_rows(blueprint.strategy, found, cost, different))
-        if (time := step_time(blueprint, found, cost)) is not None:
+        if (time := step_time(largest, found, cost)) is not None:
             rows += step_time_rows(time, found.step_seconds)
         print_section(console, "parallelism", make_grid(rows))
     if drawn is not None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from trainer.base.config import Component, Config
 from trainer.base.duration import is_time, parse_duration
 from trainer.base.errors import ConfigurationError
 from trainer.base.improvement import Improvement
+from trainer.base.timeline import Timeline
 from trainer.configuration.build import build
 from trainer.configuration.components import node_of
 from trainer.configuration.probe import check_finite_number, key_of
@@ -25,7 +26,10 @@ from trainer.parallelism.strategy import Strategy
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A checked configuration with its components. Durations are in optimizer steps.
+    """A checked configuration with its components.
+
+    Durations are moments of the timeline: optimizer steps, of the first batch size if the batch grows. `batch_size` and
+    `micro_batch` are the first ones.
 
     `others` contains the components of groups that the assembly does not know, by the group's name.
     """
@@ -41,8 +45,7 @@ class Blueprint:
     metrics: dict[str, metrics.Sum]
     batch_size: int
     micro_batch: int
-    steps_per_epoch: int
-    total_steps: int
+    timeline: Timeline
     schedule_steps: int
     every_log: int
     log_restarts: int
@@ -63,16 +66,41 @@ class Blueprint:
     def factor(self, step: int) -> float:
         """Return the factor on the learning rates in a step: that of the batch size times that of the schedule, which
         beyond its length is that of its last step."""
-        asked = min(step, self.schedule_steps - 1)
+        asked = min(self.timeline.moment(step), self.schedule_steps - 1)
         factor = self.schedule.factor(asked)
         if type(factor) is not float or not 0 <= factor < math.inf:
             where = key_of(self.config, "schedule")
             factor = check_finite_number(where, f"factor({asked})", factor, low=0.0)
         return self.lr_scale * factor
 
-    def steps(self, duration: str) -> int:
-        """Convert a duration to optimizer steps."""
-        return parse_duration(duration).steps(self.steps_per_epoch, self.total_steps)
+    @property
+    def total_steps(self) -> int:
+        """Number of optimizer steps."""
+        return self.timeline.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of the first batch size in an epoch."""
+        return self.timeline.moments_per_epoch
+
+    def step_at(self, duration: str) -> int:
+        """Return the number of optimizer steps after which a duration has passed."""
+        moment = parse_duration(duration).steps(self.timeline.moments_per_epoch, self.timeline.moments)
+        return self.timeline.step_at(moment)
+
+    def is_time(self, step: int, every: int) -> bool:
+        """Whether an action with period `every` is due after `step` steps; always true after the last step."""
+        return any(is_time(moment, every, self.timeline.moments) for moment in self.timeline.reached(step))
+
+    def at_largest_batch(self) -> "Blueprint":
+        """Return a blueprint whose batches have the size of the largest, for estimates."""
+        largest = self.timeline.largest
+        return replace(self, batch_size=largest.batch_size, micro_batch=largest.micro_batch)
+
+    def epochs_at(self, step: int) -> float:
+        """Return the number of epochs done after `step` steps."""
+        epoch, sample = self.timeline.position(step)
+        return epoch + sample / self.timeline.num_samples
 
     @property
     def num_outputs(self) -> int:
@@ -84,8 +112,10 @@ class Blueprint:
 
     def logs_at(self, step: int) -> bool:
         """Whether training metrics are logged after `step` steps; they are also read at each evaluation."""
-        since_restart = (step - 1) % self.log_restarts + 1
-        return step == self.total_steps or is_time(since_restart, self.every_log, self.log_restarts)
+        if step == self.total_steps:
+            return True
+        since_restart = ((moment - 1) % self.log_restarts + 1 for moment in self.timeline.reached(step))
+        return any(is_time(since, self.every_log, self.log_restarts) for since in since_restart)
 
     def build_model(self) -> nn.Module:
         """Build the model on torch's current default device."""

@@ -180,9 +180,10 @@ def check_schedule_monitor(config: Config, loss: Loss, facts: DataFacts) -> None
 
 
 def check_schedule(
-    config: Config, schedule: Schedule, loss: Loss, facts: DataFacts, strategy: Strategy
+    config: Config, schedule: Schedule, loss: Loss, facts: DataFacts, strategy: Strategy, sampler: Sampler | None
 ) -> Iterator[str]:
-    """A schedule that uses evaluation metrics needs an existing one, on every rank."""
+    """A schedule that uses evaluation metrics needs an existing one, on every rank; batches that grow need steps that
+    all ranks make together."""
     if schedule.monitor is not None:
         problem = _problem_of_monitor("schedule.monitor", schedule.monitor, metric_names(loss, facts))
         if problem is not None:
@@ -190,12 +191,17 @@ def check_schedule(
     if schedule.listens and not strategy.is_synchronous and strategy.world_size > 1:
         option, parallelism = config["choices"].get("schedule"), config["choices"].get("parallelism")
         yield f"schedule={option}: follows evaluations, which only the main worker of {parallelism} makes"
+    if schedule.batch_sizes and not strategy.is_synchronous and strategy.world_size > 1:
+        parallelism = config["choices"].get("parallelism")
+        yield f"schedule.max_batch: the workers of parallelism={parallelism} take steps of one size"
+    if schedule.batch_sizes and sampler is not None and sampler.draws_batches:
+        yield f"schedule.max_batch: sampler={config['choices'].get('sampler')} draws batches of one size"
 
 
 def check_averaging(blueprint: Blueprint) -> Iterator[str]:
     """All ranks must have the weights of one model, and the optimizer must not average by itself."""
     config, strategy = blueprint.config, blueprint.strategy
-    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.total_steps}
+    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.timeline.moments}
     if build_component(config, "averaging", **given) is None:
         return
     option, optimizer, parallelism = (config["choices"].get(g) for g in ("averaging", "optimizer", "parallelism"))
@@ -292,7 +298,7 @@ def _check_outputs(outputs: object, blueprint: Blueprint) -> None:
 def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
     """A micro-batch must not have a single sample if the model has batch norm of vectors, which needs a variance."""
     batch_size = blueprint.batch_size
-    if not _leaves_one_alone(blueprint, batch_size) or _fits(model, 1, blueprint):
+    if not _ever_leaves_one_alone(blueprint) or _fits(model, 1, blueprint):
         return
     try:
         model(torch.empty(1, *blueprint.facts.input_shape, device="meta"))
@@ -306,6 +312,17 @@ def _check_lone_sample(model: nn.Module, blueprint: Blueprint) -> None:
             " be computed alone, but the model's batch norm needs at least two"
             + ("" if better is None else f"; batch_size={better} avoids this")
         ) from error
+
+
+def _ever_leaves_one_alone(blueprint: Blueprint) -> bool:
+    if not blueprint.timeline.grows:
+        return _leaves_one_alone(blueprint, blueprint.batch_size)
+    epochs = range(blueprint.timeline.position(blueprint.total_steps).epoch + 1)
+    segments = {found for epoch in epochs for found in blueprint.timeline.segments(epoch)}
+    return any(
+        1 in (*chunk_sizes(size, micro_batch), *chunk_sizes((end - start) % size, micro_batch))
+        for start, end, size, micro_batch in segments
+    )
 
 
 def _leaves_one_alone(blueprint: Blueprint, batch_size: int) -> bool:

@@ -3,15 +3,16 @@
 import inspect
 from pkgutil import resolve_name
 
-from trainer.base.config import Component, Config
+from trainer.base.config import Component, Config, ConfigValue
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.build import build, locate, problems
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.optimizer_keys import RUNNERS
 from trainer.contracts import Schedule, adapt
-from trainer.schedules import Warmed
+from trainer.schedules import Grown, Growth, Warmed
 
 WARMUP_KEYS = ("warmup", "warmup_start", "warmup_shape")
+GROWTH_KEYS = ("max_batch",)
 
 
 def build_component(config: Config, group: str, **given: object) -> Component:
@@ -30,31 +31,44 @@ def build_component(config: Config, group: str, **given: object) -> Component:
         raise ConfigurationError(f"{group}._target_={config[group]['_target_']}: {error}") from error
 
 
-def build_schedule(config: Config, *, steps_per_epoch: int, total_steps: int, **given: object) -> Schedule:
-    """Build the schedule, and its warm-up if there is one; the schedule then begins after the warm-up."""
+def build_schedule(
+    config: Config, *, steps_per_epoch: int, total_steps: int, batch_size: int, num_train: int, **given: object
+) -> Schedule:
+    """Build the schedule, with the growth of the batch in place of its drops if asked for, and its warm-up if there is
+    one; the schedule then begins after the warm-up."""
     warmup, length = None, total_steps
-    if keys := _warmup_keys(config["schedule"]):
+    if keys := _own_keys(config["schedule"], WARMUP_KEYS):
         node = {"_target_": "trainer.schedules.Warmup", "warmup": "0step", **keys}
         warmup = build(node, "schedule", steps_per_epoch=steps_per_epoch, total_steps=total_steps)
         length -= warmup.steps
     given |= {"steps_per_epoch": steps_per_epoch, "total_steps": length}
     schedule: Schedule = build_component(config, "schedule", **given)
+    if (keys := _own_keys(config["schedule"], GROWTH_KEYS)) and keys["max_batch"] is not None:
+        schedule = _growing(schedule, keys["max_batch"], batch_size=batch_size, num_train=num_train)
     return Warmed(warmup, schedule) if warmup is not None and warmup.steps else schedule
+
+
+def _growing(schedule: Schedule, max_batch: ConfigValue, **given: int) -> Schedule:
+    try:
+        return Grown(Growth(max_batch, **given), schedule)
+    except ValueError as error:
+        raise ConfigurationError(f"schedule.{error}") from error
 
 
 def node_of(config: Config, group: str) -> Config:
     """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, those
-    of a schedule's warm-up, and some of an optimizer."""
+    of a schedule's warm-up and growth, and some of an optimizer."""
     node = config[group] or {}
     runners: tuple[str, ...] = {"data": ("epochs",), "optimizer": RUNNERS}.get(group, ())
     if group == "schedule":
-        runners = tuple(_warmup_keys(node))
+        runners = tuple(_own_keys(node, (*WARMUP_KEYS, *GROWTH_KEYS)))
     return {key: value for key, value in node.items() if key not in runners}
 
 
-def _warmup_keys(node: Config) -> Config:
-    """The keys of the warm-up in a schedule's node. A class whose constructor has such a key makes its own warm-up."""
-    keys = {key: value for key, value in node.items() if key in WARMUP_KEYS}
+def _own_keys(node: Config, names: tuple[str, ...]) -> Config:
+    """The keys in a schedule's node that are for the runner: those of the warm-up, or of the growth of the batch. A
+    class whose constructor has such a key does this itself."""
+    keys = {key: value for key, value in node.items() if key in names}
     if not keys or not node.get("_target_"):
         return {}
     parameters = inspect.signature(locate(node["_target_"], "schedule")).parameters

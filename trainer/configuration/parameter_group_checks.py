@@ -42,7 +42,7 @@ def _unsupported(entry: Entry, blueprint: Blueprint) -> Iterator[str]:
 def _thawing(where: str, entry: Entry, blueprint: Blueprint) -> Iterator[str]:
     assert entry.unfreeze_at is not None
     choices = blueprint.config["choices"]
-    if blueprint.steps(entry.unfreeze_at) >= blueprint.total_steps:
+    if blueprint.step_at(entry.unfreeze_at) >= blueprint.total_steps:
         yield f"{where}: is not before the end of the run; frozen=true keeps them frozen"
     if not blueprint.strategy.is_synchronous:
         yield f"{where}: the server of parallelism={choices.get('parallelism')} steps all parameters from the start"

@@ -19,6 +19,7 @@ from trainer.base.errors import ConfigurationError, one_line
 from trainer.base.improvement import Improvement, direction
 from trainer.base.precision import choose_dtype
 from trainer.base.rank import rank_info
+from trainer.base.timeline import Timeline
 from trainer.base.without_compiler import keep_compiler_out
 from trainer.configuration import checks
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
@@ -122,7 +123,10 @@ def _problems_of_calls(blueprint: Blueprint, built: dict[str, Component]) -> lis
 
     def schedule() -> Schedule:
         an_epoch, total = blueprint.steps_per_epoch, blueprint.schedule_steps
-        return build_schedule(config, steps_per_epoch=an_epoch, total_steps=total, directions=loss.directions)
+        return build_schedule(
+            config, steps_per_epoch=an_epoch, total_steps=total, batch_size=blueprint.batch_size,
+            num_train=facts.num_train, directions=loss.directions,
+        )  # fmt: skip
 
     calls: tuple[Callable[[], None], ...] = (
         lambda: check_loss_calls(config, loss, facts, mixes=mixes, listens=built["sampler"].listens),
@@ -160,13 +164,12 @@ def _component_problems(
 
 
 def _lengths(config: Config, facts: DataFacts) -> tuple[int, int, int]:
-    """Return samples per step, steps per epoch and total steps."""
+    """Return samples per step and per epoch, and the length of the run, in steps of this size."""
     samples = facts.num_train
     batch_size = samples if config["batch_size"] == "full" else config["batch_size"]
     if config["limit_batches"] is not None:
         samples = min(samples, config["limit_batches"] * batch_size)
-    steps_per_epoch = -(-samples // batch_size)
-    return batch_size, steps_per_epoch, config["steps"] or config["epochs"] * steps_per_epoch
+    return batch_size, samples, config["steps"] or config["epochs"] * -(-samples // batch_size)
 
 
 def _draft(
@@ -179,7 +182,8 @@ def _draft(
 ) -> tuple[Blueprint, list[str]]:
     """Return the blueprint and the problems of its schedule, which is replaced by a constant one if it cannot be
     built, so that further checks can run."""
-    batch_size, steps_per_epoch, total_steps = _lengths(config, facts)
+    batch_size, samples, total_steps = _lengths(config, facts)
+    steps_per_epoch = -(-samples // batch_size)
     data: DataSet = built["data"]
     loss, stopping = built["loss"], config["early_stopping"]
     schedule: Schedule = Constant()
@@ -193,12 +197,16 @@ def _draft(
         try:
             checks.check_schedule_monitor(config, loss, facts)  # first: its direction is looked up by its name
             schedule = build_schedule(
-                config, steps_per_epoch=steps_per_epoch, total_steps=schedule_steps, directions=loss.directions
-            )
+                config, steps_per_epoch=steps_per_epoch, total_steps=schedule_steps, batch_size=batch_size,
+                num_train=facts.num_train, directions=loss.directions,
+            )  # fmt: skip
         except ConfigurationError as error:
             problems += error.problems
-        problems += checks.check_schedule(config, schedule, loss, facts, strategy)
+        problems += checks.check_schedule(config, schedule, loss, facts, strategy, built.get("sampler"))
 
+    timeline = Timeline(
+        samples, batch_size, total_steps, schedule.batch_sizes, lambda size: micro_batch_size(config, size)
+    )
     every_log, log_restarts = _log_times(config["every"], steps, total_steps)
     monitor, mode = "val/loss", "min"
     if stopping is not None:
@@ -210,13 +218,12 @@ def _draft(
         dtype=choose_dtype(config["precision"], device),
         metrics=metrics.available(loss.metrics.get(facts.task, ()), facts.num_outputs),
         batch_size=batch_size, micro_batch=micro_batch_size(config, batch_size),
-        steps_per_epoch=steps_per_epoch, total_steps=total_steps,
-        schedule_steps=schedule_steps,
+        timeline=timeline, schedule_steps=schedule_steps,
         every_log=every_log, log_restarts=log_restarts, every_evaluate=steps(config["every"]["evaluate"]),
         every_checkpoint=steps(config["every"]["checkpoint"]), monitor=monitor,
         best=Improvement(monitor, mode),
         early_stopping=None if stopping is None else EarlyStopping(
-            monitor, mode, stopping["patience"], stopping["min_delta"], steps(stopping["after"])
+            monitor, mode, stopping["patience"], stopping["min_delta"], timeline.step_at(steps(stopping["after"]))
         ),
         others={group: item for group, item in built.items() if not GROUPS[group].is_wired and item is not None},
     ), problems  # fmt: skip

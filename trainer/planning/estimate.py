@@ -15,6 +15,7 @@ from trainer.assembly.assemble import build_run
 from trainer.assembly.torch_settings import torchs_own_threads
 from trainer.base.capabilities import extra_bytes_of
 from trainer.base.rank import RankInfo, rank_info, take
+from trainer.base.timeline import Timeline
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.contracts import Augmentation
@@ -205,7 +206,10 @@ def _run(blueprint: Blueprint, num_samples: int, num_val: int = 0) -> Run:
     train = _random_part(facts, min(facts.num_train, most), generator)
     num_val = min(evaluation_size(blueprint, blueprint.micro_batch), max(num_val, 2 * num_samples))
     val = _random_part(facts, min(facts.num_val, num_val), generator)
-    smaller = replace(blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch))
+    smaller = replace(
+        blueprint, batch_size=num_samples, micro_batch=min(num_samples, blueprint.micro_batch),
+        timeline=Timeline(len(train.targets_N), num_samples, blueprint.timeline.moments),
+    )  # fmt: skip
     run = build_run(smaller, Splits(train, val, val), fit=False)
     run.preprocessing.fit_roughly(train.images_NCHW)
     run.preprocessing.to(run.device)

@@ -233,15 +233,25 @@ def learning_rate_curve(blueprint: "Blueprint", console: Console) -> tuple[str, 
 
 
 def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
-    total, an_epoch, config = blueprint.total_steps, blueprint.steps_per_epoch, blueprint.config
-    yield "length", f"{format_count(total, 'step')} = {total / an_epoch:.4g} epochs of {format_count(an_epoch, 'step')}"
+    timeline, an_epoch, config = blueprint.timeline, blueprint.steps_per_epoch, blueprint.config
+    total = timeline.moments
+    of_first = " of the first batch size" if timeline.grows else ""
+    epochs = f"{total / an_epoch:.4g} epochs of {format_count(an_epoch, 'step')}{of_first}"
+    yield "length", f"{format_count(timeline.total_steps, 'step')} = {epochs}"
     parts = -(-blueprint.batch_size // blueprint.micro_batch)
     split = f", in micro-batches of {blueprint.micro_batch:,}" if parts > 1 else ""
     yield "batch", f"{format_count(blueprint.batch_size, 'sample')}{_about_full_batches(config)}{split}"
+    for phase in timeline.phases[1:]:
+        begins = f"epoch {blueprint.epochs_at(phase.step):.4g}"
+        yield "", f"{format_count(phase.batch_size, 'sample')} from step {phase.step:,} ({begins}) on"
+    if timeline.grows:
+        yield "", f"{format_count(timeline.total_steps, 'update')} instead of {total:,} with batches that do not grow"
     if (rate := rate_of(config["optimizer"])) != "scheduled":
         yield "rate", f"{rate}: optimizer={config['choices'].get('optimizer')} does not follow a schedule"
     if blueprint.schedule_steps != total:
         yield "schedule", f"over {format_count(blueprint.schedule_steps, 'step')}; afterwards its last rate is held"
+    if timeline.grows:
+        yield "durations", "below: in steps of the first batch size"
     if warmup := blueprint.schedule.warmup:
         yield "warm-up", format_count(warmup, "step")
     for notice in blueprint.schedule.notices(blueprint.schedule_steps):
@@ -299,8 +309,8 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
             f"{blueprint.device}, {torch.get_num_threads()} threads, {precision}"
         ),
     )
-    evaluations = -(-blueprint.total_steps // blueprint.every_evaluate)
-    total = found.step.times(blueprint.total_steps).plus(Spread(*3 * (evaluations * found.evaluation_seconds,)))
+    evaluations = -(-blueprint.timeline.moments // blueprint.every_evaluate)
+    total = found.step.times(_steps_as_measured(blueprint)).plus(Spread(*3 * (evaluations * found.evaluation_seconds,)))
     where = " on one device" if blueprint.strategy.world_size > 1 else ""
     more = ", if it does not stop early" if blueprint.config["early_stopping"] is not None else ""
     notes = " (not compiled)" if blueprint.config["compile"] else ""
@@ -324,6 +334,12 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
     if found.more is not None:
         copy = format_size(found.weights + found.optimizer)
         yield "", f"up to {format_size(found.more)} more measured in steps and evaluations, and {copy} at a checkpoint"
+
+
+def _steps_as_measured(blueprint: "Blueprint") -> int:
+    """The number of steps of `blueprint.batch_size`, of which one has been measured, that use the run's samples."""
+    timeline = blueprint.timeline
+    return -(-timeline.moments * timeline.phases[0].batch_size // blueprint.batch_size)
 
 
 def time_range(total: "Spread") -> str:

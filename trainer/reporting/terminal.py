@@ -52,7 +52,7 @@ class Terminal:
     def __init__(
         self,
         total_steps: int,
-        steps_per_epoch: int,
+        epochs_at: Callable[[int], float],
         monitor: str | None,
         mode: str,
         console: Console | None = None,
@@ -69,7 +69,7 @@ class Terminal:
         self._monitor = monitor
         self._arrow = _ARROWS[mode] if monitor else ""
         self._table = _Cached(self._draw_table)
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._total_steps, self._epochs_at = total_steps, epochs_at
         self._start: tuple[float, int] | None = None
         self._step = 0
         self._loss: float | None = None
@@ -219,7 +219,7 @@ class Terminal:
     def _progress(self) -> "_Progress":
         texts = {
             "step": f"{self._step:,}/{self._total_steps:,}",
-            "epoch": f"epoch {self._step / self._steps_per_epoch:.1f}",
+            "epoch": f"epoch {self._epochs_at(self._step):.1f}",
         }
         if self._loss is not None:
             texts["loss"] = f"loss {_number('loss', self._loss)}"

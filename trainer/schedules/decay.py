@@ -33,6 +33,7 @@ class Step(Schedule):
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
         self.floor = check_number("floor", floor, 0, 1, must=SHARE)
         self.tail = 0.0 if floor > 0 else math.inf
+        self.drop_moments = range(self.every, total_steps, self.every)
 
     def factor(self, step: int) -> float:
         return max(self.floor, float(self.drop ** (step // self.every)))
@@ -55,6 +56,7 @@ class MultiStep(Schedule):
         check_that(bool(milestones) and rising, "milestones", milestones, "durations, each longer than the one before")
         self.drop = check_number("factor", factor, 0, 1, above=True, below=True)
         self.named = dict(zip(self.milestones, map(str, milestones), strict=True))
+        self.drop_moments = [milestone for milestone in self.milestones if milestone < total_steps]
 
     def factor(self, step: int) -> float:
         return float(self.drop ** sum(milestone <= step for milestone in self.milestones))

@@ -54,6 +54,7 @@ class Warmed(Schedule):
     def __init__(self, warmup: Warmup, after: Schedule) -> None:
         self.rise, self.after = warmup, after
         self.warmup, self.monitor, self.tail = warmup.steps, after.monitor, after.tail
+        self.batch_sizes = [(self.warmup + moment, size) for moment, size in after.batch_sizes]
 
     def factor(self, step: int) -> float:
         if step < self.warmup:

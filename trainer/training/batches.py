@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer.base.chunks import BufferPool, Change, by_chunks
 from trainer.base.randomness import generator_for
 from trainer.base.stateful import State
+from trainer.base.timeline import Segment, Timeline
 from trainer.configuration.probe_input import check_augmented, check_order, check_prepared
 from trainer.contracts import Augmentation, Layout, Preprocessing, Sampler
 from trainer.data.photographs.reading import Photographs
@@ -67,11 +68,12 @@ class TrainingBatches:
         num_classes: int = 0,
         room: float = math.inf,
         device: torch.device | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self._device = torch.device("cpu") if device is None else device
         self.images, self.targets = images, targets_N.to(self._device)
         self._targets_cpu = targets_N
-        self.batch_size, self.micro_batch, self.seed = batch_size, micro_batch, seed
+        self.seed = seed
         self._sampler = sampler
         self._num_classes = num_classes
         self._augmentation = augmentation
@@ -79,8 +81,8 @@ class TrainingBatches:
         self._mixes = augmentation is not None and augmentation.mixing is not None
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.num_samples = len(targets_N) if limit is None else min(len(targets_N), limit * batch_size)
+        self._timeline = timeline or Timeline(self.num_samples, batch_size, 1, micro_batch=lambda _: micro_batch)
         self._shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        self._block_size = max(1, _BLOCK_BYTES // (batch_size * math.prod(self._shape) * 4)) * batch_size
         self._pool = BufferPool()
         self._padded: Layout | None = None
         if augmentation is not None and isinstance(images, Tensor):
@@ -95,17 +97,23 @@ class TrainingBatches:
         check_order(f"sampler: in epoch {epoch}", order, len(self._targets_cpu), repeats=True)
         order = order[: self.num_samples]
         table = self._draw(epoch)
-        # blocks begin at the same positions as in an uninterrupted run: memory alignment can affect the last bits
-        position = samples_seen - samples_seen % self._block_size
-        blocks = (
-            self._block_of(order, table, torch.arange(start, min(start + self._block_size, self.num_samples)))
-            for start in range(position, self.num_samples, self._block_size)
-        )
-        for block, images in self._read(blocks):
+        ranges = [found for found in self._ranges(epoch) if found.end > samples_seen]
+        position = ranges[0].start if ranges else samples_seen
+        for block, images in self._read(self._block_of(order, table, found) for found in ranges):
             for batch in self._batches(block, images):
                 if position >= samples_seen:
                     yield batch
                 position += batch.num_global
+
+    def _ranges(self, epoch: int) -> Iterator[Segment]:
+        """Yield the samples of each block of an epoch.
+
+        Blocks begin at the same positions whether or not the run is resumed: memory alignment can affect the last bits.
+        """
+        for start, end, size, micro_batch in self._timeline.segments(epoch):
+            length = max(1, _BLOCK_BYTES // (size * math.prod(self._shape) * 4)) * size
+            for first in range(start, end, length):
+                yield Segment(first, min(first + length, end), size, micro_batch)
 
     def before_preprocessing(self) -> "TrainingBatches":
         """Return the same batches before preprocessing, 0..255; mixing is then applied to these values."""
@@ -120,15 +128,16 @@ class TrainingBatches:
         table: dict[str, Tensor] = self._augmentation.draw(len(self._targets_cpu), self._shape, generator)
         return table
 
-    def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, positions: Tensor) -> Block:
-        size, total = self.batch_size, len(positions)
+    def _block_of(self, order: Tensor, table: dict[str, Tensor] | None, found: Segment) -> Block:
+        positions, size, micro_batch = torch.arange(found.start, found.end), found.batch_size, found.micro_batch
+        total = len(positions)
         counts = sizes = [min(size, total - start) for start in range(0, total, size)]
         wanted, own, partners = positions, None, None
         if self._strategy.world_size > 1:
-            shards = [self._shard(chunk) for chunk in positions.split(size)]
+            shards = [self._shard(chunk, micro_batch) for chunk in positions.split(size)]
             wanted, sizes = torch.cat(shards), [len(shard) for shard in shards]
         if self._mixes:  # each sample with its predecessor in the batch, whichever rank has that one
-            predecessors = [self._shard(chunk.roll(1)) for chunk in positions.split(size)]
+            predecessors = [self._shard(chunk.roll(1), micro_batch) for chunk in positions.split(size)]
             of_own, of_partners = wanted, torch.cat(predecessors)
             wanted = torch.cat([of_own, of_partners]).unique()
             own, partners = torch.searchsorted(wanted, of_own), torch.searchsorted(wanted, of_partners)
@@ -166,11 +175,11 @@ class TrainingBatches:
             return "a cheaper augmentation, more threads or a GPU would help"
         return "a larger batch_size or more threads would help"
 
-    def _shard(self, chunk: Tensor) -> Tensor:
+    def _shard(self, chunk: Tensor, micro_batch: int) -> Tensor:
         """Return this rank's shard of a batch, taken of each micro-batch, so that batch norm sees the same samples."""
         if self._strategy.world_size == 1:
             return chunk
-        micro_batches = chunk.split(self.micro_batch)
+        micro_batches = chunk.split(micro_batch)
         shards = [indices[self._strategy.shard(len(indices))] for indices in micro_batches]
         return shards[0] if len(shards) == 1 else torch.cat(shards)
 

@@ -13,14 +13,14 @@ class Freezing:
     """Gradual unfreezing: until its moment, the parameters of an entry have no gradient, so that the optimizer neither
     changes them nor keeps a state for them. The gradients are computed, which every strategy then does in the same way.
 
-    Batch norm whose parameters are all frozen is in evaluation mode: it uses and keeps its statistics. `steps` converts
-    a duration. What is frozen depends on the step alone.
+    Batch norm whose parameters are all frozen is in evaluation mode: it uses and keeps its statistics. `step_at`
+    converts a duration. What is frozen depends on the step alone.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, entries: Sequence[Entry], steps: Callable[[str], int]
+        self, model: nn.Module, optimizer: Optimizer, entries: Sequence[Entry], step_at: Callable[[str], int]
     ) -> None:
-        self._thaws = {entry.name: steps(entry.unfreeze_at) for entry in entries if entry.unfreeze_at is not None}
+        self._thaws = {entry.name: step_at(entry.unfreeze_at) for entry in entries if entry.unfreeze_at is not None}
         self._parameters: dict[str, list[nn.Parameter]] = {name: [] for name in self._thaws}
         for name, parameter in model.named_parameters():
             entry = entry_of(name, entries)

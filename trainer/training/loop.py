@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from trainer.base.duration import is_time
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
 from trainer.base.turns import turn
@@ -89,13 +88,13 @@ class Due(NamedTuple):
 
 def due_now(run: Run) -> Due:
     """Return the actions that are due after the current step, the same on all ranks."""
-    plan, step, total = run.blueprint, run.step, run.blueprint.total_steps
+    plan, step = run.blueprint, run.step
     interrupted = run.strategy.agree(stop_request.signum is not None)
     converged = has_converged(run)
     return Due(
         plan.logs_at(step),
-        is_time(step, plan.every_evaluate, total) or converged,
-        is_time(step, plan.every_checkpoint, total) or interrupted,
+        plan.is_time(step, plan.every_evaluate) or converged,
+        plan.is_time(step, plan.every_checkpoint) or interrupted,
         interrupted,
         converged,
     )

@@ -60,6 +60,7 @@ class Objective:
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
+        self.most_at_once: int | None = None  # samples for which there is memory, if that has been short
         self._penalty = penalty
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device = self._parameters[0].device

@@ -134,6 +134,11 @@ class Run:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
 
+    def set_micro_batch(self, step: int) -> None:
+        """Set the size of the micro-batches of a step, for which memory may have been short."""
+        size, most = self.blueprint.timeline.phase(step).micro_batch, self.objective.most_at_once
+        self.objective.micro_batch = size if most is None else min(size, most)
+
     def advance(self, count: int) -> None:
         """Count a step over `count` samples."""
         self.throughput.samples += count

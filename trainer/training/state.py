@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from types import UnionType
 
-from trainer.base.duration import is_time
 from trainer.base.errors import DataError, is_out_of_memory, one_line
 from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State
@@ -32,8 +31,8 @@ def capture(run: Run) -> State:
         "stateful": {name: item.state_dict() for name, item in run.stateful.items()},
         "meter": _by_shard(run),
         "sampler": run.batches.state_dict(run.strategy.sum),
-        "micro_batch": run.objective.micro_batch,
-        "total_steps": run.blueprint.total_steps,
+        "micro_batch": run.objective.most_at_once,
+        "total_steps": run.blueprint.timeline.moments,
         "offsets": None if run.report is None else run.report.offsets(),
     }
 
@@ -112,12 +111,13 @@ def restore(run: Run, state: State) -> None:
         if name in state["stateful"]:
             item.load_state_dict(state["stateful"][name])
     stopping = run.blueprint.early_stopping
-    if stopping is not None and stopping.has_stopped and run.blueprint.total_steps != state["total_steps"]:
+    if stopping is not None and stopping.has_stopped and run.blueprint.timeline.moments != state["total_steps"]:
         stopping.waited = 0  # the user has asked for more training after the early stop
     run.meter.load_state_dict(state["meter"], run.strategy.data_rank, run.strategy.data_size, run.device)
     run.batches.load_state_dict(state["sampler"])
     if run.blueprint.config["micro_batch"] == "auto":
-        run.objective.micro_batch = state["micro_batch"]
+        run.objective.most_at_once = state["micro_batch"]
+    run.set_micro_batch(max(0, run.step - 1))
     run.guard.reset()
     run.knows_frozen = False  # a rollback may lead to a step in which more is frozen
 
@@ -126,7 +126,7 @@ def is_planned(run: Run, state: State) -> bool:
     """Whether an uninterrupted run would write this checkpoint, too. Runs roll back only to such checkpoints."""
     progress = state["stateful"]["progress"]
     step, best = progress["step"], progress["best"]
-    due = is_time(step, run.blueprint.every_checkpoint, run.blueprint.total_steps)
+    due = run.blueprint.is_time(step, run.blueprint.every_checkpoint)
     return due or (best is not None and best["step"] == step)
 
 

@@ -16,6 +16,7 @@ from trainer.training.run import Run
 def train_step(run: Run, batch: Batch) -> None:
     """Update the weights once, from one batch; on running out of memory, retry with smaller micro-batches."""
     run.set_learning_rate()
+    run.set_micro_batch(run.step)
     if run.freezing is not None and (run.step in run.freezing.changes or not run.knows_frozen):
         run.objective.frozen, run.knows_frozen = run.freezing.frozen(run.step), True
         run.guard.restart()
@@ -34,7 +35,7 @@ def train_step(run: Run, batch: Batch) -> None:
     if run.regularizer is not None:
         run.regularizer.stepped()
     if run.averaging is not None:
-        run.averaging.stepped(run.step + 1)
+        run.averaging.stepped(run.blueprint.timeline.reached(run.step + 1))
 
 
 def update(run: Run) -> None:
@@ -108,7 +109,7 @@ def refuse_or_halve(run: Run, batch_size: int, error: torch.OutOfMemoryError) ->
     size = min(run.objective.micro_batch, batch_size)
     if run.blueprint.config["micro_batch"] != "auto" or size == 1:
         raise OutOfMemory(f"out of memory with {size} samples at a time; {_less_memory(run, size)}") from error
-    run.objective.micro_batch = size // 2
+    run.objective.micro_batch = run.objective.most_at_once = size // 2
 
 
 def free_memory(run: Run) -> None:
