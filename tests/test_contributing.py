@@ -148,6 +148,7 @@ def test_the_snippets_are_trained_with(shape: str, tmp_path: Path) -> None:
             assert rates == pytest.approx([0.001 * step / 100 for step in range(4)])
 
 
+@pytest.mark.slow
 def test_the_snippets_are_typed_and_formatted(tmp_path: Path) -> None:
     package = tmp_path / "shown"
     package.mkdir()

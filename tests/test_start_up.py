@@ -23,9 +23,12 @@ print("imported:", *[name for name in {unused!r} if name in sys.modules])
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["epochs=1"],
+        pytest.param(["epochs=1"], marks=pytest.mark.slow),
         ["epochs=1", "model=resnet20", "optimizer=momentum", "optimizer.fused=false", "limit_batches=2"],
-        ["epochs=1", "model=mlp", "model.dropout=0.5", "optimizer=adagrad", "accumulate=2", "precision=bf16"],
+        pytest.param(
+            ["epochs=1", "model=mlp", "model.dropout=0.5", "optimizer=adagrad", "accumulate=2", "precision=bf16"],
+            marks=pytest.mark.slow,
+        ),
         ["plan"],
     ],
     ids=" ".join,

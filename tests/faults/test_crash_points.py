@@ -85,8 +85,8 @@ def ways(change: str) -> list[str]:
     return ["before", "power", "torn"] if tears else ["before", "power"]
 
 
-def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Scenario, tmp_path: Path) -> None:
-    """Each change at its second occurrence if there is one, with alternating kinds of crash.
+def test_every_other_kind_of_change_may_be_the_last(zygote: Zygote, story: Scenario, tmp_path: Path) -> None:
+    """Every other change, at its second occurrence if there is one, with alternating kinds of crash.
 
     From the middle, only the changes before training starts; the others are the same.
     """
@@ -97,7 +97,8 @@ def test_every_kind_of_change_may_be_the_last(zygote: Zygote, story: Scenario, t
     points = []
     for number, (change, count) in enumerate(kinds.items()):
         possible = ways(change)
-        points.append((change, min(1, count - 1), possible[number % len(possible)]))
+        if number % 2 == 0:
+            points.append((change, min(1, count - 1), possible[number // 2 % len(possible)]))
     # the complete result is the last change: everything it refers to must be on the disk before
     points.append(("fsync .", Counter(story.changes)["fsync ."] - 1, "power"))
     if not story.is_resumed:  # the first checkpoint is announced, and has no name yet

@@ -24,7 +24,9 @@ def test_the_configurations_exercise_what_they_are_for(zygote: Zygote, tmp_path:
     assert status == dict.fromkeys(CONFIGURATIONS, "completed") | {"momentum": "early_stopped"}
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("fp16", "bf16"))) for name in CONFIGURATIONS]
+)
 def test_a_run_in_many_sittings_is_one_run(zygote: Zygote, tmp_path: Path, name: str) -> None:
     """Stopped every 13 steps, with a different state of epoch, logs, plateau, patience and loss scale each time."""
     reference = undisturbed(zygote, CONFIGURATIONS[name], tmp_path / "reference").folder

@@ -181,6 +181,7 @@ def stop_the_server() -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clock")
 def test_a_stopped_server_is_replaced_when_it_is_asked_for_a_worker(
     folder: Path, undisturbed: list[Tensor], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -210,8 +210,7 @@ def test_ranks_share_the_memory_of_the_machine(plan: Plan, photographs: str, mon
     assert rank_info() is None
 
 
-@pytest.mark.parametrize("components", ["null", "5"])
-@pytest.mark.parametrize("kind", ["zca", "pca_whitening"])
+@pytest.mark.parametrize(("kind", "components"), [("zca", "5"), ("pca_whitening", "null")])
 def test_whitening_is_measured_without_estimating_it(
     kind: str, components: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

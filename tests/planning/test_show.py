@@ -362,13 +362,16 @@ def test_nothing_overlaps_or_leaves_the_page(count: int, num_images: int, monkey
 # --- the command line -------------------------------------------------------------------------------------
 
 
-def test_it_is_said_in_one_line_and_the_plan_is_as_usual(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_it_is_said_in_one_line_and_the_plan_is_as_usual(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(estimate, "estimate", partial(estimate.estimate, seconds=0.01))
     overrides = [*LINEAR, "augmentation=flip_crop"]
     app.run(["plan", *overrides])
     usual = capsys.readouterr().out.splitlines()
-    for _ in range(2):  # the second call overwrites its own picture
-        app.run(["plan", *overrides, "--show"])
-        shown = capsys.readouterr().out.splitlines()
+    Path("augmentation.png").write_text("the picture of an earlier call, which is overwritten")
+    app.run(["plan", *overrides, "--show"])
+    shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("  augmentation.png")] == [
         "  augmentation.png  8 training samples: originals, flip, crop, as trained on"
     ]
