@@ -112,6 +112,23 @@ def test_idx_files_are_read_as_they_were_written(tmp_path, data_set, folder):
     assert (len(splits.train), len(splits.val)) == (10, 10)
 
 
+def test_a_part_of_the_training_images_is_stratified_and_leaves_the_others_alone(tmp_path):
+    write_idx_set(tmp_path, "MNIST/raw")
+    whole, part = (TinyMNIST(root=str(tmp_path), download=False, val_fraction=0.25, num_train=n) for n in (None, 10))
+    assert (whole.facts().num_train, part.facts().num_train) == (15, 10)
+    found, other = whole.load(), part.load()
+    for split in ("val", "test"):
+        assert torch.equal(getattr(found, split).images_NCHW, getattr(other, split).images_NCHW)
+    assert other.train.targets_N.bincount().tolist() == [1] * 10
+    rows = found.train.images_NCHW.flatten(1).tolist()
+    chosen = other.train.images_NCHW.flatten(1).tolist()
+    assert len(chosen) == 10
+    assert all(row in rows for row in chosen)
+    for bad in (0, 16, 2.5):
+        with pytest.raises(ValueError, match=f"num_train={bad}: must be"):
+            TinyMNIST(root=str(tmp_path), val_fraction=0.25, num_train=bad)
+
+
 def test_cifar100_pickles_are_read_with_their_fine_labels(tmp_path, monkeypatch):
     files = cifar100_files()
     accept(monkeypatch, files)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.base.checks import check_whole
 from trainer.base.errors import is_out_of_memory
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
@@ -45,8 +46,9 @@ class TorchvisionSet(DataSet):
 
     `root` is the folder that contains the set's own folder, in torchvision's layout. Existing files are read and never
     written. A missing set is downloaded if `download` is true. `val_fraction` is a fraction, in (0, 1), of the given
-    training split. `memory_limit` bounds the memory for images (bytes, text such as "500MB", or "auto" for half of the
-    free memory): beyond it they are read from an unlinked file in the user's cache folder.
+    training split. `num_train` is the number of training images to use, a stratified part of the others that
+    `split_seed` chooses; None for all. `memory_limit` bounds the memory for images (bytes, text such as "500MB", or
+    "auto" for half of the free memory): beyond it they are read from an unlinked file in the user's cache folder.
     """
 
     name: ClassVar[str]
@@ -63,6 +65,7 @@ class TorchvisionSet(DataSet):
         download: bool = True,
         val_fraction: float = 0.1,
         split_seed: int = 0,
+        num_train: int | None = None,
         memory_limit: int | str = "auto",
     ) -> None:
         check_root(root)
@@ -71,6 +74,8 @@ class TorchvisionSet(DataSet):
         self.download = download
         self.num_val = cut_size("val_fraction", val_fraction, self.num_images[0])
         self.split_seed = split_seed
+        others = self.num_images[0] - self.num_val
+        self.num_train = others if num_train is None else check_whole("num_train", num_train, 1, others)
         self._limit = memory.parse_limit(memory_limit)
 
     def facts(self) -> DataFacts:
@@ -78,7 +83,7 @@ class TorchvisionSet(DataSet):
             task="classification",
             input_shape=self.input_shape,
             num_outputs=len(self.class_names),
-            num_train=self.num_images[0] - self.num_val,
+            num_train=self.num_train,
             num_val=self.num_val,
             num_test=self.num_images[1],
             class_names=self.class_names,
@@ -116,6 +121,9 @@ class TorchvisionSet(DataSet):
         train, test = self._read(room, train=True), self._read(room, train=False)
         generator = torch.Generator().manual_seed(self.split_seed)
         train_indices, val_indices = stratified_cut(train.targets_N, self.num_val, generator)
+        if self.num_train < len(train_indices):
+            _, chosen = stratified_cut(train.targets_N[train_indices], self.num_train, generator)
+            train_indices = train_indices[chosen]
         return Splits(_select(train, train_indices, room), _select(train, val_indices, room), test)
 
     @property
