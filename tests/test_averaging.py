@@ -140,9 +140,54 @@ def test_a_resumed_run_has_the_same_average(option: str, tmp_path: Path) -> None
         assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
 
 
+@pytest.mark.parametrize("stop", [25, 43, 46, 62])
+def test_snapshots_are_the_weights_at_the_ends_of_cycles_also_after_a_stop(stop: int, tmp_path: Path) -> None:
+    """Cycles of 23 steps end at 23, 46 and 69; a stop may come before, at, or after one that no checkpoint counts."""
+    overrides = [
+        *SMALL,
+        "schedule=sgdr",
+        "schedule.cycle=1ep",
+        "schedule.multiply=1",
+        "steps=69",
+        "every.checkpoint=2ep",
+    ]
+    other = assemble(compose(overrides), tmp_path / "none")
+    seen: dict[int, dict[str, Tensor]] = {}
+    other.strategy.stepped = lambda model, step: seen.update(  # type: ignore[method-assign]
+        {step: {name: value.clone() for name, value in model.state_dict().items()}}
+    )
+    fit(other)
+    run = assemble(compose([*overrides, "averaging=snapshots"]), tmp_path / "run")
+    assert run.averaging is not None
+    stepped = run.averaging.stepped
+
+    def once(moments: range) -> None:
+        if stop in moments:
+            raise KeyboardInterrupt
+        stepped(moments)
+
+    run.averaging.stepped = once  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        fit(run)
+    (tmp_path / "run/checkpoints/.snapshot-69.pt.1.tmp").write_bytes(b"half")
+    fit(assemble(compose([*overrides, "averaging=snapshots"]), tmp_path / "run", resume=True))
+    found = {path.name: checkpoint.load(path) for path in (tmp_path / "run/checkpoints").glob("*snapshot*")}
+    assert sorted(found) == ["snapshot-23.pt", "snapshot-46.pt", "snapshot-69.pt"]
+    for state in found.values():
+        assert all(torch.equal(value, seen[state["step"]][name]) for name, value in state["model"].items())
+    last = checkpoint.load(tmp_path / "run/checkpoints/last.pt")
+    assert last["stateful"]["averaging"]["snapshots"] == [23, 46, 69]
+    assert all(torch.equal(value, seen[69][name]) for name, value in last["model"].items())
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["averaging=snapshots", "schedule=cosine"], "no cycle of schedule=cosine ends within the run"),
+        (
+            ["averaging=snapshots", "schedule=sgdr", "schedule.cycle=40ep"],
+            "averaging=snapshots: no cycle of schedule=sgdr ends within the run; choose schedule=sgdr",
+        ),
         (["averaging=ema", "averaging.decay=1"], r"averaging.decay=1: must be in \[0, 1\)"),
         (["averaging=polyak", "averaging.start=100%"], "averaging.start=100%: must be before the end of the run"),
         (["averaging=swa", "averaging.every=0ep"], "averaging.every=0ep: must be at least one step"),

@@ -34,6 +34,7 @@ NEEDS = {
     "kmeans_plus_plus": ["model=centroids"],
     "identity_residual": ["model=resnet", "model.depth=8", "model.width=4"],
     "plateau": ["every.evaluate=1step"],
+    "snapshots": ["schedule=sgdr"],
     "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],
     "weird_trick": ["model=lenet", "model.channels=[4,4]"],
 }

@@ -262,6 +262,25 @@ def test_a_schedule_longer_or_shorter_than_the_run_says_so(schedule: Schedule, n
     assert (notice in found) if notice else not found
 
 
+@pytest.mark.parametrize(
+    ("schedule", "ends"),
+    [
+        (lambda length: Sgdr(**length), (10, 30, 70)),
+        (lambda length: Sgdr(cycle="1ep", **length), (10, 30, 70)),
+        (lambda length: Sgdr(cycle="2ep", multiply=1, **length), (20, 40, 60)),
+        (lambda length: Sgdr(cycle="8ep", **length), ()),
+        (lambda length: Constant(), ()),
+    ],
+)
+def test_a_cycle_ends_before_the_rate_rises_again(schedule: Any, ends: tuple[int, ...]) -> None:
+    found = schedule(LENGTH)
+    assert found.cycle_ends(70) == ends
+    factors = [found.factor(step) for step in range(70)]
+    rises = [step for step in range(1, 70) if factors[step] > factors[step - 1]]
+    assert rises == [end for end in ends if end < 70]
+    assert warmed(lambda _: schedule(LENGTH), "4step", 74).cycle_ends(74) == tuple(end + 4 for end in ends)
+
+
 def test_one_step_is_enough_for_every_schedule() -> None:
     short: dict[str, Any] = {"steps_per_epoch": 1, "total_steps": 1}
     for schedule in (Sgdr(**short), OneCycle(**short), WarmupStableDecay(**short), MultiStep(["50%"], **short)):

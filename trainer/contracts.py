@@ -247,6 +247,11 @@ class Schedule(ABC):
         """Remarks on a schedule of this length, such as a drop that is not reached. Shown before the run."""
         return ()
 
+    def cycle_ends(self, total_steps: int) -> tuple[int, ...]:
+        """Numbers of steps, up to `total_steps`, after which a cycle ends; empty for a schedule without cycles. As those of
+        `factor`, they are steps of the first batch size if the batch grows."""
+        return ()
+
     @abstractmethod
     def factor(self, step: int) -> float:
         """Return the factor for optimizer step 0, 1, ..."""

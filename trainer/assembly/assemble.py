@@ -213,8 +213,7 @@ def make_freezing(blueprint: Blueprint, model: nn.Module, optimizer: torch.optim
 
 def make_averaging(blueprint: Blueprint, optimizer: torch.optim.Optimizer) -> Averaging | None:
     """Build the averaging of the weights that the optimizer steps."""
-    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.timeline.moments}
-    averaging: Averaging | None = build_component(blueprint.config, "averaging", **given)
+    averaging: Averaging | None = build_component(blueprint.config, "averaging", **blueprint.for_averaging)
     if averaging is not None:
         averaging.attach(parameter for group in optimizer.param_groups for parameter in group["params"])
     return averaging

@@ -33,6 +33,8 @@ class Averaging(ABC):
     batch_norm_samples: int = 0
     """Number of training samples from which the statistics of batch norm are estimated for the averaged weights; 0:
     those of the trained model are used."""
+    needs_cycles: bool = False
+    """Whether it can only be used with a schedule of cycles, of which one ends within the run."""
 
     def attach(self, parameters: Iterable[Tensor]) -> None:
         """Receive the parameters that the optimizer steps; of a sharded model, this rank's shards."""
@@ -60,6 +62,13 @@ class Averaging(ABC):
             held, weights = zip(*((a, p.detach()) for p, a in self.averages.pairs()), strict=True)
             torch._foreach_lerp_(list(held), list(weights), share)
         self.count += 1
+
+    def keeps(self, moment: int) -> bool:
+        """Whether the weights at this moment are kept in a file of their own; see `kept`."""
+        return False
+
+    def kept(self, step: int) -> None:
+        """Receive that the weights after step `step` are on disk."""
 
     def evaluation_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each parameter with its average; nothing before the first."""

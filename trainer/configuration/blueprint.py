@@ -74,6 +74,16 @@ class Blueprint:
         return self.lr_scale * factor
 
     @property
+    def for_averaging(self) -> dict[str, object]:
+        """Arguments that the constructor of an average receives."""
+        length = self.timeline.moments
+        return {
+            "steps_per_epoch": self.steps_per_epoch,
+            "total_steps": length,
+            "cycle_ends": tuple(self.schedule.cycle_ends(min(self.schedule_steps, length))),
+        }
+
+    @property
     def total_steps(self) -> int:
         """Number of optimizer steps."""
         return self.timeline.total_steps

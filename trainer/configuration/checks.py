@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
+from trainer.averaging.averaging import Averaging
 from trainer.base.blame import with_place
 from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
@@ -201,10 +202,14 @@ def check_schedule(
 def check_averaging(blueprint: Blueprint) -> Iterator[str]:
     """All ranks must have the weights of one model, and the optimizer must not average by itself."""
     config, strategy = blueprint.config, blueprint.strategy
-    given = {"steps_per_epoch": blueprint.steps_per_epoch, "total_steps": blueprint.timeline.moments}
-    if build_component(config, "averaging", **given) is None:
+    given = blueprint.for_averaging
+    averaging: Averaging | None = build_component(config, "averaging", **given)
+    if averaging is None:
         return
     option, optimizer, parallelism = (config["choices"].get(g) for g in ("averaging", "optimizer", "parallelism"))
+    if averaging.needs_cycles and not given["cycle_ends"]:
+        schedule = config["choices"].get("schedule")
+        yield f"averaging={option}: no cycle of schedule={schedule} ends within the run; choose schedule=sgdr"
     if traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])).averages:
         yield f"averaging={option}: optimizer={optimizer} averages the weights itself; choose averaging=none"
     if strategy.weights_differ and strategy.world_size > 1:

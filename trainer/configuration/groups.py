@@ -58,7 +58,7 @@ _ROWS = (
         "averaging",
         "trainer.averaging.averaging.Averaging",
         "trainer.averaging",
-        given=("steps_per_epoch", "total_steps"),
+        given=("steps_per_epoch", "total_steps", "cycle_ends"),
         may_be_nothing=True,
         is_wired=True,
     ),

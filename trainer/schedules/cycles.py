@@ -68,6 +68,15 @@ class Sgdr(Schedule):
         peak = max(self.final, float(self.peak**number))
         return self.final + (peak - self.final) * half_cosine(since / length)
 
+    def cycle_ends(self, total_steps: int) -> tuple[int, ...]:
+        if self.cycle is None:
+            return tuple(sorted({end for end in self.starts[1:] if 0 < end <= total_steps}))
+        ends, length = [self.cycle], self.cycle
+        while ends[-1] <= total_steps:
+            length *= self.multiply
+            ends.append(ends[-1] + length)
+        return tuple(ends[:-1])
+
     def notices(self, total_steps: int) -> Iterator[str]:
         if self.cycle is None:
             return

@@ -71,6 +71,9 @@ class Warmed(Schedule):
     def notices(self, total_steps: int) -> Iterable[str]:
         return self.after.notices(total_steps - self.warmup)
 
+    def cycle_ends(self, total_steps: int) -> tuple[int, ...]:
+        return tuple(self.warmup + end for end in self.after.cycle_ends(total_steps - self.warmup))
+
     def state_dict(self) -> State:
         return self.after.state_dict()
 

@@ -1,5 +1,7 @@
 """Checkpoints: `last.pt` to resume from, `best.pt` with the weights to use; each is kept until the next one is safe.
 
+`snapshot-STEP.pt` holds the weights at the end of a cycle of the schedule, if they are asked for.
+
 A checkpoint is data: plain containers and tensors, read with `weights_only=True`, followed by their SHA-256.
 """
 
@@ -27,6 +29,11 @@ _LARGE = 16 << 20  # bytes from which there is no second snapshot in memory whil
 def previous(path: Path) -> Path:
     """Return the path of the checkpoint before the one at `path`."""
     return path.with_suffix(".previous.pt")
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Return the path of the weights that are kept of a step, in the folder of checkpoints."""
+    return folder / f"snapshot-{step}.pt"
 
 
 def save(path: Path, state: State, keep_previous: bool = False, ready: Callable[[], None] | None = None) -> None:
@@ -190,6 +197,12 @@ class CheckpointWriter:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
             self._thread.start()
+
+    def keep(self, step: int, weights: State) -> None:
+        """Write weights to a file of their own, before any `last.pt` that counts them. Raises DiskError."""
+        self.finish()  # two at a time would need twice the memory
+        if self._is_main:
+            save(snapshot_path(self.last.parent, step), weights, keep_previous=True)
 
     def wait(self) -> None:
         """Wait until what has been queued is on disk or has failed."""

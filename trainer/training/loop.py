@@ -19,7 +19,7 @@ from trainer.training.evaluation import evaluate
 from trainer.training.finish import Result, finish
 from trainer.training.progress import Best
 from trainer.training.run import Run
-from trainer.training.state import best_weights, capture
+from trainer.training.state import best_weights, capture, weights
 from trainer.training.step import train_step
 from trainer.training.throughput import Throughput
 
@@ -81,6 +81,7 @@ class Due(NamedTuple):
 
     log: bool
     evaluate: bool
+    keep: bool
     save: bool
     interrupted: bool
     converged: bool
@@ -94,6 +95,7 @@ def due_now(run: Run) -> Due:
     return Due(
         plan.logs_at(step),
         plan.is_time(step, plan.every_evaluate) or converged,
+        run.averaging is not None and any(map(run.averaging.keeps, plan.timeline.reached(step))),
         plan.is_time(step, plan.every_checkpoint) or interrupted,
         interrupted,
         converged,
@@ -105,6 +107,8 @@ def handle(run: Run, due: Due) -> str | None:
     grad_norm, continues = check_finite(run)
     if not continues:
         return "rolled_back"
+    if due.keep:
+        keep(run)
     # at evaluations, too, so that a row compares numbers of the same steps; evaluation waits for the device anyway
     record = training_metrics(run, grad_norm) if due.log or due.evaluate else {}
     improved = stop = False
@@ -150,6 +154,14 @@ def save(run: Run, *, improved: bool, interrupted: bool, ends: bool) -> None:
     at_once = ends or run.blueprint.config["on_nonfinite"] == "rollback"
     best = partial(best_weights, run) if improved else None
     run.checkpoints.put(lambda: capture(run), best, at_once)
+
+
+def keep(run: Run) -> None:
+    """Keep the weights of this step in a file of their own. A collective call."""
+    if run.checkpoints is None or run.averaging is None:
+        return
+    run.checkpoints.keep(run.step, weights(run))
+    run.averaging.kept(run.step)
 
 
 def tick(run: Run) -> None:
