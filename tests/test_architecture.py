@@ -20,6 +20,7 @@ LAYERS = [
     ["app", "__main__"],
     ["commands"],
     ["hydra_entry"],
+    ["studies"],
     ["launching", "planning"],
     ["assembly"],
     ["training"],

@@ -248,8 +248,8 @@ class Schedule(ABC):
         return ()
 
     def cycle_ends(self, total_steps: int) -> tuple[int, ...]:
-        """Numbers of steps, up to `total_steps`, after which a cycle ends; empty for a schedule without cycles. As those of
-        `factor`, they are steps of the first batch size if the batch grows."""
+        """Numbers of steps, up to `total_steps`, after which a cycle ends; empty without cycles. As those of `factor`,
+        they are steps of the first batch size if the batch grows."""
         return ()
 
     @abstractmethod

@@ -81,8 +81,12 @@ def put_in_place(found: Path, path: Path) -> None:
 
 def own_best(folder: Path, config: Config) -> State:
     """Read the best weights of a run. Raises DataError if they are missing, damaged or of another run."""
-    path = folder / run_folder.CHECKPOINTS / "best.pt"
-    state, record = checkpoint.load(path), None
+    return own_weights(folder / run_folder.CHECKPOINTS / "best.pt", config)
+
+
+def own_weights(path: Path, config: Config) -> State:
+    """Read weights of the run in whose folder `path` is, as `own_best` does."""
+    state, record, folder = checkpoint.load(path), None, path.parents[1]
     check_content(state, path, is_last=False)
     with suppress(DataError):  # a resumed run reports a damaged record
         record = read_record(folder)

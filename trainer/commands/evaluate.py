@@ -3,6 +3,9 @@
 `tta=none|flip|ten_crop|multi_scale` averages class probabilities over views of each image and reports images per
 second; see `trainer.training.test_time_augmentation`. The metrics of the images as they are stand beside them, and one
 line says so if the views make the accuracy worse.
+
+`ensemble=mean|snapshots` averages class probabilities over the runs, or over the snapshots of each run; see
+`trainer.studies.ensemble`.
 """
 
 import json
@@ -19,14 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from trainer.base.config import JsonObject
 from trainer.base.errors import ConfigurationError, one_line
 from trainer.commands.arguments import changed_configuration, recorded_configuration, split
 from trainer.configuration.recorded import as_trained, same_data
 from trainer.configuration.rules import SINGLE
-from trainer.reporting.tables import without_repetition, wrap
+from trainer.reporting.tables import make_table, without_repetition, wrap
 from trainer.reporting.terminal import interactive
 from trainer.storage import run_folder
 from trainer.storage.records import spelled
+from trainer.studies import ensemble
 from trainer.training.test_time_augmentation import KINDS, TestTime, read_words
 
 if TYPE_CHECKING:
@@ -40,9 +45,13 @@ def main(arguments: list[str]) -> int:
     folders, words = split("evaluate", arguments)
     if not folders:
         raise ConfigurationError(
-            f"train evaluate takes run folders: train evaluate RUN... [tta={'|'.join(KINDS)}] [key=value ...]"
+            f"train evaluate takes run folders: train evaluate RUN... [tta={'|'.join(KINDS)}] "
+            f"[ensemble={'|'.join(ensemble.KINDS)}] [key=value ...]"
         )
-    test_time, overrides = read_words(words)
+    test_time, words = read_words(words)
+    kind, overrides = ensemble.read_words(words)
+    if kind is not None:
+        return print_ensemble(folders, overrides, kind, test_time)
     console = Console()
     if not console.is_terminal:
         for folder in folders:
@@ -52,6 +61,36 @@ def main(arguments: list[str]) -> int:
     for folder in folders:
         print_metrics(console, folder, evaluate_run(folder, overrides, test_time), test_time)
     return 0
+
+
+def print_ensemble(folders: list[Path], overrides: list[str], kind: str, test_time: TestTime | None) -> int:
+    """Print the metrics of each member and of the ensemble: a table, or a line of JSON for each."""
+    console, runs = Console(), []
+    for folder in folders:
+        recorded = recorded_configuration(folder)
+        runs.append(ensemble.Trained(folder, recorded, changed_configuration(folder, recorded, overrides)))
+    scores: list[ensemble.Score] = []
+    with _progress(f"ensemble={kind}", None) as seen:
+        for score in ensemble.evaluate_ensemble(runs, kind, test_time, seen):
+            scores.append(score)
+            if not console.is_terminal:
+                line = {**_member(score, kind, folders), **score.values}
+                print(json.dumps(spelled(line), allow_nan=False), flush=True)
+    if console.is_terminal:
+        names = without_repetition(scores[-1].values)
+        table = make_table("", *names, left=())
+        for score in scores:
+            title = " ".join(str(value) for value in _member(score, kind, []).values() if value != [])
+            table.add_row(title, *(f"{score.values[name]:.4f}" for name in names))
+        console.print(table)
+    return 0
+
+
+def _member(score: ensemble.Score, kind: str, folders: list[Path]) -> JsonObject:
+    """What a line is about: a run, one of its snapshots, or the ensemble."""
+    if score.folder is None:
+        return {"ensemble": kind, "runs": [str(folder) for folder in folders]}
+    return {"run": str(score.folder)} | ({} if score.snapshot is None else {"snapshot": score.snapshot})
 
 
 def print_metrics(console: Console, folder: Path, values: dict[str, float], test_time: TestTime | None) -> None:
@@ -143,7 +182,7 @@ def _evaluate(run: "Run", folder: Path, measure: Callable[..., dict[str, float]]
 
 
 @contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a transient progress bar on stderr if that is a terminal; yields a function that advances it."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

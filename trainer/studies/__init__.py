@@ -1,0 +1,1 @@
+"""What owns several runs: studies with their ledger, and ensembles."""
