@@ -15,13 +15,17 @@ STEPS = 8
 # 1437 samples: the fourth batch has 207, which is odd
 PROBLEM = ("device=cpu", "threads=1", "schedule=constant", "optimizer=adamw", "batch_size=410", "accumulate=3")
 MODELS = {
+    "vit": ["model.dim=8", "model.depth=2", "model.num_heads=2", "model.hidden=12", "model.drop_prob=0.3",
+            "model.stochastic_depth=0.2"],
     "lstm": ["model.hidden=8", "model.num_layers=2", "model.drop_prob=0.3"],
-}
+}  # fmt: skip
 # strategy -> world size -> models that it takes
 STRATEGIES: dict[tuple[str, int], list[str]] = {
-    ("ddp", 2): ["lstm"],
-    ("fsdp", 2): ["lstm"],
-    ("pipeline", 2): ["lstm"],
+    ("ddp", 2): ["lstm", "vit"],
+    ("fsdp", 2): ["lstm", "vit"],
+    ("pipeline", 2): ["lstm", "vit"],
+    ("tensor", 2): ["vit"],
+    ("hybrid", 4): ["vit"],
 }
 
 

@@ -138,6 +138,12 @@ def residual_ends(model: "nn.Module") -> "list[nn.Module]":
     return ends
 
 
+def num_heads_of(module: "nn.Module") -> int | None:
+    """The heads of an attention, whose linear layers are only split between heads; None for other modules."""
+    heads: int | None = getattr(module, "num_heads", None)
+    return heads
+
+
 def centroids_of(model: "nn.Module") -> "list[nn.Parameter]":
     """The parameters (K, D) that modules declare as `centroids`."""
     return [value for name, value in model.named_parameters() if name.rpartition(".")[2] == "centroids"]

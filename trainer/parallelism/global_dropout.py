@@ -7,16 +7,21 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 
-def global_dropout(model: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int = 0) -> None:
+def global_dropout(
+    model: nn.Module,
+    shard: Callable[[int], slice],
+    total: Callable[[int], int],
+    axis_of: Callable[[Tensor], int] = lambda _: 0,
+) -> None:
     """Make every dropout and stochastic-depth module of the model draw as on one device, in place.
 
-    A rank with n elements along axis `dim` has the range `shard(total(n))` of it. While the module runs, the
-    activations are embedded in a tensor of the global shape, so that the same numbers are drawn. Functional dropout
-    (`F.dropout`) is not changed: its masks depend on the world size.
+    A rank with n elements along the axis `axis_of(activations)` has the range `shard(total(n))` of it. While the module
+    runs, the activations are embedded in a tensor of the global shape, so that the same numbers are drawn. Functional
+    dropout (`F.dropout`) is not changed: its masks depend on the world size.
     """
     for module in model.modules():
         if is_random(module):
-            _wrap(module, shard, total, dim)
+            _wrap(module, shard, total, axis_of)
 
 
 def is_random(module: nn.Module) -> bool:
@@ -37,7 +42,9 @@ def arranged(x: Tensor, order: Sequence[int]) -> Tensor:
     return x.permute(*order).contiguous().permute(inverse)
 
 
-def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], dim: int) -> None:
+def _wrap(
+    module: nn.Module, shard: Callable[[int], slice], total: Callable[[int], int], axis_of: Callable[[Tensor], int]
+) -> None:
     draw: Callable[[Tensor], Tensor] = module.forward
     order: tuple[int, ...] | None = None
 
@@ -45,6 +52,7 @@ def _wrap(module: nn.Module, shard: Callable[[int], slice], total: Callable[[int
         nonlocal order
         if not module.training:
             return draw(x)
+        dim = axis_of(x)
         size = total(x.size(dim))
         own = shard(size)
         if own.stop - own.start != x.size(dim):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from trainer.base.capabilities import num_heads_of
 from trainer.parallelism.exchange import Enter, Gather, Group, Leave
 from trainer.parallelism.global_dropout import global_dropout, is_random
 
@@ -38,6 +39,9 @@ def check_split(plan: Mapping[str, str], model: nn.Module, size: int, asked: str
         if kind == "group":
             assert isinstance(module, nn.Conv2d)
             count, noun = module.groups, "groups"
+        heads = num_heads_of(model.get_submodule(name.rpartition(".")[0]))
+        if heads is not None and kind != "row":
+            count, noun = heads, "heads"
         if count % size:
             raise ValueError(f"{asked}: must divide the {count} {noun} of {name}")
 
@@ -60,6 +64,11 @@ def split_layers(model: nn.Module, plan: Mapping[str, str], member: Member) -> d
     return axes
 
 
+def channel_axis(x: Tensor) -> int:
+    """The axis of features: 1 of images (N, C, H, W) and vectors (N, D), the last one of tokens (N, T, D)."""
+    return 1 if x.dim() == 4 else x.dim() - 1
+
+
 def part_of(x: Tensor, axis: int, member: Member) -> Tensor:
     """Return a copy of this rank's equal part along an axis, in the memory format of `x`."""
     size = x.size(axis) // member.size
@@ -80,7 +89,7 @@ def _cut_layer(module: nn.Module, kind: str, member: Member) -> dict[str, int]:
 def _cut_channels(module: nn.Module, member: Member) -> dict[str, int]:
     """Split per-channel parameters and statistics with their channels; draw random numbers for all channels."""
     if is_random(module):
-        global_dropout(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, dim=1)
+        global_dropout(module, lambda n: _range(n // member.size, member.rank), lambda n: n * member.size, channel_axis)
         return {}
     assert isinstance(module, _NormBase)  # statistics of each channel
     axes = {name: 0 for name, value in (*module.named_parameters(), *module.named_buffers()) if value.dim()}
@@ -107,15 +116,16 @@ def _forward(module: Layer, kind: str, member: Member) -> Callable[[Tensor], Ten
     group = member.group
 
     def gather(x: Tensor, is_partial: bool) -> Tensor:
-        whole: Tensor = Gather.apply(x, group, 1, [x.size(1)] * member.size, is_partial)
+        axis = channel_axis(x)
+        whole: Tensor = Gather.apply(x, group, axis, [x.size(axis)] * member.size, is_partial)
         return whole
 
     def row(x: Tensor) -> Tensor:
         y: Tensor = Leave.apply(_apply(module, x, None, member), group)
         if module.bias is None:
             return y
-        bias: Tensor = module.bias.to(y.dtype).view(1, -1, *[1] * (y.dim() - 2))
-        return y + bias
+        bias: Tensor = module.bias.to(y.dtype)
+        return y + (bias if isinstance(module, nn.Linear) else bias.view(1, -1, 1, 1))
 
     def part(x: Tensor) -> Tensor:
         return _apply(module, x, module.bias, member)
