@@ -36,6 +36,11 @@ NEEDS = {
     "plateau": ["every.evaluate=1step"],
     "snapshots": ["schedule=sgdr"],
     "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],
+    # wide options are stepped narrow; at full size once, below
+    "alexnet": ["model.channels=[8,16,16,16,8]", "model.hidden=[32,32]"],
+    "vgg": ["model.width=4", "model.hidden=[32,32]"],
+    "wide_resnet28_10": ["model.width=1"],
+    "wide_resnet28_20": ["model.width=1"],
     "weird_trick": ["model=lenet", "model.channels=[4,4]"],
 }
 

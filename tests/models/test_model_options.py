@@ -32,6 +32,8 @@ def test_the_yaml_lists_every_key_with_its_default(option: str) -> None:
     listed = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
     if found := re.fullmatch(r"(resnet|plain)(\d+)", option):
         defaults |= {"depth": int(found[2])} | ({"shortcut": "none"} if found[1] == "plain" else {})
+    if found := re.fullmatch(r"wide_resnet(\d+)_(\d+)", option):
+        defaults |= {"depth": int(found[1]), "width": int(found[2])}
     if option == "torchvision":
         listed["arguments"] = listed["arguments"] or None
     assert listed == defaults

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from trainer.models.alexnet import SMALLEST, convolutions
 from trainer.models.parts import (
-    activation_layer,
+    Style,
     check_choice,
     check_dropout,
     check_image_size,
@@ -15,9 +16,8 @@ from trainer.models.parts import (
 )
 
 # the third convolution takes the feature maps of both columns, the others only those of their own
-_KERNELS, _COLUMNS = (None, 5, 3, 3, 3), (1, 2, 1, 2, 2)
-_POOLED = (1, 2, 5)
-_LARGE = 64
+_COLUMNS = (1, 2, 1, 2, 2)
+_CONVOLUTIONS = {"conv1": "column", "conv2": "group", "conv3": "cross", "conv4": "group", "conv5": "group"}
 
 
 def alexnet_two_column(
@@ -50,9 +50,10 @@ def alexnet_two_column(
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch"))
     check_dropout(dropout)
-    check_image_size("alexnet_two_column", input_shape, 8)
-    layers, plan, num_features = _convolutions(channels, input_shape, activation, norm)
+    check_image_size("alexnet_two_column", input_shape, SMALLEST)
+    layers, num_features = convolutions(channels, input_shape, Style(norm, activation), _COLUMNS)
     layers["flatten"] = nn.Flatten()
+    plan = _CONVOLUTIONS if norm == "none" else _CONVOLUTIONS | {f"norm{i}": "split" for i in range(1, 6)}
     dense = dense_layers(
         num_features,
         hidden,
@@ -63,35 +64,6 @@ def alexnet_two_column(
         first=6,
     )
     return with_plans(layers | dense, plan | _crossing(dense))
-
-
-def _convolutions(
-    channels: Sequence[int], input_shape: tuple[int, int, int], activation: str, norm: str
-) -> tuple[dict[str, nn.Module], dict[str, str], int]:
-    """The convolutional layers, their tensor plan, and the number of features that they return."""
-    num_channels, height, width = input_shape
-    is_large = min(height, width) >= _LARGE
-    sides = [height, width]
-    layers: dict[str, nn.Module] = {}
-    plan: dict[str, str] = {}
-    for i, num_filters in enumerate(channels, 1):
-        kernel_size, columns = _KERNELS[i - 1] or (11 if is_large else 5), _COLUMNS[i - 1]
-        stride = 4 if i == 1 and is_large else 1
-        padding = 2 if i == 1 else kernel_size // 2
-        layers[f"conv{i}"] = nn.Conv2d(
-            num_channels, num_filters, kernel_size, stride, padding, groups=columns, bias=norm == "none"
-        )
-        plan[f"conv{i}"] = "column" if i == 1 else "group" if columns == 2 else "cross"
-        if norm == "batch":
-            layers[f"norm{i}"], plan[f"norm{i}"] = nn.BatchNorm2d(num_filters), "split"
-        layers[f"activation{i}"] = activation_layer(activation)
-        sides = [(side + 2 * padding - kernel_size) // stride + 1 for side in sides]
-        if i in _POOLED:
-            pooled = 3 if is_large else 2
-            layers[f"pool{i}"] = nn.MaxPool2d(pooled, 2)
-            sides = [(side - pooled) // 2 + 1 for side in sides]
-        num_channels = num_filters
-    return layers, plan, num_channels * sides[0] * sides[1]
 
 
 def _crossing(dense: dict[str, nn.Module]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trainer.base.checks import check_choice as check_choice
 from trainer.base.checks import check_number, check_that, check_wholes
+from trainer.base.checks import check_one_of as check_one_of
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -90,17 +91,23 @@ class Style:
         """Whether a convolution has a bias: not if a norm of each channel follows, which would cancel it."""
         return self.norm not in ("batch", "instance") or self.norm_place == "after"
 
-    @property
-    def smallest_map(self) -> int:
-        """Pixels that a normalized map needs on its shorter side."""
-        return 2 if self.norm == "instance" else 1
-
     def conv(
-        self, num_inputs: int, num_filters: int, kernel_size: int, stride: int = 1, padding: int | None = None
+        self,
+        num_inputs: int,
+        num_filters: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
     ) -> nn.Conv2d:
         """A convolution, by default padded to keep the size."""
         padding = kernel_size // 2 if padding is None else padding
-        return nn.Conv2d(num_inputs, num_filters, kernel_size, stride, padding, bias=self.has_bias)
+        return nn.Conv2d(num_inputs, num_filters, kernel_size, stride, padding, groups=groups, bias=self.has_bias)
+
+    def unnormalized_conv(self, num_inputs: int, num_filters: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+        """A convolution that no norm follows directly: without bias, because the next norm has one, or with it."""
+        padding = kernel_size // 2
+        return nn.Conv2d(num_inputs, num_filters, kernel_size, stride, padding, bias=self.norm == "none")
 
     def norm_layer(self, num_channels: int) -> nn.Module:
         """A new norm."""

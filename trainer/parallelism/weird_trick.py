@@ -54,7 +54,7 @@ class WeirdTrick(SplitModel):
         if not plan:
             raise ValueError(
                 f"parallelism=weird_trick: model={config['choices'].get('model', '')} ({type(model).__name__}) has no "
-                "fully connected layers that can be split; mlp, linear, lenet and alexnet_two_column have some"
+                "fully connected layers that can be split; linear, mlp, lenet, alexnet and vgg have some"
             )
         return plan
 
