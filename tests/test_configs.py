@@ -19,6 +19,7 @@ from trainer.configuration.resolve import resolve
 from trainer.storage import checkpoint, run_folder
 from trainer.training.loop import train
 from trainer.training.state import capture, restore
+from trainer.training.step import train_step
 
 FOLDER = Path(__file__).parent.parent / "configs"
 OPTIONS = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))
@@ -129,6 +130,28 @@ def trains_in_ranks(overrides: list[str], folder: Path) -> dict[str, torch.Tenso
     assert all(torch.isfinite(value).all() for value in state.values())
     assert not any(path.stat().st_size for path in (folder / "ranks").glob("*.log")), "the ranks had nothing to say"
     return dict(state)
+
+
+# options of more than 5 million parameters, with the images of their papers
+FULL_SIZE = {
+    "alexnet": ["data=synthetic", "data.size=224"],
+    "alexnet_two_column": ["data=synthetic", "data.size=224"],
+    "vgg": ["data=synthetic", "data.size=32"],
+    "wide_resnet28_10": ["data=synthetic", "data.size=32"],
+    "wide_resnet28_20": ["data=synthetic", "data.size=16"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_wide_models_step_at_full_size(name: str) -> None:
+    sizes = ["data.num_train=8", "data.num_val=2", "data.num_test=2", "batch_size=4"]
+    run = build_run(resolve(compose([f"model={name}", *FULL_SIZE[name], *sizes, "optimizer=sgd", "epochs=1"])))
+    before = {name: parameter.detach().sum() for name, parameter in run.model.named_parameters()}
+    batch = next(run.batches.epoch(0))
+    train_step(run, batch)
+    assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+    assert any(parameter.detach().sum() != before[name] for name, parameter in run.model.named_parameters())
 
 
 STRATEGIES = [path for path in GROUP_OPTIONS if path.parent.name == "parallelism" and path.stem != "single"]

@@ -41,6 +41,47 @@ def test_curves_coincide(strategy: str, world_size: int) -> None:
         assert max(max(one.values()) for one in found) < DOUBLE, (name, found)
 
 
+CONVOLUTIONAL = ["device=cpu", "threads=1", "batch_size=32", "limit_batches=8", "schedule=constant", "seed=3",
+                 "optimizer=momentum", "optimizer.lr=0.02", "model.activation=elu"]  # fmt: skip
+RESNET = ["model=resnet20", "model.depth=8", "model.width=4"]
+RANDOM = ["model.drop_prob=0.2", "model.stochastic_depth=0.5"]
+NETWORKS = {
+    "alexnet": ["model=alexnet", "model.channels=[8,8,12,12,8]", "model.hidden=[16,8]"],
+    "vgg": ["model=vgg", "model.depth=11", "model.width=2", "model.hidden=[16,8]"],
+    "wide_resnet": ["model=wide_resnet", "model.depth=10", "model.width=1", *RANDOM],
+    "resnet": [*RESNET, *RANDOM],
+    "plain": [*RESNET, "model.shortcut=none"],
+}
+# strategy and world size -> norms: of a batch, a channel, some channels
+NORMS = {
+    ("ddp", 2): ["batch"],
+    ("fsdp", 2): ["batch"],
+    ("tensor", 2): ["batch", "instance", "group"],
+    ("hybrid", 4): ["batch"],
+    ("pipeline", 2): ["none", "layer"],
+    ("weird_trick", 2): ["batch"],
+}
+DENSE = ("alexnet", "vgg")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "world_size"), NORMS)
+def test_curves_of_convolutional_networks_coincide(strategy: str, world_size: int) -> None:
+    names = DENSE if strategy == "weird_trick" else NETWORKS
+    rows = [
+        ((*CONVOLUTIONAL, *NETWORKS[name], f"model.norm={norm}"), True)
+        for name in names
+        for norm in NORMS[strategy, world_size]
+    ]
+    more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
+    answers = spawn(world_size, curves, rows, more, STEPS, timeout=600)
+    for i, (overrides, _) in enumerate(rows):
+        exact = reference(overrides, True, STEPS)
+        assert max(exact["losses"]) - min(exact["losses"]) > 0.01
+        found = [difference(exact, answer[i]) for answer in answers]
+        assert max(max(one.values()) for one in found) < DOUBLE, (overrides, found)
+
+
 TOKENS, IMAGES = torch.ones(5, 3, 8), torch.ones(5, 4, 3, 2)
 LAYOUTS: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "tokens": (TOKENS, lambda x: x),
