@@ -53,11 +53,17 @@ def torchs(average: Any, start: int = 0, every: int = 1, steps: int = 20) -> dic
     return found
 
 
+@pytest.mark.proves(
+    "averaging=ema",
+    reference="torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn",
+    tolerance="1e-6 relative over 20 steps",
+)
 def test_ema_is_torchs() -> None:
     expected = torchs(get_ema_multi_avg_fn(0.9))
     assert stepped(EMA(0.9, warmup=False)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.proves("averaging=ema", reference="a table computed by hand, for the warm-up", tolerance="1e-6 relative")
 def test_the_warmup_of_ema_by_hand() -> None:
     """d_1 = 2/11, d_2 = 3/12, and so on, up to 0.3."""
     average, expected = 1.0, {1: 1.0}
@@ -68,6 +74,12 @@ def test_the_warmup_of_ema_by_hand() -> None:
     assert stepped(EMA(0.3), steps=8) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.proves(
+    "averaging=polyak",
+    "averaging=swa",
+    reference="torch.optim.swa_utils.AveragedModel",
+    tolerance="1e-6 relative over 20 steps",
+)
 @pytest.mark.parametrize(("start", "every"), [(0, 1), (10, 1), (8, 4)])
 def test_means_are_torchs(start: int, every: int) -> None:
     averaging = Mean(f"{start}step", f"{every}step", **LENGTH)
@@ -95,6 +107,7 @@ def test_training_keeps_its_bits_and_best_weights_are_the_average(option: str, t
         assert not torch.equal(best["model"][name], states[option]["model"][name])
 
 
+@pytest.mark.proves("averaging=swa", reference="torch.optim.swa_utils.update_bn", tolerance="1e-5 relative")
 def test_batch_norm_of_swa_is_torchs_update_bn() -> None:
     overrides = [*SMALL, "epochs=2", "averaging=swa", "averaging.start=50%", "averaging.batch_norm_samples=640"]
     run = build_run(resolve(compose(overrides)))

@@ -42,6 +42,9 @@ def classes(n: int = 12, k: int = 5) -> Tensor:
     return torch.randint(k, (n,), generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.proves(
+    "loss=cross_entropy", reference="values computed by hand, also in bits and smoothed", tolerance="1e-6 relative"
+)
 def test_cross_entropy_by_hand() -> None:
     # softmax of (ln 1, ln 3) is (1/4, 3/4)
     outputs_NK = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
@@ -52,6 +55,7 @@ def test_cross_entropy_by_hand() -> None:
     assert smoothed == pytest.approx(0.9 * math.log(4) + 0.1 * math.log(4 / 3), rel=1e-6)
 
 
+@pytest.mark.proves("loss=cross_entropy", reference="scipy's log_softmax in float64", tolerance="1e-5 relative")
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_cross_entropy_sums_what_scipy_gives(smoothing: float) -> None:
     outputs_NK, targets_N = logits(), classes()
@@ -65,6 +69,7 @@ def test_cross_entropy_sums_what_scipy_gives(smoothing: float) -> None:
     assert in_bits == pytest.approx(expected * 1.4426950408889634, rel=1e-5)
 
 
+@pytest.mark.proves("loss=mse", reference="values computed by hand", tolerance="exact")
 def test_mse_by_hand() -> None:
     outputs_NK = torch.tensor([[1.0, 2.0], [0.0, -1.0]])
     # one-hot (0, 1) and (1, 0): ((1 + 1) + (1 + 1)) / 2
@@ -75,6 +80,7 @@ def test_mse_by_hand() -> None:
     assert MSE()(torch.tensor([[2.0], [1.0]]), torch.tensor([5.0, 1.0])).item() == 9.0
 
 
+@pytest.mark.proves("loss=mse", reference="torch.nn.functional.mse_loss", tolerance="1e-6 relative")
 def test_mse_over_the_number_of_samples_is_torchs_mean() -> None:
     outputs_NK, targets_N = logits(), classes()
     one_hot_NK = F.one_hot(targets_N, 5).float()
@@ -164,6 +170,7 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
 # --- divergence, margins, centroids ---------------------------------------------------------------------------
 
 
+@pytest.mark.proves("loss=kl", reference="torch.nn.functional.kl_div", tolerance="1e-5 relative")
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("base", ["e", 2])
 def test_kl_is_torchs(smoothing: float, base: Any) -> None:
@@ -189,6 +196,7 @@ def test_kl_of_probabilities() -> None:
     assert KLDivergence()(outputs_NK, p_NK).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.proves("loss=absolute", reference="torch.nn.functional.l1_loss", tolerance="1e-6 relative")
 def test_absolute_error_is_torchs() -> None:
     outputs_NK, targets_NK = logits(), logits().flip(1)
     expected = F.l1_loss(outputs_NK, targets_NK).item()
@@ -197,6 +205,12 @@ def test_absolute_error_is_torchs() -> None:
     assert AbsoluteError()(outputs_NK, classes()).item() / 12 == pytest.approx(F.l1_loss(outputs_NK, one_hot).item())
 
 
+@pytest.mark.proves(
+    "loss=hinge", reference="sklearn.metrics.hinge_loss", tolerance="1e-6 relative, crammer_singer and binary"
+)
+@pytest.mark.proves(
+    "loss=hinge", reference="torch.nn.functional.multi_margin_loss, K times", tolerance="1e-6 relative, weston_watkins"
+)
 def test_hinge_losses_are_those_of_scikit_learn_and_torch() -> None:
     outputs_NK, targets_N = logits(), classes()
     expected = sklearn.metrics.hinge_loss(targets_N.numpy(), outputs_NK.numpy(), labels=list(range(5)))
@@ -218,6 +232,7 @@ def test_hinge_outputs_and_initial_values() -> None:
     assert Hinge("binary")(torch.zeros(12, 1), classes(k=2)).item() / 12 == Hinge("binary").initial_value(2)
 
 
+@pytest.mark.proves("loss=kmeans", "model=centroids", reference="a step computed by hand", tolerance="1e-6 relative")
 def test_the_gradient_of_kmeans_moves_the_nearest_centroid() -> None:
     """UIUC ECE 598: w_k <- w_k + rate (x - w_k) for the nearest centroid, and no change of the others."""
     model = Centroids(input_shape=(2, 1, 1), num_outputs=3)
@@ -230,6 +245,11 @@ def test_the_gradient_of_kmeans_moves_the_nearest_centroid() -> None:
     torch.testing.assert_close(-gradient, torch.tensor([[0.0, 0.0], [-1.0, 1.0], [0.0, 0.0]]))
 
 
+@pytest.mark.proves(
+    "initializer=kmeans_plus_plus",
+    reference="three clusters far apart, each of which gets one centroid",
+    tolerance="exact, 5 seeds",
+)
 def test_kmeans_plus_plus_draws_different_samples() -> None:
     samples = torch.cat([torch.full((50, 2), 0.0), torch.full((2, 2), 10.0), torch.full((2, 2), -10.0)])
     for seed in range(5):
@@ -255,6 +275,7 @@ def learned(experiment: str, *overrides: str) -> tuple[Any, Any, Any]:
     return run.model, part.images_NCHW.flatten(1).double().numpy(), part.targets_N.double().numpy()
 
 
+@pytest.mark.proves("loss=hinge", reference="the objective of sklearn.svm.SVC", tolerance="1 %")
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
 def test_svm_reaches_the_objective_of_scikit_learn(rate: float) -> None:
@@ -271,6 +292,7 @@ def test_svm_reaches_the_objective_of_scikit_learn(rate: float) -> None:
     assert ours < 1.01 * best
 
 
+@pytest.mark.proves("loss=mse", "loss=absolute", reference="numpy's least-squares solution", tolerance="0.02")
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["lms", "sign_lms"])
 def test_lms_finds_the_least_squares_solution(experiment: str) -> None:
@@ -281,6 +303,13 @@ def test_lms_finds_the_least_squares_solution(experiment: str) -> None:
     assert np.abs(found - solution).max() < 0.02
 
 
+@pytest.mark.proves(
+    "loss=kmeans",
+    "model=centroids",
+    "initializer=kmeans_plus_plus",
+    reference="the inertia of sklearn.cluster.KMeans",
+    tolerance="1 %",
+)
 @pytest.mark.slow
 def test_kmeans_reaches_the_quantization_error_of_scikit_learn() -> None:
     model, x_ND, _ = learned("kmeans")
@@ -291,6 +320,9 @@ def test_kmeans_reaches_the_quantization_error_of_scikit_learn() -> None:
     assert error < 1.01 * best
 
 
+@pytest.mark.proves(
+    "loss=mse", reference="w <- w + 2 mu e x, sample after sample", tolerance="1e-5 relative over 5 steps"
+)
 def test_lms_takes_the_steps_of_the_slide() -> None:
     """w <- w + 2 mu e x, sample after sample."""
     overrides = ["experiment=lms", "steps=5", "epochs=null", "threads=1", "device=cpu", "sampler=sequential"]

@@ -43,11 +43,19 @@ def test_an_epoch_has_as_many_samples_as_there_are(sampler):
     assert order.min() >= 0 and order.max() < 100
 
 
+@pytest.mark.proves(
+    "sampler=shuffle",
+    "sampler=class_interleaved",
+    "sampler=sequential",
+    reference="every sample exactly once",
+    tolerance="exact",
+)
 @pytest.mark.parametrize("sampler", ONCE, ids=by_name)
 def test_every_sample_comes_exactly_once(sampler):
     assert sampler.order(TARGETS, generator(0)).sort().values.tolist() == list(range(100))
 
 
+@pytest.mark.proves("sampler=sequential", reference="the stored order", tolerance="exact")
 def test_sequential_keeps_the_order_and_draws_nothing():
     source = generator(0)
     before = source.get_state()
@@ -72,6 +80,9 @@ def test_shuffle_goes_on_with_a_generator_that_is_used_again():
     assert not torch.equal(Shuffle().order(TARGETS, source), Shuffle().order(TARGETS, source))
 
 
+@pytest.mark.proves(
+    "sampler=shuffle", reference="all 24 orders of four samples, by a chi-square test", tolerance="p > 0.001"
+)
 @pytest.mark.parametrize("sampler", [Shuffle(), HardExamples()], ids=by_name)
 def test_every_order_is_equally_likely(sampler):
     counts = Counter(tuple(sampler.order(TARGETS[:4], generator(seed)).tolist()) for seed in range(2400))
@@ -79,6 +90,7 @@ def test_every_order_is_equally_likely(sampler):
     assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
+@pytest.mark.proves("sampler=with_replacement", reference="all 27 triples, by a chi-square test", tolerance="p > 0.001")
 def test_with_replacement_draws_are_independent_and_uniform():
     counts = Counter(tuple(WithReplacement().order(TARGETS[:3], generator(seed)).tolist()) for seed in range(2700))
     assert set(counts) == set(product(range(3), repeat=3))
@@ -88,12 +100,16 @@ def test_with_replacement_draws_are_independent_and_uniform():
 # --- fresh_batch ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("sampler=fresh_batch", reference="no sample twice in a batch", tolerance="exact")
 @pytest.mark.parametrize("size", [1, 7, 32, 50, 51, 99, 100])
 def test_a_fresh_batch_has_no_sample_twice(size):
     for batch in FreshBatch(size).order(TARGETS, generator(size)).split(size):
         assert len(batch.unique()) == len(batch)
 
 
+@pytest.mark.proves(
+    "sampler=fresh_batch", reference="all batches and pairs of batches, by a chi-square test", tolerance="p > 0.001"
+)
 @pytest.mark.parametrize(("size", "total"), [(2, 4), (2, 5), (3, 5)])
 def test_every_fresh_batch_is_equally_likely_whatever_the_one_before_was(size, total):
     order = [FreshBatch(size).order(TARGETS[:total], generator(seed)).tolist() for seed in range(4000)]
@@ -129,6 +145,11 @@ def classes_of(sizes: list[int]) -> torch.Tensor:
     return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
+@pytest.mark.proves(
+    "sampler=class_interleaved",
+    reference="no neighbours of one class",
+    tolerance="exact, 13 divisions into classes, 20 seeds",
+)
 @pytest.mark.parametrize(
     "sizes",
     [[25] * 4, [500, 500], [501, 500], [1, 1], [3, 2], [40, 13, 9, 1, 17], [10, 0, 3, 7], [5, 1, 1, 1, 1], [30, 20, 9],
@@ -155,6 +176,9 @@ def test_a_majority_makes_as_few_equal_neighbours_as_there_can_be_spread_evenly(
     assert lengths[1::2].tolist() == [1] * others
 
 
+@pytest.mark.proves(
+    "sampler=class_interleaved", reference="the possible orders of four samples, enumerated", tolerance="exact"
+)
 def test_every_possible_interleaving_comes():
     targets = torch.tensor([0, 0, 1, 2])
     possible = {p for p in permutations(range(4)) if equal_neighbours(targets[list(p)]) == 0}
@@ -184,6 +208,11 @@ def test_classes_are_spread_over_the_epoch():
 # --- class_balanced ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "sampler=class_balanced",
+    reference="equal frequencies of classes and of their samples, by a chi-square test",
+    tolerance="p > 0.001",
+)
 def test_classes_come_equally_often_and_their_samples_too():
     targets = classes_of([400, 40, 0, 8, 2000])
     classes, samples = Counter(), Counter()
@@ -217,6 +246,9 @@ def shares(sampler: HardExamples, size: int, epochs: int = 400) -> np.ndarray:
 LOSSES = torch.tensor([0.0, 0.5, 1.0, 2.0, 4.0] * 20)
 
 
+@pytest.mark.proves(
+    "sampler=hard_examples", reference="the probabilities of the formula, by a chi-square test", tolerance="p > 0.001"
+)
 @pytest.mark.parametrize(
     "settings",
     [{}, {"power": 2.0}, {"power": 3.0, "floor": 1.0, "uniform": 0.05}, {"power": 0.0},
@@ -245,6 +277,7 @@ def test_samples_that_are_all_learnt_come_uniformly():
     assert chisquare(shares(after_losses(torch.zeros(50), floor=0.0), 50)).pvalue > 1e-3
 
 
+@pytest.mark.proves("sampler=hard_examples", reference="running means computed by hand", tolerance="exact")
 def test_the_running_mean_by_hand():
     sampler = after_losses(torch.tensor([1.0, 2.0, 4.0, float("nan")]), smoothing=0.75)
     assert sampler.state_dict()["running"][:3].tolist() == [1, 2, 4]

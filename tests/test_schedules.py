@@ -53,16 +53,21 @@ def torch_factors(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRSchedul
     return factors
 
 
+@pytest.mark.proves("schedule=constant", reference="the number 1", tolerance="exact")
 def test_constant() -> None:
     assert [Constant().factor(t) for t in (0, 1, 10**9)] == [1, 1, 1]
 
 
+@pytest.mark.proves(
+    "schedule=cosine", reference="torch.optim.lr_scheduler.CosineAnnealingLR", tolerance="1e-12 over 40 steps"
+)
 def test_cosine_is_torch_s() -> None:
     schedule = Cosine(final=0.1, total_steps=STEPS)
     expected = torch_factors(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS, eta_min=0.1))
     assert [schedule.factor(t) for t in range(STEPS)] == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.proves("schedule=step", reference="torch.optim.lr_scheduler.StepLR", tolerance="1e-12 over 40 steps")
 def test_step_is_torch_s() -> None:
     schedule = Step(every="3ep", factor=0.5, steps_per_epoch=5, total_steps=STEPS)
     expected = torch_factors(lambda o: lr_scheduler.StepLR(o, step_size=15, gamma=0.5))
@@ -75,6 +80,7 @@ def warmed(make: Callable[[int], Schedule], warmup: str, total_steps: int, **mor
     return Warmed(rise, make(total_steps - rise.steps))
 
 
+@pytest.mark.proves("schedule=linear_warmup", reference="a table computed by hand", tolerance="1e-6 relative")
 def test_linear_warmup_by_hand() -> None:
     schedule = warmed(lambda total: Polynomial(total_steps=total), "1ep", 12)
     table = {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 6: 0.75, 8: 0.5, 11: 0.125}
@@ -88,6 +94,7 @@ def test_linear_warmup_with_ends_by_hand() -> None:
     assert {t: schedule.factor(t) for t in table} == pytest.approx(table)
 
 
+@pytest.mark.proves("schedule=cosine_warmup", reference="a table computed by hand", tolerance="1e-6 relative")
 def test_cosine_warmup_by_hand() -> None:
     schedule = warmed(lambda total: Cosine(total_steps=total), "1ep", 12)
     half = math.sqrt(0.5)
@@ -95,6 +102,13 @@ def test_cosine_warmup_by_hand() -> None:
     assert {t: schedule.factor(t) for t in table} == pytest.approx(table)
 
 
+@pytest.mark.proves(
+    "schedule=linear_warmup",
+    "schedule=cosine_warmup",
+    "schedule=sgdr_warmup",
+    reference="torch.optim.lr_scheduler.SequentialLR of LinearLR or ConstantLR and a schedule, for the warm-up",
+    tolerance="1e-12 over 40 steps",
+)
 @pytest.mark.parametrize("shape", ["linear", "constant"])
 def test_a_warmup_is_torch_s_sequence_of_schedulers(shape: Literal["linear", "constant"]) -> None:
     start, lead = 0.25, 8
@@ -152,6 +166,28 @@ LIKE_TORCH: dict[str, tuple[Schedule, Callable[[torch.optim.Optimizer], lr_sched
 }  # fmt: skip
 
 
+@pytest.mark.proves(
+    "schedule=multistep", reference="torch.optim.lr_scheduler.MultiStepLR", tolerance="1e-12 over 40 steps"
+)
+@pytest.mark.proves(
+    "schedule=multiply", reference="torch.optim.lr_scheduler.ExponentialLR", tolerance="1e-12 over 40 steps"
+)
+@pytest.mark.proves(
+    "schedule=exponential", reference="torch.optim.lr_scheduler.ExponentialLR", tolerance="1e-12 over 40 steps"
+)
+@pytest.mark.proves("schedule=linear", reference="torch.optim.lr_scheduler.LinearLR", tolerance="1e-12 over 40 steps")
+@pytest.mark.proves(
+    "schedule=polynomial", reference="torch.optim.lr_scheduler.PolynomialLR", tolerance="1e-12 over 40 steps"
+)
+@pytest.mark.proves(
+    "schedule=sgdr",
+    "schedule=sgdr_warmup",
+    reference="torch.optim.lr_scheduler.CosineAnnealingWarmRestarts",
+    tolerance="1e-12 over 40 steps",
+)
+@pytest.mark.proves(
+    "schedule=one_cycle", reference="torch.optim.lr_scheduler.OneCycleLR", tolerance="1e-12 over 40 steps"
+)
 @pytest.mark.parametrize("name", LIKE_TORCH)
 def test_equals_torch_s_scheduler(name: str) -> None:
     schedule, make = LIKE_TORCH[name]
@@ -178,12 +214,24 @@ BY_HAND: dict[str, tuple[Schedule, dict[int, float]]] = {
 }
 
 
+@pytest.mark.proves(
+    "schedule=halve",
+    "schedule=inverse_time",
+    "schedule=inverse_sqrt",
+    "schedule=sgdr",
+    "schedule=warmup_stable_decay",
+    reference="tables computed by hand",
+    tolerance="1e-6 relative",
+)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
     schedule, table = BY_HAND[name]
     assert {t: schedule.factor(t) for t in table} == pytest.approx(table)
 
 
+@pytest.mark.proves(
+    "schedule=inverse_sqrt", reference="equation 3 of Vaswani et al. 2017", tolerance="1e-6 relative over 400 steps"
+)
 def test_inverse_sqrt_after_its_warmup_is_that_of_the_transformer() -> None:
     """Vaswani et al. 2017, equation 3, relative to its peak: min(1 / sqrt(t), t / W^1.5) * sqrt(W)."""
     lead, total = 40, 400
@@ -287,6 +335,11 @@ def test_one_step_is_enough_for_every_schedule() -> None:
         assert 0 < schedule.factor(0) <= 1
 
 
+@pytest.mark.proves(
+    "schedule=plateau",
+    reference="torch.optim.lr_scheduler.ReduceLROnPlateau",
+    tolerance="1e-6 relative over 60 evaluations",
+)
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("patience", [0, 2])
 def test_plateau_is_torch_s(mode: str, patience: int) -> None:

@@ -77,6 +77,29 @@ def rows_of(operation: object, num: int, shape: tuple[int, int, int], seed: int 
     return operation.draw(num, shape, generator(seed))
 
 
+@pytest.mark.proves(
+    "Contrast", reference="torchvision v2's adjust_contrast", tolerance="1 of 255 levels, at fewer than 1 pixel in 1000"
+)
+@pytest.mark.proves(
+    "Saturation",
+    reference="torchvision v2's adjust_saturation",
+    tolerance="1 of 255 levels, at fewer than 1 pixel in 1000",
+)
+@pytest.mark.proves(
+    "Hue", reference="torchvision v2's adjust_hue", tolerance="1 of 255 levels, at fewer than 1 pixel in 1000"
+)
+@pytest.mark.proves(
+    "Gamma", reference="torchvision v2's adjust_gamma", tolerance="1 of 255 levels, at fewer than 1 pixel in 1000"
+)
+@pytest.mark.proves(
+    "Sharpen", reference="torchvision v2's adjust_sharpness", tolerance="1 of 255 levels, at fewer than 1 pixel in 1000"
+)
+@pytest.mark.proves("Brightness", reference="torchvision v2's adjust_brightness", tolerance="bitwise")
+@pytest.mark.proves("Solarize", reference="torchvision v2's solarize", tolerance="bitwise")
+@pytest.mark.proves("Posterize", reference="torchvision v2's posterize", tolerance="bitwise")
+@pytest.mark.proves("Invert", reference="torchvision v2's invert", tolerance="bitwise")
+@pytest.mark.proves("AutoContrast", reference="torchvision v2's autocontrast", tolerance="bitwise")
+@pytest.mark.proves("Equalize", reference="torchvision v2's equalize", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", TABLE)
 def test_it_is_torchvisions(name, shape):
@@ -123,6 +146,7 @@ def test_solarize_by_hand():
     assert result.flatten().tolist() == [0, 127, 127, 126, 0]
 
 
+@pytest.mark.proves("Hue", reference="the circle of pure colours by hand", tolerance="exact")
 @pytest.mark.parametrize("turn", [1 / 3, -1 / 3, 1 / 6, 0.5])
 def test_hues_of_pure_colours_by_hand(turn):
     circle = [(200, 0, 0), (200, 200, 0), (0, 200, 0), (0, 200, 200), (0, 0, 200), (200, 0, 200)]
@@ -137,6 +161,9 @@ def test_gamma_by_hand():
     assert Gamma()(levels.clone(), {"gamma": torch.tensor([0.5])}).flatten().tolist() == [0, 16, 128, 181, 255, 255]
 
 
+@pytest.mark.proves(
+    "Lighting", reference="the formula of Krizhevsky et al. 2012 in float64", tolerance="0.05 levels beyond rounding"
+)
 def test_lighting_is_the_formula_of_its_paper():
     pixels = images((3, 8, 8))
     lighting = Lighting(std=2.0, probability=OFTEN)
@@ -152,6 +179,7 @@ def test_lighting_is_the_formula_of_its_paper():
     assert ((result / 255 - expected.clamp(0, 1)).abs() * 255).max() < 0.5 + 0.05
 
 
+@pytest.mark.proves("ColourShift", reference="addition in whole numbers", tolerance="exact")
 def test_a_colour_shift_adds_to_each_channel():
     pixels = images((3, 8, 8))
     shift = ColourShift(levels=(-200, 200), probability=OFTEN)

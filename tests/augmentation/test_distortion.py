@@ -38,6 +38,11 @@ def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
 
 
+@pytest.mark.proves(
+    "Elastic",
+    reference="torchvision v2's elastic with the same field",
+    tolerance="1 of 255 levels, at fewer than 1 pixel in 1000",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_elastic_is_torchvisions_with_the_same_field(shape):
     pixels, operation = images(32, shape), Elastic(alpha=2.0, sigma=3.0)
@@ -79,6 +84,9 @@ def test_other_seeds_give_other_fields():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.proves(
+    "LensDistortion", reference="scipy's map_coordinates", tolerance="1 of 255 levels, at fewer than 1 pixel in 1000"
+)
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_lens_is_its_formula(fill, shape):

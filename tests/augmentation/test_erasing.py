@@ -27,6 +27,7 @@ def box(rows, i: int) -> list[int]:
     return [int(rows[name][i]) for name in ("top", "left", "height", "width")]
 
 
+@pytest.mark.proves("Erasing", reference="torchvision v2's erase", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
 def test_black_is_torchvisions_erase(shape, dtype):
@@ -89,6 +90,11 @@ DISTRIBUTIONS = [
 ]
 
 
+@pytest.mark.proves(
+    "Erasing",
+    reference="the boxes of torchvision v2's RandomErasing, by Kolmogorov-Smirnov tests",
+    tolerance="p > 0.001",
+)
 @pytest.mark.parametrize(("shape", "scale", "ratio"), DISTRIBUTIONS)
 def test_boxes_are_distributed_as_torchvisions(shape, scale, ratio):
     num = 3000

@@ -30,6 +30,9 @@ def assert_equal(result: torch.Tensor, expected: list[torch.Tensor]) -> None:
     assert torch.equal(result, torch.stack(expected).float())
 
 
+@pytest.mark.proves(
+    "ResizedCrop", "RandomShortSide", reference="torchvision v2's resized_crop and crop", tolerance="bitwise"
+)
 @pytest.mark.parametrize("operation", OPERATIONS[:3], ids=name)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pixels_are_torchvisions(operation, shape):
@@ -39,6 +42,7 @@ def test_pixels_are_torchvisions(operation, shape):
     assert_equal(operation(pixels.float(), rows), [framed(pixels[i], frames[i], shape[1:]) for i in range(64)])
 
 
+@pytest.mark.proves("CropAndPad", reference="torchvision v2's pad and resized_crop", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_crop_and_pad_is_torchvisions(shape, fraction):

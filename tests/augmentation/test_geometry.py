@@ -19,6 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.proves("Crop", reference="torchvision v2's pad and crop", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("padding", [0, 1, 2, 4, 9])
 def test_crop_is_torchvisions_pad_and_crop(shape, padding):
@@ -34,6 +35,7 @@ def test_crop_is_torchvisions_pad_and_crop(shape, padding):
     assert result.is_contiguous()
 
 
+@pytest.mark.proves("HorizontalFlip", reference="torchvision v2's horizontal_flip", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_flip_is_torchvisions(shape, probability):

@@ -40,6 +40,7 @@ def table_of(augmentation: Pipeline) -> Rows:
     return augmentation.draw(20, (3, 32, 32), generator_for(3, "augmentation", 0))
 
 
+@pytest.mark.proves("MixUp", reference="torchvision v2's MixUp with the same share", tolerance="1e-6")
 def test_mixup_is_torchvision_s_with_the_same_share() -> None:
     augmentation = Pipeline(mixup=MixUp(alpha=0.4))
     lams = table_of(augmentation)["mixup.lam"]
@@ -58,6 +59,7 @@ def test_mixup_is_torchvision_s_with_the_same_share() -> None:
     assert start == 20
 
 
+@pytest.mark.proves("CutMix", reference="torchvision v2's CutMix with the same box", tolerance="bitwise; labels 1e-6")
 def test_cutmix_is_torchvision_s_with_the_same_box() -> None:
     augmentation = Pipeline(cutmix=CutMix())
     table = table_of(augmentation)

@@ -34,6 +34,9 @@ def assert_rounded(result: torch.Tensor, exact: np.ndarray) -> None:
 # --- gaussian noise ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "GaussianNoise", reference="torchvision v2's gaussian_noise with the same noise", tolerance="bitwise"
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("std", [5.1, 51.0])
 def test_the_same_noise_added_by_torchvision(shape, std, monkeypatch):
@@ -47,6 +50,11 @@ def test_the_same_noise_added_by_torchvision(shape, std, monkeypatch):
         assert torch.equal(result[i], expected.float())
 
 
+@pytest.mark.proves(
+    "GaussianNoise",
+    reference="the distribution of torchvision v2's gaussian_noise",
+    tolerance="p > 0.001; standard deviation 1 %",
+)
 def test_noise_is_distributed_as_torchvisions():
     grey = torch.full((50, 3, 32, 32), 128.0)
     operation = GaussianNoise(std=(20.0, 20.0))
@@ -70,6 +78,11 @@ def test_std_is_in_levels_and_a_samples_own():
 # --- gaussian blur ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "GaussianBlur",
+    reference="torchvision v2's gaussian_blur",
+    tolerance="1 of 255 levels, at fewer than 1 pixel in 1000",
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kernel_size", [1, 3, 7, 15])
 @pytest.mark.parametrize("sigma", [0.25, 1.0, 3.0])
@@ -84,6 +97,7 @@ def test_blur_is_torchvisions(shape, kernel_size, sigma):
     assert (result != expected).float().mean() < 1e-3
 
 
+@pytest.mark.proves("GaussianBlur", reference="scipy's correlate1d in float64", tolerance="rounding")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_sample_is_blurred_with_its_own_sigma(shape):
     operation = GaussianBlur(sigma=(0.2, 2.0), kernel_size=7)
@@ -100,6 +114,9 @@ def test_each_sample_is_blurred_with_its_own_sigma(shape):
 # --- salt -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "Salt", reference="shares of black and white cells, by binomial and chi-square tests", tolerance="p > 0.001"
+)
 @pytest.mark.parametrize(("cell", "pepper"), [(1, 0.5), (1, 0.0), (3, 0.2), (4, 1.0)])
 def test_spots_are_cells_in_their_share(cell, pepper):
     operation = Salt(amount=(0.3, 0.3), pepper=pepper, cell=cell)
@@ -127,6 +144,7 @@ def test_the_amount_is_a_samples_own():
 # --- emboss -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("Emboss", reference="scipy's correlate in float64", tolerance="rounding")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_relief_is_the_correlation_with_the_kernel(shape):
     operation = Emboss(strength=(0.0, 2.0))
@@ -150,6 +168,7 @@ def smooth(num: int, shape: tuple[int, int, int]) -> torch.Tensor:
     return (fine + 8 * torch.randn(num, *shape, generator=generator(4))).round().clamp(0, 255)
 
 
+@pytest.mark.proves("Superpixels", reference="sklearn.cluster.KMeans from the same centres", tolerance="exact")
 @pytest.mark.parametrize(
     ("shape", "cell"), [((3, 32, 32), 4), ((1, 28, 28), 4), ((3, 15, 20), 5), ((3, 13, 22), 4)], ids=str
 )
@@ -201,6 +220,7 @@ def segments_pixel_by_pixel(pixels: np.ndarray, cell: int, compactness: float, i
     return painted
 
 
+@pytest.mark.proves("Superpixels", reference="SLIC in plain loops over pixels", tolerance="exact")
 @pytest.mark.parametrize("compactness", [0.0, 5.0, 40.0])
 def test_segments_pixel_by_pixel(compactness):
     """Including images in which distant centres would be nearer and segments become empty."""

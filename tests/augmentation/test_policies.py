@@ -57,6 +57,11 @@ def parts(rows: dict[str, torch.Tensor], indices: torch.Tensor) -> dict[str, tor
     return {name: column[indices] for name, column in rows.items()}
 
 
+@pytest.mark.proves(
+    "TrivialAugment",
+    reference="torchvision v2's TrivialAugmentWide, every operation and strength",
+    tolerance="1 of 255 levels where two images are blended, else bitwise",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_trivial_augment_is_torchvisions_in_every_case(shape):
     cases = list(product(range(14), range(31), (False, True)))
@@ -70,6 +75,11 @@ def test_trivial_augment_is_torchvisions_in_every_case(shape):
         assert difference <= (OPERATIONS[number] in BLENDS), (OPERATIONS[number], bin_, sign)
 
 
+@pytest.mark.proves(
+    "RandAugment",
+    reference="torchvision v2's RandAugment, every operation and strength",
+    tolerance="1 of 255 levels where two images are blended, else bitwise",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_operation_of_rand_augment_is_torchvisions_in_every_case(shape):
     cases = list(product(range(14), (False, True)))
@@ -84,6 +94,11 @@ def test_one_operation_of_rand_augment_is_torchvisions_in_every_case(shape):
             assert difference <= (OPERATIONS[number] in BLENDS), (OPERATIONS[number], magnitude, sign)
 
 
+@pytest.mark.proves(
+    "RandAugment",
+    reference="torchvision v2's RandAugment, every pair of operations",
+    tolerance="2 of 255 levels; fewer than 1 pixel in 100 above after operations that amplify",
+)
 @pytest.mark.parametrize("shape", SHAPES[:2])
 @pytest.mark.parametrize("magnitude", [9, 24])
 def test_two_operations_of_rand_augment_are_torchvisions_for_every_pair(shape, magnitude):

@@ -71,6 +71,15 @@ ONE_BY_ONE = [
 ]
 
 
+@pytest.mark.proves(
+    "Rotate",
+    "TranslateX",
+    "TranslateY",
+    "Scale",
+    "Shear",
+    reference="torchvision v2's rotate and affine",
+    tolerance="1 of 255 levels, at fewer than 1 pixel in 200",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("operation", "expected"), ONE_BY_ONE, ids=[name(op) for op, _ in ONE_BY_ONE])
 def test_one_operation_is_torchvisions(operation, expected, shape):
@@ -82,6 +91,9 @@ def test_one_operation_is_torchvisions(operation, expected, shape):
     assert result.dtype == torch.float32
 
 
+@pytest.mark.proves(
+    "Perspective", reference="torchvision v2's perspective", tolerance="1 of 255 levels, at fewer than 1 pixel in 200"
+)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("distortion", [0.3, 0.6, 1.0])
 def test_perspective_is_torchvisions(shape, distortion):
@@ -105,6 +117,9 @@ def test_perspective_is_torchvisions(shape, distortion):
     assert_close(operation(pixels.float(), rows)[defined], wanted)
 
 
+@pytest.mark.proves(
+    "Stretch", reference="scipy's map_coordinates", tolerance="1 of 255 levels, at fewer than 1 pixel in 200"
+)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 33, 47)])
 def test_stretching_widens_alone(shape):
     pixels, operation = images(16, shape), Stretch((0.5, 2))
@@ -320,6 +335,7 @@ def parameters(operation: object) -> dict[str, object]:
     return {key: value for key, value in vars(operation).items() if not key.startswith("_")}
 
 
+@pytest.mark.proves("VerticalFlip", reference="torchvision v2's vertical_flip", tolerance="bitwise")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_vertical_flip_is_torchvisions(shape, probability):

@@ -48,6 +48,7 @@ def field_by_hand(seed: int, H: int, W: int, size: float) -> np.ndarray:
     return total / 1.75 / 256
 
 
+@pytest.mark.proves("Clouds", "Fog", reference="the smooth field in plain loops over pixels", tolerance="1e-6")
 @pytest.mark.parametrize(("H", "W", "size"), [(8, 8, 0.5), (20, 33, 0.3), (9, 40, 1.0)])
 def test_the_field_is_interpolated_between_random_grids(H, W, size):
     field = smooth_field(torch.tensor([5, 77]), torch.empty(2, 3, H, W), size)
@@ -71,6 +72,7 @@ def veiled(given: torch.Tensor, level: float, opacity: torch.Tensor) -> np.ndarr
     return ((1 - opacity64) * given.double() + opacity64 * level).numpy()
 
 
+@pytest.mark.proves("Clouds", reference="the formula in float64", tolerance="rounding")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_clouds(shape):
     given = images(30, shape)
@@ -91,6 +93,7 @@ def test_the_sky_is_clear_between_clouds_and_fuller_with_more_of_them():
     assert (many == 255).float().mean() > 0.2
 
 
+@pytest.mark.proves("Fog", reference="the formula in float64", tolerance="rounding")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("patchiness", "level"), [(0.0, 255.0), (0.5, 220.0), (1.0, 0.0)])
 def test_fog(shape, patchiness, level):
@@ -109,6 +112,7 @@ def test_the_densest_fog_leaves_nothing():
 # --- snowflakes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("Snowflakes", reference="scipy's correlate in float64", tolerance="rounding")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_flakes_are_tents_around_their_middles(size):
     given = images(30, (3, 20, 24))
@@ -137,6 +141,7 @@ def test_as_many_flakes_as_the_density_says():
 # --- snowy landscape --------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("SnowyLandscape", reference="Python's colorsys, pixel by pixel", tolerance="rounding")
 def test_snow_is_colorsys_hls():
     """Every pixel, except if the exact value is a half within float32's 1e-3."""
     given = images(40, (3, 16, 16))
@@ -167,6 +172,7 @@ def test_snow_on_grey_images():
 # --- rain -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves("Rain", reference="streaks drawn pixel by pixel", tolerance="exact")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("slant", "length"), [((-0.3, 0.3), 0.2), ((0.5, 1.9), 0.5), ((-1.5, -0.5), 0.0)])
 def test_streaks_by_hand(shape, slant, length):

@@ -10,6 +10,11 @@ from trainer.models.alexnet_two_column import alexnet_two_column
 SMALL = {"channels": [8, 8, 12, 12, 8], "hidden": [24, 16], "dropout": 0.0}
 
 
+@pytest.mark.proves(
+    "model=alexnet_two_column",
+    reference="60,965,224 parameters, counted by hand from section 3.5 of the paper",
+    tolerance="exact",
+)
 @pytest.mark.parametrize("side", [224, 227])
 def test_it_has_as_many_parameters_as_the_papers(side: int) -> None:
     with torch.device("meta"):
@@ -41,6 +46,9 @@ def by_columns(model: nn.Sequential, images_NCHW: Tensor) -> Tensor:
     return F.linear(hidden, layers["output"].weight, layers["output"].bias)
 
 
+@pytest.mark.proves(
+    "model=alexnet_two_column", reference="two columns written with torch's functions", tolerance="1e-14"
+)
 @pytest.mark.parametrize("side", [8, 32])
 def test_columns_meet_at_one_convolution_and_at_the_top(side: int) -> None:
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.proves("model=torchvision", reference="torchvision.models called directly", tolerance="bitwise")
 def test_equals_torchvisions_own_call_bit_by_bit() -> None:
     torch.manual_seed(5)
     ours = build("mobilenet_v3_small", arguments={"dropout": 0.5})

@@ -12,6 +12,9 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.proves(
+    "model=lenet", reference="the 431,080 parameters of Caffe's LeNet", tolerance="exact, layer by layer"
+)
 def test_caffe_lenet_has_431080_parameters() -> None:
     model = lenet(input_shape=(1, 28, 28), num_outputs=10, channels=[20, 50], hidden=[500], norm="none")
     assert count(model) == 431_080
@@ -33,6 +36,7 @@ def reference(model: nn.Module, images_NCHW: Tensor, padding: int) -> Tensor:
 
 
 # 24 is the last size whose unpadded last map (3x3) would be smaller than Caffe's 4x4
+@pytest.mark.proves("model=lenet", reference="the same network written with torch's functions", tolerance="bitwise")
 @pytest.mark.parametrize(("size", "padding"), [(28, 0), (32, 0), (8, 2), (16, 2), (24, 2), (27, 2), (4, 2)])
 def test_padding_and_layers_equal_functions_of_torch(size: int, padding: int) -> None:
     model = lenet(input_shape=(2, size, size), num_outputs=3, channels=[4, 5], hidden=[6], norm="none")

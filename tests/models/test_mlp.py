@@ -21,6 +21,7 @@ def numbers(model: nn.Module, name: str) -> np.ndarray:
     return model.get_parameter(name).detach().double().numpy()
 
 
+@pytest.mark.proves("model=linear", reference="numpy in float64", tolerance="1e-5 relative")
 def test_linear_is_one_matrix_product_of_all_pixels() -> None:
     model = linear(input_shape=(2, 3, 4), num_outputs=5)
     images_NCHW = images_of(6, 2, 3, 4)
@@ -30,6 +31,7 @@ def test_linear_is_one_matrix_product_of_all_pixels() -> None:
     assert count(model) == 24 * 5 + 5
 
 
+@pytest.mark.proves("model=mlp", reference="numpy in float64", tolerance="1e-5 relative")
 def test_mlp_is_linear_layers_with_relu_between() -> None:
     model = mlp(input_shape=(1, 2, 3), num_outputs=4, hidden=[7, 5])
     images_NCHW = images_of(8, 1, 2, 3)
@@ -40,6 +42,7 @@ def test_mlp_is_linear_layers_with_relu_between() -> None:
     np.testing.assert_allclose(model(images_NCHW).detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.proves("model=mlp", reference="numbers of parameters counted by hand", tolerance="exact")
 def test_parameter_counts_by_hand() -> None:
     assert count(mlp(input_shape=(1, 8, 8), num_outputs=10, hidden=[64, 64])) == 4160 + 4160 + 650
     # twice: batch norm replaces the bias (64 fewer) and adds a scale and a shift (128 more)

@@ -21,6 +21,15 @@ def build(depth: int, **arguments: object) -> nn.Sequential:
 # by hand for depth 20: convolutions without bias, norms with scale and shift, 3 blocks per stage:
 #   conv1 432 + norm 32; stage 1: 6 * (2304 + 32); stage 2: 4608 + 5 * 9216 + 6 * 64;
 # stage 3: 18432 + 5 * 36864 + 6 * 128; output 650. Each further block per stage: 2 * (2336 + 9280 + 36992).
+@pytest.mark.proves(
+    "model=resnet20",
+    "model=resnet32",
+    "model=resnet44",
+    "model=resnet56",
+    "model=resnet110",
+    reference="numbers of parameters counted by hand, and table 6 of He et al. 2015",
+    tolerance="exact; the two or three digits of the table",
+)
 @pytest.mark.parametrize(
     ("depth", "exact", "table_6"),
     [
@@ -83,6 +92,16 @@ def silenced(num_inputs: int, num_filters: int, shortcut: str) -> Block:
     return block
 
 
+@pytest.mark.proves(
+    "model=resnet",
+    "model=resnet20",
+    "model=resnet32",
+    "model=resnet44",
+    "model=resnet56",
+    "model=resnet110",
+    reference="every second pixel, and channels of zeros",
+    tolerance="bitwise, shortcut=identity",
+)
 @pytest.mark.parametrize("size", [8, 7])
 def test_option_a_takes_every_second_pixel_and_adds_zero_channels(size: int) -> None:
     x_NCHW = features(2, 3, size, size)
@@ -103,6 +122,7 @@ def test_a_block_of_one_size_passes_its_input_on_and_a_plain_one_does_not() -> N
     assert torch.count_nonzero(silenced(4, 4, "none")(x_NCHW)) == 0
 
 
+@pytest.mark.proves("model=resnet", reference="torchvision's BasicBlock", tolerance="bitwise, shortcut=projection")
 @pytest.mark.parametrize("num_filters", [4, 8])
 def test_projection_equals_torchvision_block(num_filters: int) -> None:
     ours = Block(4, num_filters, shortcut="projection", style=Style())

@@ -34,12 +34,39 @@ TORCHS: dict[str, tuple[Make, Make]] = {
 }  # fmt: skip
 
 
+@pytest.mark.proves(
+    "optimizer=momentum",
+    reference="torch.optim.SGD with momentum",
+    tolerance="1e-13 relative over 20 steps, form=heavy_ball",
+)
+@pytest.mark.proves(
+    "optimizer=nesterov",
+    reference="torch.optim.SGD with nesterov",
+    tolerance="1e-13 relative over 20 steps, without lookahead",
+)
+@pytest.mark.proves("optimizer=gd", reference="torch.optim.SGD", tolerance="1e-13 relative over 20 steps")
+@pytest.mark.proves(
+    "optimizer=rprop", reference="torch.optim.Rprop", tolerance="1e-13 relative over 20 steps, on_sign_change=skip"
+)
 @pytest.mark.parametrize("name", TORCHS)
 def test_torchs_rules_to_the_last_bits(name: str) -> None:
     ours, reference = TORCHS[name]
     torch.testing.assert_close(trained(ours), trained(reference), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.proves(
+    "optimizer=sgdw", reference="timm 1.0.31's SGDW", tolerance="1e-12 relative over 20 steps, form=heavy_ball"
+)
+@pytest.mark.proves(
+    "optimizer=lion",
+    reference="Lion of timm 1.0.31 and of pytorch_optimizer 4.1.0",
+    tolerance="1e-12 relative over 20 steps",
+)
+@pytest.mark.proves(
+    "optimizer=sam",
+    reference="pytorch_optimizer 4.1.0's SAM, whose norm is in single precision",
+    tolerance="1e-6 relative over 20 steps, adaptive",
+)
 @pytest.mark.parametrize(
     ("reference", "make"),
     [
@@ -62,6 +89,11 @@ def test_rules_of_other_packages(reference: str, make: Make) -> None:
     assert trained(make)[SHOWN].tolist() == pytest.approx(RECORDED[reference], rel=tolerance)
 
 
+@pytest.mark.proves(
+    "optimizer=schedule_free_adamw",
+    reference="the authors' schedulefree 1.4.1",
+    tolerance="1e-12 relative over 20 steps, in training and in evaluation",
+)
 def test_schedule_free_trains_and_evaluates_the_weights_of_the_authors() -> None:
     params, made = weights(), list[ScheduleFreeAdamW]()
 
@@ -75,6 +107,7 @@ def test_schedule_free_trains_and_evaluates_the_weights_of_the_authors() -> None
     assert averages[SHOWN].tolist() == pytest.approx(evaluation, rel=1e-12)
 
 
+@pytest.mark.proves("optimizer=sam", reference="a step computed by hand", tolerance="1e-6 relative")
 def test_sam_takes_the_gradient_uphill() -> None:
     """J = w1^2 / 2 + 2 w2^2 at (3, 1): g = (3, 4), |g| = 5; uphill by rho = 0.5 is (3.3, 1.4), where g = (3.3, 5.6)."""
     w = nn.Parameter(torch.tensor([3.0, 1.0], dtype=torch.float64))
@@ -100,6 +133,11 @@ def muon_and_adamw(params: list[nn.Parameter], convolutions: bool) -> list[Optim
     ]
 
 
+@pytest.mark.proves(
+    "optimizer=muon",
+    reference="torch.optim.Muon for matrices, torch.optim.AdamW for the rest",
+    tolerance="1e-12 relative over 20 steps",
+)
 @pytest.mark.parametrize("shape", [(4, 3), (3, 7)])
 def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest(shape: tuple[int, int]) -> None:
     shapes = (shape, *SHAPES[1:])
@@ -146,6 +184,11 @@ def scalar(value: float = 0.0) -> nn.Parameter:
     return nn.Parameter(torch.tensor([value], dtype=torch.float64))
 
 
+@pytest.mark.proves(
+    "optimizer=momentum",
+    reference="the closed form 1 - 0.9^t of the buffer for a constant gradient",
+    tolerance="1e-9 relative at steps 1, 5 and 10",
+)
 def test_ema_momentum_starts_at_zero() -> None:
     w = scalar()
     optimizer = momentum([w], lr=1.0, momentum=0.9, form="ema")
@@ -154,6 +197,11 @@ def test_ema_momentum_starts_at_zero() -> None:
     assert steps == pytest.approx([0.10, 0.40951, 0.6513215599], rel=1e-9)  # 1 - 0.9^t
 
 
+@pytest.mark.proves(
+    "optimizer=momentum",
+    reference="a table computed by hand, with a rate that changes",
+    tolerance="1e-12 relative, all forms",
+)
 def test_the_forms_differ_if_the_rate_changes() -> None:
     """mu = 0.5, g = 1, rates 1, 1, 0.1: the velocity keeps the rate at which it was gained."""
     tables = {
@@ -167,6 +215,11 @@ def test_the_forms_differ_if_the_rate_changes() -> None:
         assert path(optimizer, w, [1.0] * 3, [1.0, 1.0, 0.1]) == pytest.approx(table, rel=1e-12), form
 
 
+@pytest.mark.proves(
+    "optimizer=sgdw",
+    reference="a table computed by hand, with a rate that changes",
+    tolerance="1e-6 relative, form=ema",
+)
 def test_sgdw_decays_by_the_rate_times_lambda_and_not_through_the_buffer() -> None:
     """w = 2, g = 1, lr = 0.1 then 0.05, lambda = 0.5, ema with mu = 0.5: b = 0.5, 0.75.
 
@@ -179,6 +232,7 @@ def test_sgdw_decays_by_the_rate_times_lambda_and_not_through_the_buffer() -> No
     assert path(optimizer, coupled, [1.0], [0.1]) == pytest.approx([2 - 0.1 * 0.5 * (1 + 0.5 * 2)])
 
 
+@pytest.mark.proves("optimizer=nesterov", reference="a table computed by hand", tolerance="1e-6 relative, lookahead")
 def test_lookahead_takes_the_gradient_of_the_point_ahead() -> None:
     """J = w^2 / 2, mu = 0.5, lr = 0.1, from w = 1: v = 0.1, w = 0.9; then g(0.9 - 0.05) = 0.85, v = 0.135, w = 0.765.
 
@@ -202,6 +256,9 @@ def test_lookahead_takes_the_gradient_of_the_point_ahead() -> None:
     assert ahead[0] == pytest.approx(0.9 - 0.5 * 0.1)
 
 
+@pytest.mark.proves(
+    "optimizer=rprop", reference="a table computed by hand, with changes of sign", tolerance="1e-6 relative, both forms"
+)
 def test_rprop_after_a_sign_change() -> None:
     """lr = 0.1, g = 1, 1, -1, -1, 0, -1: sizes 0.1, 0.12, 0.06, 0.072, 0.072, 0.072; torch's skips the third."""
     gradients = [1.0, 1.0, -1.0, -1.0, 0.0, -1.0]
@@ -221,6 +278,7 @@ def test_rprops_sizes_stay_in_their_range() -> None:
     assert steps == pytest.approx([-0.1, -0.12, -0.13, 0.09, -0.09])
 
 
+@pytest.mark.proves("optimizer=adadelta", reference="a table computed by hand", tolerance="1e-9 relative over 2 steps")
 def test_adadeltas_numerator_is_of_the_step_before() -> None:
     """rho = 0.9, eps = 1e-6, g = 1: E[g^2] = 0.1, 0.19; E[d^2] is 0 in the first step, 0.1 d^2 in the second."""
     w = scalar()
@@ -230,6 +288,12 @@ def test_adadeltas_numerator_is_of_the_step_before() -> None:
     assert found == pytest.approx([-first, -first - second], rel=1e-9)
 
 
+@pytest.mark.proves(
+    "optimizer=adam_l2",
+    "optimizer=adamw",
+    reference="the step of a weight without gradient, by hand",
+    tolerance="1e-5 relative",
+)
 def test_adam_and_adamw_under_decay() -> None:
     """w = 1, g = 0, lambda = 0.1: Adam's first step is lr whatever lambda is, AdamW's is lr * lambda."""
     for decay in (0.1, 0.01):
@@ -239,6 +303,11 @@ def test_adam_and_adamw_under_decay() -> None:
         assert path(torch.optim.AdamW([w], weight_decay=decay), w, [0.0], [0.01]) == pytest.approx([1 - 0.01 * decay])
 
 
+@pytest.mark.proves(
+    "optimizer=gd",
+    reference="the closed form on a quadratic, (1 - lr a)^t",
+    tolerance="1e-12 relative over 200 steps; the last step exactly",
+)
 def test_gradient_descent_on_a_quadratic_and_its_end() -> None:
     """J = a w^2 / 2: w_t = (1 - lr a)^t w_0. The step is lr a |w|, below the tolerance from some step on."""
     w = scalar(1.0)

@@ -74,6 +74,7 @@ def start() -> Tensor:
     return torch.tensor([-1.2, 1.0, 0.5, -0.3, 0.8, 1.1], dtype=torch.float64)
 
 
+@pytest.mark.proves("optimizer=newton", reference="the minimum of a quadratic, in one step", tolerance="1e-10")
 def test_newton_solves_a_quadratic_in_one_step_and_a_damped_one_halves_the_way() -> None:
     problem = Objective(quadratic, start())
     Newton(problem.params, damping=0.0, line_search="none").step(problem)
@@ -111,6 +112,14 @@ MINIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 
 
+@pytest.mark.proves(
+    "optimizer=newton",
+    "optimizer=bfgs",
+    "optimizer=broyden",
+    "optimizer=lbfgs",
+    reference="scipy.optimize.minimize, on Rosenbrock and logistic regression",
+    tolerance="1e-6",
+)
 @pytest.mark.parametrize(
     ("name", "function"),
     [(name, rosenbrock) for name in MINIMIZERS if name != "dfp"]  # which takes thousands of steps
@@ -148,6 +157,7 @@ def pairs() -> list[tuple[Tensor, Tensor]]:
     return found
 
 
+@pytest.mark.proves("optimizer=bfgs", "optimizer=broyden", reference="the secant condition B q = p", tolerance="1e-9")
 @pytest.mark.parametrize("xi", [0.0, 0.3, 1.0])
 def test_the_secant_condition(xi: float) -> None:
     inverse = torch.eye(SIZE, dtype=torch.float64)
@@ -157,6 +167,12 @@ def test_the_secant_condition(xi: float) -> None:
         assert torch.linalg.eigvalsh(inverse).min() > 0
 
 
+@pytest.mark.proves("optimizer=bfgs", reference="scipy.optimize.BFGS, inv_hess", tolerance="1e-10 over 20 updates")
+@pytest.mark.proves(
+    "optimizer=broyden",
+    reference="scipy.optimize.BFGS, hess with p and q exchanged",
+    tolerance="1e-10 over 20 updates, xi=0 (and xi=1)",
+)
 @pytest.mark.parametrize(("xi", "mode"), [(1.0, "inv_hess"), (0.0, "hess")])
 def test_the_updates_are_scipys(xi: float, mode: str) -> None:
     """DFP is BFGS with p and q exchanged, for the Hessian in place of its inverse."""
@@ -190,6 +206,7 @@ def test_a_step_along_negative_curvature_is_not_used_for_the_inverse_hessian() -
     assert torch.equal(optimizer.state[problem.params[0]]["inverse_hessian"], torch.eye(SIZE, dtype=torch.float64))
 
 
+@pytest.mark.proves("optimizer=stochastic_newton", reference="optimizer=newton on a quadratic", tolerance="1e-8")
 def test_stochastic_newton_is_newton_on_a_quadratic_and_stops_at_negative_curvature() -> None:
     problem, other = Objective(quadratic, start()), Objective(quadratic, start())
     StochasticNewton(problem.params, lr=1.0, damping=0.2, iterations=SIZE, tolerance=0.0).step(problem)

@@ -80,6 +80,7 @@ def gone(addresses: list[Any], within: float = 60.0) -> bool:
 # --- one worker is a single device ------------------------------------------------------------------------
 
 
+@pytest.mark.proves("parallelism=downpour", reference="parallelism=single, for one worker", tolerance="bitwise")
 @pytest.mark.parametrize("optimizer", ["adagrad", slow("momentum"), slow("adamw")])
 def test_one_worker_has_the_bits_of_a_single_device(optimizer: str) -> None:
     single = trained([*BASE, f"optimizer={optimizer}"])
@@ -408,6 +409,11 @@ def on_clothes(root: str, *more: str) -> Any:
         return evaluate(run, run.splits.val, "val")["val/accuracy"]
 
 
+@pytest.mark.proves(
+    "parallelism=downpour",
+    reference="the validation accuracy of parallelism=single on Fashion-MNIST, for three workers",
+    tolerance="0.02",
+)
 @pytest.mark.slow
 def test_three_workers_are_as_good_as_one_device_on_clothes(data_root: Path) -> None:
     single = on_clothes(str(data_root))

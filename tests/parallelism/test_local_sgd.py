@@ -16,6 +16,11 @@ BASE = ["device=cpu", "threads=1", "schedule=constant", "model=mlp", "model.hidd
 RAGGED = ["batch_size=160", "micro_batch=156", "model.dropout=0.3"]
 
 
+@pytest.mark.proves(
+    "parallelism=local_sgd",
+    reference="parallelism=single, for a period of one step",
+    tolerance="1e-12 in float64 over 12 steps",
+)
 @pytest.mark.parametrize(
     ("optimizer", "world_size", "double"),
     [

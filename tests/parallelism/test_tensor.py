@@ -49,6 +49,13 @@ FAST = {
 }
 
 
+@pytest.mark.proves(
+    "parallelism=tensor",
+    "parallelism=two_column",
+    "parallelism=hybrid",
+    reference="parallelism=single in float64",
+    tolerance="1e-12 over 6 steps",
+)
 @pytest.mark.parametrize(("strategy", "world_size"), FAST)
 def test_a_few_steps_are_those_of_one_device(strategy: str, world_size: int) -> None:
     assert_equal_to_single(strategy, world_size, FAST[strategy, world_size], steps=6)

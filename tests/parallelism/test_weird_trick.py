@@ -23,6 +23,9 @@ from trainer.parallelism.weird_trick import dense_plan
 from trainer.training.evaluation import evaluate
 
 
+@pytest.mark.proves(
+    "parallelism=weird_trick", reference="parallelism=single in float64", tolerance="1e-12 over 6 steps"
+)
 def test_a_few_steps_are_those_of_one_device() -> None:
     assert_equal_to_single("weird_trick", 2, [row(LENET, "optimizer=momentum", *FEW)], steps=6)
 

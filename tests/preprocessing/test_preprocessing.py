@@ -64,16 +64,21 @@ def every_module() -> list[torch.nn.Module]:
     return modules
 
 
+@pytest.mark.proves("preprocessing=none", reference="numpy", tolerance="exact")
 def test_to_float_is_the_pixel_value():
     result = ToFloat()(images())
     assert result.dtype == torch.float32
     assert np.array_equal(result.numpy(), images().numpy().astype(np.float32))
 
 
+@pytest.mark.proves("preprocessing=scale", reference="numpy", tolerance="exact")
 def test_scale_is_a_division_by_255():
     assert np.array_equal(Scale()(images()).numpy(), images().numpy() / np.float32(255))
 
 
+@pytest.mark.proves(
+    "preprocessing=standardize", reference="sklearn.preprocessing.StandardScaler", tolerance="2e-6, per feature"
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_standardize_per_feature_is_scikit_learns(shape):
     train, test = images(shape), images(shape, seed=1)
@@ -85,6 +90,11 @@ def test_standardize_per_feature_is_scikit_learns(shape):
         np.testing.assert_allclose(module(part).numpy(), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.proves(
+    "preprocessing=standardize",
+    reference="sklearn.preprocessing.StandardScaler on pixels",
+    tolerance="2e-6, per channel",
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_standardize_per_channel_is_scikit_learns_on_pixels(shape):
     train, test = images(shape), images(shape, seed=1)
@@ -299,6 +309,12 @@ def test_images_that_are_read_slice_by_slice_give_the_same_statistics(data, name
 # --- means ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.proves(
+    "preprocessing=mean_pixel",
+    "preprocessing=mean_image",
+    reference="numpy in float64",
+    tolerance="2e-5 of 255; the mean itself exactly",
+)
 @pytest.mark.parametrize(("module", "axes"), [(MeanPixel(), (0, 2, 3)), (MeanImage(), 0)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_means_are_numpys(module, axes, shape):
@@ -343,6 +359,7 @@ def flat(images_NCHW: torch.Tensor) -> np.ndarray:
     return images_NCHW.flatten(1).double().numpy()
 
 
+@pytest.mark.proves("preprocessing=pca_whitening", reference="sklearn.decomposition.PCA(whiten=True)", tolerance="1e-4")
 @pytest.mark.parametrize("components", [None, 1, 17, 90])
 @pytest.mark.parametrize("data", ["pixels", "features"])
 def test_pca_whitening_is_scikit_learns(data, components):
@@ -375,6 +392,7 @@ def test_a_sample_of_features_depends_on_its_batch_in_the_last_bit_at_most(make)
         assert ((parts - whole).abs() <= whole.abs() * 2**-23).all()
 
 
+@pytest.mark.proves("preprocessing=zca", reference="the symmetric root by numpy's eigh in float64", tolerance="1e-4")
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, 50.0])
 @pytest.mark.parametrize("components", [None, 30])
 def test_zca_is_the_symmetric_root_of_the_inverse_covariance(components, epsilon):

@@ -56,6 +56,11 @@ def by_hand(run: Run, make_optimizer, lr_at, steps: int, clip: float | None = No
     return model
 
 
+@pytest.mark.proves(
+    "parallelism=single",
+    reference="a training loop written by hand with torch",
+    tolerance="1e-3 relative after 3 epochs with sgd, momentum, adam and adamw",
+)
 @pytest.mark.parametrize(
     ("overrides", "make_optimizer", "clip"),
     [

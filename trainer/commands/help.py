@@ -1,8 +1,9 @@
-"""`train --help`: commands, then every group with its options; `train help data=mnist`: the keys of an option.
+"""`train --help`: commands, then every group with its options; `train help optimizer=sgdw`: one option.
 
-Reads YAML only; imports no Hydra and no torch.
+Reads YAML and the catalogue only; imports no Hydra and no torch.
 """
 
+from itertools import dropwhile
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from rich.markup import escape
 from trainer.base.errors import ConfigurationError
 from trainer.base.text import NAME, did_you_mean, written
 from trainer.commands import COMMANDS
-from trainer.configuration.options import config_folder, first_comment
+from trainer.configuration.options import catalogue_entry, config_folder, first_comment
 
 
 def print_help(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def _show(console: Console, arguments: list[str]) -> None:
     usage = {
         "train [key=value ...]": "a run, such as train optimizer=adamw schedule=cosine_warmup",
         "train -m key=a,b ...": "a sweep, such as train -m optimizer=sgd,adamw seed=1,2",
-        "train help group=option": "the keys of an option, such as train help data=image_folder",
+        "train help group=option": "an option: rule, source, what it was checked against, keys",
     }
     usage |= {f"train {name} ...": meaning for name, meaning in COMMANDS.items()}
     for words, meaning in usage.items():
@@ -58,7 +59,7 @@ def _show(console: Console, arguments: list[str]) -> None:
 
 
 def _option(word: str, folders: list[Path]) -> str:
-    """An option's file as it is: every key with its default and its meaning."""
+    """An option's entry in the catalogue, and its keys with their defaults and meanings as they are in its file."""
     group, _, option = word.partition("=")
     groups = _groups(folders)
     if group not in groups:
@@ -69,7 +70,12 @@ def _option(word: str, folders: list[Path]) -> str:
         options = ", ".join(groups[group])
         raise ConfigurationError(f"train help {word}: '{option}' is not an option.{hint} Options: {options}")
     path = next(path for folder in folders if (path := folder / group / f"{option}.yaml").is_file())
-    return f"train {word}\n\n{path.read_text(encoding='utf-8').rstrip()}"
+    text = path.read_text(encoding="utf-8").rstrip()
+    entry = catalogue_entry(word)
+    if entry is None:
+        return f"train {word}\n\n{text}"
+    keys = "\n".join(dropwhile(lambda line: line.startswith("#"), text.splitlines()))
+    return f"train {word}\n\n{entry}" + (f"\n\nKeys and defaults:\n\n{keys}" if keys else "")
 
 
 def _user_folders(arguments: list[str]) -> list[Path]:

@@ -69,9 +69,10 @@ class XavierNormal(_Xavier):
 
     fan_in = C_in*k*k and fan_out = C_out*k*k for a convolution. `gain` > 0, or auto: that of the activation after each
     layer (see `KaimingNormal`). The derivation is for small signals: in a deep tanh network, gain 1 lets the variance
-    decay as 1/depth, and 5/3 keeps it. CUHK ELEG 5491 prints the variance 1/(d+u) for the normal distribution, a
-    misprint: it contradicts Var(W) = 2/(d+u) one line above. UVic PHYS 555 calls it a truncated normal, which is
-    `XavierTruncated`.
+    decay as 1/depth, and 5/3 keeps it.
+
+    Slide: CUHK ELEG 5491 prints the variance 1/(d+u) for the normal distribution, a misprint: it contradicts
+    Var(W) = 2/(d+u) one line above. UVic PHYS 555 calls it a truncated normal, which is `XavierTruncated`.
     """
 
     def __call__(self, model: nn.Module) -> None:
@@ -81,7 +82,7 @@ class XavierNormal(_Xavier):
 class XavierUniform(_Xavier):
     """w ~ U(-b, b), b = gain * sqrt(6 / (fan_in + fan_out)): variance and arguments as in `XavierNormal`.
 
-    CS7150 prints N(-b, b) where it means the uniform distribution.
+    Slide: CS7150 prints N(-b, b) where it means the uniform distribution.
     """
 
     def __call__(self, model: nn.Module) -> None:
@@ -141,8 +142,8 @@ class KaimingNormal(_Kaiming):
     is C_out*k*k (`conv_fan_out`: receptive_field, as in torch and the paper) or C_out (channels, as in CS7150,
     "Question"). As in torch, groups do not reduce fan_out.
 
-    CUHK ELEG 5491 says that n in Var = 2/n counts the *output* units of the layer, but its own derivation sums over
-    the inputs, and UIUC ECE 598 and the paper have n = dim(x). Here n is fan_in.
+    Slide: CUHK ELEG 5491 says that n in Var = 2/n counts the *output* units of the layer, but its own derivation sums
+    over the inputs, and UIUC ECE 598 and the paper have n = dim(x). Here n is fan_in.
 
     Raises ValueError for an unknown name, and for `a` or `conv_fan_out` if they would have no effect.
     """

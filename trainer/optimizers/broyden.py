@@ -22,8 +22,10 @@ class Broyden(Optimizer):
     `xi` is 0 for DFP and 1 for BFGS. B is the identity at first; with `initial_scale=auto`, the first step is followed
     by a multiple of it, p'q / (q'q), before the correction. An update with p'q <= 1e-10 |p| |q| would make B
     indefinite, which Armijo's condition alone does not prevent: it is left out and counted (`num_skipped`). Both
-    gradients are of one step's batch. CUHK ELEG 5491, which prints B q q' for B q p' in the form of BFGS; Nocedal &
-    Wright 2006, section 6.3 and equation 6.20. B needs n^2 numbers.
+    gradients are of one step's batch. CUHK ELEG 5491; Nocedal & Wright 2006, section 6.3 and equation 6.20. B needs n^2
+    numbers.
+
+    Slide: in the form of BFGS, CUHK ELEG 5491 prints B q q' for B q p', which does not meet the secant condition.
 
     Raises ValueError: `xi` not in [0, 1], `initial_scale` neither auto nor above 0.
     """

@@ -14,8 +14,10 @@ from trainer.optimizers.foreach import with_decay, with_gradients
 class GradientDescent(Optimizer):
     """w <- w - lr g until the length of a step, lr |g|, was below `tolerance` in `patience` steps in a row.
 
-    CUHK ELEG 5491, whose listing stops while the length is *above* the tolerance, a misprint. `weight_decay` is
-    coupled. Raises ValueError: `lr` not above 0, `tolerance` or `weight_decay` below 0, `patience` below 1.
+    Slide: the listing of CUHK ELEG 5491 stops while the length is *above* the tolerance, a misprint.
+
+    `weight_decay` is coupled. Raises ValueError: `lr` not above 0, `tolerance` or `weight_decay` below 0, `patience`
+    below 1.
     """
 
     element_wise = False  # the length is that of the whole step

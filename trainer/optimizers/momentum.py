@@ -59,9 +59,10 @@ class Momentum(Optimizer):
     velocity:   b <- mu b + lr g,         w <- w - b     (CS7150; UIUC ECE 598; Keras's: differs if lr changes)
     ema:        b <- mu b + (1 - mu) g,   w <- w - lr b  (CUHK ELEG 5491; torch's `dampening` starts b at g instead)
 
-    CUHK ELEG 5491 prints the signs of the last form for a buffer of negative gradients. `weight_decay` is coupled:
-    g includes weight_decay * w. Raises ValueError: `lr` not above 0, `momentum` not in [0, 1), `weight_decay` below 0,
-    another `form`.
+    Slide: CUHK ELEG 5491 prints the signs of the last form for a buffer of negative gradients.
+
+    `weight_decay` is coupled: g includes weight_decay * w. Raises ValueError: `lr` not above 0, `momentum` not in
+    [0, 1), `weight_decay` below 0, another `form`.
     """
 
     element_wise = True
@@ -102,7 +103,7 @@ class Momentum(Optimizer):
 
 
 class SGDW(Momentum):
-    """Momentum in any form with decoupled weight decay: w <- w - lr b - lr weight_decay w, with the old w on the right.
+    """Any form of `Momentum` with decoupled decay: w <- w - lr b - lr weight_decay w, with the old w on the right.
 
     CUHK ELEG 5491, "SGD with Decoupled Weight Decay"; Loshchilov & Hutter 2019, algorithm 1, whose schedule multiplies
     both terms, too. Raises ValueError as `Momentum` does.

@@ -21,8 +21,12 @@ class Newton(Optimizer):
     H + damping I is not positive definite, the damping of this step is multiplied by 10, so that the step always leads
     downhill. With step_size=1, damping=0 and no line search, one step solves a quadratic.
 
-    CUHK ELEG 5491, whose first listing lacks the sign of the step; CS7150 ("damped": step_size below 1). For models of
-    a few thousand weights: H needs n^2 numbers. Raises ValueError: `step_size` not in (0, 1], `damping` below 0.
+    CUHK ELEG 5491; CS7150 ("damped": step_size below 1). For models of a few thousand weights: H needs n^2 numbers.
+
+    Slide: the first listing of CUHK ELEG 5491 lacks the sign of the step; without damping it has no answer where H is
+    singular.
+
+    Raises ValueError: `step_size` not in (0, 1], `damping` below 0.
     """
 
     needs_closure = True

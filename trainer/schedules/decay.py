@@ -71,6 +71,9 @@ class InverseTime(Schedule):
     """factor(t) = 1 / (1 + k t / d). `k` > 0; `unit`: duration d, in which k is given.
 
     Source: UVic PHYS 555 (1/t decay). Raises ValueError for other values.
+
+    Slide: CUHK ELEG 5491 multiplies the last rate by lr_0 / (1 + k t) in every step, which is near 0 after a few; here
+    the first rate is divided by 1 + k t.
     """
 
     tail = 1.0
@@ -102,8 +105,10 @@ class InverseSqrt(Schedule):
 class Exponential(Schedule):
     """factor(t) = exp(-k t / d). `k` > 0; `unit`: duration d, in which k is given.
 
-    Source: UVic PHYS 555, whose slide prints the formula of `linear` under this name. Raises ValueError for other
-    values.
+    Source: CUHK ELEG 5491; UVic PHYS 555. Raises ValueError for other values.
+
+    Slide: CUHK ELEG 5491 counts t in iterations; here, `unit` says in what. UVic PHYS 555 prints the formula of
+    `linear` under this name, too.
     """
 
     tail = math.inf
