@@ -48,6 +48,9 @@ def test_parameter_counts_of_the_paper(depth: int, exact: int, table_6: float) -
     assert len(main_path) == depth
 
 
+@pytest.mark.proves(
+    "model=plain20", reference="the number of parameters of resnet20, counted by hand", tolerance="exact"
+)
 def test_shortcuts_and_norms_change_the_count_as_by_hand() -> None:
     assert count(build(20, shortcut="none")) == 269_722
     # two 1x1 convolutions with norm: 16*32 + 64 and 32*64 + 128
@@ -115,6 +118,9 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels(size: int) -> 
     assert torch.count_nonzero(out_NCHW[:, 3:]) == 0
 
 
+@pytest.mark.proves(
+    "model=plain20", "model=plain56", reference="zeros, as the output of a block without weights", tolerance="exact"
+)
 def test_a_block_of_one_size_passes_its_input_on_and_a_plain_one_does_not() -> None:
     x_NCHW = features(2, 4, 5, 5)
     for shortcut in ("identity", "projection"):
