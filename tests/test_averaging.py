@@ -153,6 +153,11 @@ def test_a_resumed_run_has_the_same_average(option: str, tmp_path: Path) -> None
         assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
 
 
+@pytest.mark.proves(
+    "averaging=snapshots",
+    reference="the weights of a run without averaging at the ends of the cycles",
+    tolerance="bitwise",
+)
 @pytest.mark.parametrize("stop", [25, 43, 46, 62])
 def test_snapshots_are_the_weights_at_the_ends_of_cycles_also_after_a_stop(stop: int, tmp_path: Path) -> None:
     """Cycles of 23 steps end at 23, 46 and 69; a stop may come before, at, or after one that no checkpoint counts."""

@@ -441,6 +441,9 @@ def test_the_rate_is_scaled_from_a_reference_batch(scaling: str, factor: float) 
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * factor)
 
 
+@pytest.mark.proves(
+    "schedule=grow_batch", reference="a table computed by hand", tolerance="1e-6 relative; batch sizes exactly"
+)
 def test_the_batch_grows_where_the_rate_would_drop_by_hand() -> None:
     """Smith et al. 2018: their ratio stays that of the schedule."""
     step = Step("10step", 0.1, steps_per_epoch=10, total_steps=40)
@@ -450,6 +453,11 @@ def test_the_batch_grows_where_the_rate_would_drop_by_hand() -> None:
     assert {t: grown.factor(t) for t in table} == pytest.approx(table)
 
 
+@pytest.mark.proves(
+    "schedule=grow_batch",
+    reference="the ratio of rate and batch size under multistep, step and multiply",
+    tolerance="1e-6 relative over 40 steps",
+)
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -23,6 +23,7 @@ def images() -> Tensor:
     return torch.randn(8, 3, 5, 4, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.proves("model=lstm", reference="torch.nn.LSTM", tolerance="bitwise, two layers")
 def test_it_is_torchs_lstm_over_rows_with_a_linear_output() -> None:
     model, theirs = build(), nn.LSTM(12, 6, num_layers=2, batch_first=True)
     own = {f"{key[:-1]}{number - 1}": value for number in (1, 2)
@@ -33,6 +34,7 @@ def test_it_is_torchs_lstm_over_rows_with_a_linear_output() -> None:
     assert torch.equal(model(images()), model.get_submodule("output")(states[-1]))
 
 
+@pytest.mark.proves("model=lstm", reference="the formula in numpy", tolerance="1e-12 relative")
 def test_a_layer_is_its_formula() -> None:
     model = build(num_layers=1).double()
     w, u, b_w, b_u = (p.detach().numpy() for p in model.get_submodule("lstm1").parameters())
