@@ -41,6 +41,11 @@ def as_torchvisions(own: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     return state | {"class_token": own["patches.class_token"], "encoder.pos_embedding": own["patches.positions"]}
 
 
+@pytest.mark.proves(
+    "model=vit",
+    reference="torchvision's VisionTransformer with the same weights, outputs and gradients",
+    tolerance="float64 rounding",
+)
 @pytest.mark.parametrize("drop_prob", [0.0, 0.3])
 def test_it_equals_torchvisions_with_the_same_weights(drop_prob: float) -> None:
     ours = build(patch=2, drop_prob=drop_prob).double().eval()
@@ -64,6 +69,11 @@ def test_it_equals_torchvisions_with_the_same_weights(drop_prob: float) -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.proves(
+    "model=vit",
+    reference="numbers of parameters counted by hand, and that of torchvision's vit_b_16",
+    tolerance="exact",
+)
 def test_parameters_by_hand() -> None:
     with torch.device("meta"):
         base = vit(input_shape=(3, 224, 224), num_outputs=1000, dim=768, depth=12, num_heads=12, hidden=3072)
