@@ -44,7 +44,7 @@ def as_torchvisions(own: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 @pytest.mark.proves(
     "model=vit",
     reference="torchvision's VisionTransformer with the same weights, outputs and gradients",
-    tolerance="float64 rounding",
+    tolerance="1e-10 relative, gradients 1e-9",
 )
 @pytest.mark.parametrize("drop_prob", [0.0, 0.3])
 def test_it_equals_torchvisions_with_the_same_weights(drop_prob: float) -> None:
