@@ -12,6 +12,12 @@ from trainer.models.alexnet import alexnet
 from trainer.models.vgg import vgg
 
 
+@pytest.mark.proves(
+    "model=alexnet",
+    "model=vgg",
+    reference="the numbers of parameters of the papers, 62,378,344 and 138,357,544 (VGG-16)",
+    tolerance="exact",
+)
 @pytest.mark.parametrize(
     ("build", "side", "arguments", "count"),
     [
@@ -44,6 +50,9 @@ def with_weights_of(ours: nn.Module, theirs: nn.Module, num_features: int, num_o
     return theirs.eval()
 
 
+@pytest.mark.proves(
+    "model=vgg", reference="torchvision's VGG with the same weights", tolerance="bitwise, narrow, all four depths"
+)
 @pytest.mark.parametrize(("depth", "config"), [(11, "A"), (13, "B"), (16, "D"), (19, "E")])
 def test_vgg_equals_torchvision(depth: int, config: str) -> None:
     torch.manual_seed(0)
@@ -56,6 +65,9 @@ def test_vgg_equals_torchvision(depth: int, config: str) -> None:
     assert torch.equal(ours(images), theirs(images))
 
 
+@pytest.mark.proves(
+    "model=alexnet", reference="torchvision's AlexNet with the same weights", tolerance="bitwise, with its widths"
+)
 @pytest.mark.parametrize("side", [224, 227])
 def test_alexnet_equals_torchvision_with_its_widths(side: int) -> None:
     torch.manual_seed(0)

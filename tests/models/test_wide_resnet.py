@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from trainer.models.wide_resnet import wide_resnet
 
 
+@pytest.mark.proves(
+    "model=wide_resnet",
+    "model=wide_resnet28_10",
+    "model=wide_resnet28_20",
+    reference="the numbers of parameters of the papers: 36,479,194 (28-10), 145,815,514 (28-20)",
+    tolerance="exact",
+)
 @pytest.mark.parametrize(
     ("depth", "width", "count", "millions"),
     # Zagoruyko & Komodakis, table 4, and Loshchilov & Hutter (SGDR), table 1
@@ -50,6 +57,13 @@ def by_hand(state: dict[str, Tensor], images_NCHW: Tensor, blocks: int, norm: st
     return F.linear(x, state["output.weight"], state["output.bias"])
 
 
+@pytest.mark.proves(
+    "model=wide_resnet",
+    "model=wide_resnet28_10",
+    "model=wide_resnet28_20",
+    reference="the network of the paper's figure 1 and table 1 written with torch's functions",
+    tolerance="1e-12 relative, 16-2",
+)
 @pytest.mark.parametrize(("size", "norm"), [((8, 8), "batch"), ((9, 7), "batch"), ((8, 8), "none")])
 def test_it_equals_the_network_written_as_a_function(size: tuple[int, int], norm: str) -> None:
     torch.manual_seed(0)
