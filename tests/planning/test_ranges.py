@@ -26,9 +26,10 @@ def test_time_grows_linearly_with_the_samples(of_few: float, of_many: float, who
 
 
 def test_memory_beyond_the_tensors() -> None:
-    # 100 kept; a step took 60 for 4 samples of 8, of which 2 x 10 are the optimizer's; an evaluation of all took 50
-    assert beyond_tensors(100, 30, 10, (60, 4, 8), (50, 3, 3)) == 100 + (20 + 80) + 50 - 30
-    assert beyond_tensors(7, 1000, 10, (60, 4, 4), (0, 3, 3)) == 7
+    # a step took 60 for 4 samples of 8, of which at most 20 are the optimizer's; an evaluation of all took 50
+    assert beyond_tensors(30, (60, 20, 4, 8), (50, 10, 3, 3)) == (20 + 80) + 50 - 30
+    assert beyond_tensors(30, (10, 20, 4, 8), (50, 0, 1, 3)) == 10 + 150 - 30
+    assert beyond_tensors(1000, (60, 20, 4, 4), (0, 10, 3, 3)) == 0
 
 
 def test_ranges_are_told_unless_their_ends_look_the_same() -> None:

@@ -5,6 +5,7 @@ from compilation. Only this module depends on these internals of torch. Each fun
 expected, and otherwise uses the public interface, which is slower and bit-identical. A test compares both.
 """
 
+import mmap
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -26,7 +27,8 @@ _NAMES_OF_STEP = {
     "torch", "torch._dynamo", "_dynamo", "graph_break", "cast", "Optimizer", "is_grad_enabled", "set_grad_enabled",
     "defaults",
 }  # fmt: skip
-_SMALL_MODEL, _SMALL_SAMPLE = 4_000_000, 16_384  # elements: at most 16 MB, and some 0.1 s of computation
+_SMALL_MODEL, _SMALL_SAMPLE = 32_000_000, 16_384  # elements
+_SMALL_WORK = 1 << 36  # elements of the model times those of a sample: some 0.1 s of computation
 
 
 def keep_compiler_out() -> None:
@@ -129,6 +131,15 @@ def zeros_for(model: nn.Module, input_shape: Sequence[int]) -> dict[str, Tensor]
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors.values()):
         return None
-    if sum(tensor.numel() for tensor in tensors.values()) > _SMALL_MODEL or prod(input_shape) > _SMALL_SAMPLE:
+    size, of_sample = sum(tensor.numel() for tensor in tensors.values()), prod(input_shape)
+    if size > _SMALL_MODEL or of_sample > _SMALL_SAMPLE or size * of_sample > _SMALL_WORK:
         return None
-    return {name: torch.zeros(t.shape, dtype=t.dtype, device="cpu") for name, t in tensors.items()}
+    return {name: _zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Return zeros on the CPU whose pages take memory only when they are written to."""
+    if not tensor.numel():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+    pages = mmap.mmap(-1, tensor.numel() * tensor.element_size())
+    return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)

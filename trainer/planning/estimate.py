@@ -36,6 +36,7 @@ _STEPS_WANTED = 3
 _FORWARD = 1 / 3  # of a step
 _EVALUATIONS = 4
 _MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
+_OUTPUTS = 64 << 20  # of log, TensorBoard, checks before the run and pictures at its end, as measured
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Estimate:
     `evaluation_seconds` is for the whole validation split. `activations` are the tensors that the forward pass of one
     micro-batch saves for the backward pass. `data` is the memory of all splits with their targets. `more` is what the
     measurement took beyond these: temporary memory of operations and of an evaluation, workspaces of libraries, pages
-    that the allocator keeps (None: not known on this system). Python and torch themselves are not included.
+    that the allocator keeps, and what a run's outputs take (None: not known on this system). Python, torch and other
+    libraries are not included. `averages` are those of the weights; `own_best` is the size of a `best.pt` that is not
+    part of `last.pt`, because averaged weights are evaluated.
     `reading_seconds` is for one photograph in one process, if photographs are read again in each epoch (else None); no
     other time includes it. With `keeps_undo`, there is a copy of weights and optimizer state for undoing a closure
     optimizer's step. `waiting` is the fraction of the time in which other programs had the processor.
@@ -60,6 +63,8 @@ class Estimate:
     optimizer: int
     activations: int
     data: int
+    averages: int = 0
+    own_best: int = 0
     reading_seconds: float | None = None
     keeps_undo: bool = False
     more: int | None = None
@@ -74,13 +79,23 @@ class Estimate:
         return self.weights + self.optimizer if self.keeps_undo else 0
 
     @property
+    def copy(self) -> int:
+        """The copy that a checkpoint is written from."""
+        return self.weights + self.optimizer + self.averages + self.own_best
+
+    @property
     def most_bytes(self) -> int | None:
-        """The bytes with `more`, and with the copy of weights and optimizer state that a checkpoint is written from."""
-        return None if self.more is None else self.bytes + self.more + self.weights + self.optimizer
+        """The bytes with `more`, and with the copy that a checkpoint is written from."""
+        return None if self.more is None else self.bytes + self.more + self.copy
+
+    @property
+    def lasting(self) -> int:
+        """The bytes that a run keeps from its first step on, besides the data."""
+        return self.weights + self.gradients + self.optimizer + self.averages + self.undo
 
     @property
     def bytes(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.data + self.undo
+        return self.lasting + self.activations + self.data
 
 
 def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
@@ -103,16 +118,19 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
     step, num_steps = _time_steps(run, seconds)
     of_steps = peak.growth()
     parameters = [p for p in run.model.parameters() if p.requires_grad]
+    weights = _bytes([*run.model.parameters(), *run.model.buffers()])
     found = Estimate(
         measured_steps=num_steps,
         measured_samples=num_samples,
         step=scaled((num_probe, of_probe), (num_samples, step), blueprint.batch_size),
         evaluation_seconds=0.0,
-        weights=_bytes([*run.model.parameters(), *run.model.buffers()]),
+        weights=weights,
         gradients=_bytes(parameters),
         optimizer=_bytes_of_optimizer(run.optimizer, parameters),
         activations=_activations(run, blueprint.micro_batch),
         data=_data_bytes(blueprint),
+        averages=0 if run.averaging is None else _bytes(parameters),
+        own_best=0 if run.averaged is None else weights,
         reading_seconds=_reading_seconds(blueprint),
         keeps_undo=run.needs_closure and run.keeps_undo,
     )
@@ -135,25 +153,35 @@ def _more(
     if kept is None or of_steps is None or of_evaluation is None:
         return None
     data = [run.batches.images, run.splits.val.images_NCHW, run.splits.train.targets_N, run.splits.val.targets_N]
-    lasting = found.weights + found.gradients + found.optimizer + found.undo
-    lasting += _bytes(tensor for tensor in _tensors(data) if tensor.device.type == run.device.type)
+    of_data = _bytes(tensor for tensor in _tensors(data) if tensor.device.type == run.device.type)
     whole = min(blueprint.facts.num_val, evaluation_size(blueprint, blueprint.micro_batch))
-    step = max(0, of_steps - lasting), run.blueprint.micro_batch, blueprint.micro_batch
-    return beyond_tensors(kept, found.activations, found.weights, step, (of_evaluation, len(run.splits.val), whole))
+    of_step = max(0, of_steps - found.lasting - of_data)
+    # up to two copies of the weights are temporary memory of the optimizer; for an evaluation, layers are rearranged
+    # one after the other, and averages take the place of the weights
+    largest = max((p.nbytes for p in run.model.parameters()), default=0)
+    return (
+        kept
+        + _OUTPUTS
+        + beyond_tensors(
+            found.activations,
+            (of_step, 2 * found.weights, run.blueprint.micro_batch, blueprint.micro_batch),
+            (of_evaluation, found.own_best + largest, len(run.splits.val), whole),
+        )
+    )
 
 
-def beyond_tensors(kept: int, activations: int, weights: int, *parts: tuple[int, int, int]) -> int:
+def beyond_tensors(activations: int, *parts: tuple[int, int, int, int]) -> int:
     """Return the bytes to add to those of tensors.
 
-    `parts`: what each part of a run took for a number of samples, and the number that it will have. The allocator does
-    not always reuse for one what another has freed, so all are added; the activations of a step are among the tensors
-    already. Up to two copies of the weights are temporary memory of the optimizer, and do not grow with the samples.
+    `parts`: what each part of a run took, how much of it at most does not grow with the samples, for how many it was
+    measured, and how many there will be. The allocator does not always reuse for one what another has freed, so all are
+    added; the activations of a step are among the tensors already.
     """
     total = 0
-    for taken, measured, whole in parts:
-        constant = min(taken, 2 * weights) if measured < whole else 0
+    for taken, fixed, measured, whole in parts:
+        constant = min(taken, fixed) if measured < whole else 0
         total += constant + (taken - constant) * whole // max(1, measured)
-    return kept + max(0, total - activations)
+    return max(0, total - activations)
 
 
 def rank_seconds(blueprint: Blueprint, found: Estimate, cost: Cost, seconds: float = 0.3) -> float:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _SPREAD = ("weights", "gradients", "optimizer", "activations")
 
-
 _BUSY = 0.15  # fraction of the time waited for a processor, from which on times are not to be trusted
 _NAMES_SHOWN, _CURVE_POINTS = 4, 10_000
 
@@ -329,10 +328,10 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
     if found.waiting > _BUSY:
         yield "busy", busy_notice(found.waiting)
     yield "memory", f"{memory_range(found.bytes, found.most_bytes)}{where}, without Python and torch"
-    parts = {name: getattr(found, name) for name in (*_SPREAD, "data")} | _undo_copy(found.undo)
+    parts = {name: getattr(found, name) for name in (*_SPREAD, "data")} | _present(found.averages, found.undo)
     yield "", ", ".join(f"{name} {format_size(size)}" for name, size in parts.items())
     if found.more is not None:
-        copy = format_size(found.weights + found.optimizer)
+        copy = format_size(found.copy)
         yield "", f"up to {format_size(found.more)} more measured in steps and evaluations, and {copy} at a checkpoint"
 
 
@@ -359,9 +358,9 @@ def memory_range(least: int, most: int | None) -> str:
     return f"about {low}" if low == high else f"about {low} to {high}"
 
 
-def _undo_copy(size: int) -> dict[str, int]:
-    """Memory of the copy for undoing a step of a closure optimizer; see `on_nonfinite` and `micro_batch`."""
-    return {"copy to undo a step": size} if size else {}
+def _present(averages: int, undo: int) -> dict[str, int]:
+    """Memory of averaged weights, and of the copy for undoing a closure optimizer's step, of runs that have them."""
+    return {name: size for name, size in {"averages": averages, "copy to undo a step": undo}.items() if size}
 
 
 def parallelism_rows(
@@ -376,9 +375,9 @@ def parallelism_rows(
     rows = ", ".join(f"{name} {format_size(round(sent.bytes))}" for name, sent in cost.sent.items())
     yield "sent", f"{format_size(round(cost.total.bytes))} per step and rank: {rows}"
     memory = {name: round(getattr(found, name) * getattr(cost, name)) for name in _SPREAD} | {"data": found.data}
-    if found.keeps_undo:
-        memory |= _undo_copy(memory["weights"] + memory["optimizer"])
-    each, copy = sum(memory.values()), round(cost.collected * (found.weights + found.optimizer))
+    undo = memory["weights"] + memory["optimizer"] if found.keeps_undo else 0
+    memory |= _present(round(found.averages * cost.optimizer), undo)
+    each, copy = sum(memory.values()), round(cost.collected * found.copy)
     yield "memory", f"about {format_size(each)} per rank, without Python and torch"
     yield "", ", ".join(f"{name} {format_size(size)}" for name, size in memory.items())
     needed = f"about {format_size(each + copy)} at a checkpoint"

@@ -64,9 +64,10 @@ def load(path: Path) -> State:
     """Read a checkpoint onto the CPU. Raises DataError if it is missing, damaged or contains more than data."""
     if not path.exists():
         raise DataError(f"{path} does not exist")
-    content = unseal(path)
+    whole = unseal(path).obj  # with its trailer, which torch ignores: BytesIO does not copy bytes, only a part of them
+    assert isinstance(whole, bytes)
     try:
-        state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state: State = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     except Exception as error:  # invalid archives make torch raise almost anything
         if is_out_of_memory(error):
             raise

@@ -161,8 +161,10 @@ def _wait_for_checkpoints(run: Run) -> None:
 
 
 def restore_best(run: Run) -> None:
-    """Load the best weights into the model, if there was an evaluation."""
+    """Load the best weights into the model, if there was an evaluation. Training is over: gradients are freed."""
     if run.progress.best is not None and run.folder is not None:
+        for parameter in run.model.parameters():
+            parameter.grad = None
         path = run.folder / run_folder.CHECKPOINTS / "best.pt"
         state = run.strategy.distribute(_own_best(run, path) if run.strategy.is_main else None, run.model)
         assert state is not None  # the main rank's
