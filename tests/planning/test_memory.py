@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from tests.forks import Zygote
-from trainer import app, compose
+from tests.parallelism.harness import in_new_run, spawn
+from trainer import app, assemble, compose, fit
 from trainer.configuration.resolve import resolve
-from trainer.planning.estimate import estimate
+from trainer.planning.estimate import cost_of, estimate
 from trainer.planning.process_memory import Peak
+from trainer.planning.sections import meta_model
 
 DATA = ["data=synthetic", "data.num_train=2000", "data.num_val=500", "data.num_test=500", "augmentation=none"]
 SHORT = ["steps=4", "every.evaluate=2step", "every.checkpoint=2step", "device=cpu", "threads=1"]
@@ -61,3 +63,39 @@ def test_a_run_takes_what_its_plan_states(settings: list[str], tmp_path: Path, z
         f"{measured / 1e6:.0f} MB, stated {low / 1e6:.0f} to {high / 1e6:.0f} MB"
     )
     assert high < 2.5 * measured
+
+
+WIDE = "model.hidden=[3000,3000,3000]"
+
+
+def of_a_rank(settings: list[str], folder: str) -> int | None:
+    """Return the largest memory of this rank, after a run that has let libraries take what they keep."""
+    in_new_run(0, of_a_run, [*settings, "model.hidden=[8]"], Path(folder, "small"))
+    return in_new_run(1, of_a_run, [*settings, WIDE], Path(folder, "large"))
+
+
+def of_a_run(settings: list[str], folder: Path) -> int | None:
+    folder.mkdir(exist_ok=True)
+    peak = Peak(torch.device("cpu"))
+    peak.begin()
+    fit(assemble(compose(settings), folder))
+    return peak.growth()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("parallelism", "most"), [("fsdp", 1.2), ("pipeline", 1.4)])
+def test_ranks_take_what_the_plan_states(parallelism: str, most: float, tmp_path: Path) -> None:
+    """Beyond the tensors, a step of AdamW takes up to twice the weights of a rank, which the upper end includes."""
+    settings = [
+        *SHORT, "data=digits", "batch_size=64", "model=mlp", "optimizer=adamw", f"parallelism={parallelism}",
+        "parallelism.devices=2",
+    ]  # fmt: skip
+    blueprint = resolve(compose([*settings, WIDE]))
+    found, cost = estimate(blueprint, 0.1), cost_of(blueprint, meta_model(blueprint))
+    assert cost is not None and cost.collected == 1
+    kinds = ("weights", "gradients", "optimizer", "activations")
+    each = found.data + sum(round(getattr(found, kind) * getattr(cost, kind)) for kind in kinds)
+    main, other = spawn(2, of_a_rank, settings, str(tmp_path))
+    assert found.more is not None
+    assert each < 1.2 * other and other < min(most * each, each + found.more)
+    assert each + found.copy < 1.2 * main and main < 1.2 * (each + found.copy)

@@ -35,7 +35,8 @@ def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3).
 
     Weights are gathered twice in every micro-batch, forward and backward; gradients are reduce-scattered. Memory
-    includes the largest top-level module as a whole, and whole gradients if there are several micro-batches.
+    includes, beside the rank's own shards, the largest top-level module twice, as a whole and in the buffer of the
+    message, for weights and for gradients; and whole gradients if there are several micro-batches.
     """
     size = step.value_bytes * step.parameters
     sent = {"weights": all_gather(size, ranks).times(2 * step.parts), "gradients": all_gather(size, ranks)}
@@ -45,9 +46,9 @@ def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     units: Counter[str] = Counter()
     for layer in step.layers:
         units[layer.name.partition(".")[0]] += layer.parameters
-    whole = fraction + (1 - fraction) * max(units.values(), default=0) / max(1, step.parameters)
+    gathered = 2 * max(units.values(), default=0) / max(1, step.parameters) if ranks > 1 else 0.0
     return Cost(
-        _present(sent), weights=whole, gradients=1.0 if step.parts > 1 else whole,
+        _present(sent), weights=fraction + gathered, gradients=gathered + (1.0 if step.parts > 1 else fraction),
         optimizer=fraction, activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),
     )  # fmt: skip
 

@@ -366,7 +366,7 @@ def _present(averages: int, undo: int) -> dict[str, int]:
 def parallelism_rows(
     strategy: "Strategy", found: "Estimate", cost: "Cost", differences: Sequence[str] = ()
 ) -> Iterator[tuple[str, str]]:
-    """`differences` are the ways in which the run is not equal to one on a single device."""
+    """`differences` are those from a run on one device. No rank takes more beyond the tensors than one device."""
     shards = strategy.data_size
     mesh = f" = {format_count(shards, 'shard')} of the batch x {strategy.world_size // shards} parts of the model"
     yield "ranks", f"{strategy.world_size}{mesh if shards < strategy.world_size else ''}"
@@ -378,9 +378,10 @@ def parallelism_rows(
     undo = memory["weights"] + memory["optimizer"] if found.keeps_undo else 0
     memory |= _present(round(found.averages * cost.optimizer), undo)
     each, copy = sum(memory.values()), round(cost.collected * found.copy)
-    yield "memory", f"about {format_size(each)} per rank, without Python and torch"
+    most = None if found.more is None else each + found.more
+    yield "memory", f"{memory_range(each, most)} per rank, without Python and torch"
     yield "", ", ".join(f"{name} {format_size(size)}" for name, size in memory.items())
-    needed = f"about {format_size(each + copy)} at a checkpoint"
+    needed = f"{memory_range(each + copy, most and most + copy)} at a checkpoint"
     yield "main rank", f"{needed}, of which {format_size(copy)} are a copy of weights and optimizer state"
     yield (
         "speed-up",
