@@ -19,6 +19,7 @@ from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DiskError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
+from trainer.base.recomputation import recompute_blocks
 from trainer.base.signals import stop_request
 from trainer.base.stateful import Stateful
 from trainer.base.turns import turn
@@ -138,7 +139,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     preprocessing = preprocessing.to(device)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     model = model.to(device).to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
-    compute = strategy.apply(model)
+    compute = strategy.apply(recompute_blocks(model) if config["checkpoint_activations"] else model)
     optimizer = blueprint.build_optimizer(parameter_groups(model, config))
     optimizer = strategy.wrap_optimizer(optimizer, model)
     regularizer, averaging = make_regularizer(config, model), make_averaging(blueprint, optimizer)

@@ -21,6 +21,7 @@ from trainer.base.config import Config
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, advice_of, one_line, unknown
 from trainer.base.improvement import direction
+from trainer.base.recomputation import blocks_of
 from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, micro_batch_size
@@ -277,6 +278,8 @@ def _check_model(blueprint: Blueprint) -> None:
         )
     if problems := [*check_parameter_groups(blueprint, model), *check_regularizer(blueprint, model)]:
         raise ConfigurationError(problems)
+    if blueprint.config["checkpoint_activations"]:
+        check_recomputation(blueprint.config, model)
     blueprint.strategy.divide(model, blueprint.facts.input_shape)
     blueprint.strategy.validate(blueprint.config, model)
     check_shared(blueprint, model)
@@ -285,6 +288,18 @@ def _check_model(blueprint: Blueprint) -> None:
         raise ConfigurationError(
             "micro_batch=auto: the model has batch norm, whose statistics would change with the split; "
             "set accumulate or micro_batch yourself, or use a model without it"
+        )
+
+
+def check_recomputation(config: Config, model: nn.Module) -> None:
+    """Blocks must be there, and computed by torch as they stand."""
+    key = "checkpoint_activations=true"
+    if config["compile"]:
+        raise ConfigurationError(f"{key}: blocks that are computed again cannot be compiled; leave compile=false")
+    if not any(True for _ in blocks_of(model)):
+        raise ConfigurationError(
+            f"{key}: {type(model).__name__} has no blocks, modules of several layers that could be computed again; "
+            "model=resnet20 has, for example"
         )
 
 

@@ -34,6 +34,13 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
         yield f"optimizer={option}: must step all weights at once, but under parallelism={parallelism} a rank has some"
     if found.differentiates and not strategy.differentiates:
         yield f"optimizer={option}: needs second derivatives, which parallelism={parallelism} does not have"
+        # dropout draws for the number of samples of the micro-batch that was computed last
+    several = strategy.world_size > 1 and blueprint.micro_batch < blueprint.batch_size
+    if found.differentiates and several and config["checkpoint_activations"]:
+        yield (
+            f"checkpoint_activations=true: optimizer={option} differentiates several micro-batches at once, which "
+            f"parallelism={parallelism} computes again one at a time; leave accumulate=1"
+        )
     if found.averages and not strategy.is_synchronous:
         yield f"optimizer={option}: evaluates other weights than it trains, which parallelism={parallelism} cannot"
     if found.rate != "scheduled" and not isinstance(blueprint.schedule, Constant):

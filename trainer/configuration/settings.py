@@ -142,6 +142,7 @@ SETTINGS: dict[str, Rule] = {
     "threads": whole(1, None, maximum=1024),
     "precision": one_of("fp32", "bf16", "fp16", "auto"),
     "compile": one_of(True, False),
+    "checkpoint_activations": one_of(True, False),
     "channels_last": one_of("auto", True, False),
     "clip_norm": positive_or_null,
     "clip_value": positive_or_null,

@@ -12,7 +12,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from trainer.base.checks import check_one_of, check_whole
+from trainer.base.checks import check_one_of, check_that, check_whole
 from trainer.base.config import Config
 from trainer.base.stateful import State
 from trainer.parallelism import cost
@@ -90,6 +90,8 @@ class Pipeline(Ranks):
                 raise ValueError(f"parallelism=pipeline: all parameters of stage {number} ({names[0]}, ...) are frozen")
         if config["compile"]:
             raise ValueError("compile=true: the stages of parallelism=pipeline cannot be compiled; leave compile=false")
+        must = "false with parallelism=pipeline, which draws the random numbers of several micro-batches at once"
+        check_that(not config["checkpoint_activations"], "checkpoint_activations", True, must)
         for name, module in model.named_modules():
             if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
                 raise ValueError(
