@@ -11,21 +11,24 @@ from torchvision.ops import StochasticDepth
 from tests.parallelism.harness import DOUBLE, curves, difference, reference, spawn
 from trainer.parallelism.global_dropout import global_dropout
 
-STEPS = 8
+STEPS = 5
 # 1437 samples: the fourth batch has 207, which is odd
 PROBLEM = ("device=cpu", "threads=1", "schedule=constant", "optimizer=adamw", "batch_size=410", "accumulate=3")
 MODELS = {
     "vit": ["model.dim=8", "model.depth=2", "model.num_heads=2", "model.hidden=12", "model.drop_prob=0.3",
             "model.stochastic_depth=0.2"],
+    "mobilenet_like": ["model.channels=[4,6,8]", "model.halve_at=[2]", "model.drop_prob=0.3"],
+    "locally_connected": ["model.channels=[2,4]", "model.hidden=[6]", "model.drop_prob=0.3"],
+    "block_diagonal": ["model.hidden=[12,8]", "model.drop_prob=0.3"],
     "lstm": ["model.hidden=8", "model.num_layers=2", "model.drop_prob=0.3"],
 }  # fmt: skip
 # strategy -> world size -> models that it takes
 STRATEGIES: dict[tuple[str, int], list[str]] = {
-    ("ddp", 2): ["lstm", "vit"],
-    ("fsdp", 2): ["lstm", "vit"],
-    ("pipeline", 2): ["lstm", "vit"],
-    ("tensor", 2): ["vit"],
-    ("hybrid", 4): ["vit"],
+    ("ddp", 2): list(MODELS),
+    ("fsdp", 2): list(MODELS),
+    ("pipeline", 2): ["lstm", "vit", "locally_connected", "block_diagonal"],  # refuses batch norm
+    ("tensor", 2): ["vit", "mobilenet_like", "locally_connected", "block_diagonal"],
+    ("hybrid", 4): ["vit", "mobilenet_like"],
 }
 
 

@@ -144,6 +144,12 @@ def num_heads_of(module: "nn.Module") -> int | None:
     return heads
 
 
+def num_blocks_of(module: "nn.Module") -> int:
+    """The matrices that a block-diagonal layer declares as `num_blocks`, below one another in its weight; else 1."""
+    blocks: int = getattr(module, "num_blocks", 1)
+    return blocks
+
+
 def centroids_of(model: "nn.Module") -> "list[nn.Parameter]":
     """The parameters (K, D) that modules declare as `centroids`."""
     return [value for name, value in model.named_parameters() if name.rpartition(".")[2] == "centroids"]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from trainer.base.capabilities import num_blocks_of
+
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _GATES = {"LSTM": 4, "GRU": 3}
@@ -30,7 +32,8 @@ def weights_of(model: nn.Module) -> Iterator[Weight]:
     """Yield the weights of all layers, in the order of `named_modules`."""
     for name, module in model.named_modules():
         if isinstance(module, Layer):
-            yield Weight(name, module, module.weight)
+            for part in module.weight.chunk(num_blocks_of(module)):
+                yield Weight(name, module, part)
         elif isinstance(module, nn.RNNBase):
             for key, parameter in module.named_parameters(recurse=False):
                 if key.startswith("weight_"):  # weight_ih_l0, weight_hh_l0, ..., the gates below one another
