@@ -123,6 +123,56 @@ def test_assemble_lists_every_problem_and_leaves_no_folder(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+Changed = Callable[[Config], object]
+WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
+    "one text": (lambda: compose("epochs=3"), "compose: overrides are a list of texts key=value, and not 'epochs=3'"),
+    "a number among texts": (lambda: compose(["epochs=3", 4]), "compose: overrides are a list of .* 4]"),  # type: ignore[list-item]
+    "no overrides": (lambda: compose(None), "compose: overrides are a list of texts key=value, and not None"),  # type: ignore[arg-type]
+    "resume with one text": (lambda: resume("run", "epochs=4"), "resume: overrides are a list .*, and not 'epochs=4'"),
+    "a list in place of a configuration": (lambda: assemble(["epochs=3"]), r"assemble takes .* not \['epochs=3'\]"),  # type: ignore[arg-type]
+    "an empty configuration": (lambda: assemble({}), "assemble takes the configuration that compose returns"),
+    "launch with a list": (lambda: launch(["epochs=3"]), "launch takes the configuration that compose returns"),  # type: ignore[arg-type]
+    "fit without assemble": (lambda: fit(compose()), "fit takes the run that assemble returns, .* and not a dict"),  # type: ignore[arg-type]
+}  # fmt: skip
+CHANGES: dict[str, tuple[Changed, str]] = {
+    "out of range": (lambda c: c.update(epochs=-1), "epochs=-1: must be a whole number of at least 1 or null"),
+    "of another type": (lambda c: c.update(epochs="x"), "epochs=x: must be a whole number of at least 1 or null"),
+    "missing": (lambda c: c.pop("seed"), "seed: is missing"),
+    "misspelt": (lambda c: c.update(epoch=3), "epoch=3: key 'epoch' does not exist. Did you mean 'epochs'?"),
+    "no option": (lambda c: c.pop("model"), "model=null: names no class"),
+    "text for an option": (lambda c: c.update(optimizer="sgd"), "optimizer=sgd: names no class"),
+    "a section": (lambda c: c.update(early_stopping=3), "early_stopping=3: must hold monitor"),
+    "inside a section": (lambda c: c["every"].clear(), "every.log: is missing"),
+    "inside an option": (lambda c: c["optimizer"].update(lr=-1), "optimizer.lr=-1: must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_CALLS)
+def test_a_wrong_argument_is_told_with_the_right_call(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call, message = WRONG_CALLS[case]
+    with pytest.raises(ConfigurationError, match=f"^{message}") as caught:
+        call()
+    assert len(caught.value.problems) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_configuration_changed_in_python_is_checked(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    change, message = CHANGES[case]
+    for start in (assemble, launch):
+        config = compose()
+        change(config)
+        with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}"):
+            start(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 SHORT = ["model=linear", "steps=3", "schedule=constant", "threads=1", "every.log=1step"]
 
 

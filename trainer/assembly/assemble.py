@@ -25,6 +25,7 @@ from trainer.base.stateful import Stateful
 from trainer.base.turns import turn
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
+from trainer.configuration.from_python import check_configuration
 from trainer.configuration.recorded import with_absolute_paths, with_changes
 from trainer.configuration.resolve import resolve
 from trainer.configuration.rules import SINGLE
@@ -57,9 +58,11 @@ def assemble(
 ) -> Run:
     """Check a configuration, build everything it names and open its run folder.
 
-    Without `folder`, a new one is created under `outputs/`; `lock` is a lock already held on it. With `resume`, the
-    run continues from its last checkpoint. Raises ConfigurationError, DataError, DiskError or RunInUse.
+    `config` may have been changed since it was composed. Without `folder`, a new one is created under `outputs/`;
+    `lock` is a lock already held on it. With `resume`, the run continues from its last checkpoint. Raises
+    ConfigurationError, DataError, DiskError or RunInUse.
     """
+    check_configuration(config, "assemble")
     folder = None if folder is None else Path(folder)
     restore_settings = keep_torch_settings()
     blueprint = resolve(config if folder is None or not resume else for_resuming(config, folder))

@@ -14,6 +14,7 @@ from trainer.base.text import written
 from trainer.base.turns import turn
 from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
 from trainer.commands.sweep_folder import quoted, resume_sweep, take_config_dir
+from trainer.configuration.from_python import override_list
 from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
 from trainer.hydra_entry.jobs import COMPLETE, read_result
@@ -54,7 +55,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), **changes: ConfigV
     """
     from trainer.training.finish import recorded_result
 
-    words = [*overrides, *(typed(key, value) for key, value in changes.items())]
+    words = [*override_list(overrides, "resume"), *(typed(key, value) for key, value in changes.items())]
     path, words = run_and_overrides("resume", [str(folder), *words])
     before, config = checked(path, words)
     if (result := complete_result(path, before, config)) is not None:

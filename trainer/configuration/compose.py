@@ -23,6 +23,7 @@ from trainer.base.config import Config, ConfigValue
 from trainer.base.errors import ConfigurationError, NotTrusted
 from trainer.configuration import rules as rules
 from trainer.configuration.as_written import are_as_written, options_as_written, plain
+from trainer.configuration.from_python import override_list
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_errors import blamed_by, explain
 from trainer.configuration.hydra_node import NAME as NAME
@@ -57,8 +58,9 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     `config_dir` is a folder of a user's own options, as for `--config-dir`. Raises ConfigurationError with every
     problem that can be found without torch.
     """
+    words = override_list(overrides, "compose")
     with loader_of(config_dir) as (loader, search):
-        composed = load(loader, NAME, [*overrides, *search])
+        composed = load(loader, NAME, [*words, *search])
         return finalize(composed, composed.hydra, loader)
 
 

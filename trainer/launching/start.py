@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from trainer.base.config import Config
 from trainer.base.rank import RankInfo, given_rank_info, take
 from trainer.base.signals import stop_request
+from trainer.configuration.from_python import check_configuration
 from trainer.configuration.rules import SINGLE
 from trainer.launching.given import with_others
 from trainer.launching.job import Job, distributed, leave, work_as_main
@@ -54,6 +55,7 @@ def launch(config: Config, folder: str | Path | None = None) -> "Result":
 
     With several ranks, scripts must call it below `if __name__ == "__main__":`, as for every use of multiprocessing.
     """
+    check_configuration(config, "launch")
     if folder is None:
         return train(config, run_folder.new(config))
     run_folder.claim(Path(folder), config)

@@ -10,6 +10,7 @@ import torch
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
 from trainer.base.turns import turn
+from trainer.configuration.from_python import refuse_no_run
 from trainer.configuration.probe_steps import check_metrics
 from trainer.contracts import Diagnostics
 from trainer.reporting.initial_outputs import as_markdown
@@ -31,6 +32,8 @@ def fit(run: Run) -> Result:
     Raises ConfigurationError if the run has ended before; Diverged, OutOfMemory or DiskError, after `result.json` has
     been written. A run whose monitored metric was NaN at every evaluation has no best weights, and has diverged.
     """
+    if not isinstance(run, Run):
+        raise refuse_no_run(run)
     if run.has_ended:  # its files are closed, and its result must not be overwritten
         raise ConfigurationError(
             f"the run has ended; to continue it: trainer.resume('{run.folder}'), with more epochs or steps if it is "
