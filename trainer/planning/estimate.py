@@ -34,7 +34,7 @@ from trainer.training.step import train_step
 _PROBE = 8
 _STEPS_WANTED = 3
 _FORWARD = 1 / 3  # of a step
-_EVALUATIONS = 4
+_EVALUATIONS = 3
 _MAX_STEPS_OF_DATA, _MAX_BYTES = 32, 64 << 20
 _OUTPUTS = 64 << 20  # of log, TensorBoard, checks before the run and pictures at its end, as measured
 
@@ -98,8 +98,8 @@ class Estimate:
         return self.lasting + self.activations + self.data
 
 
-def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
-    """Run optimizer steps of this run for about `seconds`, on one device and random samples.
+def estimate(blueprint: Blueprint, seconds: float = 0.6) -> Estimate:
+    """Run optimizer steps of this run for about `seconds`, and evaluations as long, on one device and random samples.
 
     If fewer than three steps fit into that time, a smaller batch is used and its time scaled up. Nothing is written,
     and at most a few photographs of the run's data are read. Raises ConfigurationError or DataError, as assembling
@@ -114,7 +114,7 @@ def estimate(blueprint: Blueprint, seconds: float = 1.0) -> Estimate:
     kept = peak.kept()
     peak.begin()
     num_samples = min(blueprint.batch_size, max(num_probe, int(num_probe * seconds / _STEPS_WANTED / of_probe)))
-    run = _run(plain, num_samples, int(num_probe * seconds / _FORWARD / of_probe))
+    run = _run(plain, num_samples, int(num_probe * seconds / _EVALUATIONS / _FORWARD / of_probe))
     step, num_steps = _time_steps(run, seconds)
     of_steps = peak.growth()
     parameters = [p for p in run.model.parameters() if p.requires_grad]
@@ -283,7 +283,7 @@ def _endless(run: Run) -> Iterator[Batch]:
 
 
 def _time_evaluation(run: Run, seconds: float) -> float:
-    """Return the median time of up to three evaluations, after one that warms up, unless they take long."""
+    """Return the median time of up to two evaluations, after one that warms up, unless they take long."""
     times: list[float] = []
     while len(times) < _EVALUATIONS and sum(times) < seconds:
         start = time.perf_counter()
