@@ -11,6 +11,10 @@ from conftest import Done, Train
 
 from tests.data.images import jpeg
 from trainer import compose
+from trainer.base.errors import ConfigurationError
+from trainer.commands.resume import refuse_other
+from trainer.configuration.compose import override
+from trainer.configuration.groups import GROUPS
 from trainer.configuration.recorded import as_trained, is_place, moved_places, same_but_for_places
 
 SMALL = ["data=image_folder", "data.size=8", "data.workers=0", "data.cache_dir=cache", "model=linear", "batch_size=16",
@@ -91,6 +95,26 @@ def test_other_data_in_the_new_place_are_told(ended: Path, train: Train) -> None
     assert problem.startswith(
         "data.split_seed=1: the run has 0; resume may only change epochs, steps, schedule_length, parallelism and where"
     )
+
+
+OTHER = {"data": "synthetic", "preprocessing": "scale", "sampler": "sequential", "augmentation": "crop",
+         "model": "mlp", "initializer": "normal", "loss": "hinge", "regularizer": "l1", "optimizer": "sgd",
+         "schedule": "step", "averaging": "ema", "diagnostics": "off"}  # fmt: skip
+
+
+def test_another_option_of_any_group_is_one_problem() -> None:
+    assert OTHER.keys() == GROUPS.keys() - {"parallelism"}
+    before = compose()
+    words = [f"{group}={option}" for group, option in OTHER.items()]
+    with pytest.raises(ConfigurationError) as caught:
+        refuse_other(before, override(before, [*words, "optimizer.lr=0.1"]), "train repeat run")
+    assert {problem.partition(";")[0] for problem in caught.value.problems} == {
+        f"{group}={option}: the run has {before['choices'][group]}" for group, option in OTHER.items()
+    }
+    with pytest.raises(
+        ConfigurationError, match=r"^deterministic=false: the run has true; .*\nclip_norm=1: the run has null;"
+    ):
+        refuse_other(before, before | {"clip_norm": 1, "deterministic": False}, "")
 
 
 def test_a_new_data_root_is_where_the_data_are(train: Train, folder: Path) -> None:

@@ -164,10 +164,19 @@ def refuse_other(before: Config, config: Config, again: str) -> None:
     problems = [
         f"{line}; resume may only change {', '.join(MAY_CHANGE)} and where the data lie; for a new run: {again}"
         for key in different
-        for line in _differences(key, before.get(key), config[key])
+        for line in _differences_of(key, before, config)
     ]
     if problems:
         raise ConfigurationError(problems)
+
+
+def _differences_of(key: str, before: Config, after: Config) -> Iterator[str]:
+    """Describe the changes of a top-level key; another option of a group is one, whatever its keys."""
+    chosen, had = after["choices"].get(key), before["choices"].get(key)
+    if chosen != had:
+        yield f"{key}={chosen}: the run has {had}"
+    else:
+        yield from _differences(key, before.get(key), after[key])
 
 
 def _differences(key: str, before: ConfigValue, after: ConfigValue) -> Iterator[str]:
@@ -178,7 +187,7 @@ def _differences(key: str, before: ConfigValue, after: ConfigValue) -> Iterator[
             if before.get(name) != after.get(name):
                 yield from _differences(f"{key}.{name}", before.get(name), after.get(name))
     else:
-        yield f"{key}={after}: the run has {before}"
+        yield f"{key}={written(after)}: the run has {written(before)}"
 
 
 def recorded_threads(folder: Path) -> int | None:
