@@ -105,10 +105,11 @@ def _no_command(word: str, commands: dict[str, str]) -> str:
     from trainer.configuration.settings import SETTINGS
 
     keys = (*GROUPS, *PSEUDO_GROUPS, *SETTINGS, "early_stopping", "every")
-    known = {**{name: name for name in commands}, **{key: f"{key}=..." for key in keys}}
+    names = (*commands, "help")
+    known = {**{name: name for name in names}, "version": "--version", **{key: f"{key}=..." for key in keys}}
     suggestion = f"{word}=..." if word.partition(".")[0] in keys else known.get(nearest(word, known) or "")
     hint = NAME.format(suggestion) if suggestion else ""
-    return f"'{word}' is neither a command nor key=value.{hint} Commands: {', '.join(commands)}; see train --help"
+    return f"'{word}' is neither a command nor key=value.{hint} Commands: {', '.join(names)}; see train --help"
 
 
 # --- flags ------------------------------------------------------------------------------------------------

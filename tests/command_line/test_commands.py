@@ -20,6 +20,7 @@ import yaml
 from tests.command_line.conftest import INSTALLED, SMALL, Train, listing
 from tests.data.images import jpeg
 from tests.forks import Zygote
+from trainer.commands import COMMANDS
 from trainer.configuration.build import build
 from trainer.data import ImageFolder
 from trainer.storage import checkpoint
@@ -96,6 +97,43 @@ def test_help_on_an_option_is_its_entry_and_its_keys(train: Train, folder: Path)
         done = train("help", words)
         assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: train help {words}: "), done.err
         assert message in done.err and done.err.count("\n") == 1
+
+
+def test_help_on_a_word_is_about_that_word(train: Train, folder: Path) -> None:
+    """A group, a key of options, a setting and a sub-command; anything else is refused, and not passed over."""
+    (folder / "mine/model").mkdir(parents=True)
+    (folder / "mine/model/tower.yaml").write_text("# Seven storeys\nheight: 7  # storeys\n")
+    for word, lines in {
+        "optimizer": ["train optimizer=OPTION", "  * adamw ", "    sgd "],
+        "model": ["    tower              Seven storeys"],
+        "optimizer.momentum": ["  momentum           momentum: 0.9"],
+        "model.height": ["  tower              height: 7  # storeys"],
+        "epochs": ["# passes over the training set", "epochs: "],
+        "every.log": ["train every.log=VALUE", "every:", "  log: auto ", "  checkpoint: 1ep "],
+        "seed": ["seed: 0 "],
+        **{command: [f"train {command} ", text] for command, text in COMMANDS.items()},
+    }.items():
+        done = train("help", "--config-dir", "mine", word)
+        found = done.out.splitlines()
+        assert (done.code, done.err, len(found) < 60) == (0, "", True), word
+        assert all(any(line.startswith(start) for line in found) for start in lines), done.out
+    for word, hint in {
+        "optimizr": " Did you mean 'optimizer'?",
+        "optimizer.lrr": " Did you mean 'optimizer'?",
+        "hydra": "",
+        "epoch": " Did you mean 'epochs'?",
+    }.items():
+        done = train("help", word)
+        wanted = f"train help {word}: '{word}' is neither a group, a key nor a command.{hint} See train --help"
+        assert (done.code, done.out, done.problems) == (2, "", [wanted])
+    for word, meant in {
+        "version": "--version",
+        "hlep": "help",
+        "reume": "resume",
+        "optimizer": "optimizer=...",
+    }.items():
+        (problem,) = train(word).problems
+        assert problem.startswith(f"'{word}' is neither a command nor key=value. Did you mean '{meant}'? Commands: ")
 
 
 @pytest.mark.slow

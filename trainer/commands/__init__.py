@@ -6,6 +6,13 @@ COMMANDS = {
     "repeat": "run the configuration of a run again in a new folder",
     "evaluate": "metrics of the best weights of runs; tta=flip|ten_crop|multi_scale averages over views",
 }
+USAGE = {
+    "plan": "train plan [key=value ...] [--show], or train plan -m key=a,b ... for the trials of a sweep",
+    "resume": "train resume RUN [epochs=N] [steps=N] [schedule_length=N] [parallelism=...] [data.root=...]\n"
+    "train resume SWEEP [--config-dir DIR]",
+    "repeat": "train repeat RUN [key=value ...]",
+    "evaluate": "train evaluate RUN... [tta=none|flip|ten_crop|multi_scale] [ensemble=mean|snapshots] [key=value ...]",
+}
 
 # --- what may be typed after them, for completion ---------------------------------------------------------
 
