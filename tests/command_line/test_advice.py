@@ -82,6 +82,7 @@ VALUES = [
     (["+augmentation._target_=trainer.augmentation.Pipeline"], "choose augmentation=none"),
     (["initializer=xavier_normal", "init_from=RUN", "model=linear"], "leave initializer=default"),
     (["data=blobs", "model=linear", "augmentation=flip_crop"], "use augmentation=none"),
+    (["checkpoint_activations=true"], "modules of several layers"),
     (["data=blobs"], "has features, which model=mlp and model=linear take"),
     (["optimizer=adam", "regularizer=l2", "optimizer.weight_decay=0.1"], "choose regularizer=none"),
     (["~early_stopping"], "early_stopping=null turns it off"),
@@ -280,6 +281,10 @@ ELSEWHERE = {
     "--config-dir": "a part of the message above",
     "train resume \0": "test_a_stopped_run_says_how_to_go_on_and_does, test_a_killed_rank",
     "resume=True": "Python, tests/test_python_api.py",
+    "(compose(['epochs=3'])": "Python, tests/test_python_api.py",
+    "leave accumulate=1": "tests/base/test_recomputation.py",
+    "name more runs, or use ensemble=snapshots": "tests/studies/test_ensemble.py",
+    "they are kept with averaging=snapshots": "tests/studies/test_ensemble.py",
     "data.on_bad_file=skip": "test_image_folder.py, with damaged photographs",
     "run again with data.download=true": "needs the network",
     "to name a run: train resume RUN": "as train resume RUN above",
@@ -295,7 +300,8 @@ ELSEWHERE = {
 }
 STATEMENTS = {
     "(ulimit -n)": "for the shell", "tensorboard --logdir": "another program", "--debug shows": "for any command",
-    "it is neither key=value": "a description", "must be key=value here": "a description",
+    "it is neither key=value": "a description",
+    "texts key=value, and not": "a description", "must be key=value here": "a description",
     "--show draws": "the list of commands", "tta=flip|": "the list of commands",
     "`train repeat` runs": "in config.yaml",
     "is meant for the whole": "a remark of plan",
@@ -303,6 +309,7 @@ STATEMENTS = {
     "--nproc-per-node=N": "another program", "srun --nodes=": "another program",
     "frozen=true": "keys of a parameter group in a file",
     "nonlinearity=leaky_relu": "a condition", "mode=fan_out": "a condition", "schedule=1f1b": "what was chosen",
+    "false with parallelism=pipeline": "what was chosen",
     "parallelism=two_column": "what was chosen", "train plan: \0": "the command that was typed",
 }  # fmt: skip
 
