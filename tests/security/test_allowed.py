@@ -84,3 +84,68 @@ def test_a_plug_in_is_typed_or_trusted(options: Path, monkeypatch: pytest.Monkey
         composed(options, *typed, node="{launcher: {folder: x}}", mode=RunMode.MULTIRUN)
     monkeypatch.setenv("GEARSHIFT_TRUST", "hydra_plugins")
     assert composed(options, *typed, node="{launcher: {folder: x}}", mode=RunMode.MULTIRUN).launcher.folder == "x"
+
+
+PARTS = """
+from os import system
+from subprocess import run
+from torch import nn
+
+def number(**_): return 3
+def nothing(): return None
+def kind(): return nn.Linear
+def linear(): return nn.Linear(2, 2)
+def around(inner: nn.Module): return nn.Sequential(inner)
+def optional(inner: nn.Module | None): return nn.Linear(2, 2)
+def deeper(inner: nn.Sequential): return inner
+def any_kind(inner): return nn.Linear(2, 2)
+def many(inner: "list[int] | nn.Module"): return nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture
+def parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "parts_of_security.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("GEARSHIFT_TRUST", "parts_of_security")
+
+
+def call(name: str, **arguments: object) -> dict[str, object]:
+    return {"_target_": f"parts_of_security.{name}", **arguments}
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("group", "node", "reason"),
+    [
+        ("model", call("around", inner=call("number")), "model.inner._target_=.*: returns int; must be Module"),
+        ("model", call("around", inner=call("nothing")), "returns null; must be Module"),
+        ("model", call("around", inner=call("kind")), "returns type; must be Module"),
+        ("model", call("optional", inner=call("number")), "returns int; must be Module or NoneType"),
+        ("model", call("many", inner=call("number")), "returns int; must be list or Module"),
+        ("model", call("deeper", inner=call("around", inner=call("number"))), r"model.inner.inner._target_=.*int"),
+        ("model", call("deeper", inner=call("linear")), "returns Linear; must be Sequential"),
+        ("model", call("any_kind", inner={"_target_": "os.system", "command": "x"}), "not in a trusted package"),
+        ("model", call("any_kind", inner=call("system", command="x")), "not a class"),
+        ("model", call("any_kind", inner=call("run", command="x")), "comes from subprocess"),
+        ("model", call("any_kind", inner=call("any_kind", inner={"_target_": "os.system"})), "not in a trusted"),
+        ("model", call("any_kind", inner={"_target_": "torch.nn.init.zeros_"}), "is a function that is no factory"),
+        ("augmentation", {"_target_": "trainer.augmentation.Pipeline", "x": call("number")}, "int, which has no draw"),
+        ("augmentation", {"_target_": "trainer.augmentation.Pipeline", "x": call("kind")}, "type, which has no draw"),
+        ("data", {"_target_": "trainer.data.FromDataset", "train": call("number")}, "no __len__, __getitem__"),
+        ("data", {"_target_": "trainer.data.FromDataset", "train": call("nothing")}, "null, which has no __len__"),
+    ],
+)  # fmt: skip
+def test_what_a_trusted_package_returns_inside_a_node_is_checked(
+    group: str, node: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        build(node, group)
+
+
+@pytest.mark.usefixtures("parts")
+def test_what_fits_inside_a_node_is_taken() -> None:
+    for name in ("around", "optional", "any_kind", "many"):
+        assert build(call(name, inner=call("linear")), "model") is not None
+    assert build(call("any_kind", inner=call("number")), "model") is not None, "nothing tells what it takes"
+    assert build(call("optional", inner=call("nothing")), "model") is not None

@@ -15,7 +15,7 @@ from trainer.base.config import Component, ConfigValue, Target
 from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
 from trainer.base.text import written
 from trainer.configuration.rules import OPEN
-from trainer.configuration.trust import hint, may_be_named, refusal
+from trainer.configuration.trust import hint, lacking, may_be_named, refusal
 
 Node = Mapping[str, ConfigValue]
 
@@ -114,7 +114,7 @@ def build(node: Node, where: str, **runtime: object) -> Component:
     if found := problems(node, where, runtime):
         raise ConfigurationError(found)
     target = locate(node["_target_"], where)
-    arguments = {key: _value(item, f"{where}.{key}") for key, item in node.items() if key != "_target_"}
+    arguments = {key: _value(item, f"{where}.{key}", target, key) for key, item in node.items() if key != "_target_"}
     names = inspect.signature(target).parameters
     arguments |= {key: item for key, item in runtime.items() if key in names}
     try:
@@ -147,10 +147,34 @@ def _about(node: Node, where: str, error: BaseException) -> str:
     return with_place(f"{where}: {kind}{message.removeprefix(where + ' ')}", error)
 
 
-def _value(item: ConfigValue, where: str) -> Component:
-    if isinstance(item, Mapping) and "_target_" in item:
-        return build(item, where)
-    return item
+def _value(item: ConfigValue, where: str, target: Target, name: str) -> Component:
+    """Return an argument of `target`; a node is built and checked against what its place is known to take."""
+    if not (isinstance(item, Mapping) and "_target_" in item):
+        return item
+    part = build(item, where)
+    line = f"{where}._target_={item['_target_']}: returns {written(part) if part is None else type(part).__name__}"
+    if not is_foreign(target) and (missing := lacking(part, where.partition(".")[0])):
+        raise ConfigurationError(f"{line}, which has no {', '.join(missing)}")
+    wanted = _classes(_hints(target).get(name))
+    if wanted and not isinstance(part, wanted):
+        raise ConfigurationError(f"{line}; must be {' or '.join(kind.__name__ for kind in wanted)}")
+    return part
+
+
+def _classes(annotation: Any) -> tuple[type, ...]:
+    """Return the classes that an annotation allows; empty if there is none, or if it is more than classes."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        options = [_classes(option) for option in typing.get_args(annotation)]
+        return tuple(kind for option in options for kind in option) if all(options) else ()
+    kind = typing.get_origin(annotation) or annotation
+    if not inspect.isclass(kind) or kind is object or typing.is_typeddict(kind) or kind in (typing.Any, typing.Self):
+        return ()
+    if vars(kind).get("_is_protocol", False):
+        return ()
+    return (kind, *_ALSO.get(kind, ()))
+
+
+_ALSO: dict[type, tuple[type, ...]] = {float: (int,), tuple: (list,)}  # lists become tuples
 
 
 def _signature_problems(target: Target, node: Node, where: str, runtime: Collection[str]) -> Iterator[str]:

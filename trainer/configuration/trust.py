@@ -1,7 +1,9 @@
 """The allow list: what a configuration may name without being trusted by the user.
 
 A user trusts a package with `--trust` or GEARSHIFT_TRUST; everything defined in it is called, and the result is checked
-against the contract of its group. Everything else must be made for its group: a class of ours, of the modules in
+against the contract of its group, of a node inside another one against the annotation of the argument that it becomes,
+and, for an operation of ours or a dataset in ours, its methods. Without an annotation there is nothing to check: only
+the class that takes it knows. Everything else must be made for its group: a class of ours, of the modules in
 `_LISTED`, or a function that is a factory of models. A configuration, or a folder, never extends the list.
 """
 
@@ -104,6 +106,11 @@ def _missing(found: Target, group: str, is_part: bool) -> list[str]:
         if lies_in(found.__module__, _packages(group)):
             names = [name for name in names if name in vars(contract)]
     return [name for name in names if name not in dir(found)]
+
+
+def lacking(part: object, group: str) -> list[str]:
+    """Methods that what a node inside a group's node returned does not have, if one of ours takes it."""
+    return [name for name in _PARTS.get(group, ()) if name not in dir(part)]
 
 
 def _is_listed(found: Target, bases: Iterable[str | None]) -> bool:
