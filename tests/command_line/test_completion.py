@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from tests.command_line.conftest import PROGRAM, Train
-from trainer.commands import COMMANDS, FLAGS, KEYS_OF_RESUME, VIEWS, plan
+from trainer.commands import COMMANDS, ENSEMBLES, FLAGS, KEYS_OF_RESUME, VIEWS, plan
 from trainer.commands.completion import candidates
 from trainer.configuration.compose import config_folder
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.recorded import MAY_CHANGE
 from trainer.hydra_entry.hydra import _parser
+from trainer.studies import ensemble
 from trainer.training.test_time_augmentation import KINDS
 
 NAMES = {path.stem for path in (config_folder() / "optimizer").glob("ad*.yaml")}
@@ -80,7 +81,14 @@ ALL_RUNS = {"outputs/2026-11-30/10-00-00-a", "outputs/sweeps/s/0_seed=1", "mine"
         ("repeat mine optimizer=sgd optimizer.l", {"optimizer.lr="}),
         ("evaluate mine other/d", {"other/deep"}),
         ("evaluate mine tta=t", {"tta=ten_crop"}),
-        ("help sched", {"schedule="}),
+        ("evaluate mine ens", {"ensemble="}),
+        ("evaluate mine ensemble=", {"ensemble=mean", "ensemble=snapshots"}),
+        ("--resume=", {"--resume=auto"}),
+        ("--cfg=j", {"--cfg=job"}),
+        ("early_stopping=", {"early_stopping=null"}),
+        ("help sched", {"schedule=", "schedule.", "schedule_length"}),
+        ("help optimizer.l", {"optimizer.lr"}),
+        ("help ev", {"evaluate", "every."}),
         ("help optimizer=ad", ADA),
         ("hydra/laun", {"hydra/launcher="}),
         ("hydra/sweeper=b", {"hydra/sweeper=basic"}),
@@ -114,7 +122,7 @@ def test_what_is_offered_exists() -> None:
     assert set(FLAGS[""]) == known - refused | {"--debug", "--trust", "--resume"}
     of_plan = {flag for flag in plan._FLAGS if flag.startswith("--")}
     assert of_plan | {"--debug", "--trust", "--help"} == set(FLAGS["plan"])
-    assert (KEYS_OF_RESUME, VIEWS) == (MAY_CHANGE, KINDS)
+    assert (KEYS_OF_RESUME, VIEWS, ENSEMBLES) == (MAY_CHANGE, KINDS, ensemble.KINDS)
 
 
 def test_the_keys_of_every_option_are_offered() -> None:

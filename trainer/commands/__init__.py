@@ -33,3 +33,4 @@ FLAG_VALUES = {
 }
 KEYS_OF_RESUME = ("epochs", "steps", "schedule_length", "parallelism")
 VIEWS = ("none", "flip", "ten_crop", "multi_scale")
+ENSEMBLES = ("mean", "snapshots")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.base.config import Config, ConfigValue
 from trainer.base.text import written
-from trainer.commands import COMMANDS, FLAG_VALUES, FLAGS, KEYS_OF_RESUME, VIEWS
+from trainer.commands import COMMANDS, ENSEMBLES, FLAG_VALUES, FLAGS, KEYS_OF_RESUME, VIEWS
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.options import config_folder
 from trainer.configuration.settings import EARLY_STOPPING, EVERY, SETTINGS, Rule
@@ -102,6 +102,10 @@ def _found(words: list[str], current: str) -> Iterator[str]:
         yield from FLAG_VALUES.get(before, ())
         return
     if current.startswith("-"):
+        flag, is_value, _ = current.partition("=")
+        if is_value:
+            yield from (f"{flag}={value}" for value in FLAG_VALUES.get(flag, ()))
+            return
         yield from (flag for flag in FLAGS.get(command, ()) if flag not in words)
         return
     if not words:
@@ -110,7 +114,8 @@ def _found(words: list[str], current: str) -> Iterator[str]:
     if command == "evaluate" or (command in _WITH_RUNS and not has_run):
         yield from _folders(command, current)
     if command == "help":
-        yield from (word for word in _overrides(command, words, current) if _is_choice(word))
+        yield from COMMANDS
+        yield from (word if _is_choice(word) else word.rstrip("=") for word in _overrides(command, words, current))
         return
     if current.startswith("hydra") and not command:
         yield from _of_hydra(current)
@@ -213,7 +218,7 @@ def _keys(command: str, options: _Options, word: str) -> Iterator[str]:
                 yield from _endings(f"{section}.{name}", value)
         return
     if command == "evaluate":
-        yield "tta="
+        yield from ("tta=", "ensemble=")
     for group in options.groups():
         if command == "resume" and group not in KEYS_OF_RESUME:
             continue
@@ -234,6 +239,10 @@ def _endings(name: str, value: ConfigValue) -> Iterator[str]:
 def _values(command: str, options: _Options, key: str, word: str) -> Iterator[str]:
     if command == "evaluate" and key == "tta":
         yield from (f"tta={view}" for view in VIEWS)
+    elif command == "evaluate" and key == "ensemble":
+        yield from (f"ensemble={kind}" for kind in ENSEMBLES)
+    elif key == "early_stopping":
+        yield "early_stopping=null"
     elif key in options.groups():
         done = word[: max(word.rfind("="), word.rfind(",")) + 1]  # a sweep lists several options
         yield from (f"{done}{option}" for option in options.options(key))
