@@ -285,6 +285,18 @@ def test_a_run_resumed_from_python_is_that_of_the_command_line(
         assert all(torch.equal(ours[key], theirs[key]) for key in ours | theirs)
 
 
+def test_a_schedule_alone_does_not_open_a_complete_run_again(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stopped, "run")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert app.run(["resume", "run", "schedule_length=2step"]) == 0
+    assert capsys.readouterr().out.endswith("twice as long: train resume run steps=8 schedule_length=2step\n")
+    assert resume("run", schedule_length="2step").steps == 4
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
 def nothing(run: Path) -> None:
     pass
 

@@ -223,7 +223,7 @@ def test_an_advised_command_of_a_run_works_with_any_name(train: Train, folder: P
     follow(only(train(*SMALL, "hydra.run.dir='it\\'s a run'").problems, "is not empty"))
     follow(only(train("resume", name, "optimizer.lr=0.5").problems, "for a new run: "))
     follow(train("resume", name).out)  # twice as long
-    follow(only(train("resume", name, "epochs=6").out.splitlines(), "hold its last rate: "))
+    follow(only(train("resume", name, "epochs=6").out.splitlines(), "stop (Ctrl-C) and type: "))
     config = folder / name / "config.yaml"
     before = config.read_bytes()
     config.write_bytes(before.replace(b"seed: 5", b"seed: 6"))

@@ -95,7 +95,7 @@ def test_a_schedule_that_is_spread_says_so_and_its_advice_can_be_typed(zygote: Z
         f"learning rate: {planned[46]:.3g} in the last step, {found[47]:.3g} in the next; the schedule "
     )
     assert found[47] > 50 * planned[46]
-    words = line.partition("hold its last rate: train ")[2].split()
+    words = line.partition("hold its last rate, stop (Ctrl-C) and type: train ")[2].split()
     assert words == ["resume", "run", "schedule_length=46step"]
     assert train(zygote, tmp_path, *words, sitting=2)[0] == 0
     found = rates(tmp_path, "run")

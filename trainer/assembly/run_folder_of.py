@@ -68,9 +68,10 @@ def tell_learning_rate(run: Run, total_before: int) -> None:
     if plan.config["schedule_length"] is not None:
         line += f"; the schedule is {plan.schedule_steps:,} steps long, afterwards its last rate is held"
     elif after != run.lr:
+        again = f"train resume {run_folder.quoted(run.folder)} schedule_length={total_before}step"
         line += (
-            f"; the schedule now spreads over {total:,} steps instead of {total_before:,}; to keep it and "
-            f"then hold its last rate: train resume {run_folder.quoted(run.folder)} schedule_length={total_before}step"
+            f"; the schedule now spreads over {total:,} steps instead of {total_before:,}; to keep it and then hold "
+            f"its last rate, stop (Ctrl-C) and type: {again}"
         )
     run.report.message(line)
 

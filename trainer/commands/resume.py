@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
     if (result := complete_result(folder, before, config)) is not None:
         key = "epochs" if config["steps"] is None else "steps"
         words = f"train resume {shlex.quote(str(folder))} {key}={2 * config[key]}"
+        if config["schedule_length"] != before["schedule_length"]:  # would change no step that is left
+            words += f" schedule_length={written(config['schedule_length'])}"
         print(f"{folder} is complete ({result['status']}); to train it further, such as twice as long: {words}")
         return 0
     ignore_broken_pipe()
@@ -89,6 +91,7 @@ def checked(folder: Path, overrides: list[str]) -> tuple[Config, Config]:
 def complete_result(folder: Path, before: Config, config: Config) -> JsonObject | None:
     """Return the recorded result if the run is complete and is not to be trained further."""
     result = read_result(folder)
+    config = config | {"schedule_length": before["schedule_length"]}  # of no use without further steps
     if result is None or result["status"] not in COMPLETE or not same_but_for_places(config, before):
         return None
     return result
