@@ -273,8 +273,8 @@ TRIED = (
     "see train --help", "requires --cfg job", "--config-dir adds a folder", "train repeat RUN", "remove --multirun",
     "only --show without a name overwrites", "--config-dir FOLDER", "--trust ", "requires tta=ten_crop",
     "train evaluate RUN", "[key=value ...]", "continue the run in it",
-    "train repeat \0", "train resume \0 \0=\0",
-    "hold its last rate", "undo the change", "set micro_batch=", "set accumulate=", ", or micro_batch=auto", "mode=max",
+    "train repeat \0", "train resume \0 \0=\0", " schedule_length=\0step",
+    "undo the change", "set micro_batch=", "set accumulate=", ", or micro_batch=auto", "mode=max",
 )  # fmt: skip
 ELSEWHERE = {
     "which a folder cannot ask for by itself": "test_a_primary_configuration_and_options_of_ones_own",
