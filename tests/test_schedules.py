@@ -296,6 +296,8 @@ def test_robbins_monro(tail: float | None, answers: list[bool]) -> None:
     ("schedule", "notice"),
     [
         (MultiStep(["1ep", "9ep"], **LENGTH), "not reached: 9ep (step 90); the schedule has 70 steps"),
+        (Step("8ep", **LENGTH), "no drop: every 8ep is 80 steps; the schedule has 70"),
+        (Step("6ep", **LENGTH), ""),
         (
             Sgdr(cycle="1ep", **LENGTH | {"total_steps": 50}),
             "ends 50% into cycle 3; lengths with whole cycles: 30 and 70",
@@ -478,6 +480,17 @@ def test_growth_keeps_the_ratio_of_rate_and_batch_size(schedule: Schedule) -> No
 def test_the_largest_batch_is_a_tenth_of_the_training_set() -> None:
     assert Growth("auto", batch_size=16, num_train=1437).max_batch == 143
     assert Growth("auto", batch_size=200, num_train=1437).max_batch == 200
+
+
+def test_growth_that_does_not_happen_is_said() -> None:
+    for growth, schedule, silent in (
+        (Growth(64, batch_size=64, num_train=1437), Step("3ep", **LENGTH), False),
+        (Growth(80, batch_size=64, num_train=1437), Step("3ep", **LENGTH), True),
+        (Growth(80, batch_size=64, num_train=1437), MultiStep(["9ep"], **LENGTH), False),
+    ):
+        grown = Grown(growth, schedule)
+        assert list(schedule.notices(70)) == [line for line in grown.notices(70) if "max_batch" not in line]
+        assert any("the batch does not grow" in line for line in grown.notices(70)) != silent
 
 
 def test_a_warmup_comes_before_the_growth() -> None:

@@ -12,7 +12,7 @@ from trainer.base.torch_optimizers import plain_step
 from trainer.optimizers.gradient_descent import GradientDescent
 from trainer.optimizers.lion import Lion
 from trainer.optimizers.momentum import SGDW, Lookahead, Momentum, momentum, nesterov
-from trainer.optimizers.muon import Muon
+from trainer.optimizers.muon import Muon, is_matrix
 from trainer.optimizers.rprop import Rprop, rprop
 from trainer.optimizers.sam import SAM
 from trainer.optimizers.schedule_free import ScheduleFreeAdamW
@@ -154,6 +154,26 @@ def test_muon_is_torchs_for_matrices_and_adamw_for_the_rest(shape: tuple[int, in
 
     ours = trained(lambda p: Muon(p, lr=0.03, betas=(0.8, 0.95), weight_decay=0.1), params=weights(shapes))
     torch.testing.assert_close(ours, trained(Both, params=weights(shapes)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (5, 5), (1, 4)])
+def test_muons_adjustments_are_torchs(shape: tuple[int, int], adjust: Any) -> None:
+    """Also of gradients whose norm is almost 0."""
+    for scale in (1.0, 1e-9):
+        ours, theirs = weights([shape]), weights([shape])
+        generator = torch.Generator().manual_seed(1)
+        ours[0].grad = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        theirs[0].grad = ours[0].grad.clone()
+        Muon(ours, lr=0.1, adjust_lr=adjust, weight_decay=0.0).step()
+        torch.optim.Muon(theirs, lr=0.1, adjust_lr_fn=adjust, weight_decay=0.0).step()
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-12, atol=1e-12)
+
+
+def test_muons_matrices_have_two_dimensions_or_are_filters() -> None:
+    shapes = [(), (3,), (3, 3), (3, 3, 3), (3, 3, 3, 3)]
+    assert [is_matrix(torch.zeros(shape), False) for shape in shapes] == [False, False, True, False, False]
+    assert [is_matrix(torch.zeros(shape), True) for shape in shapes] == [False, False, True, True, True]
 
 
 def test_muon_takes_filters_as_matrices_if_asked_to() -> None:

@@ -11,8 +11,8 @@ from torch.optim import LBFGS, Optimizer
 
 from trainer.base.without_compiler import keep_compiler_out
 from trainer.optimizers.broyden import BFGS, Broyden, corrected
-from trainer.optimizers.newton import Newton, StochasticNewton, solve
-from trainer.optimizers.second_order import Derivatives
+from trainer.optimizers.newton import Newton, StochasticNewton, conjugate_gradients, solve
+from trainer.optimizers.second_order import Derivatives, backtrack
 
 keep_compiler_out()  # its import takes longer than all these tests
 Function = Callable[[Tensor], Tensor]
@@ -233,3 +233,134 @@ def test_wrong_arguments(make: Callable[[list[nn.Parameter]], Optimizer], line: 
     with pytest.raises(ValueError) as caught:
         make([nn.Parameter(torch.zeros(1))])
     assert str(caught.value).startswith(line)
+
+
+def test_the_memory_of_the_inverse_hessian_is_stated() -> None:
+    """It, its correction, and an outer product."""
+    assert Broyden([nn.Parameter(torch.zeros(1))]).extra_bytes(10, 8) == 3 * 10 * 10 * 8
+
+
+def test_the_first_inverse_hessian_has_the_scale_of_the_first_differences() -> None:
+    """With `auto`, as in scipy (Nocedal & Wright, equation 6.20); a number is kept; both only once."""
+    for scale, reference_scale in (("auto", "auto"), (0.3, 0.3)):
+        problem = Objective(quadratic, start())
+        optimizer = BFGS(problem.params, initial_scale=scale)
+        reference = scipy.optimize.BFGS(init_scale=reference_scale)
+        reference.initialize(SIZE, "inv_hess")
+        for _ in range(3):
+            before, gradient = problem.weights, HESSIAN @ (problem.weights - MINIMUM)
+            optimizer.step(problem)
+            p = problem.weights - before
+            reference.update(p.numpy(), (HESSIAN @ (problem.weights - MINIMUM) - gradient).numpy())
+        inverse = optimizer.state[problem.params[0]]["inverse_hessian"]
+        assert optimizer.num_skipped == 0
+        np.testing.assert_allclose(inverse.numpy(), reference.get_matrix(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("lost", [-1.0, 0.0])
+def test_an_inverse_hessian_that_gives_no_descent_becomes_the_identity(lost: float) -> None:
+    problem = Objective(quadratic, start())
+    optimizer = BFGS(problem.params, initial_scale=1.0)
+    optimizer.step(problem)
+    state = optimizer.state[problem.params[0]]
+    state["inverse_hessian"] = lost * torch.eye(SIZE, dtype=torch.float64)
+    fresh = Objective(quadratic, problem.weights)
+    optimizer.step(problem)
+    other = BFGS(fresh.params, initial_scale=1.0)
+    other.step(fresh)
+    torch.testing.assert_close(problem.weights, fresh.weights)
+    torch.testing.assert_close(state["inverse_hessian"], other.state[fresh.params[0]]["inverse_hessian"])
+
+
+@pytest.mark.parametrize(("curvature", "skipped"), [(2e-10, 0), (0.5e-10, 1)])
+def test_curvature_is_compared_with_the_lengths_of_step_and_difference(curvature: float, skipped: int) -> None:
+    """p q > 1e-10 |p| |q|, here with lengths far from 1, and q almost orthogonal to p."""
+    w = nn.Parameter(torch.tensor([1e3, 0.0], dtype=torch.float64))
+
+    class Slanted:
+        """A gradient along the first axis, which changes along the second, with a little curvature."""
+
+        calls = 0
+
+        def __call__(self) -> Tensor:
+            self.calls += 1
+            first = torch.tensor([1e-2, 0.0], dtype=torch.float64)
+            w.grad = first if self.calls == 1 else first + torch.tensor([-curvature, 1.0], dtype=torch.float64) * 100
+            return self.objective()
+
+        def objective(self) -> Tensor:
+            return w.detach()[0] * 1e-2
+
+    optimizer = BFGS([w], initial_scale=1.0)
+    optimizer.step(Slanted())
+    assert optimizer.num_skipped == skipped
+
+
+def test_the_memory_of_a_newton_step_is_stated() -> None:
+    """The Hessian, its damped copy and its factor."""
+    assert Newton([nn.Parameter(torch.zeros(1))]).extra_bytes(10, 8) == 3 * 10 * 10 * 8
+
+
+@pytest.mark.parametrize(("least", "damping", "used"), [(-5e-6, 0.0, 4e-5), (-1e-6, 0.0, 4e-6), (-0.5, 0.02, 2.0)])
+def test_damping_is_multiplied_by_ten_until_the_matrix_is_positive_definite(
+    least: float, damping: float, used: float
+) -> None:
+    curvatures = torch.tensor([4.0, 2.0, least], dtype=torch.float64)
+    found = solve(torch.diag(curvatures), torch.ones(3, dtype=torch.float64), damping)
+    torch.testing.assert_close(found, 1 / (curvatures + used))
+
+
+@pytest.mark.parametrize(
+    ("values", "length"),
+    [([-1.0], 1.0), ([-0.99, -0.5], 0.5), ([-0.9, -0.4, -0.25], 0.25), ([torch.nan, torch.inf, -0.25], 0.25)],
+)
+def test_backtracking_takes_the_first_length_that_meets_armijos_condition(values: list[float], length: float) -> None:
+    """J(w) = 0 and a slope of -10,000: J(w + t d) must be at most -t."""
+    w, left = nn.Parameter(torch.zeros(2)), iter(values)
+    arguments = {"value": torch.tensor(0.0), "slope": torch.tensor(-10_000.0)}
+    found = backtrack([w], torch.tensor([1.0, 2.0]), objective=lambda: torch.tensor(next(left)), **arguments)
+    assert found == length
+    assert w.tolist() == [length, 2 * length]
+
+
+def test_backtracking_gives_up_after_40_trials_and_leaves_the_weights() -> None:
+    w, trials = nn.Parameter(torch.tensor([3.0])), []
+
+    def objective() -> Tensor:
+        trials.append(w.item())
+        return torch.tensor(1.0)
+
+    arguments = {"value": torch.tensor(0.0), "slope": torch.tensor(-1.0)}
+    assert backtrack([w], torch.tensor([8.0]), objective=objective, **arguments) == 0
+    assert len(trials) == 40
+    assert trials[:3] == [11.0, 7.0, 5.0]
+    assert w.item() == 3
+
+
+@pytest.mark.parametrize("tolerance", [0.9, 0.5, 0.1, 0.01, 0.0])
+def test_conjugate_gradients_end_when_the_residual_is_small(tolerance: float) -> None:
+    """As many products, and the solution, of a textbook's algorithm in numpy."""
+    matrix, w = HESSIAN.numpy() + 0.3 * np.eye(SIZE), start().numpy()
+    right = HESSIAN.numpy() @ (w - MINIMUM.numpy())
+    x, r = np.zeros(SIZE), right.copy()
+    p, products = r.copy(), 0
+    while products < SIZE and not (products and np.linalg.norm(r) <= tolerance * np.linalg.norm(right)):
+        step = r @ r / (p @ matrix @ p)
+        x, following = x + step * p, r - step * matrix @ p
+        p, r, products = following + following @ following / (r @ r) * p, following, products + 1
+    found, counted = Derivatives((problem := Objective(quadratic, start())), problem.params), []
+    product = found.product
+    found.product = lambda vector: counted.append(1) or product(vector)  # type: ignore[method-assign, func-returns-value]
+    solution = conjugate_gradients(found, 0.3, SIZE, tolerance)
+    assert len(counted) == products
+    np.testing.assert_allclose(solution.numpy(), x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("curvature", "damping", "share"), [(-5.0, 3.0, 1 / 3), (-5.0, 0.5, 1.0), (0.0, 0.0, 1.0)])
+def test_without_positive_curvature_the_step_is_along_the_gradient(
+    curvature: float, damping: float, share: float
+) -> None:
+    gradient = torch.arange(1.0, SIZE + 1, dtype=torch.float64)
+    problem = Objective(lambda w: curvature * (w @ w) / 2 + w @ gradient, torch.zeros(SIZE, dtype=torch.float64))
+    StochasticNewton(problem.params, lr=0.1, damping=damping).step(problem)
+    torch.testing.assert_close(problem.weights, -0.1 * share * gradient)

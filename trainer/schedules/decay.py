@@ -34,9 +34,14 @@ class Step(Schedule):
         self.floor = check_number("floor", floor, 0, 1, must=SHARE)
         self.tail = 0.0 if floor > 0 else math.inf
         self.drop_moments = range(self.every, total_steps, self.every)
+        self.named = str(every)
 
     def factor(self, step: int) -> float:
         return max(self.floor, float(self.drop ** (step // self.every)))
+
+    def notices(self, total_steps: int) -> Iterator[str]:
+        if self.every >= total_steps:
+            yield f"no drop: every {self.named} is {self.every:,} steps; the schedule has {total_steps:,}"
 
 
 class MultiStep(Schedule):
