@@ -9,6 +9,7 @@ from torch.optim import SGD, Optimizer
 
 from tests.optimizers.problem import RECORDED, SHAPES, SHOWN, Make, trained, weights
 from trainer.base.torch_optimizers import plain_step
+from trainer.optimizers.foreach import factor_of
 from trainer.optimizers.gradient_descent import GradientDescent
 from trainer.optimizers.lion import Lion
 from trainer.optimizers.momentum import SGDW, Lookahead, Momentum, momentum, nesterov
@@ -184,6 +185,20 @@ def test_muon_takes_filters_as_matrices_if_asked_to() -> None:
     Muon(filters, convolutions=True, adjust_lr="original", nesterov=False).step()
     Muon(matrix, adjust_lr="original", nesterov=False).step()
     assert torch.equal(filters[0].view(4, 12), matrix[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_factors_in_their_fastest_form_give_the_same_bits(dtype: torch.dtype) -> None:
+    for value in (0.9, 1 - 1e-3 * 0.0123, 1 / 3, 1e-8):
+        for function in (torch._foreach_mul, torch._foreach_div):
+            tensors = [
+                torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype) for shape in (999, 1, ())
+            ]
+            factor = factor_of(tensors, value)
+            assert isinstance(factor, Tensor) == (dtype is not torch.bfloat16)
+            for found, expected in zip(function(tensors, factor), function(tensors, value), strict=True):
+                assert torch.equal(found, expected) and found.dtype is dtype
+    assert factor_of([tensors[0].float(), tensors[0].double()], 0.5) == factor_of([tensors[0].to("meta")], 0.5) == 0.5
 
 
 # --- tables computed by hand ------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Averaging(ABC):
             for parameter in group["params"]:
                 self.averages.state[parameter]["average"] = parameter.detach().clone()
         else:
-            held, weights = zip(*((a, p.detach()) for p, a in self.averages.pairs()), strict=True)
+            weights, held = zip(*self.averages.pairs(), strict=True)
             torch._foreach_lerp_(list(held), list(weights), share)
         self.count += 1
 

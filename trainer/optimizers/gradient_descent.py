@@ -51,8 +51,8 @@ class GradientDescent(Optimizer):
             params, gradients = with_gradients(group)
             if params:
                 gradients = with_decay(gradients, params, group["weight_decay"])
-                norms += torch._foreach_mul(torch._foreach_norm(gradients), group["lr"])
+                norms.append(torch.stack(torch._foreach_norm(gradients)) * group["lr"])
                 torch._foreach_add_(params, gradients, alpha=-group["lr"])
         first = self.param_groups[0]
-        length = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        length = float(torch.linalg.vector_norm(torch.cat(norms))) if norms else 0.0
         first["short"] = first["short"] + 1 if length < first["tolerance"] else 0

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_choice, check_number, check_that
 from trainer.contracts import ParameterGroup
-from trainer.optimizers.foreach import buffers, with_decay, with_gradients
+from trainer.optimizers.foreach import buffers, factor_of, with_decay, with_gradients
 
 Form = Literal["heavy_ball", "velocity", "ema"]
 FORMS = ("heavy_ball", "velocity", "ema")
@@ -93,11 +93,11 @@ class Momentum(Optimizer):
         lr, mu, form, weight_decay = (group[name] for name in ("lr", "momentum", "form", "weight_decay"))
         if self.is_decoupled:
             if weight_decay:
-                torch._foreach_mul_(params, 1 - lr * weight_decay)
+                torch._foreach_mul_(params, factor_of(params, 1 - lr * weight_decay))
         else:
             gradients = with_decay(gradients, params, weight_decay)
         kept = buffers(self, params, "momentum_buffer")
-        torch._foreach_mul_(kept, mu)
+        torch._foreach_mul_(kept, factor_of(kept, mu))
         torch._foreach_add_(kept, gradients, alpha={"heavy_ball": 1.0, "velocity": lr, "ema": 1 - mu}[form])
         torch._foreach_add_(params, kept, alpha=-1.0 if form == "velocity" else -lr)
 
@@ -148,7 +148,7 @@ class Lookahead(Optimizer):
                 continue
             gradients = with_decay(gradients, ahead, group["weight_decay"])
             kept = buffers(self, ahead, "momentum_buffer")
-            torch._foreach_mul_(kept, group["momentum"])
+            torch._foreach_mul_(kept, factor_of(kept, group["momentum"]))
             torch._foreach_add_(kept, gradients, alpha=group["lr"])
         torch._foreach_copy_(params, before)
         torch._foreach_sub_(params, buffers(self, params, "momentum_buffer"))

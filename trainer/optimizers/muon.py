@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_choice, check_number, check_that, check_whole
 from trainer.contracts import ParameterGroup
-from trainer.optimizers.foreach import buffers, with_gradients
+from trainer.optimizers.foreach import buffers, factor_of, with_gradients
 
 Adjustment = Literal["original", "match_rms_adamw"]
 
@@ -70,7 +70,7 @@ class Muon(Optimizer):
             if not params:
                 continue
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(params, factor_of(params, 1 - group["lr"] * group["weight_decay"]))
             pairs = list(zip(params, gradients, strict=True))
             self._step_matrices(group, [pair for pair in pairs if is_matrix(pair[0], group["convolutions"])])
             self._step_others(group, [pair for pair in pairs if not is_matrix(pair[0], group["convolutions"])])
@@ -99,7 +99,7 @@ class Muon(Optimizer):
         steps = [self.state[p].setdefault("step", torch.zeros(())) for p in params]
         torch._foreach_add_(steps, 1.0)
         torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
+        torch._foreach_mul_(squares, factor_of(squares, beta2))
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         counts = [float(step) for step in steps]
         roots = torch._foreach_sqrt(squares)

@@ -9,7 +9,7 @@ from torch.optim import Rprop as TorchRprop
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_choice, check_number, check_range, check_that
-from trainer.optimizers.foreach import buffers, with_gradients
+from trainer.optimizers.foreach import buffers, factor_of, with_gradients
 
 
 def rprop(
@@ -63,8 +63,12 @@ class Rprop(Optimizer):
                     state["step_size"] = torch.full_like(parameter, group["lr"])
             before, sizes = buffers(self, params, "sign"), buffers(self, params, "step_size")
             signs = torch._foreach_sign(gradients)
-            agreement = torch._foreach_mul(before, signs)
-            factors = [torch.where(a > 0, larger, torch.where(a < 0, smaller, 1.0)).to(a.dtype) for a in agreement]
+            # 1, 0 or -1 becomes `larger`, 1 or `smaller`
+            factors = torch._foreach_mul(before, signs)
+            torch._foreach_mul_(factors, factor_of(factors, 2 * larger))
+            torch._foreach_add_(factors, 1.0)
+            torch._foreach_clamp_min_(factors, smaller)
+            torch._foreach_clamp_max_(factors, larger)
             torch._foreach_mul_(sizes, factors)
             torch._foreach_clamp_min_(sizes, least)
             torch._foreach_clamp_max_(sizes, most)

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number
-from trainer.optimizers.foreach import all_with_gradients, buffers, with_decay, with_gradients
+from trainer.optimizers.foreach import all_with_gradients, buffers, factor_of, with_decay, with_gradients
 
 
 class SAM(Optimizer):
@@ -52,7 +52,7 @@ class SAM(Optimizer):
             if params:
                 gradients = with_decay(gradients, params, group["weight_decay"])
                 kept = buffers(self, params, "momentum_buffer")
-                torch._foreach_mul_(kept, group["momentum"])
+                torch._foreach_mul_(kept, factor_of(kept, group["momentum"]))
                 torch._foreach_add_(kept, gradients)
                 torch._foreach_add_(params, kept, alpha=-group["lr"])
         return loss

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number, check_whole
-from trainer.optimizers.foreach import buffers, with_gradients
+from trainer.optimizers.foreach import buffers, factor_of, with_gradients
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -71,9 +71,9 @@ class ScheduleFreeAdamW(Optimizer):
                     state["z"] = parameter.clone(memory_format=torch.preserve_format)
             beta1, beta2 = group["betas"]
             squares, steps = buffers(self, params, "exp_avg_sq"), buffers(self, params, "z")
-            torch._foreach_mul_(squares, beta2)
+            torch._foreach_mul_(squares, factor_of(squares, beta2))
             torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-            roots = torch._foreach_div(squares, 1 - beta2**count)
+            roots = torch._foreach_div(squares, factor_of(squares, 1 - beta2**count))
             torch._foreach_sqrt_(roots)
             torch._foreach_add_(roots, group["eps"])
             direction = torch._foreach_div(gradients, roots)
