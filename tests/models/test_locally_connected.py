@@ -23,6 +23,7 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.proves("model=locally_connected", reference="torch's unfold and einsum", tolerance="1e-7 relative")
 @pytest.mark.parametrize(("shape", "kernel_size", "stride"), GEOMETRIES)
 def test_a_local_layer_is_an_einsum_over_patches(shape: tuple[int, int, int], kernel_size: int, stride: int) -> None:
     layer = LocallyConnected(shape, 6, kernel_size, stride).double()
@@ -35,6 +36,11 @@ def test_a_local_layer_is_an_einsum_over_patches(shape: tuple[int, int, int], ke
     assert count(layer) == height * width * 6 * (shape[0] * kernel_size**2 + 1)
 
 
+@pytest.mark.proves(
+    "model=locally_connected",
+    reference="torch.nn.Conv2d with the same weights everywhere, outputs and gradients",
+    tolerance="1e-7 relative",
+)
 @pytest.mark.parametrize(("shape", "kernel_size", "stride"), GEOMETRIES)
 def test_with_equal_weights_it_is_a_convolution(shape: tuple[int, int, int], kernel_size: int, stride: int) -> None:
     local = LocallyConnected(shape, 6, kernel_size, stride).double()
@@ -54,6 +60,9 @@ def test_with_equal_weights_it_is_a_convolution(shape: tuple[int, int, int], ker
     torch.testing.assert_close(of_all_places.view_as(shared.weight), shared.weight.grad)
 
 
+@pytest.mark.proves(
+    "model=block_diagonal", reference="the dense layer with torch.block_diag as its matrix", tolerance="1e-7 relative"
+)
 def test_a_block_diagonal_layer_is_the_dense_one_with_zeros_elsewhere() -> None:
     layer = BlockDiagonal(12, 6, 3).double()
     x_ND = images((12,))
@@ -64,6 +73,9 @@ def test_a_block_diagonal_layer_is_the_dense_one_with_zeros_elsewhere() -> None:
                        layer(x_ND).round(decimals=9))  # fmt: skip
 
 
+@pytest.mark.proves(
+    "model=block_diagonal", reference="the lecture's example, 16 operations instead of 32", tolerance="exact"
+)
 def test_the_lectures_example_takes_16_operations_instead_of_32() -> None:
     def operations(num_blocks: int) -> int:
         model = block_diagonal(input_shape=(1, 2, 4), num_outputs=1, hidden=[4], num_blocks=num_blocks)

@@ -24,6 +24,11 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.proves(
+    "model=mobilenet_like",
+    reference="tables 1 and 4 of Howard et al. 2017: 4,231,976 parameters, maps, 569 million multiply-adds",
+    tolerance="exact",
+)
 def test_mobilenet_has_4231976_parameters_and_its_table_of_maps() -> None:
     with torch.device("meta"):
         model = build((3, 224, 224), 1000, **MOBILENET)
@@ -38,6 +43,11 @@ def test_mobilenet_has_4231976_parameters_and_its_table_of_maps() -> None:
     assert round(work / 1e6) == 569  # million multiply-adds, table 4
 
 
+@pytest.mark.proves(
+    "model=mobilenet_like",
+    reference="the network written with torch's functions, channel by channel",
+    tolerance="1e-7 relative",
+)
 def test_a_small_one_by_hand() -> None:
     model = build(channels=[4, 6], halve_at=[2], norm="none", activation="tanh").double()
     # conv 3*9*4 + 4; depthwise 4*9 + 4; pointwise 4*6 + 6; output 6*7 + 7

@@ -1,6 +1,6 @@
 """Lists of tensors for torch's `_foreach_` functions, which update all parameters of a group at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def with_decay(gradients: list[Tensor], params: list[Tensor], weight_decay: floa
     return gradients if weight_decay == 0 else list(torch._foreach_add(gradients, params, alpha=weight_decay))
 
 
-def factor_of(tensors: list[Tensor], value: float) -> Tensor | float:
+def factor_of(tensors: Sequence[Tensor], value: float) -> Tensor | float:
     """Return a factor or divisor for all tensors in its fastest form; the bits of the results are the same.
 
     On the CPU, torch makes a tensor of a number for each tensor of the list, which takes longer than the product.
