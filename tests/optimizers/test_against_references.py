@@ -384,3 +384,44 @@ def test_wrong_arguments(make: Make, line: str) -> None:
     with pytest.raises(ValueError) as caught:
         make([scalar()])
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("rates", "settings", "shares"),
+    [
+        (
+            [0.1, 0.2, 0.1],
+            {"warmup_steps": 0},
+            [1.0, 4 / 5, 4 / 9],
+        ),  # weights 0.01, 0.04, 0.04: the largest rate so far
+        ([0.1, 0.1, 0.1], {"warmup_steps": 2}, [1.0, 4 / 5, 4 / 9]),  # of rates 0.05, 0.1, 0.1
+        ([0.1, 0.1, 0.1], {"warmup_steps": 1}, [1.0, 1 / 2, 1 / 3]),
+        ([0.1, 0.2, 0.1], {"warmup_steps": 0, "weight_lr_power": 0.0}, [1.0, 1 / 2, 1 / 3]),
+        ([0.1, 0.2, 0.1], {"warmup_steps": 0, "weight_lr_power": 1.0, "r": 2.0}, [1.0, 8 / 9, 18 / 27]),
+        ([0.0, 0.1, 0.1], {"warmup_steps": 0}, [0.0, 1.0, 1 / 2]),
+    ],
+)
+def test_the_average_of_schedule_free_has_these_shares(
+    rates: list[float], settings: dict[str, Any], shares: list[float]
+) -> None:
+    """c of x <- (1 - c) x + c z, by hand: t^r s_max^p over its sum."""
+    w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = ScheduleFreeAdamW([w], betas=(0.9, 0.0), eps=0.0, **settings)
+    x = z = 1.0
+    for step, (rate, share) in enumerate(zip(rates, shares, strict=True), 1):
+        optimizer.param_groups[0]["lr"] = rate
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        z -= rate * min(1.0, step / max(1, settings["warmup_steps"]))
+        x = (1 - share) * x + share * z
+        (average,) = [average for _, average in optimizer.evaluation_weights()]
+        assert average.item() == pytest.approx(x), step
+
+
+def test_a_tolerance_of_zero_never_ends_gradient_descent() -> None:
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = GradientDescent([w], tolerance=0.0, patience=1)
+    for _ in range(3):
+        w.grad = torch.zeros(2)
+        optimizer.step()
+        assert not optimizer.converged

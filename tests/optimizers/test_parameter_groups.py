@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from trainer.contracts import ParameterGroup
-from trainer.optimizers.parameter_groups import parameter_groups
+from trainer.optimizers.parameter_groups import parameter_groups, unmatched
 
 
 def groups_of(net: nn.Module, decay: float, exclude: list[str]) -> list[ParameterGroup]:
@@ -58,3 +58,7 @@ def test_only_the_decayed_ones_shrink_when_the_gradient_is_zero() -> None:
     for name, parameter in net.named_parameters():
         factor = 0.95 if name in ("0.weight", "3.weight") else 1.0
         assert torch.allclose(parameter, before[name] * factor), name
+
+
+def test_patterns_that_match_no_parameter_are_found() -> None:
+    assert unmatched(model(), ["bias", "norm", "3.*", "*.weight", "head.*", "bia"]) == ["head.*", "bia"]

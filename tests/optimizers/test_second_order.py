@@ -364,3 +364,11 @@ def test_without_positive_curvature_the_step_is_along_the_gradient(
     problem = Objective(lambda w: curvature * (w @ w) / 2 + w @ gradient, torch.zeros(SIZE, dtype=torch.float64))
     StochasticNewton(problem.params, lr=0.1, damping=damping).step(problem)
     torch.testing.assert_close(problem.weights, -0.1 * share * gradient)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4, 64])
+def test_rows_of_the_hessian_are_computed_together(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Objective(quadratic, start())
+    found = Derivatives(problem, problem.params)
+    monkeypatch.setattr(Derivatives, "product", None)  # the way of operations that cannot do this
+    torch.testing.assert_close(found.hessian(rows_at_once), HESSIAN)
