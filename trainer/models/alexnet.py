@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from trainer.base.checks import check_that
 from trainer.models.parts import (
     Style,
     check_dropout,
@@ -47,8 +48,7 @@ def alexnet(
     values and for images smaller than 8x8.
     """
     check_widths("channels", channels, minimum=5)
-    if len(channels) != 5:
-        raise ValueError(f"channels={list(channels)}: must be a list of 5 numbers, one for each convolution")
+    check_that(len(channels) == 5, "channels", list(channels), "a list of 5 numbers, one for each convolution")
     check_widths("hidden", hidden)
     check_dropout(drop_prob, "drop_prob")
     check_image_size("alexnet", input_shape, SMALLEST)

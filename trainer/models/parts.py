@@ -258,6 +258,14 @@ def check_stochastic_depth(last: float, has_shortcuts: bool = True) -> None:
     check_that(has_shortcuts or not last, "stochastic_depth", last, "0 without shortcuts, which a dropped block needs")
 
 
+def check_depth(depth: int, outside: int) -> None:
+    """Raises ValueError if the depth is not 6n + `outside`, of n blocks in each of three stages."""
+    below = depth - (depth - outside) % 6
+    nearest = f"{6 + outside}" if depth < 6 + outside else f"{below} and {below + 6}"
+    is_one = depth >= 6 + outside and depth % 6 == outside
+    check_that(is_one, "depth", depth, f"6n+{outside} with n >= 1; the nearest allowed: {nearest}")
+
+
 def check_image_size(model: str, input_shape: tuple[int, int, int], smallest: int, with_key: str = "") -> None:
     """Raises ValueError if images are smaller than `smallest` pixels on a side, which `with_key` may explain."""
     _, height, width = input_shape

@@ -9,6 +9,7 @@ from trainer.models.parts import (
     StochasticDepth,
     Style,
     check_choice,
+    check_depth,
     check_dropout,
     check_image_size,
     check_stochastic_depth,
@@ -113,7 +114,7 @@ def resnet(
 
     Raises ValueError for other values, and for images smaller than 4x4 (5x5 with instance norm).
     """
-    _check_depth(depth)
+    check_depth(depth, outside=2)
     check_widths("width", [width])
     check_choice("shortcut", shortcut, ("identity", "projection", "none"))
     style = Style(norm, activation, norm_place)
@@ -141,11 +142,3 @@ def resnet(
     # the shortcut is added to whole feature maps
     plan = {f"{block}.{name}": kind for block in blocks for name, kind in style.residual_plan(drop_prob).items()}
     return with_plans(layers, plan, [*blocks, "pool", "output"])
-
-
-def _check_depth(depth: int) -> None:
-    if depth >= 8 and depth % 6 == 2:
-        return
-    below = depth - (depth - 2) % 6
-    nearest = "8" if depth < 8 else f"{below} and {below + 6}"
-    raise ValueError(f"depth={depth}: must be 6n+2 with n >= 1; the nearest allowed: {nearest}")

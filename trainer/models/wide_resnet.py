@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from trainer.models.parts import (
     StochasticDepth,
     Style,
+    check_depth,
     check_dropout,
     check_image_size,
     check_stochastic_depth,
@@ -76,7 +77,7 @@ def wide_resnet(
 
     Raises ValueError for other values, and for images smaller than 4x4 (5x5 with instance norm).
     """
-    _check_depth(depth)
+    check_depth(depth, outside=4)
     check_widths("width", [width])
     style = Style(norm, activation)
     check_dropout(drop_prob, "drop_prob")
@@ -98,11 +99,3 @@ def wide_resnet(
     layers["output"] = nn.Linear(num_channels, num_outputs)
     plan = {f"{block}.{name}": kind for block in blocks for name, kind in style.residual_plan(drop_prob).items()}
     return with_plans(layers, plan, [*blocks, "pool", "output"])
-
-
-def _check_depth(depth: int) -> None:
-    if depth >= 10 and depth % 6 == 4:
-        return
-    below = depth - (depth - 4) % 6
-    nearest = "10" if depth < 10 else f"{below} and {below + 6}"
-    raise ValueError(f"depth={depth}: must be 6n+4 with n >= 1; the nearest allowed: {nearest}")
