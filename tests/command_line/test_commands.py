@@ -232,7 +232,15 @@ def test_a_run_leaves_the_files_that_are_promised(run: Path) -> None:
 
 
 def test_typed_epochs_count_over_the_steps_of_a_debug_option(train: Train, folder: Path) -> None:
-    assert train("debug=overfit", "epochs=3", "model=linear", "hydra.run.dir=run").code == 0
+    done = train("debug=overfit", "epochs=3", "model=linear", "hydra.run.dir=run")
+    assert done.code == 0 and "\ncompleted after 3 steps, 3.0 epochs, " in done.out
+    done = train("debug=one_step", "model=linear", "batch_size=1", "threads=1", "hydra.run.dir=one")
+    for line in (
+        ", 1 step of 1 sample\n",
+        "\ndevice: cpu, 1 thread, fp32\n",
+        "\ncompleted after 1 step, 0.00 epochs, ",
+    ):
+        assert line in done.out
     assert result(folder / "run")["steps"] == 3
 
 

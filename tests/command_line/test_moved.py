@@ -57,7 +57,7 @@ def ended(folder: Path, train: Train) -> Path:
 def test_data_that_moved_are_the_same_data(ended: Path, train: Train) -> None:
     for command in ("evaluate", "repeat", "resume"):
         assert train(command, "run").problems == [
-            "data.root=photos: there is no such folder; name the folder with the data sets (or set DATA_ROOT)"
+            "data.root=photos: there is no such folder; name the folder of the photographs"
         ]
     result = json.loads((ended / "result.json").read_text())
     done = train("evaluate", "run", "data.root=photos2")

@@ -8,6 +8,7 @@ import yaml
 from trainer.base.config import Config, ConfigValue
 from trainer.reporting.initial_outputs import FirstOutputs
 from trainer.reporting.pixels import as_levels
+from trainer.reporting.tables import format_count
 from trainer.storage import run_folder
 from trainer.training.run import Run
 
@@ -24,7 +25,7 @@ def announce(run: Run, resumed: bool) -> None:
     choices, facts = config["choices"], plan.facts
     whole = ", the whole training set" if config["batch_size"] == "full" else ""
     size = f"{plan.batch_size} to {plan.timeline.largest.batch_size}" if plan.timeline.grows else f"{plan.batch_size}"
-    length = f"{plan.total_steps:,} steps of {size} samples{whole}"
+    length = f"{format_count(plan.total_steps, 'step')} of {size} sample{'' if size == '1' else 's'}{whole}"
     precision = "fp32" if plan.dtype is None else str(plan.dtype).removeprefix("torch.")
     ranks = run.strategy.world_size
     spread = {} if ranks == 1 else {"parallelism": f"{choices['parallelism']}, {ranks} ranks"}
@@ -34,7 +35,7 @@ def announce(run: Run, resumed: bool) -> None:
             "model": f"{choices['model']}, {run.num_parameters:,} parameters",
             "data": f"{choices['data']}: {facts.num_train:,} train, {facts.num_val:,} val, {facts.num_test:,} test",
             "training": f"{choices['optimizer']}, {choices['schedule']}, {length}",
-            "device": f"{run.device}, {torch.get_num_threads()} threads, {precision}",
+            "device": f"{run.device}, {format_count(torch.get_num_threads(), 'thread')}, {precision}",
             "monitor": f"{plan.monitor}, {'lower' if plan.best.mode == 'min' else 'higher'} is better",
             **spread,
         }

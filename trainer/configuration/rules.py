@@ -263,7 +263,9 @@ def _check_root(data: object) -> Iterator[str]:
     if not isinstance(root, str) or root == "data" or Path(root).expanduser().is_dir():
         return
     what = "is a file" if Path(root).expanduser().exists() else "there is no such folder"
-    yield f"data.root={root}: {what}; name the folder with the data sets (or set DATA_ROOT)"
+    is_photographs = isinstance(data, dict) and str(data.get("_target_")).endswith(".ImageFolder")
+    named = "of the photographs" if is_photographs else "with the data sets (or set DATA_ROOT)"
+    yield f"data.root={root}: {what}; name the folder {named}"
 
 
 def _unknown_key(prefix: str, key: str, known: Iterable[str], value: object, elsewhere: Iterable[str] = ()) -> str:

@@ -305,7 +305,7 @@ def estimate_rows(blueprint: "Blueprint", found: "Estimate") -> Iterator[tuple[s
         "measured",
         (
             f"just now: {found.measured_steps:,} steps of {found.measured_samples:,} random samples, "
-            f"{blueprint.device}, {torch.get_num_threads()} threads, {precision}"
+            f"{blueprint.device}, {format_count(torch.get_num_threads(), 'thread')}, {precision}"
         ),
     )
     evaluations = -(-blueprint.timeline.moments // blueprint.every_evaluate)

@@ -232,11 +232,16 @@ def _write_result(run: Run, result: Result) -> None:
     run.report.terminal.finish(_summary(run, result))
 
 
+def _epochs(number: float) -> str:
+    return f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+
+
 def _summary(run: Run, result: Result) -> list[str]:
     """Lines with status, best and test metrics, and the next commands."""
-    lines = [f"{result.status} after {result.steps} steps, {result.epochs:.1f} epochs, {result.wall_seconds:.1f} s"]
+    steps = f"{result.steps} step{'' if result.steps == 1 else 's'}"
+    lines = [f"{result.status} after {steps}, {_epochs(result.epochs)} epochs, {result.wall_seconds:.1f} s"]
     if run.progress.best is not None:
-        lines.append(f"best (epoch {run.progress.best.epoch:.1f}): {_in_words(run, run.progress.best.metrics)}")
+        lines.append(f"best (epoch {_epochs(run.progress.best.epoch)}): {_in_words(run, run.progress.best.metrics)}")
     if result.test is not None:
         lines.append(f"test (best weights): {_in_words(run, result.test)}")
     lines.append(f"run folder: {result.folder}")
