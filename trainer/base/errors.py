@@ -117,6 +117,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):  # of a library, without address space for it; a noexec mount adds its reason
+        return str(error).endswith(("failed to map segment from shared object", "Cannot allocate memory"))
     return any(words in str(error) for words in ("can't allocate memory", "bad_alloc", "can't start new thread"))
 
 
