@@ -101,7 +101,9 @@ def test_a_folder_that_is_named_is_continued_by_any_job(made: Callable[..., Path
     made("mine", None, "41")
     assert decided("hydra.run.dir=mine") == "mine"
     assert decided("hydra.run.dir=mine", job="42") == "mine"
-    assert decided("hydra.run.dir=mine", "seed=3") == "new"  # which Hydra's check refuses: the folder is not empty
+    other = r"^mine: holds a run of another configuration \(seed=3: the run has 0, clip_norm=2: the run has null\);"
+    with pytest.raises(ConfigurationError, match=other):
+        decided("hydra.run.dir=mine", "seed=3", "clip_norm=2")
     run_folder.write_result(Path("mine"), RESULT)
     assert decided("hydra.run.dir=mine") == ""
     assert decided("hydra.run.dir=other/${now:%H}") == "new"

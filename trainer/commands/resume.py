@@ -163,14 +163,19 @@ def refuse_other(before: Config, config: Config, again: str) -> None:
 
     `again` is the command line of a new run with these changes.
     """
-    different = [key for key in config if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices")]
     problems = [
         f"{line}; resume may only change {', '.join(MAY_CHANGE)} and where the data lie; for a new run: {again}"
-        for key in different
-        for line in _differences_of(key, before, config)
+        for line in differences(before, config)
     ]
     if problems:
         raise ConfigurationError(problems)
+
+
+def differences(before: Config, config: Config) -> Iterator[str]:
+    """Describe each difference that makes it another run."""
+    for key in config:
+        if config[key] != before.get(key) and key not in (*MAY_CHANGE, "choices"):
+            yield from _differences_of(key, before, config)
 
 
 def _differences_of(key: str, before: Config, after: Config) -> Iterator[str]:

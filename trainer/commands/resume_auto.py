@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from trainer.base.config import Config, JsonObject
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.commands.arguments import check_recorded, recorded_configuration
-from trainer.commands.resume import continue_run
+from trainer.commands.resume import continue_run, differences
 from trainer.configuration import compose
 from trainer.configuration.recorded import MAY_CHANGE, configuration_hash, with_changes
 from trainer.hydra_entry.hydra import run_hydra, words_of_run
@@ -36,6 +36,13 @@ def main(arguments: list[str]) -> int:
     root, is_named = earlier_runs.root_of(str(pattern["dir"]))
     job = None if is_named else run_folder.batch_job()
     found = next(_candidates(root, config, job, is_named), None)
+    if found is None and is_named and (root / run_folder.CONFIG).is_file():
+        lines = list(differences(recorded_configuration(root), config))
+        which = f" ({', '.join(lines[:3])}{', ...' if len(lines) > 3 else ''})" if lines else ""
+        raise ConfigurationError(
+            f"{run_folder.shown(root)}: holds a run of another configuration{which}; name another folder with "
+            "hydra.run.dir"
+        )
     if found is None:
         whose = f"job {job} has not begun a run" if job else "there is no unfinished run"
         say(f"{whose} of this configuration in {run_folder.shown(root)}: a new one begins")
