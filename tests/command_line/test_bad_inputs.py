@@ -190,9 +190,9 @@ OVERRIDES = [
     ("+model.num_outputs=5", "model.num_outputs=5 & does not exist"),
     # override syntax
     ("optimizer=", "optimizer= & momentum, muon, nadam"),
-    ("model=null", "model=null & lenet, linear, mlp"),
+    ("model=null", "model=null & lenet, linear, lo"),
     ("optimizer=null", "optimizer=null & momentum, muon, nadam"),
-    ("model=5", "model=5 & lenet, linear, mlp"),
+    ("model=5", "model=5 & lenet, linear, lo"),
     ("optimizer=[sgd]", "optimizer=[sgd] & one option"),
     ("=5", "'=5' & key=value"),
     ("optimizer..lr=5", "'optimizer..lr=5' & key=value"),
@@ -534,7 +534,7 @@ def edit(path: Path, key: str, value: object) -> None:
 def test_words_after_a_run(train: Train, run: Path) -> None:
     cases = [
         ("resume run optimizer.lr=1", "optimizer.lr=1 & the run has 0.002 & epochs, steps, schedule_length"),
-        ("resume run optimizer=sgd", "optimizer._target_=torch.optim.SGD"),
+        ("resume run optimizer=sgd", "optimizer=sgd & the run has adamw & train repeat run optimizer=sgd"),
         ("resume run model.hidden=[3]", "model.hidden & does not exist"),
         ("resume run steps=1", "steps=1 & taken 2"),
         ("resume run steps=0", "steps=0 & at least 1"),
