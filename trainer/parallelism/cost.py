@@ -31,15 +31,28 @@ def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
     return Cost(_present(sent), activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks))
 
 
-def fully_sharded(step: Step, ranks: int, synchronized: bool = True) -> Cost:
+def fully_sharded(
+    step: Step,
+    ranks: int,
+    synchronized: bool = True,
+    *,
+    param_bytes: int | None = None,
+    reduce_bytes: int | None = None,
+) -> Cost:
     """Each rank keeps 1/n of weights, gradients and optimizer state (FSDP; Rajbhandari et al. 2020, ZeRO-3).
 
     Weights are gathered twice in every micro-batch, forward and backward; gradients are reduce-scattered. Memory
     includes, beside the rank's own shards, the largest top-level module twice, as a whole and in the buffer of the
     message, for weights and for gradients; and whole gradients if there are several micro-batches.
+    `param_bytes` and `reduce_bytes` are the sizes of an element as weights are gathered (except those of batch norm)
+    and as gradients are summed.
     """
-    size = step.value_bytes * step.parameters
-    sent = {"weights": all_gather(size, ranks).times(2 * step.parts), "gradients": all_gather(size, ranks)}
+    of_norms = sum(layer.parameters for layer in step.layers if layer.channels)
+    message = (param_bytes or step.value_bytes) * (step.parameters - of_norms) + step.value_bytes * of_norms
+    sent = {
+        "weights": all_gather(message, ranks).times(2 * step.parts),
+        "gradients": all_gather((reduce_bytes or step.value_bytes) * step.parameters, ranks),
+    }
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks)
     fraction = 1 / ranks

@@ -3,14 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from trainer.base.checks import check_one_of, check_that
+from trainer.base.config import Config
 from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State
 from trainer.parallelism import cost
@@ -20,6 +24,9 @@ from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.strategy import Evaluated, Forward, Loss, MicroBatch
 
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # None: that of the weights
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
 
 class FullySharded(Ranks):
     """Data parallelism in which a rank keeps 1 / ranks of the weights, gradients and optimizer state.
@@ -27,27 +34,64 @@ class FullySharded(Ranks):
     A layer's weights are gathered just before it is computed and freed afterwards. Its gradient, g = sum over all
     samples of dl/dw / N, is reduce-scattered, and every rank steps its own shard. Batch norm is synchronized.
     Supports element-wise optimizers: torch's, and classes with `element_wise = True`. Raises ValueError for others.
+    Weights are gathered in `param_dtype`, which must be fp32 or that of `precision`; those of norm layers always in
+    fp32. Gradients are summed over ranks in `reduce_dtype`. A rank keeps both in fp32. Raises ValueError for other
+    values.
     Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
     preload: tuple[str, ...] = ("torch._dynamo",)  # by fully_shard
     cuts_weights = True
 
-    def __init__(self, devices: int | str = "auto", max_restarts: int = 0, timeout: float = 300.0) -> None:
+    def __init__(
+        self,
+        devices: int | str = "auto",
+        param_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        reduce_dtype: Literal["fp32", "bf16"] = "fp32",
+        max_restarts: int = 0,
+        timeout: float = 300.0,
+    ) -> None:
         super().__init__(devices, max_restarts, timeout)
+        check_one_of("param_dtype", param_dtype, ("fp32", "bf16", "fp16"))
+        check_one_of("reduce_dtype", reduce_dtype, ("fp32", "bf16"))
+        self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
         self._model: nn.Module | None = None
         self._parts: dict[str, nn.Parameter] = {}  # a rank's part of each parameter, as a plain tensor
 
+    def validate(self, config: Config, model: nn.Module) -> None:
+        super().validate(config, model)
+        precision = config["precision"]
+        must = f"fp32, or as precision={precision}, in which layers compute"
+        check_that(self.param_dtype in ("fp32", precision), "parallelism.param_dtype", self.param_dtype, must)
+
+    def notices(self, model: nn.Module) -> list[str]:
+        if self.reduce_dtype == "fp32" or self.world_size == 1:
+            return []
+        return ["reduce_dtype=bf16: gradients are rounded to 8 bits and summed in bf16, not as on one device"]
+
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
-        return cost.fully_sharded(step, self.world_size)
+        return cost.fully_sharded(
+            step,
+            self.world_size,
+            param_bytes=_bytes_in(self.param_dtype, step.value_bytes),
+            reduce_bytes=_bytes_in(self.reduce_dtype, step.value_bytes),
+        )
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.use_global_batch(model)
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # sharded by rows, so weights cannot be channels-last
-        for unit in [*_units(model), model]:
-            sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        param_dtype, reduce_dtype = _DTYPES[self.param_dtype], _DTYPES[self.reduce_dtype]
+        # torch's default for `reduce_dtype` is `param_dtype`; autocast converts the inputs of layers
+        low = MixedPrecisionPolicy(
+            param_dtype, reduce_dtype or (param_dtype and torch.float32), cast_forward_inputs=False
+        )
+        norms = MixedPrecisionPolicy(None, reduce_dtype, cast_forward_inputs=False)
+        units: list[nn.Module] = [] if param_dtype is None else [m for m in model.modules() if isinstance(m, _NORMS)]
+        for unit in [*units, *(unit for unit in _units(model) if unit not in units), model]:
+            policy = norms if unit in units else low
+            sharded = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             # sum instead of torch's mean; without the second line torch uses a scaled sum, which gloo does not have
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
@@ -159,6 +203,11 @@ def _units(model: nn.Module) -> Iterator[nn.Module]:
             yield from _units(child)
         elif all(owners[id(p)] == 1 for p in child.parameters()) and any(True for _ in child.parameters()):
             yield child
+
+
+def _bytes_in(dtype: str, value_bytes: int) -> int:
+    found = _DTYPES[dtype]
+    return value_bytes if found is None else found.itemsize
 
 
 def _local(tensor: Tensor) -> Tensor:
