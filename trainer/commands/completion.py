@@ -19,7 +19,7 @@ from trainer.configuration.options import config_folder
 from trainer.configuration.settings import EARLY_STOPPING, EVERY, SETTINGS, Rule
 from trainer.storage.records import read_yaml
 
-_PSEUDO = ("experiment", "debug")
+_PSEUDO = ("experiment", "debug", "study")
 _WITH_RUNS = ("resume", "repeat", "evaluate")
 _CONFIG, _SWEEP = "config.yaml", "multirun.yaml"
 # offered for a setting whose rule allows them

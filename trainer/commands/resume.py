@@ -13,7 +13,7 @@ from trainer.base.signals import stop_request
 from trainer.base.text import written
 from trainer.base.turns import turn
 from trainer.commands.arguments import changed_configuration, recorded_configuration, run_and_overrides
-from trainer.commands.sweep_folder import quoted, resume_sweep, take_config_dir
+from trainer.commands.sweep_folder import quoted, resume_study, resume_sweep, take_config_dir
 from trainer.configuration.from_python import override_list
 from trainer.configuration.recorded import MAY_CHANGE, is_place, moved_places, same_but_for_places
 from trainer.configuration.rules import SINGLE
@@ -28,13 +28,17 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    """Continue a run bit-identically; for the folder of a sweep, run the remaining trials."""
+    """Continue a run bit-identically; for the folder of a sweep or of a study, run the rest of it."""
     rest, config_dir = take_config_dir(arguments)
     folder, overrides = run_and_overrides("resume", rest)
     if (folder / run_folder.SWEEP).is_file():
         return resume_sweep(folder, overrides, config_dir)
+    if (folder / run_folder.LEDGER).is_file():
+        return resume_study(folder, overrides, config_dir)
     if config_dir is not None:
-        raise ConfigurationError(f"--config-dir {config_dir}: is for the folder of a sweep; a run holds its options")
+        raise ConfigurationError(
+            f"--config-dir {config_dir}: is for a sweep or study; the folder of a run holds its options"
+        )
     before, config = checked(folder, overrides)
     if (result := complete_result(folder, before, config)) is not None:
         key = "epochs" if config["steps"] is None else "steps"

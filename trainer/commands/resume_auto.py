@@ -20,6 +20,7 @@ from trainer.hydra_entry.jobs import COMPLETE, read_result
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import ignore_broken_pipe, say
 from trainer.storage import earlier_runs, run_folder
+from trainer.studies.definition import is_study
 
 
 def main(arguments: list[str]) -> int:
@@ -30,6 +31,8 @@ def main(arguments: list[str]) -> int:
     config_dir, name, overrides = words
     with compose.loader_of(config_dir) as (loader, search):
         composed = compose.load(loader, name, [*overrides, *search])
+        if is_study(composed):
+            return run_hydra(arguments)
         config = compose.finalize(composed, composed.hydra, loader)
         pattern = OmegaConf.to_container(composed.hydra.run, resolve=False)
     assert isinstance(pattern, dict)

@@ -14,7 +14,7 @@ from trainer.base.errors import ConfigurationError, DataError, one_line
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.rules import PSEUDO_GROUPS
 from trainer.storage.records import read_yaml
-from trainer.storage.run_folder import SWEEP
+from trainer.storage.run_folder import LEDGER, SWEEP
 
 # Hydra's settings that only name folders and count: a sweep folder may ask for them by itself
 _HARMLESS = (
@@ -45,19 +45,41 @@ def resume_sweep(folder: Path, typed: list[str], config_dir: str | None) -> int:
     from trainer.hydra_entry.hydra import run_hydra
 
     recorded, name, folders = _recorded(folder)
+    _check_typed(folder / SWEEP, recorded, typed, folders if config_dir is None else [])
+    words = ["--multirun", *recorded, f"hydra.sweep.dir={quoted(str(folder))}", f"--config-name={name}"]
+    return run_hydra([*words, *([f"--config-dir={config_dir}"] if config_dir is not None else [])])
+
+
+def resume_study(folder: Path, typed: list[str], config_dir: str | None) -> int:
+    """Run the unfinished members of a study. Raises ConfigurationError with everything that must be typed again."""
+    from trainer.hydra_entry.hydra import run_hydra
+    from trainer.studies.ledger import Ledger
+
+    recorded = Ledger(folder).words()
+    if (damaged := next(_not_as_written(recorded), None)) is not None:
+        raise DataError(f"{folder / LEDGER} is damaged: {damaged!r} is no override")
+    _check_typed(folder / LEDGER, recorded, typed, [])
+    words = [*recorded, f"hydra.run.dir={quoted(str(folder))}"]
+    return run_hydra([*words, *([f"--config-dir={config_dir}"] if config_dir is not None else [])])
+
+
+def _check_typed(path: Path, recorded: list[str], typed: list[str], folders: list[str]) -> None:
+    """Raise ConfigurationError for words that are not recorded, or that a folder cannot ask for and that are not typed.
+
+    `folders` are those of options that must be named again.
+    """
+    folder = path.parent
     unknown = [word for word in typed if word not in recorded]
     if unknown:
-        raise ConfigurationError(f"a sweep is resumed as it is; start another one for {' '.join(unknown)}")
+        raise ConfigurationError(f"{folder} is resumed as it is; start another one for {' '.join(unknown)}")
     asked = [word for word in recorded if word not in typed and not _is_harmless(word)]
-    missing = [*asked, *(f"--config-dir {shlex.quote(path)}" for path in folders if config_dir is None)]
+    missing = [*asked, *(f"--config-dir {shlex.quote(name)}" for name in folders)]
     if missing:
         again = [word if word.startswith("--config-dir ") else shlex.quote(word) for word in missing]
         raise ConfigurationError(
-            f"{folder / SWEEP}: asks for {' '.join(missing)}, which a folder cannot ask for by itself; if you trust it:"
+            f"{path}: asks for {' '.join(missing)}, which a folder cannot ask for by itself; if you trust it:"
             f" train resume {shlex.quote(str(folder))} {' '.join([*map(shlex.quote, typed), *again])}"
         )
-    words = ["--multirun", *recorded, f"hydra.sweep.dir={quoted(str(folder))}", f"--config-name={name}"]
-    return run_hydra([*words, *([f"--config-dir={config_dir}"] if config_dir is not None else [])])
 
 
 def _recorded(folder: Path) -> tuple[list[str], str, list[str]]:

@@ -8,6 +8,7 @@ from trainer.base.errors import ConfigurationError
 from trainer.configuration.build import build, locate, problems
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.optimizer_keys import RUNNERS
+from trainer.configuration.settings import FOLDS
 from trainer.contracts import Schedule, adapt
 from trainer.schedules import Grown, Growth, Warmed
 
@@ -20,6 +21,32 @@ def build_component(config: Config, group: str, **given: object) -> Component:
 
     Raises ConfigurationError if it does not fulfil the contract.
     """
+    component = _adapted(config, group, given)
+    return _folded(config, component) if group == "data" and _fold_keys(config["data"]) else component
+
+
+def _folded(config: Config, component: Component) -> Component:
+    """Divide the samples of a data set into folds, as its keys say."""
+    keys = {key: value for key, value in _fold_keys(config["data"]).items() if value is not None}
+    if keys.get("fold") is None and keys.get("folds") is None:
+        return component
+    if not {"fold", "folds"} <= keys.keys():
+        raise ConfigurationError("data.fold, data.folds: both must be given, such as data.fold=0 data.folds=5")
+    seed = config["data"].get("split_seed", 0)
+    node = {"_target_": "trainer.data.folds.Folded", "pool": False, **keys}
+    return build(node, "data", data=component, seed=seed)
+
+
+def _fold_keys(node: Config) -> Config:
+    """The keys of the folds in the data's node. A class whose constructor has such a key makes its own folds."""
+    keys = {key: value for key, value in (node or {}).items() if key in FOLDS}
+    if not keys or not node.get("_target_"):
+        return {}
+    parameters = inspect.signature(locate(node["_target_"], "data")).parameters
+    return {} if keys.keys() & parameters else keys
+
+
+def _adapted(config: Config, group: str, given: dict[str, object]) -> Component:
     component = build(node_of(config, group), group, **given)
     if component is None:
         if (config[group] or {}).get("_target_"):
@@ -57,9 +84,11 @@ def _growing(schedule: Schedule, max_batch: ConfigValue, **given: int) -> Schedu
 
 def node_of(config: Config, group: str) -> Config:
     """Return a group's node without the keys that are for the runner and not for the constructor: `data.epochs`, those
-    of a schedule's warm-up and growth, and some of an optimizer."""
+    of a schedule's warm-up and growth, of folds, and some of an optimizer."""
     node = config[group] or {}
     runners: tuple[str, ...] = {"data": ("epochs",), "optimizer": RUNNERS}.get(group, ())
+    if group == "data":
+        runners += tuple(_fold_keys(node))
     if group == "schedule":
         runners = tuple(_own_keys(node, (*WARMUP_KEYS, *GROWTH_KEYS)))
     return {key: value for key, value in node.items() if key not in runners}

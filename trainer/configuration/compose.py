@@ -249,6 +249,8 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     with every problem.
     """
     choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group and option}
+    if choices.get("study") == "none":  # a single run has no such key
+        del choices["study"]
     typed = typed_keys(typed_words(hydra))
     search = search_words(hydra)
     config = plain(composed)
@@ -257,6 +259,8 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
     else:
         chosen = tuple(f"{group}={option}" for group, option in choices.items() if group in GROUPS)
         defaults = options_as_written(loader, NAME, config_folder(), (*chosen, *search))
+    if config.get("study") == {}:
+        del config["study"]
     config, defaults = _with_operations(config), _without_removed(defaults, typed_words(hydra))
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])

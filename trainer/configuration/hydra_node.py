@@ -30,6 +30,7 @@ from trainer.configuration.groups import GROUPS
 from trainer.configuration.hydra_logging import frozen, logging_problems
 from trainer.configuration.limits import bounded_loading, restart
 from trainer.configuration.rules import OPEN
+from trainer.configuration.settings import FOLDS
 from trainer.configuration.sweeps import is_inside, swept_groups
 from trainer.configuration.trust import hint, is_users
 
@@ -40,6 +41,7 @@ _BASIC = {
     "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
 _LOGGING = ("hydra_logging", "job_logging")
+_FOLDS = [f"data.{key}" for key in FOLDS]
 _ENVIRONMENT = "hydra.job.env_set"
 
 
@@ -75,10 +77,11 @@ class CheckedLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Override], CachingConfigRepository]:
-        """As Hydra does, but mappings with free keys take new ones without a plus sign."""
+        """As Hydra does, but mappings with free keys, and data sets the keys of folds, need no plus sign."""
         parsed, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
         for item in parsed:
-            if item.type is OverrideType.CHANGE and set(item.key_or_group.split(".")) & set(OPEN):
+            is_open = set(item.key_or_group.split(".")) & set(OPEN) or item.key_or_group in _FOLDS
+            if item.type is OverrideType.CHANGE and is_open:
                 item.type = OverrideType.FORCE_ADD
         return parsed, repository
 

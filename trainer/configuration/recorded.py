@@ -51,12 +51,12 @@ def _stripped(value: ConfigValue) -> ConfigValue:
     return [_stripped(item) for item in value] if isinstance(value, list) else value
 
 
-def data_differences(before: ConfigValue, after: ConfigValue, where: str = "data") -> Iterator[str]:
-    """Describe each key of `data`, other than places, that differs: `data.split_seed=1 instead of 0`."""
+def differences(before: ConfigValue, after: ConfigValue, where: str = "") -> Iterator[str]:
+    """Describe each key, other than the places of data, that differs: `data.split_seed=1 instead of 0`."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys((*before, *after)):
-            yield from data_differences(before.get(key), after.get(key), f"{where}.{key}")
-    elif before != after and not is_place(where):
+            yield from differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
+    elif before != after and not (where.startswith("data.") and is_place(where)):
         yield f"{where}={after} instead of {before}"
 
 

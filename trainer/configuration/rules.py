@@ -15,6 +15,7 @@ from trainer.configuration.groups import GROUPS
 from trainer.configuration.settings import (
     EARLY_STOPPING,
     EVERY,
+    FOLDS,
     OPTIMIZER,
     OPTIMIZER_OF,
     PARAMETER_GROUP,
@@ -29,7 +30,7 @@ from trainer.configuration.settings import (
 from trainer.configuration.trust import hint, may_be_named
 
 # files that change several keys at once
-PSEUDO_GROUPS = ("experiment", "debug")
+PSEUDO_GROUPS = ("experiment", "debug", "study")
 SINGLE = {"_target_": "trainer.parallelism.single.Single"}  # one device
 PIPELINE = {"_target_": "trainer.augmentation.Pipeline"}  # for operations that are added to an empty augmentation
 # keys whose mapping may have any keys; they are checked later
@@ -78,7 +79,9 @@ def check_surroundings(config: Config) -> list[str]:
 def _check_top(config: Config) -> Iterator[str]:
     top = {*SETTINGS, "early_stopping", "every", "parameter_groups", *GROUPS}
     for key, value in config.items():
-        if key in PSEUDO_GROUPS:
+        if key == "study":
+            yield "study: is several runs, which the command starts: train study=..., without --multirun"
+        elif key in PSEUDO_GROUPS:
             yield f"{key}: its file sets its own keys; make its first line '# @package _global_'"
         elif key not in top and key != "choices":
             yield _unknown_key("", key, top, value, keys_named(key, config))
@@ -161,7 +164,9 @@ def _compare(value: object, default: object, where: str) -> Iterator[str]:
             return
         is_pipeline = where == "augmentation" and target is not None
         for key, item in value.items():
-            if key in default:
+            if where == "data" and key in FOLDS and key not in default:
+                yield from _check_rules({key: item}, {key: FOLDS[key]}, "data.")
+            elif key in default:
                 yield from _compare(item, default[key], f"{where}.{key}")
             elif not is_pipeline:
                 yield _unknown_key(f"{where}.", str(key), default, item)
@@ -212,6 +217,12 @@ def _check_optimizer(optimizer: object, known: list[str]) -> Iterator[str]:
             problem = rule(optimizer[key])
             if problem is not None:
                 yield f"optimizer.{key}={_show(optimizer[key])}: {problem}"
+
+
+def check_study(node: Config, written: Config) -> list[str]:
+    """Return the problems of the keys of a study, whose file has the content `written`."""
+    found = [*_compare(node, written, "study"), *_check_targets({"study": node}, "")]
+    return found if found or node.get("_target_") else ["study: names no class; its file needs a line _target_"]
 
 
 def _check_targets(node: object, where: str) -> Iterator[str]:

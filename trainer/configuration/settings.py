@@ -216,4 +216,5 @@ PARAMETER_GROUP: dict[str, Rule] = {
     "frozen": one_of(True, False),
     "unfreeze_at": period_or_null,
 }
+FOLDS: dict[str, Rule] = {"fold": whole(0, None), "folds": whole(2, None), "pool": one_of(True, False)}
 EVERY: dict[str, Rule] = {"log": period_or_auto, "evaluate": period, "checkpoint": period}

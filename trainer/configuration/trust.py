@@ -27,7 +27,8 @@ _LISTED = {
     "torch.optim.Optimizer": ("torch.optim", "timm.optim", "pytorch_optimizer"),
 }
 # of the groups whose contract is wider than the base of the library's classes
-_BASES = {"model": "torch.nn.Module", "optimizer": "torch.optim.Optimizer"}
+_BASES = {"model": "torch.nn.Module", "optimizer": "torch.optim.Optimizer", "study": "trainer.studies.study.Study"}
+_STUDIES = "trainer.studies"  # where ours are defined; a study is no component, and not in the table of groups
 # methods of the nodes inside a group's node, if those are something else: operations, and map-style datasets
 _PARTS = {"augmentation": ("draw", "__call__"), "data": ("__len__", "__getitem__")}
 
@@ -83,11 +84,12 @@ def refusal(found: Target, group: str, is_part: bool) -> str | None:
 
 
 def _ours() -> tuple[str, ...]:
-    return tuple(group.package for group in GROUPS.values())
+    return (*(group.package for group in GROUPS.values()), _STUDIES)
 
 
 def _packages(group: str) -> tuple[str, ...]:
-    return (*((GROUPS[group].package,) if group in GROUPS else ()), "trainer.examples")
+    own = {"study": (_STUDIES,)} | {name: (row.package,) for name, row in GROUPS.items()}
+    return (*own.get(group, ()), "trainer.examples")
 
 
 def _missing(found: Target, group: str, is_part: bool) -> list[str]:
@@ -117,7 +119,7 @@ def _is_listed(found: Target, bases: Iterable[str | None]) -> bool:
     return any(
         inspect.isclass(found) and issubclass(found, resolve_name(base)) and lies_in(found.__module__, _LISTED[base])
         for base in bases
-        if base is not None
+        if base in _LISTED
     )
 
 
@@ -155,4 +157,4 @@ def _built_in(group: str) -> str:
     base = _BASES.get(group)
     if base is None:
         return f"those of {_packages(group)[0]}"
-    return f"subclasses of {base} in {', '.join((_packages(group)[0], *_LISTED[base]))}"
+    return f"subclasses of {base} in {', '.join((_packages(group)[0], *_LISTED.get(base, ())))}"

@@ -82,6 +82,9 @@ class DataSet(ABC):
     short_side: int = 0
     """Short side, in pixels, to which photographs are resized for evaluation; 0 without photographs."""
 
+    fixed_validation: bool = False
+    """Whether the validation split is a set of its own, and not cut from the training set."""
+
     @abstractmethod
     def facts(self) -> DataFacts:
         """The exact counts and shapes, without downloading or reading images."""

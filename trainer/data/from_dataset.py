@@ -62,6 +62,7 @@ class FromDataset(DataSet):
                 raise ValueError(f"{name}={_kind(dataset)}: has no samples")
         check_split_seed(split_seed)
         self.train, self.val, self.test, self.split_seed = train, val, test, split_seed
+        self.fixed_validation = val is not None
         self.num_val = cut_size("val_fraction", val_fraction, len(train)) if val is None else len(val)
         self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
         if self._num_kept() < 1:

@@ -102,6 +102,11 @@ class ImageFolder(DataSet):
             class_names=self._class_names,
         )
 
+    @property
+    def fixed_validation(self) -> bool:  # type: ignore[override]
+        """Whether there is a folder of validation photographs. Raises as `facts`."""
+        return "val" in self._layout.splits
+
     def is_present(self) -> bool:
         return self.root.is_dir()
 

@@ -9,8 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from trainer import launching
-from trainer.base.config import JsonObject
-from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.errors import ConfigurationError
 from trainer.base.signals import stop_request
 from trainer.base.trusted_packages import see_trusted_packages
 from trainer.configuration import compose
@@ -18,9 +17,10 @@ from trainer.configuration.recorded import same_but_for_places
 from trainer.launching import folder_of_earlier_attempt, train
 from trainer.reporting.console import print_failure, say
 from trainer.storage import run_folder
-from trainer.storage.records import read_json
-
-COMPLETE = ("completed", "early_stopped", "converged")
+from trainer.storage.run_folder import COMPLETE as COMPLETE
+from trainer.storage.run_folder import read_result as read_result
+from trainer.studies.definition import define, is_study
+from trainer.studies.driver import run_study
 
 
 class Jobs:
@@ -46,7 +46,7 @@ class Jobs:
             return self._run(composed)
 
     def _run(self, composed: DictConfig) -> float | None:
-        hydra = HydraConfig.get()
+        hydra: Any = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         self.count += 1
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
@@ -54,6 +54,9 @@ class Jobs:
             if self.is_sweep:
                 _check_place(folder, Path(hydra.sweep.dir))
                 return run_trial(composed, folder)
+            if is_study(composed):
+                run_study(define(composed, hydra, GlobalHydra.instance().config_loader(), folder))
+                return None
             restarted = folder_of_earlier_attempt() == folder.absolute()
             result = train(run_folder.read_configuration(folder), folder, resume=restarted)
             self.exit_code = result.exit_code
@@ -100,14 +103,3 @@ def run_trial(composed: DictConfig, folder: Path) -> float | None:
         raise SystemExit(result.exit_code)
     value: float | None = result.value
     return value
-
-
-def read_result(folder: Path) -> JsonObject | None:
-    """Read `result.json`; None if the run has not ended. Raises DataError if the file is damaged."""
-    path = folder / run_folder.RESULT
-    if not path.exists():
-        return None
-    try:
-        return read_json(path)
-    except DataError as error:
-        raise DataError(f"{error}; if you delete it, the run counts as unfinished") from error

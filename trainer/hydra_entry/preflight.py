@@ -23,6 +23,7 @@ from trainer.configuration.sweeps import Trials, fitting
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import exit_on_error, say
 from trainer.storage import run_folder
+from trainer.studies.definition import define, is_study
 
 _MOST_TRIALS = 10_000
 # settings that do not affect other checks: trials that differ only in these are checked once
@@ -36,6 +37,9 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         """Check the run, and exclusively create its folder with the configuration in it."""
         with exit_on_error():
+            if is_study(config):
+                _set_run_folder(config, check_study(config))
+                return
             exact = _is_given(config, "hydra.run.dir")
             problems = folder_problems("hydra.run.dir", config.hydra.run.dir) if exact else []
             finalized = check(config, problems)
@@ -99,6 +103,27 @@ def check_parts(finalized: Config) -> None:
         with torch.device("meta"):
             model = blueprint.build_model()
         fitting_weights(model, Path(finalized["init_from"]), is_strict=finalized["init_strict"])
+
+
+def check_study(composed: DictConfig) -> Path:
+    """Check every member of a study, and return its folder, with the ledger in it.
+
+    Raises ConfigurationError with the problems of all members.
+    """
+    asked = Path(composed.hydra.run.dir) if _is_given(composed, "hydra.run.dir") else None
+    found = define(composed, composed.hydra, GlobalHydra.instance().config_loader(), asked)
+    problems = folder_problems("name" if asked is None else "hydra.run.dir", str(found.folder))
+    if found.folder.is_dir() and any(found.folder.iterdir()) and not (found.folder / run_folder.LEDGER).is_file():
+        problems.append(f"{found.folder}: is not empty and not the folder of a study")
+    for member, config in zip(found.members, found.configs, strict=True):
+        try:
+            check_parts(config)
+        except ConfigurationError as error:
+            problems += [f"{line} [{member.name}]" for line in error.problems if not any(line in p for p in problems)]
+    if problems:
+        raise ConfigurationError(problems)
+    found.open_ledger()
+    return found.folder
 
 
 def _set_run_folder(config: DictConfig, folder: Path) -> None:

@@ -21,6 +21,8 @@ from trainer.storage.records import is_unchanged, read_json, read_yaml, write_js
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
 SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
 JOB = "job.json"  # the batch job in which the folder was made
+LEDGER = "ledger.json"  # in the folder of a study
+COMPLETE = ("completed", "early_stopped", "converged")  # statuses of runs that are not run again
 METRICS, LOG, CURVES, CHECKPOINTS = "metrics.jsonl", "train.log", "curves.png", "checkpoints"
 
 
@@ -112,12 +114,14 @@ def shown(folder: Path) -> Path:
 
 
 def to_resume(folder: Path) -> Path:
-    """Return the folder with which `train resume` continues a run, as a user would type it: a trial's is its sweep's.
+    """Return the folder with which `train resume` continues a run, as a user would type it: a trial's is its sweep's,
+    a member's its study's.
 
-    The folder of a sweep holds Hydra's `multirun.yaml`.
+    The folder of a sweep holds Hydra's `multirun.yaml`, that of a study a ledger.
     """
-    sweep = next((parent for parent in folder.absolute().parents if (parent / SWEEP).is_file()), None)
-    return shown(sweep or folder)
+    parents = folder.absolute().parents
+    whole = next((p for p in parents if (p / SWEEP).is_file() or (p / LEDGER).is_file()), None)
+    return shown(whole or folder)
 
 
 def how_to_continue(folder: Path) -> str:
@@ -246,6 +250,17 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def read_result(folder: Path) -> JsonObject | None:
+    """Read `result.json`; None if the run has not ended. Raises DataError if the file is damaged."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; if you delete it, the run counts as unfinished") from error
 
 
 def write_result(folder: Path, result: JsonObject) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError, one_line, unknown
-from trainer.configuration.recorded import as_trained, data_differences, same_data
+from trainer.configuration.recorded import as_trained, differences, same_data
 from trainer.configuration.rules import SINGLE
 from trainer.storage import run_folder
 from trainer.storage.identity import read_record
@@ -191,7 +191,7 @@ def _check_alike(runs: Sequence[Trained], blueprints: "Sequence[Blueprint]", kin
         if (blueprint.facts.num_outputs, blueprint.facts.class_names) != (facts.num_outputs, facts.class_names):
             raise ConfigurationError(f"{where}other classes: {_classes(blueprint)} and {_classes(blueprints[0])}")
         if not same_data(run.config["data"], first.config["data"]):
-            lines = ", ".join(data_differences(first.config["data"], run.config["data"]))
+            lines = ", ".join(differences(first.config["data"], run.config["data"], "data"))
             raise ConfigurationError(f"{where}other data or another split: {lines}")
         one, other = (read_record(item.folder) for item in (first, run))
         if one is not None and other is not None and one.data != other.data:

@@ -149,6 +149,15 @@ class Photographs:
             (images,) = self._all.read(iter([request]))
         return images.view(*chosen.shape, *self.shape[1:])
 
+    def joined(self, other: "Photographs") -> "Photographs":
+        """Return these photographs and others of the same collection."""
+        assert other._all is self._all
+        return Photographs(self._all, torch.cat((self._numbers_N, other._numbers_N)))
+
+    def subset(self, indices: Tensor) -> "Photographs":
+        """Return the photographs at int64 indices, unread."""
+        return Photographs(self._all, self._numbers_N[indices])
+
     def read(self, requests: Iterable[Request]) -> Iterator[Tensor]:
         """Yield uint8 (n, 3, size, size) for each request, in order; requests are consumed some batches ahead.
 
