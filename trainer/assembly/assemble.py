@@ -11,7 +11,8 @@ from rich.console import Console
 from torch import nn
 
 from trainer.assembly.data import load_data, make_batches, share_statistics
-from trainer.assembly.run_folder_of import for_resuming, join, open_folder
+from trainer.assembly.pruning import make_pruning
+from trainer.assembly.run_folder_of import for_resuming, has_checkpoint, join, open_folder
 from trainer.assembly.torch_settings import keep_torch_settings, set_up_torch, use_channels_last
 from trainer.assembly.weights import make_model
 from trainer.averaging.averaging import Averaging
@@ -42,6 +43,7 @@ from trainer.training.freezing import Freezing
 from trainer.training.gradients import GradientGuard
 from trainer.training.objective import Objective
 from trainer.training.progress import Progress
+from trainer.training.pruning import Pruning
 from trainer.training.run import Run
 
 
@@ -70,7 +72,7 @@ def assemble(
     run: Run | None = None
     if not blueprint.strategy.is_main:
         assert folder is not None
-        run = build_run(blueprint, fit=not resume)
+        run = build_run(blueprint, fit=not resume or not has_checkpoint(folder))
         run.is_trial = is_trial
         join(run, folder, resume=resume)
         return run
@@ -83,7 +85,7 @@ def assemble(
     run_folder.claim(folder, config)
     lock = lock or Lock(folder)
     try:
-        run = build_run(blueprint, fit=not resume)
+        run = build_run(blueprint, fit=not resume or not has_checkpoint(folder))
         run.is_trial, run.lock, run.restore_settings = is_trial, lock, restore_settings
         open_folder(run, folder, resume=resume, console=console)
         record_changes(folder, config)
@@ -146,6 +148,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     optimizer = blueprint.build_optimizer(parameter_groups(model, config))
     optimizer = strategy.wrap_optimizer(optimizer, model)
     regularizer, averaging = make_regularizer(config, model), make_averaging(blueprint, optimizer)
+    pruning = make_pruning(config, model, notices)
     loss_scale = LossScale(device) if blueprint.dtype is torch.float16 else None
     guard = GradientGuard(
         optimizer, strategy, config["clip_norm"], config["clip_value"], loss_scale,
@@ -158,6 +161,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         randomness=StepRandomness(config["seed"], device), loss_scale=loss_scale, dtype=blueprint.dtype,
         micro_batch=blueprint.micro_batch, observe=sampler.observe if sampler.listens else None,
         penalty=None if regularizer is None or regularizer.decoupled else regularizer,
+        mask_gradients=None if pruning is None else pruning.mask_gradients,
     )  # fmt: skip
     augmentation = build_component(config, "augmentation")
     batches = make_batches(blueprint, splits.train, sampler, augmentation, preprocessing, channels_last=channels_last)
@@ -165,26 +169,38 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
         splits = replace(splits, train=replace(splits.train, images_NCHW=batches.images))
     if config["compile"]:
         compute.compile()
+    progress = Progress()
+    return Run(
+        blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
+        model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
+        converges=convergence_of(optimizer), averaging=averaging, pruning=pruning,
+        freezing=make_freezing(blueprint, model, optimizer),
+        base_lrs=[group["lr"] for group in optimizer.param_groups],
+        loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
+        diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
+        replica=replica_of(config, splits, preprocessing, pruning),
+        set_up=partial(set_up_torch, config, device), progress=progress, notices=notices,
+        stateful=stateful_parts(
+            blueprint, progress=progress, loss_scale=loss_scale, regularizer=regularizer, averaging=averaging,
+            pruning=pruning,
+        ),
+    )  # fmt: skip
+
+
+def replica_of(
+    config: Config, splits: Splits, preprocessing: Preprocessing, pruning: Pruning | None
+) -> Callable[[], Run]:
+    """Return a function that builds the run as at its first step, on one device, with the same data and masks."""
     anywhere = with_absolute_paths(config)  # the current folder may change before the end
 
     def replica() -> Run:
         other = build_run(resolve(anywhere | {"parallelism": SINGLE}), splits, fit=False)
         other.preprocessing.load_state_dict(preprocessing.state_dict())
+        if other.pruning is not None and pruning is not None:
+            other.pruning.use(pruning.masks)
         return other
 
-    progress = Progress()
-    return Run(
-        blueprint=blueprint, device=device, strategy=strategy, splits=splits, preprocessing=preprocessing,
-        model=model, optimizer=optimizer, needs_closure=needs_closure(optimizer),
-        converges=convergence_of(optimizer), averaging=averaging, freezing=make_freezing(blueprint, model, optimizer),
-        base_lrs=[group["lr"] for group in optimizer.param_groups],
-        loss_scale=loss_scale, guard=guard, meter=meter, objective=objective, regularizer=regularizer, batches=batches,
-        diagnostics=build_component(config, "diagnostics"), channels_last=channels_last,
-        replica=replica, set_up=partial(set_up_torch, config, device), progress=progress, notices=notices,
-        stateful=stateful_parts(
-            blueprint, progress=progress, loss_scale=loss_scale, regularizer=regularizer, averaging=averaging
-        ),
-    )  # fmt: skip
+    return replica
 
 
 def _samples(splits: Splits, preprocessing: Preprocessing) -> Callable[[int], torch.Tensor]:

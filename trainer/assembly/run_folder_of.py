@@ -78,8 +78,12 @@ def tell_learning_rate(run: Run, total_before: int) -> None:
 
 def for_resuming(config: Config, folder: Path) -> Config:
     """Return the configuration without the starting weights if the run has a checkpoint, which replaces them."""
-    has_checkpoint = any((folder / run_folder.CHECKPOINTS).glob("last*.pt"))
-    return as_trained(config) if has_checkpoint else config
+    return as_trained(config) if has_checkpoint(folder) else config
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has come as far as a checkpoint."""
+    return any((folder / run_folder.CHECKPOINTS).glob("last*.pt"))
 
 
 def join(run: Run, folder: Path, *, resume: bool) -> None:
@@ -93,8 +97,9 @@ def continue_from(run: Run, state: State | None, folder: Path, resume: bool) -> 
     """With `resume`, restore the main rank's `state` on all ranks, if there is one."""
     if not resume:
         return
-    # a run that stopped before its first checkpoint still has to estimate the statistics
-    share_statistics(run.preprocessing, run.splits, run.strategy, None if state is None else state["preprocessing"])
+    # a run that stopped before its first checkpoint has been built like a new one
+    known = run.preprocessing.state_dict() if state is None else state["preprocessing"]
+    share_statistics(run.preprocessing, run.splits, run.strategy, known)
     run.preprocessing.to(run.device)
     state = run.strategy.distribute(state, run.model)
     compare_data(run, state, folder)

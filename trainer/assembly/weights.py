@@ -27,7 +27,9 @@ def make_model(
     """
     config = blueprint.config
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_for(config["seed"], "weights"))
+        is_redrawn = (config.get("prune") or {}).get("redraw", False)
+        purpose = "redrawn weights" if is_redrawn else "weights"
+        torch.default_generator.manual_seed(seed_for(config["seed"], purpose))
         model = blueprint.build_model()
         initializer = build_component(config, "initializer", input_shape=tuple(blueprint.facts.input_shape))
         if initializer is not None:

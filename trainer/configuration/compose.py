@@ -33,6 +33,7 @@ from trainer.configuration.limits import bounded_loading
 from trainer.configuration.optimizer_keys import rate_of, schedule_problem, with_constant_schedule
 from trainer.configuration.options import config_folder as config_folder
 from trainer.configuration.rules import PSEUDO_GROUPS
+from trainer.configuration.settings import PRUNE_DEFAULTS
 
 # Gearshift relies on these settings of Hydra; they must not be changed
 _FIXED = {"hydra", "hydra.callbacks", "hydra.output_subdir", "hydra.job.chdir", "hydra.run", "hydra.sweep",
@@ -261,6 +262,10 @@ def finalize(composed: DictConfig, hydra: DictConfig, loader: ConfigLoader) -> C
         defaults = options_as_written(loader, NAME, config_folder(), (*chosen, *search))
     if config.get("study") == {}:
         del config["study"]
+    if config.get("prune", {}) is None:  # which runs of earlier versions do not have
+        del config["prune"]
+    elif isinstance(config.get("prune"), dict):
+        config["prune"] = PRUNE_DEFAULTS | config["prune"]
     config, defaults = _with_operations(config), _without_removed(defaults, typed_words(hydra))
     if isinstance(config.get("name"), int) and not isinstance(config["name"], bool):
         config["name"] = str(config["name"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,3 +49,16 @@ def _thawing(where: str, entry: Entry, blueprint: Blueprint) -> Iterator[str]:
         yield f"{where}: the server of parallelism={choices.get('parallelism')} steps all parameters from the start"
     if needs_closure(build_component(blueprint.config, "optimizer", params=[nn.Parameter(torch.zeros(1))])):
         yield f"{where}: optimizer={choices.get('optimizer')} steps all parameters from the start"
+
+
+def check_pruning(blueprint: Blueprint) -> Iterator[str]:
+    """The source must exist, and every rank must hold the weights that are pruned."""
+    prune = blueprint.config.get("prune")
+    if prune is None:
+        return
+    source = prune["source"]
+    if source is not None and not (Path(source) / "checkpoints").is_dir():
+        yield f"prune.source={source}: is not a run folder"
+    if not blueprint.strategy.replicates:
+        parallelism = blueprint.config["choices"].get("parallelism")
+        yield f"prune: needs all weights on every rank, which parallelism={parallelism} does not keep"

@@ -91,7 +91,8 @@ def with_absolute_paths(config: Config) -> Config:
     data, start = config["data"], config["init_from"]
     if isinstance(data.get("root"), str):
         data = data | {"root": str(Path(data["root"]).expanduser().absolute())}
-    return config | {"data": data, "init_from": start and str(Path(start).absolute())}
+    places = {"data": data, "init_from": start and str(Path(start).absolute())}
+    return without_source(config) | places
 
 
 def configuration_hash(config: Config) -> str:
@@ -119,4 +120,10 @@ def as_trained(config: Config) -> Config:
     model = config["model"] or {}
     if model.get("_target_") == "trainer.models.from_torchvision.from_torchvision":
         model = model | {"weights": None}
-    return config | {"init_from": None, "model": model}
+    return without_source(config) | {"init_from": None, "model": model}
+
+
+def without_source(config: Config) -> Config:
+    """Return the configuration without the run whose weights have decided which ones are pruned."""
+    prune = config.get("prune")
+    return config if prune is None else config | {"prune": prune | {"source": None}}

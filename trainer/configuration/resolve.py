@@ -27,6 +27,7 @@ from trainer.configuration.build import is_foreign
 from trainer.configuration.components import build_component, build_schedule, node_problems
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.optimizer_checks import check_optimizer
+from trainer.configuration.parameter_group_checks import check_pruning
 from trainer.configuration.probe import calling, key_of
 from trainer.configuration.probe_input import (
     check_augmentation_calls,
@@ -84,6 +85,7 @@ def resolve(config: Config) -> Blueprint:
     if "optimizer" not in broken:
         found += problems_of(lambda: check_optimizer(blueprint))
         found += problems_of(lambda: checks.check_averaging(blueprint))
+    found += check_pruning(blueprint)
     if "model" not in broken:
         found += problems_of(lambda: checks.check_model(blueprint))
     if not found:

@@ -19,6 +19,7 @@ from trainer.configuration.settings import (
     OPTIMIZER,
     OPTIMIZER_OF,
     PARAMETER_GROUP,
+    PRUNE,
     SETTINGS,
     Rule,
     duration,
@@ -77,7 +78,7 @@ def check_surroundings(config: Config) -> list[str]:
 
 
 def _check_top(config: Config) -> Iterator[str]:
-    top = {*SETTINGS, "early_stopping", "every", "parameter_groups", *GROUPS}
+    top = {*SETTINGS, "early_stopping", "every", "parameter_groups", "prune", *GROUPS}
     for key, value in config.items():
         if key == "study":
             yield "study: is several runs, which the command starts: train study=..., without --multirun"
@@ -96,6 +97,8 @@ def _check_settings(config: Config) -> Iterator[str]:
     elif config["early_stopping"] is not None:
         yield from _check_section(config["early_stopping"], EARLY_STOPPING, "early_stopping")
     yield from _check_section(config.get("every"), EVERY, "every")
+    if config.get("prune") is not None:
+        yield from _check_section(config["prune"], PRUNE, "prune")
     yield from _check_parameter_groups(config.get("parameter_groups"))
 
 

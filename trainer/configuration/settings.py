@@ -216,5 +216,13 @@ PARAMETER_GROUP: dict[str, Rule] = {
     "frozen": one_of(True, False),
     "unfreeze_at": period_or_null,
 }
+PRUNE: dict[str, Rule] = {
+    "source": text_or_null,
+    "share": _within(0, 1, open_low=True, open_high=True),
+    "scope": one_of("layer", "global"),
+    "mask": one_of("magnitude", "random"),
+    "redraw": one_of(True, False),
+}
+PRUNE_DEFAULTS = {"source": None, "share": 0.2, "scope": "layer", "mask": "magnitude", "redraw": False}
 FOLDS: dict[str, Rule] = {"fold": whole(0, None), "folds": whole(2, None), "pool": one_of(True, False)}
 EVERY: dict[str, Rule] = {"log": period_or_auto, "evaluate": period, "checkpoint": period}

@@ -19,6 +19,7 @@ from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose
 from trainer.configuration.as_written import options_as_written
 from trainer.configuration.hydra_errors import explained
+from trainer.configuration.recorded import without_source
 from trainer.configuration.sweeps import Trials, fitting
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import exit_on_error, say
@@ -117,7 +118,7 @@ def check_study(composed: DictConfig) -> Path:
         problems.append(f"{found.folder}: is not empty and not the folder of a study")
     for member, config in zip(found.members, found.configs, strict=True):
         try:
-            check_parts(config)
+            check_parts(without_source(config) if member.needs else config)  # which does not exist yet
         except ConfigurationError as error:
             problems += [f"{line} [{member.name}]" for line in error.problems if not any(line in p for p in problems)]
     if problems:

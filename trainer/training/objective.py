@@ -53,6 +53,7 @@ class Objective:
         micro_batch: int,
         observe: Callable[[Tensor, Tensor], None] | None = None,
         penalty: Penalty | None = None,
+        mask_gradients: Callable[[], None] | None = None,
     ) -> None:
         self._model, self._compute, self._strategy = model, compute, strategy
         self._loss = loss
@@ -61,7 +62,7 @@ class Objective:
         self._randomness, self._loss_scale = randomness, loss_scale
         self._dtype, self.micro_batch = dtype, micro_batch
         self.most_at_once: int | None = None  # samples for which there is memory, if that has been short
-        self._penalty = penalty
+        self._penalty, self._mask_gradients = penalty, mask_gradients
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device = self._parameters[0].device
         self._sharded = any(_is_sharded(p) for p in self._parameters)
@@ -104,6 +105,8 @@ class Objective:
             parameter.grad = None
         if self._penalty is not None:
             self._penalty.add_gradient(None if self._loss_scale is None else self._loss_scale.scale)
+        if self._mask_gradients is not None:
+            self._mask_gradients()
         loss_total = self._guard.check(self.gradients(), loss_sum, leave_to_kernel=leave_to_kernel)
         if is_first:
             self.first_loss = loss_total

@@ -28,6 +28,7 @@ from trainer.training.freezing import Freezing
 from trainer.training.gradients import GradientGuard
 from trainer.training.objective import Objective
 from trainer.training.progress import Progress
+from trainer.training.pruning import Pruning
 from trainer.training.throughput import Throughput
 
 
@@ -46,6 +47,7 @@ class Run:
     converges: Callable[[], bool] | None
     averaging: Averaging | None
     freezing: Freezing | None
+    pruning: Pruning | None
     base_lrs: list[float]
     loss_scale: LossScale | None
     guard: GradientGuard

@@ -31,6 +31,8 @@ def train_step(run: Run, batch: Batch) -> None:
         free_memory(run)
     if run.step == 0:
         run.progress.initial_loss = first_mean_loss(run)
+    if run.pruning is not None:
+        run.pruning.apply()
     run.strategy.stepped(run.model, run.step + 1)
     if run.regularizer is not None:
         run.regularizer.stepped()
