@@ -24,7 +24,8 @@ from trainer.training.step import train_step
 FOLDER = Path(__file__).parent.parent / "configs"
 OPTIONS = sorted(path.relative_to(FOLDER) for path in FOLDER.glob("*/*.yaml"))
 WHOLE = ("experiment", "debug")  # options that change several groups
-GROUP_OPTIONS = [path for path in OPTIONS if path.parent.name not in WHOLE]
+GROUP_OPTIONS = [path for path in OPTIONS if path.parent.name not in (*WHOLE, "study")]
+STUDIES = ["lottery_ticket"]  # experiments that are several runs; see tests/studies
 EXTERNAL = {"mnist", "fashion_mnist", "cifar10", "cifar100"}
 # a small run of one epoch, with the settings that each option needs
 TINY = ["model=mlp", "model.hidden=[8]", "batch_size=8", "limit_batches=2", "epochs=1", "threads=1"]
@@ -204,7 +205,7 @@ def test_data_options_read_their_sets(name: str, data_root: Path, tmp_path: Path
     assert train(run) == "completed"
 
 
-@pytest.mark.parametrize("name", [p.stem for p in OPTIONS if p.parent.name in WHOLE])
+@pytest.mark.parametrize("name", [p.stem for p in OPTIONS if p.parent.name in WHOLE and p.stem not in STUDIES])
 def test_whole_configurations_run(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     group = next(p.parent.name for p in OPTIONS if p.parent.name in WHOLE and p.stem == name)
     result = fit(assemble(compose([f"{group}={name}", "threads=1"]), tmp_path))

@@ -292,6 +292,7 @@ ELSEWHERE = {
     "set parallelism.unused_parameters=true": "test_the_literals",
     "choose averaging=none": "test_the_literals",
     "choose schedule=sgdr": "test_the_literals",
+    "such as data.fold=0 data.folds=5": "test_the_literals",
     "return the module itself; ": "test_the_literals",
     "of which parallelism=": "test_the_literals",
     "init_strict=false takes what fits": "test_the_literals",
@@ -301,6 +302,7 @@ ELSEWHERE = {
 STATEMENTS = {
     "(ulimit -n)": "for the shell", "tensorboard --logdir": "another program", "--debug shows": "for any command",
     "it is neither key=value": "a description",
+    "study: is several runs": "a description", "such as study=k_fold": "an example",
     "texts key=value, and not": "a description", "must be key=value here": "a description",
     "--show draws": "the list of commands", "tta=flip|": "the list of commands",
     "`train repeat` runs": "in config.yaml",
@@ -329,6 +331,7 @@ LITERALS = [
     ["deterministic=false"],
     ["averaging=none"],
     ["averaging=snapshots", "schedule=sgdr"],
+    ["data.fold=0", "data.folds=5"],
     ["init_strict=false", "init_from=RUN", "model=linear"],
     ["compile=true"],
     ["parallelism=fsdp", "model=linear"],

@@ -88,6 +88,26 @@ def test_a_named_study_with_another_definition_is_refused(tmp_path: Path) -> Non
     assert "(seed=7 instead of 0); give the study a name of its own, name=mine-2" in changed.stderr
 
 
+@pytest.mark.slow
+def test_a_lottery_ticket_is_compared_with_its_controls(tmp_path: Path) -> None:
+    words = ["experiment=lottery_ticket", "study.rounds=2", "model.hidden=[8]", "steps=4", "threads=1", "device=cpu"]
+    done = train(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    (study,) = (tmp_path / "outputs/studies").iterdir()
+    names = ["dense", "round=1", "ticket", "random_mask", "redrawn_weights"]
+    ledger = read(study / "ledger.json")
+    assert [(e["name"], e["state"]) for e in ledger["members"]] == [(name, "done") for name in names]
+    assert [e["needs"] for e in ledger["members"]] == [[], ["dense"], ["round=1"], ["round=1"], ["round=1"]]
+    table = read(study / "results.json")
+    for name in ("dense", "random_mask", "redrawn_weights"):
+        row, pair = table["summary"][f"ticket - {name}"], (table["members"]["ticket"], table["members"][name])
+        assert row["test/loss"] == pytest.approx(pair[0]["test/loss"] - pair[1]["test/loss"], abs=1e-12)
+    failed = study / "dense/result.json"
+    failed.write_text("{}")
+    again = train(tmp_path, *words)
+    assert again.returncode == 3 and "round=1: is not run, because it needs dense" in again.stdout
+
+
 def entry(number: int, configuration: str = "a") -> Entry:
     return Entry(number, f"member{number}", ("seed=1",), (), configuration)
 

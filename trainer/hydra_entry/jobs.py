@@ -46,7 +46,7 @@ class Jobs:
             return self._run(composed)
 
     def _run(self, composed: DictConfig) -> float | None:
-        hydra: Any = HydraConfig.get()
+        hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         self.count += 1
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
@@ -55,7 +55,7 @@ class Jobs:
                 _check_place(folder, Path(hydra.sweep.dir))
                 return run_trial(composed, folder)
             if is_study(composed):
-                run_study(define(composed, hydra, GlobalHydra.instance().config_loader(), folder))
+                run_study(define(composed, _node(), GlobalHydra.instance().config_loader(), folder))
                 return None
             restarted = folder_of_earlier_attempt() == folder.absolute()
             result = train(run_folder.read_configuration(folder), folder, resume=restarted)
@@ -70,6 +70,14 @@ class Jobs:
                 self.failed.append(folder.name)
                 print_failure(error)
             return None
+
+
+def _node() -> DictConfig:
+    """Hydra's own node."""
+    config = HydraConfig.instance().cfg
+    assert config is not None
+    node: DictConfig = config.hydra
+    return node
 
 
 def _check_place(folder: Path, sweep: Path) -> None:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.base.config import Config, JsonObject
-from trainer.base.errors import RunInUse, SweepFailed
+from trainer.base.errors import GearshiftError, RunInUse, SweepFailed
 from trainer.base.signals import stop_request
 from trainer.launching import train
 from trainer.reporting.console import print_failure, say
@@ -74,7 +74,7 @@ def _run(definition: Definition, ledger: Ledger, member: Member, config: Config,
                 ledger.update(member.name, state="interrupted")
             raise stop from None
         print_failure(error)
-        code = int(getattr(error, "exit_code", 1))
+        code = error.exit_code if isinstance(error, GearshiftError) else 1
         ledger.update(member.name, state="failed", exit_code=code, error=str(error) or type(error).__name__)
     finally:
         lock.release()

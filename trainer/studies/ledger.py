@@ -109,7 +109,7 @@ class Ledger:
     def _read(self) -> list[Entry]:
         try:
             found = [_entry(item) for item in self._content().get("members", [])]
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AssertionError) as error:
             raise DataError(f"{self.path} is damaged: a member has other keys or values than it must have") from error
         if [entry.number for entry in found] != list(range(len(found))):
             raise DataError(f"{self.path} is damaged: its members are not numbered from 0 on")
@@ -124,8 +124,7 @@ class Ledger:
 
 
 def _entry(item: JsonObject) -> Entry:
-    if set(item) != {field.name for field in fields(Entry)} or item["state"] not in get_args(State):
-        raise ValueError("keys")
+    assert set(item) == {field.name for field in fields(Entry)} and item["state"] in get_args(State)
     metrics = item["metrics"]
     return Entry(**item | {
         "overrides": tuple(item["overrides"]), "needs": tuple(item["needs"]),

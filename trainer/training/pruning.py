@@ -27,11 +27,10 @@ class Pruning:
         return dict(self._masks)
 
     def use(self, masks: Mapping[str, Tensor]) -> None:
-        """Take these masks from now on. Raises ValueError if one does not fit its weight."""
+        """Take these masks from now on, each of which must fit its weight."""
         for name, mask in masks.items():
             weight = self._named.get(name)
-            if weight is None or weight.shape != mask.shape:
-                raise ValueError(f"the mask of {name} does not fit the model")
+            assert weight is not None and weight.shape == mask.shape, f"the mask of {name} does not fit the model"
         self._weights = [self._named[name] for name in masks]
         self._masks = {name: mask.to(self._named[name].device) for name, mask in masks.items()}
         self._factors = [self._masks[name].to(self._named[name].dtype) for name in masks]
