@@ -74,9 +74,7 @@ class Jobs:
 
 def _node() -> DictConfig:
     """Hydra's own node."""
-    config = HydraConfig.instance().cfg
-    assert config is not None
-    node: DictConfig = config.hydra
+    node: DictConfig = HydraConfig.get()  # type: ignore[assignment]  # annotated as its structure
     return node
 
 
