@@ -93,6 +93,11 @@ def test_sharding_sends_half_as_much_again_and_keeps_a_share() -> None:
     assert sent(costs) == {"weights": 2 * 0.5 * 4 * ALL, "gradients": 0.5 * 4 * ALL}
     # half of all is stored; the largest module is gathered for its computation, and lies in a message, too
     assert costs.weights == costs.gradients == pytest.approx((ALL / 2 + 2 * FIRST) / ALL)
+    copies = cost.fully_sharded(step(), 4, 2, synchronized=False)
+    assert copies.optimizer == 1 / 2
+    assert copies.sent["weights"] == costs.sent["weights"]
+    more = copies.sent["gradients"].bytes - costs.sent["gradients"].bytes
+    assert more == pytest.approx(4 * step().parameters / 2)  # half of the gradient, summed over two copies
     assert cost.fully_sharded(step(4), 2).gradients == pytest.approx(1 + 2 * FIRST / ALL)
     assert costs.optimizer == 0.5
 

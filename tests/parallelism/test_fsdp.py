@@ -95,6 +95,12 @@ def test_weights_are_gathered_in_the_precision_of_layers_or_in_fp32(precision: s
         resolve(compose([*MLP, "parallelism=fsdp", "parallelism.param_dtype=bf16", f"precision={precision}"]))
 
 
+def test_the_ranks_of_a_copy_divide_the_ranks() -> None:
+    config = compose([*MLP, "parallelism=fsdp", "parallelism.devices=4", "parallelism.shard_size=3"])
+    with pytest.raises(ConfigurationError, match=r"shard_size=3: must be a divisor of 4, the number"):
+        resolve(config)
+
+
 def one_bad_gradient(overrides: list[str]) -> dict[str, Any]:
     """Three steps; before the last, one element of rank 1's gradient shard becomes infinite."""
     run = make([*MLP, *overrides, "parallelism=fsdp", "batch_size=64"])

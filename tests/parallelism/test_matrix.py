@@ -201,6 +201,28 @@ def test_parts_clipping_augmentation_and_dropout(strategy: str, world_size: int)
     assert_equal(rows, differences(strategy, world_size, rows))
 
 
+COPIES = ["parallelism=fsdp", "parallelism.devices=4", "parallelism.shard_size=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [["clip_norm=0.1", "regularizer=l2"], MORE], ids=["plain", "parts"])
+def test_two_copies_of_two_shards(more: list[str]) -> None:
+    """HSDP; a checkpoint of it goes on with one copy, and the other way round."""
+    row = settings("batch", "adamw", *more), True
+    found = spawn(4, curves, [row], COPIES, timeout=PATIENCE)
+    assert_equal([row], [worst([difference(reference(*row), answer[0]) for answer in found])])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_with_another_number_of_copies() -> None:
+    overrides = settings("batch", "adamw", "clip_norm=1")
+    wanted, fsdp = reference(overrides, True), [*overrides, "parallelism=fsdp", "parallelism.devices=2"]
+    of_copies = spawn(4, save_halfway, [*overrides, *COPIES], timeout=PATIENCE)[0]
+    answers = spawn(2, resume, fsdp, [of_copies])
+    answers += spawn(4, resume, [*overrides, *COPIES], [halfway("fsdp", overrides)])
+    assert max(worst([difference(wanted, answer[0]) for answer in answers]).values()) < DOUBLE
+
+
 # --- what must not be equal -------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ def data_parallel(step: Step, ranks: int, synchronized: bool = True) -> Cost:
 def fully_sharded(
     step: Step,
     ranks: int,
+    shard_size: int | None = None,
     synchronized: bool = True,
     *,
     param_bytes: int | None = None,
@@ -45,21 +46,24 @@ def fully_sharded(
     includes, beside the rank's own shards, the largest top-level module twice, as a whole and in the buffer of the
     message, for weights and for gradients; and whole gradients if there are several micro-batches.
     `param_bytes` and `reduce_bytes` are the sizes of an element as weights are gathered (except those of batch norm)
-    and as gradients are summed.
+    and as gradients are summed. With `shard_size`, n is that number, and each of the ranks / n copies of the model adds
+    its gradients to those of the others.
     """
+    sharded = ranks if shard_size is None else shard_size
     of_norms = sum(layer.parameters for layer in step.layers if layer.channels)
     message = (param_bytes or step.value_bytes) * (step.parameters - of_norms) + step.value_bytes * of_norms
+    gradients = (reduce_bytes or step.value_bytes) * step.parameters
     sent = {
-        "weights": all_gather(message, ranks).times(2 * step.parts),
-        "gradients": all_gather((reduce_bytes or step.value_bytes) * step.parameters, ranks),
+        "weights": all_gather(message, sharded).times(2 * step.parts),
+        "gradients": all_gather(gradients, sharded).plus(all_reduce(gradients / sharded, ranks // sharded)),
     }
     if synchronized:
         sent["batch norm"] = batch_norm(step, ranks)
-    fraction = 1 / ranks
+    fraction = 1 / sharded
     units: Counter[str] = Counter()
     for layer in step.layers:
         units[layer.name.partition(".")[0]] += layer.parameters
-    gathered = 2 * max(units.values(), default=0) / max(1, step.parameters) if ranks > 1 else 0.0
+    gathered = 2 * max(units.values(), default=0) / max(1, step.parameters) if sharded > 1 else 0.0
     return Cost(
         _present(sent), weights=fraction + gathered, gradients=gathered + (1.0 if step.parts > 1 else fraction),
         optimizer=fraction, activations=_largest_fraction(step, ranks), speed_up=_data_speed_up(step, ranks),

@@ -6,19 +6,21 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from trainer.base.checks import check_one_of, check_that
+from trainer.base.checks import check_one_of, check_that, check_whole
 from trainer.base.config import Config
 from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State
 from trainer.parallelism import cost
 from trainer.parallelism.collect import put_together
+from trainer.parallelism.exchange import Group
 from trainer.parallelism.named_state import OwnPart, load_named_state, named_state
 from trainer.parallelism.ranks import Ranks
 from trainer.parallelism.sizes import Cost, Step
@@ -37,6 +39,8 @@ class FullySharded(Ranks):
     Weights are gathered in `param_dtype`, which must be fp32 or that of `precision`; those of norm layers always in
     fp32. Gradients are summed over ranks in `reduce_dtype`. A rank keeps both in fp32. Raises ValueError for other
     values.
+    With `shard_size`, that many consecutive ranks hold one copy of the model, and gradients are also summed over the
+    copies (HSDP): within a machine weights are gathered, between machines gradients are exchanged once a step.
     Sources: CUHK ELEG 5491, "Data Parallelism"; Rajbhandari et al. 2020 (ZeRO, stage 3).
     """
 
@@ -48,15 +52,36 @@ class FullySharded(Ranks):
         devices: int | str = "auto",
         param_dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         reduce_dtype: Literal["fp32", "bf16"] = "fp32",
+        shard_size: int | None = None,
         max_restarts: int = 0,
         timeout: float = 300.0,
     ) -> None:
         super().__init__(devices, max_restarts, timeout)
         check_one_of("param_dtype", param_dtype, ("fp32", "bf16", "fp16"))
         check_one_of("reduce_dtype", reduce_dtype, ("fp32", "bf16"))
+        if shard_size is not None:
+            check_whole("shard_size", shard_size, 1)
         self.param_dtype, self.reduce_dtype = param_dtype, reduce_dtype
+        self.shard_size = shard_size
         self._model: nn.Module | None = None
+        self._shards: Group = None  # the ranks that hold one copy of the model together
         self._parts: dict[str, nn.Parameter] = {}  # a rank's part of each parameter, as a plain tensor
+
+    def data_shards(self) -> int:
+        must = f"a divisor of {self.world_size}, the number of ranks"
+        check_that(self.world_size % self._per_copy == 0, "parallelism.shard_size", self.shard_size, must)
+        return super().data_shards()
+
+    @property
+    def _per_copy(self) -> int:
+        """Number of consecutive ranks that hold one copy of the model together."""
+        return self.world_size if self.shard_size is None else self.shard_size
+
+    def _mesh(self, device_type: str) -> DeviceMesh:
+        if self._per_copy == self.world_size:
+            return init_device_mesh(device_type, (self.world_size,), mesh_dim_names=("shard",))
+        sizes = self.world_size // self._per_copy, self._per_copy
+        return init_device_mesh(device_type, sizes, mesh_dim_names=("replicate", "shard"))
 
     def validate(self, config: Config, model: nn.Module) -> None:
         super().validate(config, model)
@@ -73,13 +98,15 @@ class FullySharded(Ranks):
         return cost.fully_sharded(
             step,
             self.world_size,
+            self._per_copy,
             param_bytes=_bytes_in(self.param_dtype, step.value_bytes),
             reduce_bytes=_bytes_in(self.reduce_dtype, step.value_bytes),
         )
 
     def apply(self, model: nn.Module) -> nn.Module:
         self.use_global_batch(model)
-        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world_size,))
+        mesh = self._mesh(next(model.parameters()).device.type)
+        self._shards = mesh.get_group("shard")
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()  # sharded by rows, so weights cannot be channels-last
         param_dtype, reduce_dtype = _DTYPES[self.param_dtype], _DTYPES[self.reduce_dtype]
@@ -131,10 +158,13 @@ class FullySharded(Ranks):
             yield
 
     def grad_norm(self, gradients: Iterable[Tensor]) -> Tensor:
-        return self.sum(super().grad_norm(gradients).square()).sqrt()
+        squares = super().grad_norm(gradients).square()
+        if self._per_copy > 1:
+            dist.all_reduce(squares, group=self._shards)  # not over copies, which have the same gradient
+        return squares.sqrt()
 
     def sum_over_weights(self, terms: Iterable[tuple[Tensor, Tensor]]) -> float:
-        return sum(self.gather(super().sum_over_weights(terms)))
+        return sum(self.gather(super().sum_over_weights(terms))[: self._per_copy])
 
     def state_dict(self, model: nn.Module) -> State:
         state = {
@@ -157,9 +187,12 @@ class FullySharded(Ranks):
         return state if self.is_main else {}
 
     def _whole(self, like: Tensor, part: Tensor) -> Tensor:
-        """Put together the parts of a tensor that is sharded like `like`, by rows, on the main rank."""
-        length = -(-like.size(0) // self.world_size)  # rows are divided as by `torch.chunk`
-        sizes = [max(0, min(length, like.size(0) - rank * length)) for rank in range(self.world_size)]
+        """Put together the parts of a tensor that is sharded like `like`, by rows, on the main rank.
+
+        They are those of the first copy of the model.
+        """
+        length = -(-like.size(0) // self._per_copy)  # rows are divided as by `torch.chunk`
+        sizes = [max(0, min(length, like.size(0) - rank * length)) for rank in range(self._per_copy)]
         return put_together(part, 0, sizes, self._control)
 
     def load_optimizer_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
@@ -178,7 +211,7 @@ class FullySharded(Ranks):
         return OwnPart(_local(_laid_out_as(like, whole)).clone())
 
     def close(self) -> None:
-        self._model, self._parts = None, {}
+        self._model, self._parts, self._shards = None, {}, None
         super().close()
 
 
