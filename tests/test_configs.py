@@ -40,6 +40,7 @@ NEEDS = {
     "two_column": ["model=alexnet_two_column", "model.hidden=[8]"],
     # wide options are stepped narrow; at full size once, below
     "alexnet": ["model.channels=[8,16,16,16,8]", "model.hidden=[32,32]"],
+    "inception": ["model.width=8", "model.auxiliary_weight=0.3"],
     "vgg": ["model.width=4", "model.hidden=[32,32]"],
     "wide_resnet28_10": ["model.width=1"],
     "wide_resnet28_20": ["model.width=1"],
@@ -137,6 +138,7 @@ def trains_in_ranks(overrides: list[str], folder: Path) -> dict[str, torch.Tenso
 FULL_SIZE = {
     "alexnet": ["data=synthetic", "data.size=224"],
     "alexnet_two_column": ["data=synthetic", "data.size=224"],
+    "inception": ["data=synthetic", "data.size=224", "model.auxiliary_weight=0.3"],
     "vgg": ["data=synthetic", "data.size=32"],
     "wide_resnet28_10": ["data=synthetic", "data.size=32"],
     "wide_resnet28_20": ["data=synthetic", "data.size=16"],

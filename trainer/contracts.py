@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from trainer.base.capabilities import auxiliary_weights as auxiliary_weights
 from trainer.base.capabilities import convergence_of as convergence_of
 from trainer.base.capabilities import evaluation_weights_of as evaluation_weights_of
 from trainer.base.capabilities import is_element_wise as is_element_wise

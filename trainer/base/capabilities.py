@@ -128,6 +128,15 @@ def pipeline_plan(model: "nn.Module") -> Sequence[str] | None:
     return None if plan is None else tuple(plan)
 
 
+def auxiliary_weights(model: "nn.Module") -> tuple[float, ...]:
+    """Weights of the losses of auxiliary classifiers; empty if not declared.
+
+    In training, a model with A of them returns (N, 1 + A, num_outputs), its own outputs first; in evaluation, only its
+    own, (N, num_outputs).
+    """
+    return tuple(getattr(model, "auxiliary_weights", ()))
+
+
 def residual_ends(model: "nn.Module") -> "list[nn.Module]":
     """The last layers of the model's residual branches; a block names its own as `residual_end`."""
     ends = []

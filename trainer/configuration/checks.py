@@ -29,7 +29,7 @@ from trainer.configuration.components import build_component
 from trainer.configuration.optimizer_checks import check_optimizer_for
 from trainer.configuration.parameter_group_checks import check_parameter_groups
 from trainer.configuration.probe import calling, described, key_of
-from trainer.configuration.probe_model import check_built, check_shared, check_trained, run_real
+from trainer.configuration.probe_model import check_built, check_shared, check_trained, output_shape, run_real
 from trainer.contracts import (
     Augmentation,
     Loss,
@@ -269,7 +269,7 @@ def _check_model(blueprint: Blueprint) -> None:
     _check_memory(model)
     check_optimizer_for(model, blueprint)
     if not fits:
-        _check_outputs(run_real(blueprint) if outputs is None else outputs, blueprint)
+        _check_outputs(run_real(blueprint) if outputs is None else outputs, output_shape(model, 2, blueprint))
     check_trained(model, blueprint)
     for pattern in unmatched(model, blueprint.config["no_weight_decay"]):
         names = [name for name, _ in model.named_parameters()]
@@ -303,8 +303,7 @@ def check_recomputation(config: Config, model: nn.Module) -> None:
         )
 
 
-def _check_outputs(outputs: object, blueprint: Blueprint) -> None:
-    wanted = (2, blueprint.num_outputs)
+def _check_outputs(outputs: object, wanted: tuple[int, ...]) -> None:
     if not isinstance(outputs, Tensor):
         raise ConfigurationError(f"model: returns {type(outputs).__name__}, a tensor is needed")
     if tuple(outputs.shape) != wanted:
@@ -377,7 +376,7 @@ def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
     if zeros is not None:
         with suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
             outputs = functional_call(model, zeros, (torch.zeros(count, *shape),))
-            wanted = (count, blueprint.num_outputs)
+            wanted = output_shape(model, count, blueprint)
             return isinstance(outputs, Tensor) and tuple(outputs.shape) == wanted and outputs.is_floating_point()
     return False
 

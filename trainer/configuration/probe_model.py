@@ -12,7 +12,7 @@ from trainer.base.errors import ConfigurationError, advice_of
 from trainer.base.without_compiler import set_deterministic, zeros_for
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.probe import calling, described, is_theirs, key_of, refuse
-from trainer.contracts import Initializer
+from trainer.contracts import Initializer, auxiliary_weights
 
 # wrappers by name: importing them takes long
 _WRAPPERS = {
@@ -76,6 +76,12 @@ def check_shared(blueprint: Blueprint, model: nn.Module) -> None:
 
 
 # --- calls ------------------------------------------------------------------------------------------------
+
+
+def output_shape(model: nn.Module, count: int, blueprint: Blueprint) -> tuple[int, ...]:
+    """Return the shape of the model's outputs in training, for so many samples."""
+    heads = len(auxiliary_weights(model))
+    return (count, 1 + heads, blueprint.num_outputs) if heads else (count, blueprint.num_outputs)
 
 
 def run_real(blueprint: Blueprint) -> object:

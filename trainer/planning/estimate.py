@@ -318,7 +318,7 @@ def _saved_bytes(run: Run, count: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run.blueprint.loss(run.objective.forward(images), part.targets_N.to(run.device))
+        run.objective.data_loss(run.objective.forward(images), part.targets_N.to(run.device))
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -197,7 +197,7 @@ def first_metrics(run: Run, diagnostics: Diagnostics) -> dict[str, float]:
     """Return metrics that compare the first loss with that of an untrained model, once."""
     if run.progress.initial_loss is None:
         return {}
-    untrained = run.blueprint.loss.initial_value(run.blueprint.facts.num_outputs)
+    untrained = run.objective.untrained_loss(run.blueprint.facts.num_outputs)
     values, warning = diagnostics.at_start(run.progress.initial_loss.item(), untrained)
     if run.report is not None:
         run.report.once(values)

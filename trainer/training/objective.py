@@ -12,7 +12,7 @@ from trainer.base.chunks import chunk_sizes
 from trainer.base.errors import ConfigurationError
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
-from trainer.contracts import Loss
+from trainer.contracts import Loss, auxiliary_weights
 from trainer.metrics import Meter
 from trainer.parallelism.strategy import MicroBatch, Strategy
 from trainer.training.batches import Batch
@@ -56,7 +56,8 @@ class Objective:
         mask_gradients: Callable[[], None] | None = None,
     ) -> None:
         self._model, self._compute, self._strategy = model, compute, strategy
-        self._loss = loss
+        self._loss, self._auxiliary = loss, auxiliary_weights(model)
+        self.data_loss: Callable[[Tensor, Tensor], Tensor] = self._with_auxiliary if self._auxiliary else loss
         self._observe = observe  # called with the indices of a step's samples and the loss of each
         self._meter, self._guard = meter, guard
         self._randomness, self._loss_scale = randomness, loss_scale
@@ -179,7 +180,7 @@ class Objective:
         for batch in self._micro_batches():
             self._strategy.computing(batch)
             outputs = self._outputs(compute, batch.images)
-            value = self._loss(outputs, batch.targets)
+            value = self.data_loss(outputs, batch.targets)
             self._keep(value.detach(), outputs.detach(), batch.targets)
             loss_sum = loss_sum + value
         penalty = None if self._penalty is None else self._penalty.value()
@@ -211,12 +212,27 @@ class Objective:
             return compute(images)
 
     def _backward(self, batch: MicroBatch, weight: Tensor) -> Tensor:
-        loss_sum, outputs, targets = self._strategy.backward(self.forward, self._loss, batch, weight)
+        loss_sum, outputs, targets = self._strategy.backward(self.forward, self.data_loss, batch, weight)
         self._keep(loss_sum, outputs, targets)
         return loss_sum
 
+    def _with_auxiliary(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """L(main) + sum_i w_i L(auxiliary_i) for a model with auxiliary classifiers (Szegedy et al. 2014)."""
+        main_NK, *others = outputs.unbind(1)
+        total = self._loss(main_NK, targets)
+        for weight, auxiliary_NK in zip(self._auxiliary, others, strict=True):
+            total = total + weight * self._loss(auxiliary_NK, targets)
+        return total
+
+    def untrained_loss(self, num_outputs: int) -> float | None:
+        """Return the expected mean data loss of an untrained model, or None if unknown."""
+        value = self._loss.initial_value(num_outputs)
+        return None if value is None else value * (1 + sum(self._auxiliary))
+
     def _keep(self, loss_sum: Tensor, outputs: Tensor, targets: Tensor) -> None:
         if self._evaluations == 0:
+            if self._auxiliary:  # metrics are those of the main outputs
+                outputs = outputs[:, 0]
             self._seen.append((loss_sum, outputs, targets))
 
     def forget(self) -> None:
