@@ -341,3 +341,9 @@ def test_what_the_counts_mean() -> None:
         "'list[Any] | None'",
         "typing.Any",
     ]
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by name, and a second file of a name is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -86,7 +86,7 @@ def _resumed(overrides: list[str], state: Any, calls: list[int]) -> tuple[list[i
     calls.clear()
     blueprint = resolve(compose(overrides))
     assemble.connect(blueprint)
-    run = assemble.build_run(blueprint, fit=False)
+    run = assemble.build_run(blueprint, fit=state is None)
     run_folder_of.continue_from(run, state if run.strategy.is_main else None, Path("nowhere"), resume=True)
     if isinstance(run.strategy, downpour.Downpour):
         run.close()

@@ -102,7 +102,7 @@ class StochasticNewton(Optimizer):
         self,
         params: ParamsT,
         lr: float = 2.0,
-        damping: float = 30.0,
+        damping: float = 10.0,
         iterations: int = 5,
         tolerance: float = 0.1,
     ) -> None:
