@@ -1,7 +1,9 @@
 """Schedules against torch's schedulers and tables by hand."""
 
+import inspect
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -589,3 +591,97 @@ def test_ranks_whose_batch_grows_have_the_weights_of_one_device(parallelism: str
     spread = [f"parallelism={parallelism}", "parallelism.devices=2"]
     for answer in spawn(2, steps_of_ranks, [*overrides, *spread], 60):
         assert difference(alone, answer) == {key: pytest.approx(0, abs=1e-10) for key in difference(alone, answer)}
+
+
+BEYOND = 1 + 1e-9
+SHARE = ([0.0, 1.0], [-1e-9, BEYOND])
+INSIDE = ([1e-9, 1 - 1e-9], [0.0, 1.0])
+DURATION = (["1step", "1ep"], ["0step", "0ep", "3"])
+POSITIVE = ([1e-9, 7.0], [0.0, -1.0])
+# schedule -> argument -> allowed values, refused values; the schedule has 70 steps, 10 in an epoch
+ARGUMENTS: dict[Callable[..., Any], dict[str, tuple[list[Any], list[Any]]]] = {
+    Step: {"every": DURATION, "factor": INSIDE, "floor": SHARE},
+    MultiStep: {
+        "milestones": ([["1step"], ["1step", "2step"]], [[], ["0step"], ["2step", "2step"], ["3step", "2step"]]),
+        "factor": INSIDE,
+    },
+    InverseTime: {"k": POSITIVE, "unit": DURATION},
+    InverseSqrt: {"k": DURATION},
+    Exponential: {"k": POSITIVE, "unit": DURATION},
+    Polynomial: {"power": POSITIVE, "final": SHARE},
+    Cosine: {"final": SHARE},
+    WarmupStableDecay: {
+        "decay": (["1step", "100%", "7ep"], ["0step", "71step"]),
+        "shape": (["linear", "cosine", "sqrt"], ["square"]),
+        "final": SHARE,
+    },
+    Sgdr: {
+        "cycles": ([1, 5], [0, 1.5]),
+        "cycle": ([None, "1step", "9ep"], ["0step"]),
+        "multiply": ([1, 3], [0, 1.5]),
+        "peak": ([1e-9, 1.0], [0.0, BEYOND]),
+        "final": SHARE,
+    },
+    OneCycle: {"rise": (["1step", "69step", "100%"], ["0step", "70step"]), "start": SHARE, "final": SHARE},
+    Plateau: {"factor": INSIDE, "patience": ([0, 1], [-1, 0.5]), "floor": SHARE},
+    Warmup: {
+        "warmup": (["0step", "69step", "6.9ep"], ["70step", "7ep", "100%"]),
+        "warmup_start": SHARE,
+        "warmup_shape": (["linear"], ["square"]),
+    },
+}
+NEEDED: dict[Callable[..., Any], dict[str, Any]] = {
+    Step: {"every": "1ep"}, MultiStep: {"milestones": ["1ep"]}, Warmup: {"warmup": "1ep"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(make, name) for make, arguments in ARGUMENTS.items() for name in arguments],
+    ids=lambda each: getattr(each, "__name__", each),
+)
+def test_an_argument_of_a_schedule_has_this_range(make: Callable[..., Any], name: str) -> None:
+    allowed, refused = ARGUMENTS[make][name]
+    length = {key: value for key, value in LENGTH.items() if key in inspect.signature(make).parameters}
+    for value in allowed:
+        make(**NEEDED.get(make, {}) | length | {name: value})
+    for value in refused:
+        with pytest.raises(ValueError, match=f"^{name}="):
+            make(**NEEDED.get(make, {}) | length | {name: value})
+
+
+def test_a_constant_warmup_starts_above_0() -> None:
+    Warmup("1ep", 0.1, "constant", **LENGTH)
+    with pytest.raises(ValueError, match=r"^warmup_start=0\.0"):
+        Warmup("1ep", 0.0, "constant", **LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ({"cycles": 3, "multiply": 1}, [0, 23, 47, 70]),
+        ({"cycles": 3, "multiply": 2}, [0, 10, 30, 70]),
+        ({"cycles": 2, "multiply": 3}, [0, 18, 70]),
+    ],
+)
+def test_cycles_that_fill_the_schedule_begin_at_these_steps(settings: dict[str, int], starts: list[int]) -> None:
+    schedule = Sgdr(**settings, **LENGTH)
+    assert [step for step in range(70) if schedule.place(step)[1] == 0] == starts[:-1]
+    lengths = [b - a for a, b in pairwise(starts)]
+    assert [schedule.place(start) for start in starts[:-1]] == [(n, 0, length) for n, length in enumerate(lengths)]
+
+
+def test_cycles_of_one_length_repeat() -> None:
+    schedule = Sgdr(cycle="2ep", multiply=1, **LENGTH)
+    assert [schedule.place(step) for step in (0, 19, 20, 45)] == [(0, 0, 20), (0, 19, 20), (1, 0, 20), (2, 5, 20)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tail"),
+    [
+        ({"peak": 0.5}, 1.0), ({"peak": 0.5, "multiply": 4}, 0.5), ({"peak": 0.5, "multiply": 1}, math.inf),
+        ({"peak": 1.0}, 0.0), ({"peak": 0.5, "final": 0.1}, 0.0), ({"peak": 0.5, "cycle": None}, None),
+    ],
+)  # fmt: skip
+def test_the_tail_of_cycles_is_that_of_their_peaks(settings: dict[str, Any], tail: float | None) -> None:
+    assert Sgdr(**{"cycle": "1ep", **settings}, **LENGTH).tail == tail
