@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.augmentation.operation import Operation
+from trainer.averaging.averaging import Averaging
 from trainer.contracts import Sampler, Schedule
 from trainer.data.facts import DataFacts, Part, Splits
 from trainer.regularizers.regularizer import Regularizer
@@ -694,6 +695,52 @@ class VectorPenalty(GoodRegularizer):
 class OtherGradient(GoodRegularizer):
     def add_gradient(self, scale: Tensor | None) -> None:
         pass
+
+
+# --- averaging --------------------------------------------------------------------------------------------
+
+
+class GoodAveraging(Averaging):
+    """The mean of every other step."""
+
+    def share(self, step: int, count: int) -> Any:
+        return 1 / (count + 1) if step % 2 == 0 else None
+
+
+@wrong("averaging", "share(1, 0) returns the int 2; must return a number from 0 to 1, or None")
+class LargeShare(GoodAveraging):
+    def share(self, step: int, count: int) -> Any:
+        return 2
+
+
+@wrong("averaging", "share(1, 0) returns", "tensor", "must return a number from 0 to 1, or None")
+class TensorShare(GoodAveraging):
+    def share(self, step: int, count: int) -> Any:
+        return torch.tensor(0.5)
+
+
+@wrong("averaging", "evaluation_weights() yields", "must yield each parameter with its average")
+class FlatAverages(GoodAveraging):
+    def evaluation_weights(self) -> Any:
+        return ((parameter, average.flatten()) for parameter, average in super().evaluation_weights())
+
+
+@wrong("averaging", "after load_state_dict(), share() differs; must keep all its state in state_dict()")
+class ForgetfulAveraging(GoodAveraging):
+    seen = 0
+
+    def stepped(self, moments: Any) -> None:
+        super().stepped(moments)
+        self.seen += 1
+
+    def share(self, step: int, count: int) -> Any:
+        return 1 / (self.seen + 1)
+
+
+@wrong("averaging", "stepped() fails with ZeroDivisionError", "wrong_classes.py")
+class DividesByZero(GoodAveraging):
+    def stepped(self, moments: Any) -> None:
+        1 / 0  # noqa: B018
 
 
 # --- what shows only during a run -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Probes of what steps and reports: optimizer, schedule and diagnostics."""
+"""Probes of what steps and reports: optimizer, schedule, regularizer, averaging and diagnostics."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from trainer.averaging.averaging import Averaging
 from trainer.base.checks import is_number
 from trainer.base.config import Config
 from trainer.base.stateful import Stateful
@@ -169,6 +170,41 @@ def check_regularizer_calls(config: Config, make: Callable[[], Regularizer | Non
             refuse(
                 where, f"add_gradient() adds another gradient to '{name}' than that of value()", "be the same function"
             )
+
+
+# --- averaging --------------------------------------------------------------------------------------------
+
+
+def check_averaging_calls(config: Config, make: Callable[[], Averaging | None], moments: int) -> None:
+    """Ask for the share of some steps, and let it average a tiny model for three steps."""
+    averaging = make()
+    if averaging is None or not is_theirs(config, "averaging", averaging):
+        return
+    where, model = key_of(config, "averaging"), nn.Linear(2, 2)
+    for moment in sorted({1, 2, moments // 2, moments} - {0}):
+        for count in (0, 1, moment):
+            with calling(where, "share()"):
+                share = averaging.share(moment, count)
+            if share is not None and not (is_number(share) and 0 <= share <= 1):
+                returned = f"share({moment}, {count}) returns {described(share)}"
+                refuse(where, returned, "return a number from 0 to 1, or None")
+    with calling(where, "attach()"):
+        averaging.attach(model.parameters())
+    with calling(where, "stepped()"):
+        for moment in range(1, 4):
+            averaging.stepped([moment])
+    with calling(where, "evaluation_weights()"):
+        for parameter, average in averaging.evaluation_weights():
+            if parameter.shape != average.shape:
+                returned = f"evaluation_weights() yields {described(average)} for {described(parameter)}"
+                refuse(where, returned, "yield each parameter with its average")
+    other = make()
+    assert other is not None
+    with calling(where, "load_state_dict()"):
+        other.load_state_dict(reloaded(where, dict(averaging.state_dict())))
+    with calling(where, "share()"):
+        if averaging.share(4, 3) != other.share(4, 3):
+            refuse(where, "after load_state_dict(), share() differs", "keep all its state in state_dict()")
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from trainer.configuration.probe_input import (
 from trainer.configuration.probe_loss import check_loss_calls, declaration_problems, metric_problems
 from trainer.configuration.probe_model import check_initializer_calls
 from trainer.configuration.probe_steps import (
+    check_averaging_calls,
     check_diagnostics_calls,
     check_optimizer_calls,
     check_regularizer_calls,
@@ -139,6 +140,9 @@ def _problems_of_calls(blueprint: Blueprint, built: dict[str, Component]) -> lis
         lambda: check_schedule_calls(config, schedule, blueprint.schedule_steps, names),
         lambda: check_optimizer_calls(config, blueprint.build_optimizer),
         lambda: check_regularizer_calls(config, lambda: build_component(config, "regularizer")),
+        lambda: check_averaging_calls(
+            config, lambda: build_component(config, "averaging", **blueprint.for_averaging), blueprint.timeline.moments
+        ),
         lambda: check_diagnostics_calls(config, built.get("diagnostics")),
     )
     return [line for call in calls for line in problems_of(call)]
