@@ -54,8 +54,8 @@ NETWORKS = {
     "wide_resnet": ["model=wide_resnet", "model.depth=10", "model.width=1", *RANDOM],
     "resnet": [*RESNET, *RANDOM],
     "plain": [*RESNET, "model.shortcut=none"],
-    "inception": ["model=inception", "model.width=8"],
-    "inception with heads": ["model=inception", "model.width=8", "model.auxiliary_weight=0.3"],
+    "inception": ["model=inception", "model.width=16"],
+    "inception with heads": ["model=inception", "model.width=16", "model.auxiliary_weight=0.3"],
 }
 # strategy and world size -> norms: of a batch, a channel, some channels
 NORMS = {
