@@ -77,7 +77,7 @@ def test_curves_of_convolutional_networks_coincide(strategy: str, world_size: in
         ((*CONVOLUTIONAL, *NETWORKS[name], f"model.norm={norm}"), True)
         for name in names
         for norm in NORMS[strategy, world_size]
-        # not exact: norms of few numbers (maps of one or two pixels), one after another, magnify rounding to 1e-5
+        # these differ by up to 1e-5, presumably as norms of few numbers, one after another, magnify rounding
         if not (name.startswith("inception") and norm in ("instance", "group"))
     ]
     more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
