@@ -117,8 +117,8 @@ def test_a_part_of_the_training_images_is_stratified_and_leaves_the_others_alone
     whole, part = (TinyMNIST(root=str(tmp_path), download=False, val_fraction=0.25, num_train=n) for n in (None, 10))
     assert (whole.facts().num_train, part.facts().num_train) == (15, 10)
     found, other = whole.load(), part.load()
-    for split in ("val", "test"):
-        assert torch.equal(getattr(found, split).images_NCHW, getattr(other, split).images_NCHW)
+    assert torch.equal(found.val.images_NCHW, other.val.images_NCHW)
+    assert torch.equal(found.test.images_NCHW, other.test.images_NCHW)
     assert other.train.targets_N.bincount().tolist() == [1] * 10
     rows = found.train.images_NCHW.flatten(1).tolist()
     chosen = other.train.images_NCHW.flatten(1).tolist()
