@@ -67,6 +67,12 @@ NORMS = {
     ("weird_trick", 2): ["batch"],
 }
 DENSE = ("alexnet", "vgg", "inception")
+# 8x8 images become 2x2 pixels in inception's last modules, whose 3x3 pooling then leaves constant maps. Norms within a
+# sample divide by the root of such small variances: the largest eigenvalue of the loss's Hessian is 5e4 (instance) and
+# 1e6 (group), but 100 for 16x16 images. At this rate a change of the weights by 1e-16 on one device then grows 50-fold
+# in each step.
+LARGER = ["data=synthetic", "data.size=16", "data.channels=1", "data.num_train=256", "data.num_val=32",
+          "data.num_test=32"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -74,11 +80,10 @@ DENSE = ("alexnet", "vgg", "inception")
 def test_curves_of_convolutional_networks_coincide(strategy: str, world_size: int) -> None:
     names = DENSE if strategy == "weird_trick" else [n for n in NETWORKS if strategy != "pipeline" or "heads" not in n]
     rows = [
-        ((*CONVOLUTIONAL, *NETWORKS[name], f"model.norm={norm}"), True)
+        ((*CONVOLUTIONAL, *NETWORKS[name], f"model.norm={norm}", *data), True)
         for name in names
         for norm in NORMS[strategy, world_size]
-        # these differ by up to 1e-5, presumably as norms of few numbers, one after another, magnify rounding
-        if not (name.startswith("inception") and norm in ("instance", "group"))
+        for data in [LARGER if name.startswith("inception") and norm in ("instance", "group") else []]
     ]
     more = [f"parallelism={strategy}", f"parallelism.devices={world_size}"]
     answers = spawn(world_size, curves, rows, more, STEPS, timeout=600)

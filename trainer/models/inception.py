@@ -112,7 +112,8 @@ def inception(
     54M; 5b 1409K, not 1388K.
 
     `width`: filters of the first convolution; all others are in proportion (64: the paper's). `norm` and `norm_place`:
-    see `Style`. `drop_prob`: drop probability before the output, in [0, 1). `auxiliary_weight`: if above 0, classifiers
+    see `Style`; `instance` and `group` suit images from 16x16, because 8x8 images become 2x2 pixels, a few numbers to
+    normalize. `drop_prob`: drop probability before the output, in [0, 1). `auxiliary_weight`: if above 0, classifiers
     after 4a and 4d (5x5 average pooling with stride 3, 1x1 convolution with 128 filters, 1024 hidden units, dropout
     0.7) join in training: training minimizes the loss of the main outputs plus this weight times that of each of the
     two (the paper's 0.3). They are not evaluated. Raises ValueError for other values and for images smaller than 8x8.
