@@ -16,6 +16,7 @@ from trainer.commands.resume import refuse_other
 from trainer.configuration.compose import override
 from trainer.configuration.groups import GROUPS
 from trainer.configuration.recorded import as_trained, is_place, moved_places, same_but_for_places
+from trainer.storage.records import read_json, write_json
 
 SMALL = ["data=image_folder", "data.size=8", "data.workers=0", "data.cache_dir=cache", "model=linear", "batch_size=16",
          "schedule=constant", "threads=1", "every.log=1step"]  # fmt: skip
@@ -87,6 +88,7 @@ def test_other_data_in_the_new_place_are_told(ended: Path, train: Train) -> None
     assert (done.code, done.problems, (ended / "config.yaml").read_bytes()) == (65, [other], before)
     shutil.rmtree(ended / "checkpoints")  # as if it had been killed before the first one
     (ended / "run.json").unlink()
+    write_json(ended / "environment.json", read_json(ended / "environment.json") | {"has_checkpoints": False})
     done = train("resume", "run", "data.root=photos2", "epochs=2")
     assert (done.code, done.problems) == (65, [other])
     done = train("repeat", "run", "data.root=photos2")

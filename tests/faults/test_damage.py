@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from faults import EXIT_CODE
 from harness import CONFIGURATIONS, but, differences, train
 
 from tests.forks import Zygote
+from trainer.assembly.last_checkpoint import find_last
 from trainer.assembly.run_folder_of import keep_matching_best
 from trainer.base.errors import DataError
 from trainer.storage.checkpoint import load, save
@@ -118,6 +120,40 @@ def test_without_any_sound_checkpoint_a_run_is_refused_in_one_line(
     assert len(errors) == 1 and "no checkpoint is left to continue from" in errors[0]
     assert errors[0].endswith("train repeat run")
     assert "Traceback" not in output
+
+
+SIGNS = ("run.json", "environment.json", "metrics.jsonl", "curves.png", "checkpoints/best.pt",
+         "checkpoints/best.previous.pt")  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(SIGNS) + 1))
+def test_a_run_whose_checkpoints_were_deleted_does_not_start_over(reference: Path, tmp_path: Path, number: int) -> None:
+    """Whatever was deleted with them, as long as one file is left that a run without a checkpoint does not have."""
+    for gone in combinations(SIGNS, number):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(reference, folder)
+        for name in ("result.json", "checkpoints/last.pt", "checkpoints/last.previous.pt", *gone):
+            (folder / name).unlink(missing_ok=True)
+        if len(gone) == len(SIGNS):
+            assert find_last(folder) is None
+            continue
+        with pytest.raises(DataError, match=rf"last\.pt and the one before it are missing, .*: train repeat {folder}$"):
+            find_last(folder)
+
+
+def test_resume_does_not_start_over(zygote: Zygote, reference: Path, tmp_path: Path) -> None:
+    shutil.copytree(reference, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    for name in ("run.json", "result.json"):
+        (tmp_path / "run" / name).unlink()
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    code, output = train(zygote, tmp_path, "resume", "run", sitting=1)
+    line = (
+        "error: run/checkpoints/last.pt and the one before it are missing, though environment.json says that the run "
+        "has had checkpoints; to start it again: train repeat run"
+    )
+    assert (code, output.splitlines()) == (65, [line])
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
 def test_a_log_that_lost_what_the_checkpoint_counted_is_refused(zygote: Zygote, killed: Path, tmp_path: Path) -> None:

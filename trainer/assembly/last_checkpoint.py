@@ -19,6 +19,7 @@ from trainer.storage.identity import (
     repeat,
     write_record,
 )
+from trainer.storage.records import write_json
 from trainer.training.run import Run
 from trainer.training.state import check_content
 
@@ -29,16 +30,47 @@ def find_last(folder: Path) -> tuple[Path, State] | None:
     """Read the last checkpoint of a run; None if it has not written one. Raises DataError if none can be read."""
     last = folder / run_folder.CHECKPOINTS / "last.pt"
     found = checkpoint.find_newest(last, lambda state: True)
-    if found is None and (folder / RECORD).exists():
+    if found is None and (reason := sign_of_checkpoints(folder)) is not None:
         found = checkpoint.complete_left_over(last)
         if found is None:
             raise DataError(
-                f"{last} and the one before it are missing, though the run has had checkpoints; to start it again: "
-                f"{repeat(folder)}"
+                f"{last} and the one before it are missing, though {reason}; to start it again: {repeat(folder)}"
             )
     if found is not None:
         check_content(found[1], found[0], is_last=True)
     return found
+
+
+def promise(folder: Path, identity: Identity) -> None:
+    """Record durably, before the first checkpoint gets its name, that the run has checkpoints. Raises DiskError.
+
+    In two files, so that a run does not start over if one of them is deleted together with the checkpoints.
+    """
+    with suppress(DataError):  # a damaged file is reported when the run is resumed
+        if (environment := run_folder.read_environment(folder)) is not None:
+            write_json(folder / run_folder.ENVIRONMENT, environment | {run_folder.HAS_CHECKPOINTS: True})
+    write_record(folder, identity)
+
+
+def sign_of_checkpoints(folder: Path) -> str | None:
+    """Return what shows that the run has had checkpoints; None if it has not come that far.
+
+    Before the first checkpoint, `environment.json` says that there is none. If that file is missing, too, anything that
+    a run has written counts.
+    """
+    best, environment = folder / run_folder.CHECKPOINTS / "best.pt", None
+    if (folder / RECORD).exists():
+        return f"{RECORD} says that the run has had checkpoints"
+    if checkpoint.previous(best).exists():  # written after the first `last.pt`
+        return f"there is a {checkpoint.previous(best).name}"
+    with suppress(DataError):
+        environment = run_folder.read_environment(folder)
+    if environment is not None:
+        is_marked = environment.get(run_folder.HAS_CHECKPOINTS) is True
+        return f"{run_folder.ENVIRONMENT} says that the run has had checkpoints" if is_marked else None
+    written = (best, folder / run_folder.METRICS, folder / run_folder.CURVES)
+    name = next((path.name for path in written if path.exists() and path.stat().st_size), None)
+    return None if name is None else f"there is a {name}, and no {run_folder.ENVIRONMENT} that says how far it came"
 
 
 def own_identity(run: Run, folder: Path, path: Path, state: State) -> Identity:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from trainer.assembly.announce import announce
 from trainer.assembly.data import share_statistics
-from trainer.assembly.last_checkpoint import find_last, keep_matching_best, own_identity, put_in_place
+from trainer.assembly.last_checkpoint import find_last, keep_matching_best, own_identity, promise, put_in_place
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.stateful import State
@@ -20,7 +20,7 @@ from trainer.reporting.terminal import Terminal
 from trainer.storage import run_folder
 from trainer.storage.checkpoint import CheckpointWriter
 from trainer.storage.files import disk_errors
-from trainer.storage.identity import new_identity, write_record
+from trainer.storage.identity import new_identity
 from trainer.storage.records import write_json
 from trainer.training.run import Run
 from trainer.training.state import is_planned, restore_checked
@@ -134,7 +134,7 @@ def checkpoint_writer(run: Run, state: State | None) -> CheckpointWriter:
         keep_previous=state is not None and not is_planned(run, state),
         decide=run.strategy.broadcast,
         is_main=run.strategy.is_main,
-        promise=partial(write_record, run.folder, run.identity) if run.identity is not None and state is None else None,
+        promise=partial(promise, run.folder, run.identity) if run.identity is not None and state is None else None,
     )
 
 
@@ -190,7 +190,7 @@ def record_environment(run: Run, folder: Path, resumed: bool) -> None:
     """Write `environment.json`; on resuming, report differences that may change the last bits."""
     now = run_folder.describe_environment(
         str(run.device), torch.get_num_threads(), run.strategy.world_size, run.splits.checksum()
-    )
+    ) | {run_folder.HAS_CHECKPOINTS: resumed}
     path = folder / run_folder.ENVIRONMENT
     before, problem = None, f"{path} is missing"
     if resumed:

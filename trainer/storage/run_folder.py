@@ -19,6 +19,7 @@ from trainer.storage.files import disk_error, disk_errors
 from trainer.storage.records import is_unchanged, read_json, read_yaml, write_json, write_yaml
 
 CONFIG, OVERRIDES, ENVIRONMENT, RESULT = "config.yaml", "overrides.yaml", "environment.json", "result.json"
+HAS_CHECKPOINTS = "has_checkpoints"  # in `environment.json`: false until the first one
 SWEEP = "multirun.yaml"  # Hydra's, in the folder of a sweep
 JOB = "job.json"  # the batch job in which the folder was made
 LEDGER = "ledger.json"  # in the folder of a study
