@@ -593,15 +593,24 @@ def test_a_damaged_result_is_code_65(train: Train, run: Path) -> None:
         assert (run / "result.json").read_text() == damaged
 
 
-def test_weights_to_start_from_that_do_not_fit_are_code_65(train: Train, run: Path) -> None:
+def test_weights_that_do_not_fit_are_code_2_and_damaged_ones_65(train: Train, run: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, "other.pt")
     torch.save([1, 2], "list.pt")
+    Path("cut.pt").write_bytes((run / "checkpoints/best.pt").read_bytes()[:-100])
     before = listing(run.parent)
-    check(train("init_from=file.txt"), ("init_from=file.txt",), 65)
-    check(train("init_from=list.pt"), ("init_from=list.pt & state dict",), 65)
-    check(train("init_from=other.pt"), ("init_from=other.pt & does not fit",), 65)
-    check(train("init_from=run", "model=mlp"), ("init_from=run & does not fit",), 65)
-    check(train("-m", "init_from=run", "model=mlp,linear"), ("init_from=run & does not fit",), 65)
+    check(train("init_from=file.txt"), ("init_from=file.txt",))
+    check(train("init_from=list.pt"), ("init_from=list.pt & state dict",))
+    check(train("init_from=other.pt"), ("init_from=other.pt & does not fit",))
+    check(train("init_from=run", "model=mlp"), ("init_from=run & does not fit",))
+    check(
+        train("-m", "init_from=run", "model=mlp,linear"),
+        ("init_from=run & does not fit & [trial init_from=run model=mlp]",),
+    )
+    check(train("init_from=cut.pt"), ("init_from=cut.pt & damaged",), 65)
+    check(train("+prune.source=run", "model=mlp"), ("prune.source=run & has no weight",))
+    network = ["model=torchvision", "model.name=squeezenet1_1", "data=synthetic", "data.size=32"]
+    check(train(*network, "model.weights=list.pt"), ("model.weights=list.pt & state dict",))
+    check(train(*network, "model.weights=cut.pt"), ("model.weights=cut.pt & damaged",), 65)
     assert listing(run.parent) == before
     assert train("init_from=run", "model=linear", "steps=1", "schedule=constant").code == 0
 

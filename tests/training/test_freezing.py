@@ -1,9 +1,11 @@
 """Parameter groups from the configuration: rates, weight decay, freezing and unfreezing, partial weights."""
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 from tests.parallelism.harness import advance, make, spawn, state_of
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
-from trainer.base.errors import ConfigurationError, DataError
+from trainer.assembly.weights import read_weights
+from trainer.base.errors import ConfigurationError, DataError, GearshiftError
 from trainer.configuration.resolve import resolve
 from trainer.storage import checkpoint
+from trainer.storage.files import seal
 from trainer.training.loop import train
 from trainer.training.run import Run
 from trainer.training.state import capture, restore
@@ -188,7 +192,7 @@ def test_weights_that_fit_are_taken_and_the_rest_is_told(tmp_path: Path) -> None
     other = nn.ModuleDict({"linear1": nn.Linear(64, 16), "linear2": nn.Linear(16, 9), "extra": nn.Linear(2, 2)})
     torch.save(other.state_dict(), tmp_path / "other.pt")
     start = f"init_from={tmp_path / 'other.pt'}"
-    with pytest.raises(DataError, match=r"does not fit the model at .*; init_strict=false takes what fits"):
+    with pytest.raises(ConfigurationError, match=r"does not fit the model at .*; init_strict=false takes what fits"):
         build(start)
     run = build(start, "init_strict=false")
     assert torch.equal(run.model.state_dict()["linear1.weight"], other["linear1"].weight)
@@ -200,5 +204,65 @@ def test_weights_that_fit_are_taken_and_the_rest_is_told(tmp_path: Path) -> None
 
 def test_weights_of_which_none_fits_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
-    with pytest.raises(DataError, match="has no weight with the name and shape of one of the model's"):
+    with pytest.raises(ConfigurationError, match="has no weight with the name and shape of one of the model's"):
         build(f"init_from={tmp_path / 'other.pt'}", "init_strict=false")
+
+
+def archive(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, weight=np.zeros((10, 64)))
+    return buffer.getvalue()
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit of the tensor's numbers, which torch does not notice."""
+    place = content.index(bytes(2000)) + 1000
+    return content[:place] + b"\x10" + content[place + 1 :]
+
+
+PLAIN = archive({"weight": torch.zeros(10, 64)})
+LEGACY = io.BytesIO()
+torch.save({"weight": torch.zeros(10, 64)}, LEGACY, _use_new_zipfile_serialization=False)
+WRONG: dict[str, bytes] = {
+    "a text": b"no weights", "a list": archive([1, 2]), "a number among tensors": archive({"weight": 5}),
+    "a module": archive(nn.Linear(2, 2)), "another archive": npz(), "mappings": archive({"model": {"a": {}}}),
+}  # fmt: skip
+DAMAGED: dict[str, bytes] = {
+    "empty": b"", "cut": PLAIN[:2000], "cut at its end": PLAIN[:-10], "a flipped bit": flipped(PLAIN),
+    "a checkpoint, cut": seal(PLAIN)[:2000], "a checkpoint with a flipped bit": flipped(seal(PLAIN)),
+    "a sealed text": seal(b"no archive"), "a sealed list": seal(archive([1, 2])), "of torch 1.5, cut":
+    LEGACY.getvalue()[:-100],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["init_from", "prune.source"])
+@pytest.mark.parametrize("kind", [*WRONG, *DAMAGED])
+def test_what_is_damaged_is_told_apart_from_what_is_something_else(tmp_path: Path, kind: str, place: str) -> None:
+    (tmp_path / "weights.pt").write_bytes((WRONG | DAMAGED)[kind])
+    with pytest.raises(GearshiftError, match=rf"^{place}={tmp_path}/weights\.pt: ") as caught:
+        read_weights(tmp_path / "weights.pt", place)
+    assert caught.value.exit_code == (2 if kind in WRONG else 65)
+
+
+@pytest.mark.parametrize("content", [PLAIN, seal(PLAIN), LEGACY.getvalue()])
+def test_sound_weights_are_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert read_weights(tmp_path / "weights.pt", "init_from")["weight"].shape == (10, 64)
+
+
+def test_a_run_folder_as_a_start(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigurationError, match="the run has no best weights"):
+        read_weights(tmp_path, "init_from")
+    (tmp_path / "checkpoints/best.pt").write_bytes(flipped(seal(PLAIN)))
+    with pytest.raises(DataError, match=r"best\.pt is damaged"):
+        read_weights(tmp_path, "init_from")
+    (tmp_path / "checkpoints/best.pt").rename(tmp_path / "checkpoints/best.previous.pt")
+    with pytest.raises(DataError, match=r"best\.pt does not exist"):
+        read_weights(tmp_path, "init_from")

@@ -9,7 +9,7 @@ import torch
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
 from trainer.assembly.pruning import masks_of, prunable, shuffled
-from trainer.base.errors import ConfigurationError, DataError
+from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
 from trainer.storage import checkpoint
 from trainer.training.loop import train
@@ -144,7 +144,7 @@ def test_what_cannot_be_pruned_is_refused(words: list[str], message: str) -> Non
 
 
 def test_a_source_of_another_model_is_refused(dense: Path) -> None:
-    with pytest.raises(DataError, match="has no weight"):
+    with pytest.raises(ConfigurationError, match="has no weight"):
         build_run(resolve(compose(["model=linear", "steps=2", pruned(dense)])))
 
 

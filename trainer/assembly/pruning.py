@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainer.assembly.weights import read_weights
 from trainer.base.config import Config
-from trainer.base.errors import DataError
+from trainer.base.errors import ConfigurationError
 from trainer.base.randomness import seed_for
 from trainer.optimizers.parameter_groups import excluded_names
 from trainer.training.pruning import Pruning
@@ -16,7 +16,7 @@ from trainer.training.pruning import Pruning
 def make_pruning(config: Config, model: nn.Module, notices: list[str]) -> Pruning | None:
     """Return the pruning that `prune` asks for; without a source, the masks are those of a checkpoint that is loaded.
 
-    Raises DataError if the weights of the source are missing, damaged or do not fit.
+    Raises ConfigurationError if the weights of the source are missing or do not fit, DataError if they are damaged.
     """
     prune = config.get("prune")
     if prune is None:
@@ -44,10 +44,10 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 def masks_of(weights: dict[str, nn.Parameter], source: Path, share: float, scope: str) -> dict[str, Tensor]:
     """Return masks that keep the share of the source's weights that is largest in magnitude: of each layer, or of all
     (`scope`: layer or global). Of equal ones, the first are kept; at least one of each layer, or one in all."""
-    state = read_weights(source)
+    state = read_weights(source, "prune.source")
     for name, weight in weights.items():
         if name not in state or state[name].shape != weight.shape:
-            raise DataError(f"prune.source={source}: has no weight {name} of shape {tuple(weight.shape)}")
+            raise ConfigurationError(f"prune.source={source}: has no weight {name} of shape {tuple(weight.shape)}")
     sizes = {name: state[name].abs().flatten() for name in weights}
     if scope == "layer":
         return {name: _largest(size, share).view(weights[name].shape) for name, size in sizes.items()}

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import seed_for
+from trainer.base.saved import read_saved
 from trainer.base.stateful import State
 from trainer.base.text import join_names
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
 from trainer.storage import checkpoint, run_folder
+from trainer.storage.files import has_checksum
 from trainer.storage.identity import check_run, identity_of, read_record
 
 
@@ -51,18 +53,18 @@ def fitting_weights(model: nn.Module, start: Path, *, is_strict: bool) -> tuple[
     """Read the weights for a model from a run folder (the best ones) or a .pt file.
 
     Without `is_strict`, those that have the name and shape of one of the model's; then also returns what was taken,
-    left out and is new. Raises DataError if they do not fit.
+    left out and is new. Raises ConfigurationError if they do not fit, DataError if they are damaged.
     """
-    state, own = read_weights(start), model.state_dict()
+    state, own = read_weights(start, "init_from"), model.state_dict()
     different = {name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)}
     if is_strict and different:
-        raise DataError(
+        raise ConfigurationError(
             f"init_from={start}: does not fit the model at {join_names(sorted(different), 3)}; "
             "init_strict=false takes what fits"
         )
     taken = {name: value for name, value in state.items() if name in own and name not in different}
     if not taken:
-        raise DataError(f"init_from={start}: has no weight with the name and shape of one of the model's")
+        raise ConfigurationError(f"init_from={start}: has no weight with the name and shape of one of the model's")
     if not different:
         return taken, None
     shown = {
@@ -78,32 +80,32 @@ def _shape(state: State, name: str) -> tuple[int, ...] | None:
     return tuple(state[name].shape) if name in state else None
 
 
-def read_weights(start: Path) -> State:
-    """Read weights of a run folder (the best ones) or a .pt file. Raises DataError if they are damaged."""
-    record = None
-    path = start / run_folder.CHECKPOINTS / "best.pt" if start.is_dir() else start
+def read_weights(start: Path, key: str) -> State:
+    """Read the weights that a key names: those of a run folder (the best ones), or in a .pt file.
+
+    Raises ConfigurationError if there are none, or something else, DataError if they are damaged.
+    """
+    path, record = start, None
+    if start.is_dir():
+        path = start / run_folder.CHECKPOINTS / "best.pt"
+        if not path.exists() and not checkpoint.previous(path).exists():
+            raise ConfigurationError(
+                f"{key}={start}: the run has no best weights, {run_folder.CHECKPOINTS}/best.pt; name a file of weights"
+            )
+    is_sealed = start.is_dir() or has_checksum(path)
     try:
-        found = checkpoint.load(path)
-    except DataError:
-        if start.is_dir():
-            raise
-        found = _plain_weights(path)
-    if start.is_dir() and isinstance(found.get("run"), dict):
+        found = checkpoint.load(path) if is_sealed else read_saved(path)
+    except DataError as error:
+        raise DataError(f"{key}={start}: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{key}={start}: is neither a checkpoint nor a state dict of tensors") from error
+    weights = found.get("model", found) if isinstance(found, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        kind = DataError if is_sealed else ConfigurationError
+        raise kind(f"{key}={start}: must contain a state dict of tensors")
+    if start.is_dir() and isinstance(found, dict) and isinstance(found.get("run"), dict):
         with suppress(DataError):  # `start` reports a damaged record when it is resumed
             record = read_record(start)
         check_run(start, path, identity_of(found, path), record)
-    state: State = found.get("model", found)
+    state: State = weights
     return state
-
-
-def _plain_weights(path: Path) -> State:
-    """Read a state dict saved by another program. Raises DataError for anything else."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # invalid files make torch raise almost anything
-        raise DataError(f"init_from={path}: is neither a checkpoint nor a state dict of tensors") from error
-    tensors = found.get("model", found) if isinstance(found, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise DataError(f"init_from={path}: must contain a state dict of tensors")
-    whole: State = found
-    return whole

@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.base.blame import with_place
 from trainer.base.config import Component, ConfigValue, Target
-from trainer.base.errors import ConfigurationError, is_out_of_memory, one_line, unknown
+from trainer.base.errors import ConfigurationError, DataError, is_out_of_memory, one_line, unknown
 from trainer.base.text import written
 from trainer.configuration.rules import OPEN
 from trainer.configuration.trust import hint, lacking, may_be_named, refusal
@@ -121,6 +121,8 @@ def build(node: Node, where: str, **runtime: object) -> Component:
         return target(**_as_annotated(target, arguments))
     except ConfigurationError:
         raise
+    except DataError as error:  # a damaged file
+        raise DataError(_about(node, where, error)) from error
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error) or not (isinstance(error, _EXPECTED) or is_foreign(target)):
             raise

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer.base.blame import with_place
 from trainer.base.checks import is_number
 from trainer.base.config import Component, Config
-from trainer.base.errors import ConfigurationError, advice_of, is_out_of_memory, one_line
+from trainer.base.errors import ConfigurationError, DataError, advice_of, is_out_of_memory, one_line
 from trainer.base.stateful import State
 from trainer.base.text import written
 from trainer.configuration.build import is_foreign, locate
@@ -49,7 +49,7 @@ def calling(where: str, what: str) -> Iterator[None]:
             warnings.simplefilter("ignore")  # the run shows them
             torch.default_generator.manual_seed(0)
             yield
-    except ConfigurationError:
+    except (ConfigurationError, DataError):
         raise
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):

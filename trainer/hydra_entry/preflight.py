@@ -78,7 +78,7 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
     """Check keys and values, then components.
 
     Raises ConfigurationError with every problem, those in `known` first; DataError if the weights of `init_from`
-    do not fit the model.
+    are damaged.
     """
     problems = list(known or [])
     try:
@@ -92,18 +92,24 @@ def check(composed: DictConfig, known: list[str] | None = None) -> Config:
 
 
 def check_parts(finalized: Config) -> None:
-    """Check what needs torch: signatures, shapes, devices, and the weights of `init_from`."""
+    """Check what needs torch: signatures, shapes, devices, and the weights of `init_from` and `prune.source`."""
     from trainer.configuration.resolve import resolve
 
     blueprint = resolve(finalized)
-    if finalized["init_from"] is not None:
-        import torch
+    start, prune = finalized["init_from"], finalized.get("prune")
+    if start is None and (prune is None or prune["source"] is None):
+        return
+    import torch
 
-        from trainer.assembly.weights import fitting_weights
+    from trainer.assembly.pruning import masks_of, prunable
+    from trainer.assembly.weights import fitting_weights
 
-        with torch.device("meta"):
-            model = blueprint.build_model()
-        fitting_weights(model, Path(finalized["init_from"]), is_strict=finalized["init_strict"])
+    with torch.device("meta"):
+        model = blueprint.build_model()
+    if start is not None:
+        fitting_weights(model, Path(start), is_strict=finalized["init_strict"])
+    if prune is not None and prune["source"] is not None:
+        masks_of(prunable(model), Path(prune["source"]), prune["share"], prune["scope"])
 
 
 def check_study(composed: DictConfig) -> Path:

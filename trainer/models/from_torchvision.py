@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from trainer.base.checks import check_that
 from trainer.base.config import Config, ConfigValue
+from trainer.base.errors import DataError
+from trainer.base.saved import read_saved
 from trainer.base.text import did_you_mean
 
 # constructor arguments that the data determine, by torchvision's names
@@ -34,7 +36,8 @@ def from_torchvision(
     inception_v3) are omitted. `weights` is the path to a state dict saved with torch.save, which must match the model
     entry by entry; it is read with weights_only=True.
 
-    Raises ValueError for an unknown name or argument, weights that do not match, or images that are too small.
+    Raises ValueError for an unknown name or argument, weights that do not match, or images that are too small;
+    DataError for damaged weights.
     """
     given = dict(arguments or {})
     build = _constructor(name, given, input_shape, num_outputs)
@@ -133,13 +136,16 @@ def _check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int]
 
 
 def _load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
-    """Copy a state dict from a file. Raises ValueError if the file or one of its entries does not match."""
+    """Copy a state dict from a file. Raises ValueError if the file or one of its entries does not match, DataError if
+    it is damaged."""
     is_file = Path(path).expanduser().is_file()
     check_that(is_file, "weights", path, "null or a file of weights; there is no such file")
     device = next(model.parameters()).device
     try:
-        state = torch.load(Path(path).expanduser(), map_location=device, weights_only=True)
-    except Exception as error:  # torch raises almost anything for files that are not state dicts
+        state = read_saved(Path(path).expanduser(), device)
+    except DataError as error:
+        raise DataError(f"weights={path}: {error}") from error
+    except ValueError as error:
         raise ValueError(f"weights={path}: must be a state dict saved by torch.save, of tensors only") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: must be a state dict, tensors by name, and nothing else")

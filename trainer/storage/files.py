@@ -142,6 +142,17 @@ def seal(content: bytes) -> bytes:
     return content + trailer_of(content)
 
 
+def has_checksum(path: Path) -> bool:
+    """Whether a file ends as a sealed one does, right or wrong. Raises DataError if it cannot be read."""
+    tail = len(_TRAILER) + hashlib.sha256().digest_size
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(tail, path.stat().st_size), os.SEEK_END)
+            return file.read(len(_TRAILER)) == _TRAILER
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def unseal(path: Path) -> memoryview:
     """Read a sealed file. Raises DataError if its checksum does not match."""
     content = memoryview(read_file(path))
