@@ -54,6 +54,22 @@ def plain_step(optimizer: Any, found_inf: Tensor | None) -> None:
         optimizer.step()
 
 
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give the state of each parameter the parameter's memory layout, which fused kernels take for granted.
+
+    Loaded state has the layout of the run that saved it: channels-last on a GPU, for example, or whole weights that
+    were put together from shards. On the CPU a fused kernel pairs elements by their place in memory, without a check.
+    """
+    for inner in vars(optimizer).values():
+        if isinstance(inner, Optimizer):
+            lay_out_state(inner)
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                like = torch.empty_like(parameter, dtype=value.dtype, memory_format=torch.preserve_format)
+                state[key] = like.copy_(value)
+
+
 def _step_unobserved(optimizer: Optimizer) -> None:
     """Equivalent to `optimizer.step()` of an unobserved torch optimizer."""
     arithmetic = step_arithmetic(type(optimizer))

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from trainer.base.checks import check_whole
 from trainer.base.snapshot import Copied
 from trainer.base.stateful import State
+from trainer.base.torch_optimizers import lay_out_state
 from trainer.parallelism import cost
 from trainer.parallelism.global_dropout import global_dropout
 from trainer.parallelism.named_state import named_state
@@ -106,6 +107,7 @@ class LocalSGD(Ranks):
     def load_local_state(self, model: nn.Module, optimizer: Optimizer, state: State) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(optimizer)
 
     def close(self) -> None:
         self._model = None

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State, StateValue
+from trainer.base.torch_optimizers import lay_out_state
 
 Convert = Callable[[str, Tensor], Tensor]
 
@@ -56,6 +57,7 @@ def load_named_state(
     """
     if "own" in state:
         optimizer.load_state_dict(state["own"])
+        lay_out_state(optimizer)
         return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kept: dict[int, State] = {}
@@ -73,6 +75,7 @@ def load_named_state(
             index += 1
         groups.append({**state["groups"][group["name"]], "params": numbers})
     optimizer.load_state_dict({"state": kept, "param_groups": groups})
+    lay_out_state(optimizer)
 
 
 def _is_split(value: object) -> bool:
