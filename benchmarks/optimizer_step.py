@@ -84,7 +84,8 @@ RELATIVES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 WITHOUT_FUSED = ("Rprop",)
 OURS: dict[str, Row] = {
-    "gd": Row(lambda p: GradientDescent(p, LR), "SGD"),
+    # with LR the steps would be shorter than its tolerance, as in the last steps of a run
+    "gd": Row(lambda p: GradientDescent(p), "SGD"),
     "momentum, velocity": Row(lambda p: Momentum(p, LR, MU, "velocity", DECAY), "SGD, momentum"),
     "momentum, ema": Row(lambda p: Momentum(p, LR, MU, "ema", DECAY), "SGD, momentum"),
     "sgdw": Row(lambda p: SGDW(p, LR, MU, "ema", DECAY), "SGD, momentum", ("timm SGDW", "pytorch_optimizer SGDW")),

@@ -67,7 +67,7 @@ SETTINGS: dict[str, tuple[list[str], dict[str, Places]]] = {
 }
 # options that wait in every step
 OWN_WAITS: dict[str, Places] = {
-    "optimizer=gd": {"optimizers/gradient_descent.py:GradientDescent.step": 1},  # its length
+    "optimizer=gd": {"optimizers/gradient_descent.py:_is_shorter": 2},  # its length
     "optimizer=lbfgs": {CLOSURE: 100},  # torch's line search
     # line searches, and whether the direction descends
     "optimizer=newton": {"optimizers/newton.py:Newton.step": 1, "optimizers/second_order.py:backtrack": 3},

@@ -59,8 +59,9 @@ class Averaging(ABC):
             for parameter in group["params"]:
                 self.averages.state[parameter]["average"] = parameter.detach().clone()
         else:
-            weights, held = zip(*self.averages.pairs(), strict=True)
-            torch._foreach_lerp_(list(held), list(weights), share)
+            weights = [parameter for parameter, kept in self.averages.state.items() if kept]
+            held = [kept["average"] for kept in self.averages.state.values() if kept]
+            torch._foreach_lerp_(held, weights, share)
         self.count += 1
 
     def keeps(self, moment: int) -> bool:

@@ -1,4 +1,4 @@
-"""Lists of tensors for torch's `_foreach_` functions, which update all parameters of a group at once."""
+"""Lists of tensors for torch's `_foreach_` and `_fused_` functions, which update all parameters of a group at once."""
 
 from collections.abc import Iterable, Sequence
 
@@ -38,6 +38,28 @@ def buffers(optimizer: Optimizer, params: Iterable[Tensor], name: str) -> list[T
 def with_decay(gradients: list[Tensor], params: list[Tensor], weight_decay: float) -> list[Tensor]:
     """Return g + weight_decay * w, the gradient with the penalty weight_decay / 2 |w|^2."""
     return gradients if weight_decay == 0 else list(torch._foreach_add(gradients, params, alpha=weight_decay))
+
+
+def sgd_(
+    params: list[Tensor],
+    gradients: list[Tensor],
+    kept: list[Tensor],
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+) -> None:
+    """g <- g + weight_decay w, b <- momentum b + (1 - dampening) g, w <- w - lr b, by the kernel of torch's fused SGD.
+
+    `kept` is b, which is not used with momentum 0. The tensors of a parameter must have the same memory layout; those
+    of autograd, `buffers` and `lay_out_state` have it.
+    """
+    if momentum == 0:  # the kernel takes no b then
+        kept, lr = [], lr * (1 - dampening)
+    torch._fused_sgd_(
+        params, gradients, kept, weight_decay=weight_decay, momentum=momentum, lr=lr, dampening=dampening,
+        nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip
 
 
 def factor_of(tensors: Sequence[Tensor], value: float) -> Tensor | float:

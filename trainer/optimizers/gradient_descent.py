@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number, check_whole
-from trainer.optimizers.foreach import with_decay, with_gradients
+from trainer.optimizers.foreach import sgd_, with_decay, with_gradients
 
 
 class GradientDescent(Optimizer):
@@ -46,13 +46,23 @@ class GradientDescent(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        norms: list[Tensor] = []
+        moves: list[tuple[list[Tensor], float]] = []
         for group in self.param_groups:
             params, gradients = with_gradients(group)
             if params:
                 gradients = with_decay(gradients, params, group["weight_decay"])
-                norms.append(torch.stack(torch._foreach_norm(gradients)) * group["lr"])
-                torch._foreach_add_(params, gradients, alpha=-group["lr"])
+                moves.append((gradients, group["lr"]))
+                sgd_(params, gradients, [], group["lr"])
         first = self.param_groups[0]
-        length = float(torch.linalg.vector_norm(torch.cat(norms))) if norms else 0.0
-        first["short"] = first["short"] + 1 if length < first["tolerance"] else 0
+        first["short"] = first["short"] + 1 if _is_shorter(moves, first["tolerance"]) else 0
+
+
+def _is_shorter(moves: list[tuple[list[Tensor], float]], tolerance: float) -> bool:
+    """Whether all parts of a step, gradients with their rate, are together shorter than the tolerance."""
+    if not moves:
+        return tolerance > 0
+    gradients, lr = moves[-1]
+    if float(torch.linalg.vector_norm(gradients[-1])) * lr >= tolerance:
+        return False  # one part is long enough, which saves the others' norms in nearly all steps
+    norms = [torch.stack(torch._foreach_norm(gradients)) * lr for gradients, lr in moves]
+    return float(torch.linalg.vector_norm(torch.cat(norms))) < tolerance

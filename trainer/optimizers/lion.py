@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number
-from trainer.optimizers.foreach import buffers, factor_of, with_gradients
+from trainer.optimizers.foreach import buffers, sgd_, with_gradients
 
 
 class Lion(Optimizer):
@@ -41,10 +41,7 @@ class Lion(Optimizer):
                 continue
             lr, (beta1, beta2), weight_decay = group["lr"], group["betas"], group["weight_decay"]
             means = buffers(self, params, "exp_avg")
-            direction = torch._foreach_mul(means, factor_of(means, beta1))
-            torch._foreach_add_(direction, gradients, alpha=1 - beta1)
+            direction = list(torch._foreach_lerp(means, gradients, 1 - beta1))
             torch._foreach_sign_(direction)
-            if weight_decay:
-                torch._foreach_mul_(params, factor_of(params, 1 - lr * weight_decay))
-            torch._foreach_add_(params, direction, alpha=-lr)
+            sgd_(params, direction, [], lr, weight_decay=weight_decay)
             torch._foreach_lerp_(means, gradients, 1 - beta2)

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_choice, check_number, check_that
 from trainer.contracts import ParameterGroup
-from trainer.optimizers.foreach import buffers, factor_of, with_decay, with_gradients
+from trainer.optimizers.foreach import buffers, factor_of, sgd_, with_decay, with_gradients
 
 Form = Literal["heavy_ball", "velocity", "ema"]
 FORMS = ("heavy_ball", "velocity", "ema")
@@ -91,15 +91,11 @@ class Momentum(Optimizer):
 
     def _update(self, group: ParameterGroup, params: list[Tensor], gradients: list[Tensor]) -> None:
         lr, mu, form, weight_decay = (group[name] for name in ("lr", "momentum", "form", "weight_decay"))
-        if self.is_decoupled:
-            if weight_decay:
-                torch._foreach_mul_(params, factor_of(params, 1 - lr * weight_decay))
-        else:
-            gradients = with_decay(gradients, params, weight_decay)
+        if self.is_decoupled and weight_decay:
+            torch._foreach_mul_(params, factor_of(params, 1 - lr * weight_decay))
         kept = buffers(self, params, "momentum_buffer")
-        torch._foreach_mul_(kept, factor_of(kept, mu))
-        torch._foreach_add_(kept, gradients, alpha={"heavy_ball": 1.0, "velocity": lr, "ema": 1 - mu}[form])
-        torch._foreach_add_(params, kept, alpha=-1.0 if form == "velocity" else -lr)
+        length, dampening = {"heavy_ball": (lr, 0.0), "velocity": (1.0, 1 - lr), "ema": (lr, mu)}[form]
+        sgd_(params, gradients, kept, length, mu, dampening, 0.0 if self.is_decoupled else weight_decay)
 
 
 class SGDW(Momentum):
@@ -136,20 +132,17 @@ class Lookahead(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
-        params = [p for group in self.param_groups for p in group["params"]]
-        before = [p.clone() for p in params]
         for group in self.param_groups:
-            moved = list(group["params"])
-            torch._foreach_add_(moved, buffers(self, moved, "momentum_buffer"), alpha=-group["momentum"])
-        loss = closure()
-        for group in self.param_groups:
-            ahead, gradients = with_gradients(group)
-            if not ahead:
-                continue
-            gradients = with_decay(gradients, ahead, group["weight_decay"])
-            kept = buffers(self, ahead, "momentum_buffer")
+            params = list(group["params"])
+            kept = buffers(self, params, "momentum_buffer")
             torch._foreach_mul_(kept, factor_of(kept, group["momentum"]))
-            torch._foreach_add_(kept, gradients, alpha=group["lr"])
-        torch._foreach_copy_(params, before)
-        torch._foreach_sub_(params, buffers(self, params, "momentum_buffer"))
+            torch._foreach_sub_(params, kept)
+        loss = closure()
+        # w - v is (w - mu v) - lr g: the step goes on from the point looked ahead to
+        for group in self.param_groups:
+            params, gradients = with_gradients(group)
+            if params:
+                gradients = with_decay(gradients, params, group["weight_decay"])
+                torch._foreach_add_(buffers(self, params, "momentum_buffer"), gradients, alpha=group["lr"])
+                sgd_(params, gradients, [], group["lr"])
         return loss

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number
-from trainer.optimizers.foreach import all_with_gradients, buffers, factor_of, with_decay, with_gradients
+from trainer.optimizers.foreach import all_with_gradients, buffers, sgd_, with_gradients
 
 
 class SAM(Optimizer):
@@ -50,11 +50,8 @@ class SAM(Optimizer):
         for group in self.param_groups:
             params, gradients = with_gradients(group)
             if params:
-                gradients = with_decay(gradients, params, group["weight_decay"])
                 kept = buffers(self, params, "momentum_buffer")
-                torch._foreach_mul_(kept, factor_of(kept, group["momentum"]))
-                torch._foreach_add_(kept, gradients)
-                torch._foreach_add_(params, kept, alpha=-group["lr"])
+                sgd_(params, gradients, kept, group["lr"], group["momentum"], weight_decay=group["weight_decay"])
         return loss
 
     def _ascent(self, params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:

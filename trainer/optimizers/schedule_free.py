@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from trainer.base.checks import check_number, check_whole
-from trainer.optimizers.foreach import buffers, factor_of, with_gradients
+from trainer.optimizers.foreach import buffers, sgd_, with_gradients
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -71,17 +71,19 @@ class ScheduleFreeAdamW(Optimizer):
                     state["z"] = parameter.clone(memory_format=torch.preserve_format)
             beta1, beta2 = group["betas"]
             squares, steps = buffers(self, params, "exp_avg_sq"), buffers(self, params, "z")
-            torch._foreach_mul_(squares, factor_of(squares, beta2))
-            torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-            roots = torch._foreach_div(squares, factor_of(squares, 1 - beta2**count))
-            torch._foreach_sqrt_(roots)
-            torch._foreach_add_(roots, group["eps"])
-            direction = torch._foreach_div(gradients, roots)
-            if group["weight_decay"]:
-                torch._foreach_add_(direction, params, alpha=group["weight_decay"])
-            torch._foreach_lerp_(params, steps, weight=share)
-            torch._foreach_add_(params, direction, alpha=lr * (beta1 * (1 - share) - 1))
-            torch._foreach_sub_(steps, direction, alpha=lr)
+            decay = group["weight_decay"]
+            # y becomes b1 x, which leaves b1 (1 - c) x + (1 - b1 (1 - c)) z to be the next y once z has taken its step
+            sgd_(params, steps, [], 1 - beta1)
+            counts = [torch.full((), float(count), device=params[0].device)] * len(params)
+            # with beta 0, Adam's mean is the gradient; of y = (1 - b1) z + b1 x, it takes the decay by z
+            torch._fused_adamw_(
+                steps, gradients, gradients, squares, [], counts, lr=lr, beta1=0.0, beta2=beta2,
+                weight_decay=decay * (1 - beta1), eps=group["eps"], amsgrad=False, maximize=False,
+            )  # fmt: skip
+            if decay:
+                torch._foreach_add_(steps, params, alpha=-lr * decay)
+            of_z = 1 - beta1 * (1 - share)
+            sgd_(params, steps, [], -of_z, weight_decay=-share / of_z)  # (1 - c) w + of_z z
 
     @torch.no_grad()
     def evaluation_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
