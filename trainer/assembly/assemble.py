@@ -18,6 +18,7 @@ from trainer.assembly.weights import make_model
 from trainer.averaging.averaging import Averaging
 from trainer.base.config import Config
 from trainer.base.errors import ConfigurationError, DiskError
+from trainer.base.memory_layout import make_dense
 from trainer.base.precision import LossScale
 from trainer.base.randomness import StepRandomness
 from trainer.base.recomputation import recompute_blocks
@@ -144,6 +145,7 @@ def build_run(blueprint: Blueprint, splits: Splits | None = None, *, fit: bool =
     preprocessing = preprocessing.to(device)
     channels_last = use_channels_last(config["channels_last"], model, blueprint)
     model = model.to(device).to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
+    make_dense(model)
     compute = strategy.apply(recompute_blocks(model) if config["checkpoint_activations"] else model)
     optimizer = blueprint.build_optimizer(parameter_groups(model, config))
     optimizer = strategy.wrap_optimizer(optimizer, model)

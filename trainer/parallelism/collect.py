@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.base.memory_layout import dense
 from trainer.base.snapshot import Copied, snapshot
 from trainer.base.stateful import State, StateValue
 from trainer.parallelism.exchange import Group
@@ -108,7 +109,7 @@ def merged(states: Sequence[State]) -> State:
 def _without_tensors(value: StateValue, tensors: list[Tensor]) -> StateValue:
     """Replace every tensor by its layout, and append it to `tensors`."""
     if isinstance(value, Tensor):
-        tensors.append(_dense(value.detach()))
+        tensors.append(dense(value.detach()))
         return _Slot(tuple(value.shape), tensors[-1].stride(), value.dtype, value.device.type)
     if isinstance(value, Mapping):
         return {key: _without_tensors(item, tensors) for key, item in value.items()}
@@ -130,17 +131,6 @@ def _filled(value: StateValue, fill: Callable[[Path, _Slot], StateValue], path: 
 
 def _empty(slot: _Slot) -> Tensor:
     return torch.empty_strided(slot.shape, slot.stride, dtype=slot.dtype)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Return the tensor itself if its elements fill a piece of memory in some order, else a contiguous copy."""
-    strides = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
-    filled = 1
-    for stride, size in strides:
-        if stride != filled:
-            return tensor.contiguous()
-        filled *= size
-    return tensor
 
 
 def _flat(tensor: Tensor) -> Tensor:
