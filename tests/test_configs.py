@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.forks import shared
+from tests.libraries import need_library
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
 from trainer.base.timeline import Timeline
@@ -88,6 +89,7 @@ def test_every_tunable_argument_is_listed(path: Path) -> None:
 def test_every_option_trains_a_step_and_comes_back_from_a_checkpoint(path: Path, tmp_path: Path) -> None:
     if path.parent.name == "data" and path.stem in EXTERNAL | {"image_folder"}:
         pytest.skip("needs real data; see test_data_options_read_their_sets, tests/data/test_image_folder.py")
+    need_library(path.stem)
     if path.parent.name == "parallelism" and path.stem != "single":
         trains_in_ranks(tiny(path), tmp_path)
         return

@@ -153,7 +153,7 @@ OVERRIDES = [
     ("lr=0.1", "lr=0.1 & Did you mean 'optimizer.lr'?"),
     ("+patience=3", "patience=3 & Did you mean 'early_stopping.patience'?"),
     ("model.name=resnet20", "model.name=resnet20 & chosen by model=resnet20"),
-    ("model.name=resnet18", "model.name=resnet18 & options with this key: model=torchvision"),
+    ("model.name=resnet18", "model.name=resnet18 & options with this key: model=timm, model=torchvision"),
     ("optimizer.momentum=0.9", "optimizer.momentum=0.9 & optimizer=momentum"),
     ("--trust mypackage,2 epochs=3", "--trust mypackage,2 & a or a,b"),
     ("optimizr=adamw", "optimizr=adamw & Did you mean 'optimizer'? & schedule"),

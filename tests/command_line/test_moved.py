@@ -188,8 +188,9 @@ def test_which_keys_say_where_the_data_lie() -> None:
     assert not same_but_for_places(nested, {"data": {"train": nested["data"]["train"] | {"split": "test"}}})
 
 
-def test_a_checkpoint_replaces_the_weights_of_a_model() -> None:
-    config = compose(["model=torchvision", "model.weights=weights.pt", "init_from=run"])
+@pytest.mark.parametrize("model", ["torchvision", "timm"])
+def test_a_checkpoint_replaces_the_weights_of_a_model(model: str) -> None:
+    config = compose([f"model={model}", "model.weights=weights.pt", "init_from=run"])
     assert as_trained(config) == config | {"init_from": None, "model": config["model"] | {"weights": None}}
     foreign = config | {"model": {"_target_": "mine.Net", "weights": "a part of the architecture"}}
     assert as_trained(foreign)["model"] == foreign["model"]

@@ -7,6 +7,7 @@ import torch
 
 from tests.configuration import right_classes, wrong_classes
 from tests.configuration.wrong_classes import LATE, WRONG
+from tests.libraries import need_library
 from trainer import compose
 from trainer.assembly.assemble import build_run
 from trainer.assembly.data import load_data
@@ -157,6 +158,7 @@ def test_targets_are_converted_or_refused(
 @pytest.mark.parametrize("option", OPTIONS)
 def test_ours_would_pass_as_theirs(config: Config, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No check refuses what is right: each option of ours is called as if it were a user's."""
+    need_library(option)
     for name in ("probe", "probe_input", "probe_loss"):
         monkeypatch.setattr(f"trainer.configuration.{name}.is_foreign", lambda item: True)
     model = {"identity_residual": "model=resnet20", "kmeans_plus_plus": "model=centroids"}.get(option.partition("=")[2])

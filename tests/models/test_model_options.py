@@ -12,6 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from tests.libraries import need_library
+
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 RUNTIME = {"input_shape", "num_outputs"}
@@ -34,7 +36,7 @@ def test_the_yaml_lists_every_key_with_its_default(option: str) -> None:
         defaults |= {"depth": int(found[2])} | ({"shortcut": "none"} if found[1] == "plain" else {})
     if found := re.fullmatch(r"wide_resnet(\d+)_(\d+)", option):
         defaults |= {"depth": int(found[1]), "width": int(found[2])}
-    if option == "torchvision":
+    if option in ("torchvision", "timm"):
         listed["arguments"] = listed["arguments"] or None
     assert listed == defaults
 
@@ -49,6 +51,7 @@ def test_the_first_line_describes_the_option(option: str) -> None:
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_digits_fashion_and_cifar_fit_on_the_meta_device(option: str, input_shape: tuple[int, int, int]) -> None:
+    need_library(option)
     function, keys = read(option)
     before = torch.get_rng_state()
     with torch.device("meta"):

@@ -18,6 +18,8 @@ _ASIDE = (*MAY_CHANGE, "choices.parallelism", "threads")
 # keys of `data`, at any depth, that say where it lies or how it gets there, by the last word of their names. What is
 # there is told by the checksum
 _PLACES = ("root", "dir", "folder", "path", "file", "download")
+# models that read weights
+_FROM_LIBRARIES = ("trainer.models.from_torchvision.from_torchvision", "trainer.models.from_timm.from_timm")
 
 
 def with_changes(recorded: Config, config: Config) -> Config:
@@ -118,7 +120,7 @@ def _relevant(value: ConfigValue, where: str) -> ConfigValue:
 def as_trained(config: Config) -> Config:
     """Return the configuration without the weights that training started from: a checkpoint replaces them."""
     model = config["model"] or {}
-    if model.get("_target_") == "trainer.models.from_torchvision.from_torchvision":
+    if model.get("_target_") in _FROM_LIBRARIES:
         model = model | {"weights": None}
     return without_source(config) | {"init_from": None, "model": model}
 
