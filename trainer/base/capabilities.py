@@ -12,6 +12,7 @@ An optimizer of ours, or of the user's, declares them as attributes of its class
 - `line_search`: it compares values of the objective along a direction, which clipping would change.
 - `differentiates`: it calls `closure.loss(create_graph=True)`.
 - `converged`: a property that is True once further steps would change nothing.
+- `logged`: names of attributes, numbers, that are logged as `optimizer/NAME`.
 - `extra_bytes(num_weights, bytes_each)`: memory of a step besides weights and gradients, if it is too large to ignore.
 - `evaluation_weights()`: yields pairs of a parameter and its value to evaluate and keep, if that is another one.
 """
@@ -85,6 +86,12 @@ def convergence_of(optimizer: object) -> Callable[[], bool] | None:
         return None
     converged = attrgetter("converged")
     return lambda: bool(converged(optimizer))
+
+
+def logged_by(optimizer: object) -> dict[str, float]:
+    """Return the numbers that an optimizer declares for the log."""
+    names: Iterable[str] = getattr(optimizer, "logged", ())
+    return {f"optimizer/{name}": float(attrgetter(name)(optimizer)) for name in names}
 
 
 def evaluation_weights_of(optimizer: object) -> "Callable[[], Iterable[tuple[Tensor, Tensor]]] | None":

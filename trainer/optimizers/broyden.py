@@ -21,9 +21,9 @@ class Broyden(Optimizer):
 
     `xi` is 0 for DFP and 1 for BFGS. B is the identity at first; with `initial_scale=auto`, the first step is followed
     by a multiple of it, p'q / (q'q), before the correction. An update with p'q <= 1e-10 |p| |q| would make B
-    indefinite, which Armijo's condition alone does not prevent: it is left out and counted (`num_skipped`). Both
-    gradients are of one step's batch. CUHK ELEG 5491; Nocedal & Wright 2006, section 6.3 and equation 6.20. B needs n^2
-    numbers.
+    indefinite, which Armijo's condition alone does not prevent: it is left out, counted (`num_skipped`) and logged.
+    Both gradients are of one step's batch. CUHK ELEG 5491; Nocedal & Wright 2006, section 6.3 and equation 6.20. B
+    needs n^2 numbers.
 
     Slide: in the form of BFGS, CUHK ELEG 5491 prints B q q' for B q p', which does not meet the secant condition.
 
@@ -34,6 +34,7 @@ class Broyden(Optimizer):
     element_wise = False
     rate = "fixed"
     line_search = True
+    logged = ("num_skipped",)
 
     def __init__(self, params: ParamsT, xi: float = 1.0, initial_scale: float | Literal["auto"] = "auto") -> None:
         check_number("xi", xi, 0, 1)

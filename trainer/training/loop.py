@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from trainer.base.capabilities import logged_by
 from trainer.base.errors import ConfigurationError, Diverged
 from trainer.base.signals import stop_request
 from trainer.base.turns import turn
@@ -181,7 +182,7 @@ def training_metrics(run: Run, grad_norm: float | None) -> dict[str, float]:
     if run.regularizer is not None:
         with torch.no_grad():
             values["train/penalty"] = run.strategy.sum_over_weights(run.regularizer.terms())
-    values |= run.lrs | run.strategy.metrics()
+    values |= run.lrs | run.strategy.metrics() | logged_by(run.optimizer)
     if run.diagnostics is not None:
         own = run.diagnostics.at_log(grad_norm)
         check_metrics("diagnostics", "at_log()", own)
