@@ -99,6 +99,7 @@ VALUES = [
     (["parallelism=downpour", "micro_batch=auto", "model=linear"], "needs parallelism=single"),
     (["parallelism=pipeline", "compile=true", "parallelism.micro_batches=1"], "leave compile=false"),
     (["data=image_folder", "data.root=FOLDER", "batch_size=2"], "did you mean data.root="),
+    (["data=image_folder", "data.root=FOLDER/inner", "data.size=8", "model=linear"], "batch_size=full takes all"),
     (["data=mnist", "data.root=FOLDER", "data.download=false"], "data.download=true would download it"),
     (["optimizer.lrr=0.1"], "Did you mean 'optimizer.lr'?"),
     (["lr=0.1"], "Did you mean 'optimizer.lr'?"),

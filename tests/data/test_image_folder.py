@@ -4,6 +4,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from images import bad_files, colours_of_16_bits, encoded, jpeg, pixels, write_folder
 from PIL import Image
 
-from trainer.base.errors import DataError
+from trainer.base.errors import ConfigurationError, DataError
+from trainer.configuration.compose import compose
+from trainer.configuration.resolve import resolve
 from trainer.data import ImageFolder, Splits
 from trainer.data.memory import as_bytes, parse_limit
 from trainer.data.photographs import inspection
@@ -86,6 +89,27 @@ def test_shares_and_seed_of_the_cut(tmp_path: Path) -> None:
     assert names(data_set(root, split_seed=1).load(), "test") != tests[0]
     with pytest.raises(ValueError, match=r"^val_fraction=0.6: must be below 1 - test_fraction"):
         data_set(root, val_fraction=0.6, test_fraction=0.4).facts()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 20, 39])
+def test_what_the_message_about_a_small_folder_advises_works(tmp_path: Path, count: int) -> None:
+    """Nobody typed the batch size of 64, or the fractions of the splits."""
+    for number in range(2 * count):
+        path = tmp_path / "root" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"is not read")
+    words = ["data=image_folder", f"data.root={tmp_path / 'root'}", "model=linear", "data.size=8"]
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(compose(words))
+    (problem,) = caught.value.problems
+    if count == 1:
+        least = "must be a folder of at least 3 photographs, for training, test, val"
+        assert problem == f"data.root={tmp_path / 'root'}: {least}"
+        return
+    advice = re.findall(r"(?<=[;,] )batch_size=\w+", problem)
+    assert len(advice) == (1 if count == 2 else 2)
+    for word in advice:
+        assert resolve(compose([*words, word])).total_steps >= 10
 
 
 def test_facts_are_told_from_names_alone(tmp_path: Path) -> None:

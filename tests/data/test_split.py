@@ -89,6 +89,14 @@ def test_cut_size_is_the_nearest_number(fraction, size):
     assert cut_size("val_fraction", fraction, 1797) == size
 
 
+@pytest.mark.parametrize("total", range(2, 10))
+def test_an_ordinary_fraction_of_a_small_set_is_at_least_one(total):
+    for fraction in (0.05, 0.1):
+        assert cut_size("val_fraction", fraction, total) == 1
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        cut_size("val_fraction", 0.04, total)
+
+
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, 1e-4, 0.9999, float("nan")])
 def test_cut_size_refuses_a_fraction_that_leaves_one_side_empty(fraction):
     with pytest.raises(ValueError, match=r"^val_fraction=.*: must be between 0 and 1"):

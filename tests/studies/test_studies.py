@@ -67,7 +67,7 @@ def test_the_same_command_skips_resumes_and_tells_what_failed(study: Path) -> No
         (["study.fold=2"], "study.fold=2: key 'study.fold' does not exist. Did you mean 'study.folds'"),
         (["study.pool=3"], "study.pool=3: must be true or false"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: must be in (0, inf) [fold=0]"),
-        (["batch_size=5000"], "batch_size=5000: must be at most 1293, the training samples (or `full`) [fold=0]"),
+        (["batch_size=5000"], "batch_size=5000: must be at most 1293, the training samples; batch_size=full"),
         (["study=kfold"], "Did you mean 'study=k_fold'?"),
         (["-m", "seed=1,2"], "study: is several runs"),
         (["study._target_=os.system"], "study._target_=os.system: "),

@@ -164,3 +164,11 @@ def micro_batch_size(config: Config, batch_size: int) -> int:
         return min(batch_size, micro_batch)
     accumulate: int = config["accumulate"]
     return -(-batch_size // accumulate)
+
+
+def advised_size(samples: int) -> str:
+    """Return which batch sizes a small set allows: all of it, or, if there are enough, a size that leaves no single
+    sample for the last step of an epoch."""
+    sizes = (size for size in (32, 16, 8, 4, 2) if 2 * size <= samples and samples % size != 1)
+    size = next(sizes, None)
+    return "batch_size=full takes all in each step" + ("" if size is None else f", batch_size={size} a part of them")

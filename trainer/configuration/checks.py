@@ -24,7 +24,7 @@ from trainer.base.improvement import direction
 from trainer.base.recomputation import blocks_of
 from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
-from trainer.configuration.blueprint import Blueprint, micro_batch_size
+from trainer.configuration.blueprint import Blueprint, advised_size, micro_batch_size
 from trainer.configuration.components import build_component
 from trainer.configuration.optimizer_checks import check_optimizer_for
 from trainer.configuration.parameter_group_checks import check_parameter_groups
@@ -50,7 +50,7 @@ def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]
         if count < 1:
             yield f"data: the {part} split is empty; it needs at least one sample"
     if batch_size != "full" and batch_size > samples:
-        yield f"batch_size={batch_size}: must be at most {samples}, the training samples (or `full`)"
+        yield f"batch_size={batch_size}: must be at most {samples}, the training samples; {advised_size(samples)}"
     elif batch_size != "full" and config["accumulate"] > batch_size:
         yield f"accumulate={config['accumulate']}: must be at most batch_size={batch_size}"
     problem = None

@@ -66,7 +66,8 @@ class FromDataset(DataSet):
         self.num_val = cut_size("val_fraction", val_fraction, len(train)) if val is None else len(val)
         self.num_test = cut_size("test_fraction", test_fraction, len(train)) if test is None else len(test)
         if self._num_kept() < 1:
-            raise ValueError(f"val_fraction={val_fraction}: must leave samples for training")
+            few = f"; train has {len(train)} samples" if len(train) < 3 else ""
+            raise ValueError(f"val_fraction={val_fraction}: must leave samples for training{few}")
         names: Sequence[object] = getattr(train, "classes", None) or ()
         if num_classes is None and not names:
             raise ValueError(f"num_classes=null: must be given, because {_kind(train)} has no list `classes`")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from trainer.base.checks import check_fraction, check_number, check_one_of, check_whole
+from trainer.base.checks import check_fraction, check_number, check_one_of, check_that, check_whole
 from trainer.base.text import join_names
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
@@ -215,7 +215,10 @@ class ImageFolder(DataSet):
         """All three splits, including bad files."""
         parts = dict(self._layout.splits)
         total = len(parts["train"].names)
-        cuts = {name: self._cut_size(name, total) for name in ("test", "val") if name not in parts}
+        missing = [name for name in ("test", "val") if name not in parts]
+        least = f"a folder of at least {1 + len(missing)} photographs, for {join_names(['training', *missing], 3)}"
+        check_that(total > len(missing), "root", str(self.root), least)
+        cuts = {name: self._cut_size(name, total) for name in missing}
         if sum(cuts.values()) >= total:
             raise ValueError(
                 f"val_fraction={self.val_fraction}: must be below 1 - test_fraction, to leave samples for training"

@@ -5,13 +5,17 @@ from torch import Tensor
 
 from trainer.base.checks import check_seed, check_that
 
+_ORDINARY = 0.05  # a fraction of this or more is at least one sample, however small the set
+
 
 def cut_size(name: str, fraction: float, total: int) -> int:
-    """Number of samples, of `total`, for `fraction`: rounded to the nearest, at least one.
+    """Number of samples, of `total`, for `fraction`: rounded to the nearest; from 0.05 on, at least one.
 
-    Raises ValueError, with `name`, for a fraction outside (0, 1) or one that rounds to none or all.
+    Raises ValueError, with `name`, for a fraction outside (0, 1), one that rounds to none or all, or a single sample.
     """
     count = round(total * fraction) if 0 < fraction < 1 else 0
+    if not count and _ORDINARY <= fraction < 1:
+        count = 1
     must = f"between 0 and 1, leaving samples on both sides of {total}"
     check_that(0 < count < total, name, fraction, must)
     return count
