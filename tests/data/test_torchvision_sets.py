@@ -407,11 +407,28 @@ def test_a_failed_download_gives_one_sentence_and_leaves_no_file(tmp_path, monke
     assert list(root.iterdir()) == []
 
 
-def test_without_a_network_cifar_names_its_root(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:9/cifar.tar.gz")
+@pytest.mark.parametrize("data_set", ALL_SETS)
+def test_without_a_network_the_message_says_which_files_belong_where(tmp_path, monkeypatch, data_set):
+    kind = getattr(torchvision.datasets, data_set.torchvision_class)
+    nowhere = "http://127.0.0.1:9/"
+    if "url" in vars(kind):
+        monkeypatch.setattr(kind, "url", nowhere + kind.filename)
+        source = f"unpack {nowhere}{kind.filename} in {tmp_path};"
+    else:
+        monkeypatch.setattr(kind, "mirrors", [nowhere])
+        archives = ", ".join(f"{name}.gz" for name in data_set.files)
+        source = f"unpack {archives} of {nowhere} into {tmp_path / data_set.folder};"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(OSError, match=rf"^cifar100: the download to {tmp_path} failed \(.*refused"):
-        CIFAR100(root=str(tmp_path)).load()
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    with pytest.raises(OSError, match=rf"^{data_set.name}: the download to {tmp_path} failed \(") as caught:
+        data_set(root=str(tmp_path)).load()
+    wanted = f"{tmp_path / data_set.folder} must hold {', '.join(data_set.files)}"
+    assert str(caught.value).endswith(f"; by hand: {source} {wanted} (or set DATA_ROOT to the folder that has it)")
+    (tmp_path / data_set.folder).mkdir(parents=True)
+    (tmp_path / data_set.folder / data_set.files[0]).touch()
+    with pytest.raises(FileNotFoundError, match=r"download=true would download it; by hand: ") as caught:
+        data_set(root=str(tmp_path), download=False).check()
+    assert f"must hold {', '.join(data_set.files[1:])} (or" in str(caught.value)
 
 
 def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch, served):

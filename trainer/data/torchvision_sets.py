@@ -1,6 +1,7 @@
 """Data sets that torchvision can read and download: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100."""
 
 import contextlib
+import errno
 import http.client
 import io
 import logging
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from trainer.base.checks import check_whole
 from trainer.base.errors import is_out_of_memory
+from trainer.base.text import join_names
 from trainer.data import memory
 from trainer.data.facts import DataFacts, DataSet, Part, Splits
 from trainer.data.split import check_root, check_split_seed, cut_size, stratified_cut
@@ -107,8 +109,20 @@ class TorchvisionSet(DataSet):
             )
         if not self.download and not self.is_present():
             raise FileNotFoundError(
-                f"{self.name} is not complete in {self.root / self.folder}; data.download=true would download it"
+                f"{self.name} is not complete in {self.root / self.folder}; data.download=true would download it; "
+                f"{self._by_hand()}"
             )
+
+    def _by_hand(self) -> str:
+        """Describe where the files of the set come from and belong, for a machine without a network."""
+        archive: str = self._kind().url
+        return f"by hand: unpack {archive} in {self.root}; {self._wanted()}"
+
+    def _wanted(self) -> str:
+        folder = self.root / self.folder
+        missing = join_names([file for file in self.files if not (folder / file).is_file()], len(self.files))
+        elsewhere = "" if os.environ.get("DATA_ROOT") else " (or set DATA_ROOT to the folder that has it)"
+        return f"{folder} must hold {missing}{elsewhere}"
 
     def load(self) -> Splits:
         self.check()
@@ -237,8 +251,10 @@ class TorchvisionSet(DataSet):
                 for file in self.files:
                     (Path(scratch) / self.folder / file).replace(target / file)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            failure = OSError(f"{self.name}: the download to {self.root} failed ({_one_line(error)})")
-            failure.errno = getattr(error, "errno", None)  # distinguishes a full or read-only disk from network errors
+            number = getattr(error, "errno", None)  # distinguishes a full or read-only disk from network errors
+            advice = "" if number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT) else f"; {self._by_hand()}"
+            failure = OSError(f"{self.name}: the download to {self.root} failed ({_one_line(error)}){advice}")
+            failure.errno = number
             raise failure from error
 
 
@@ -276,6 +292,11 @@ class MNIST(TorchvisionSet):
     num_images = (60_000, 10_000)
     input_shape = (1, 28, 28)
     class_names = tuple("0123456789")
+
+    def _by_hand(self) -> str:
+        kind = self._kind()
+        archives = join_names([name for name, _ in kind.resources], len(kind.resources))
+        return f"by hand: unpack {archives} of {kind.mirrors[0]} into {self.root / self.folder}; {self._wanted()}"
 
 
 class FashionMNIST(MNIST):
