@@ -22,6 +22,7 @@ from trainer.base.capabilities import evaluation_weights_of as evaluation_weight
 from trainer.base.capabilities import is_element_wise as is_element_wise
 from trainer.base.capabilities import needs_closure as needs_closure
 from trainer.base.capabilities import pipeline_plan as pipeline_plan
+from trainer.base.capabilities import taken_weights as taken_weights
 from trainer.base.capabilities import tensor_plan as tensor_plan
 from trainer.base.capabilities import traits as traits
 from trainer.base.chunks import Change

@@ -299,6 +299,7 @@ ELSEWHERE = {
     "init_strict=false takes what fits": "test_the_literals",
     "differentiates the loss itself": "only an optimizer of a user's does",
     "data.cache=memory": "test_the_literals",
+    "weights=FILE reads them from a file": "test_weights_are_read_from_a_file",
 }
 STATEMENTS = {
     "(ulimit -n)": "for the shell", "tensorboard --logdir": "another program", "--debug shows": "for any command",
@@ -310,6 +311,7 @@ STATEMENTS = {
     "is meant for the whole": "a remark of plan",
     "facts() says input_shape=": "what was returned", "the model has no centroids": "what has them",
     "--nproc-per-node=N": "another program", "srun --nodes=": "another program",
+    "null with pretrained=true": "what was typed",
     "frozen=true": "keys of a parameter group in a file",
     "nonlinearity=leaky_relu": "a condition", "mode=fan_out": "a condition", "schedule=1f1b": "what was chosen",
     "false with parallelism=pipeline": "what was chosen",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.libraries import need_library
+from trainer.contracts import taken_weights
 from trainer.models.from_timm import from_timm
 
 RATES = {"drop_prob": 0.5, "stochastic_depth": 0.1}
@@ -74,6 +75,7 @@ def test_the_image_size_reaches_a_transformer() -> None:
         ("resnet18", (3, 32, 32), {"arguments": {"in_chans": 3}}, "^arguments.in_chans=3: must be omitted; the data"),
         ("resnet18", (3, 32, 32), {"arguments": {"checkpoint_path": 1}}, "^arguments.checkpoint_path=1: must be omit"),
         ("resnet18", (3, 32, 32), {"arguments": {"pretrained": True}}, "^arguments.pretrained=true: must be omitted"),
+        ("resnet200", (3, 32, 32), {"pretrained": True}, "^pretrained=true: must be false: timm has no"),
         ("resnet18", (3, 32, 32), {"arguments": {"layers": [1]}}, "^model resnet18 cannot be built for images of 3x32"),
     ],
 )  # fmt: skip
@@ -92,6 +94,34 @@ def test_weights_are_read_from_a_file(tmp_path: Path) -> None:
     torch.save(theirs, tmp_path / "weights.pt")
     ours = build("test_resnet", weights=str(tmp_path / "weights.pt")).state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_pretrained_weights_are_timms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from a file, as timm's own overlay does, in place of a download."""
+    import timm
+
+    theirs = timm.create_model("test_resnet")
+    torch.save(theirs.state_dict(), tmp_path / "timm.pt")
+    create, loaded = timm.create_model, []
+
+    def offline(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+        loaded.append(pretrained)
+        return create(name, pretrained, pretrained_cfg_overlay={"file": str(tmp_path / "timm.pt")}, **more)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    ours = build("test_resnet", (1, 32, 32), pretrained=True)
+    state, other = ours.state_dict(), theirs.state_dict()
+    assert any(loaded)
+    head, first = ["fc.bias", "fc.weight"], "conv1.0.weight"
+    assert torch.equal(state[first], other[first].sum(1, keepdim=True))
+    assert all(torch.equal(value, other[key]) for key, value in state.items() if key not in (*head, first))
+    told = taken_weights(ours)
+    assert told is not None and "1 summed over colours: conv1.0.weight" in told
+    assert "2 left out: fc.bias (1000,)" in told and "2 new: fc.bias (7,)" in told
+    loaded.clear()
+    with torch.device("meta"):
+        assert taken_weights(build("test_resnet", (1, 32, 32), pretrained=True)) == told
+    assert not any(loaded)
 
 
 def test_a_missing_library_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from trainer.contracts import taken_weights
 from trainer.models.from_torchvision import from_torchvision
 
 
@@ -120,18 +121,61 @@ def test_weights_are_read_from_a_file(saved: tuple[nn.Module, Path]) -> None:
         assert build("squeezenet1_1", num_outputs=9, weights=str(path)).get_parameter("features.0.weight").is_meta
 
 
-def test_another_number_of_classes_is_named(saved: tuple[nn.Module, Path]) -> None:
-    message = r"weights=.*squeezenet.pt: .*classifier classifier.1.weight has 9 outputs, the data needs 7$"
-    with pytest.raises(ValueError, match=message):
-        build("squeezenet1_1", weights=str(saved[1]))
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
-        build("squeezenet1_1", weights=str(saved[1]))
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_what_the_data_determine_stays_new_and_is_told(saved: tuple[nn.Module, Path], channels: int) -> None:
+    """A classifier for 7 classes instead of 9; the first convolution of grey images gives what it gives for colours."""
+    theirs, path = saved
+    torch.manual_seed(2)
+    fresh = build("squeezenet1_1", (channels, 32, 32)).state_dict()
+    torch.manual_seed(2)
+    model = build("squeezenet1_1", (channels, 32, 32), weights=str(path))
+    own, other = model.state_dict(), theirs.state_dict()
+    head, first = ["classifier.1.bias", "classifier.1.weight"], "features.0.weight"
+    assert all(torch.equal(own[key], fresh[key]) for key in head)
+    assert all(torch.equal(own[key], other[key]) for key in other if key not in (*head, first))
+    lists = ["taken: features.0.bias", "left out: classifier.1.bias (9,), ", "new: classifier.1.bias (7,), "]
+    if channels == 1:
+        lists.append(f"1 summed over colours: {first} (64, 3, 3, 3)")
+        grey = torch.rand(2, 1, 32, 32)
+        colours = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), other[first])
+        torch.testing.assert_close(nn.functional.conv2d(grey, own[first]), colours)
+    elif channels == 2:
+        lists += [f"{first} (64, 3, 3, 3)", f"{first} (64, 2, 3, 3)"]
+        assert torch.equal(own[first], fresh[first])
+    told = taken_weights(model)
+    assert told is not None and told.startswith(f"weights={path}: ")
+    assert [words for words in lists if words not in told] == [], told
+    with torch.device("meta"):
+        assert taken_weights(build("squeezenet1_1", (channels, 32, 32), weights=str(path))) == told
+
+
+def test_pretrained_weights_are_torchvisions(saved: tuple[nn.Module, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = models.get_model("squeezenet1_1", num_classes=1000).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: wanted)
+    for pretrained in (True, "IMAGENET1K_V1"):
+        own = build("squeezenet1_1", num_outputs=1000, pretrained=pretrained)
+        assert taken_weights(own) is None and all(torch.equal(v, wanted[k]) for k, v in own.state_dict().items())
+    told = taken_weights(build("squeezenet1_1", (1, 32, 32), pretrained=True))
+    assert told is not None and told.startswith("pretrained=true: 49 taken: ")
+    assert "2 left out: classifier.1.bias (1000,), " in told and "1 summed over colours: features.0.weight" in told
+    with torch.device("meta"):  # no weights are read
+        monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: 1 / 0)
+        assert taken_weights(build("squeezenet1_1", (1, 32, 32), pretrained=True)) == told
+        assert taken_weights(build("vit_b_16", (3, 224, 224), pretrained="IMAGENET1K_SWAG_LINEAR_V1"))
+        assert "2 left out: fc." in str(taken_weights(build("googlenet", pretrained=True)))
+    for key, value, message in [
+        ("pretrained", True, r"^pretrained=true: must be false unless .*weights=FILE .*\(ZeroDivisionError"),
+        ("pretrained", "IMAGENET1K_V2", "^pretrained=IMAGENET1K_V2: must be false, true or one of .* did you mean"),
+        ("weights", str(saved[1]), "^weights=.*: must be null with pretrained=true"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build("squeezenet1_1", **({"pretrained": True} | {key: value}))
 
 
 def test_other_files_are_refused(saved: tuple[nn.Module, Path], tmp_path: Path) -> None:
     _, path = saved
-    with pytest.raises(ValueError, match=r"features.0.weight has the shape \(64, 3, 3, 3\) in the file, \(64, 1,"):
-        build("squeezenet1_1", (1, 32, 32), num_outputs=9, weights=str(path))
+    with pytest.raises(ValueError, match=r"features.0.bias has the shape \(64,\) in the file, \(96,\)"):
+        build("squeezenet1_0", num_outputs=9, weights=str(path))
     with pytest.raises(ValueError, match="there is no such file"):
         build("squeezenet1_1", weights=str(tmp_path / "nothing.pt"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from tests.forks import train
@@ -22,6 +23,8 @@ from trainer.configuration.resolve import resolve
 from trainer.data import memory
 from trainer.data.photographs import caching
 from trainer.planning import estimate
+from trainer.planning.remarks import weights_rows
+from trainer.planning.sections import meta_model
 from trainer.preprocessing.whitening import Whitening
 from trainer.training.step import snapshot
 
@@ -53,6 +56,22 @@ def sections(lines: list[str]) -> dict[str, list[str]]:
     """Title -> lines of the section."""
     blocks = "\n".join(lines).strip().split("\n\n")
     return {block.split("\n")[0]: block.split("\n")[1:] for block in blocks}
+
+
+@pytest.mark.parametrize("lib", [None, "torchvision"])
+def test_weights_that_do_not_all_fit_are_told_as_by_the_run(lib: str | None, plan: Plan, tmp_path: Path) -> None:
+    words = ["init_from=weights.pt", "init_strict=false", *MLP]
+    model: torch.nn.Module = torch.nn.ModuleDict({"linear1": torch.nn.Linear(64, 8), "output": torch.nn.Linear(8, 7)})
+    if lib is not None:
+        words = [f"model={lib}", "model.name=squeezenet1_1", "model.weights=weights.pt", "data=synthetic", "steps=2"]
+        model = torchvision.models.squeezenet1_1(num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    blueprint = resolve(compose(words))
+    (notice,) = assemble.build_run(blueprint).notices
+    assert list(weights_rows(blueprint, meta_model(blueprint))) == [("init_from" if lib is None else "model", notice)]
+    if lib is None:
+        assert " ".join(" ".join(sections(plan(*words))["weights"]).split()) == f"init_from {notice}"
+    assert "2 left out: " in notice and "2 new: " in notice
 
 
 def test_a_small_network_as_worked_out_by_hand(plan: Plan, tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from trainer.base.errors import ConfigurationError, DataError
 from trainer.base.randomness import seed_for
 from trainer.base.saved import read_saved
 from trainer.base.stateful import State
+from trainer.base.taken_weights import different, table
 from trainer.base.text import join_names
 from trainer.configuration.blueprint import Blueprint
 from trainer.configuration.components import build_component
+from trainer.contracts import taken_weights
 from trainer.storage import checkpoint, run_folder
 from trainer.storage.files import has_checksum
 from trainer.storage.identity import check_run, identity_of, read_record
@@ -33,6 +35,7 @@ def make_model(
         purpose = "redrawn weights" if is_redrawn else "weights"
         torch.default_generator.manual_seed(seed_for(config["seed"], purpose))
         model = blueprint.build_model()
+        told = taken_weights(model)
         initializer = build_component(config, "initializer", input_shape=tuple(blueprint.facts.input_shape))
         if initializer is not None:
             if initializer.num_samples and samples is not None:
@@ -41,11 +44,13 @@ def make_model(
                 initializer(model)
             except ValueError as error:
                 raise ConfigurationError(f"initializer={config['choices'].get('initializer')}: {error}") from error
+    lines = [told]
     if config["init_from"] is not None:
         taken, told = fitting_weights(model, Path(config["init_from"]), is_strict=config["init_strict"])
         model.load_state_dict(model.state_dict() | taken)
-        if told is not None and notices is not None:
-            notices.append(told)
+        lines.append(told)
+    if notices is not None:
+        notices += [line for line in lines if line is not None]
     return model
 
 
@@ -56,28 +61,16 @@ def fitting_weights(model: nn.Module, start: Path, *, is_strict: bool) -> tuple[
     left out and is new. Raises ConfigurationError if they do not fit, DataError if they are damaged.
     """
     state, own = read_weights(start, "init_from"), model.state_dict()
-    different = {name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)}
-    if is_strict and different:
+    others = different(own, state)
+    if is_strict and others:
         raise ConfigurationError(
-            f"init_from={start}: does not fit the model at {join_names(sorted(different), 3)}; "
+            f"init_from={start}: does not fit the model at {join_names(sorted(others), 3)}; "
             "init_strict=false takes what fits"
         )
-    taken = {name: value for name, value in state.items() if name in own and name not in different}
+    taken = {name: value for name, value in state.items() if name not in others}
     if not taken:
         raise ConfigurationError(f"init_from={start}: has no weight with the name and shape of one of the model's")
-    if not different:
-        return taken, None
-    shown = {
-        "taken": sorted(taken),
-        "left out": [f"{name} {_shape(state, name)}" for name in sorted(different & state.keys())],
-        "new": [f"{name} {_shape(own, name)}" for name in sorted(different & own.keys())],
-    }
-    lists = (f"{len(names)} {kind}: {join_names(names, 4)}" for kind, names in shown.items() if names)
-    return taken, f"init_from={start}: {'; '.join(lists)}"
-
-
-def _shape(state: State, name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
+    return taken, table(f"init_from={start}", own, state)
 
 
 def read_weights(start: Path, key: str) -> State:

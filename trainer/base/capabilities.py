@@ -144,6 +144,12 @@ def auxiliary_weights(model: "nn.Module") -> tuple[float, ...]:
     return tuple(getattr(model, "auxiliary_weights", ()))
 
 
+def taken_weights(model: "nn.Module") -> str | None:
+    """What the model declares to have taken from pretrained weights, and left out; None if it took all, or has none."""
+    told = getattr(model, "taken_weights", None)
+    return told if isinstance(told, str) else None
+
+
 def residual_ends(model: "nn.Module") -> "list[nn.Module]":
     """The last layers of the model's residual branches; a block names its own as `residual_end`."""
     ends = []

@@ -17,6 +17,7 @@ from trainer.configuration import compose
 from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
 from trainer.hydra_entry.preflight import fitting_trials
+from trainer.planning.remarks import weights_rows
 from trainer.planning.sections import (
     changed_keys,
     choices_table,
@@ -106,6 +107,8 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
         print_section(console, "changed keys", make_grid(changed))
     print_section(console, "data", make_grid(data_rows(blueprint)))
     print_section(console, "model", model_table(model, blueprint))
+    if rows := list(weights_rows(blueprint, model)):
+        print_section(console, "weights", make_grid(rows))
     if (initial := initial_table(blueprint, sum(p.numel() for p in model.parameters()))) is not None:
         print_section(console, *initial)
     print_section(console, "parameter groups", group_table(model, config))

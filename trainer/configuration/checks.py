@@ -73,7 +73,9 @@ def line_of(group: str, error: Exception) -> str:
 
 def check_contradictions(config: Config, total_steps: int) -> Iterator[str]:
     """Settings that have no effect because of another setting."""
-    weights = config["init_from"] or (config["model"] or {}).get("weights")
+    model = config["model"] or {}
+    is_pretrained = model.get("pretrained") and str(model.get("_target_")).startswith("trainer.models.")
+    weights = config["init_from"] or model.get("weights") or ("model.pretrained" if is_pretrained else None)
     if weights is not None and (config["initializer"] or {}).get("_target_"):
         option = config["choices"].get("initializer", "initializer")
         yield f"initializer={option}: the weights come from {weights}; leave initializer=default"

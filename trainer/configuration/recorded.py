@@ -121,7 +121,7 @@ def as_trained(config: Config) -> Config:
     """Return the configuration without the weights that training started from: a checkpoint replaces them."""
     model = config["model"] or {}
     if model.get("_target_") in _FROM_LIBRARIES:
-        model = model | {"weights": None}
+        model = model | {key: value for key, value in {"weights": None, "pretrained": False}.items() if key in model}
     return without_source(config) | {"init_from": None, "model": model}
 
 

@@ -1,17 +1,19 @@
 """What the models of libraries have in common: errors in one sentence, the size of images, weights from a file."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trainer.base.checks import check_that
+from trainer.base.checks import check_that, refuse
 from trainer.base.config import ConfigValue
-from trainer.base.errors import DataError
+from trainer.base.errors import DataError, is_out_of_memory
 from trainer.base.saved import read_saved
+from trainer.base.taken_weights import different, shape_of, table
+from trainer.base.text import written
 from trainer.models.parts import check_dropout, check_stochastic_depth
 
 # no classification model of torchvision needs more pixels on a side
@@ -73,9 +75,33 @@ def check_images(model: nn.Module, name: str, input_shape: tuple[int, int, int])
             raise ValueError(f"model {name} {problem}")
 
 
-def load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
-    """Copy a state dict from a file. Raises ValueError if the file or one of its entries does not match, DataError if
-    it is damaged."""
+Recipe = Callable[[int, int], nn.Module]
+"""Builds a model for numbers of channels and classes."""
+
+
+def take_pretrained(
+    model: nn.Module, library: Callable[[bool], nn.Module], recipe: Recipe, name: str, pretrained: bool | str
+) -> None:
+    """Take the weights of the library's own model, which may be downloaded; see `take`.
+
+    `library` builds it, with its weights unless its argument is false: on the meta device only shapes are compared.
+    Raises ValueError if the weights cannot be had.
+    """
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            state = library(device.type != "meta").state_dict()
+    except Exception as error:  # libraries raise almost anything without a network
+        if is_out_of_memory(error):
+            raise
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        must = "false unless the weights are cached or can be downloaded; weights=FILE reads them from a file"
+        refuse("pretrained", pretrained, f"{must} ({text})")
+    take(model, state, recipe, name, f"pretrained={written(pretrained)}")
+
+
+def read(model: nn.Module, path: str) -> Mapping[str, Tensor]:
+    """Read a state dict from a file. Raises ValueError if the file is none, DataError if it is damaged."""
     is_file = Path(path).expanduser().is_file()
     check_that(is_file, "weights", path, "null or a file of weights; there is no such file")
     device = next(model.parameters()).device
@@ -87,23 +113,42 @@ def load(model: nn.Module, name: str, path: str, num_outputs: int) -> None:
         raise ValueError(f"weights={path}: must be a state dict saved by torch.save, of tensors only") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={path}: must be a state dict, tensors by name, and nothing else")
-    if problem := _misfit(model, state, num_outputs):
-        raise ValueError(f"weights={path}: must fit model {name}; {problem}")
-    model.load_state_dict(state, strict=False)
+    return state
 
 
-def _misfit(model: nn.Module, state: Mapping[str, Tensor], num_outputs: int) -> str:
-    """Describe the first mismatch between a state dict and the model; empty if there is none."""
+def take(model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe, name: str, where: str) -> None:
+    """Copy a state dict into a model, and declare on it what was taken, left out and is new (`taken_weights`).
+
+    Entries whose shapes the data determine, the classifier and the first convolution, may differ: they stay new, but a
+    convolution of colours is summed for grey images, which are colours of equal values. Raises ValueError if any other
+    entry does not match; `where` is the key that names the state.
+    """
     own = model.state_dict()
-    for key, tensor in own.items():
-        in_file = tuple(state[key].shape) if key in state else tuple(tensor.shape)
-        in_model = tuple(tensor.shape)
-        if in_model[1:] == in_file[1:] and in_model[:1] == (num_outputs,) != in_file[:1]:
-            return f"its classifier {key} has {in_file[0]} outputs, the data needs {num_outputs}"
-        if in_model != in_file:
-            return f"{key} has the shape {in_file} in the file, {in_model} in the model"
     # files older than num_batches_tracked have no such entry; torch does not require it
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | dict(state)
+    with torch.device("meta"):
+        shapes = [recipe(channels, classes).state_dict() for channels, classes in ((2, 2), (5, 5))]
+    from_data = different(*shapes)
+    if problem := _misfit(own, state, from_data):
+        raise ValueError(f"{where}: must fit model {name}; {problem}")
+    others = different(own, state)
+    summed = {key: state[key].sum(1, keepdim=True) for key in others & from_data if _is_grey(own[key], state[key])}
+    model.load_state_dict(own | {key: value for key, value in state.items() if key not in others} | summed)
+    vars(model)["taken_weights"] = table(where, own, state, summed)
+
+
+def _is_grey(own: Tensor, other: Tensor) -> bool:
+    """Whether one is the kernel of a convolution of grey images, and the other that of the same one of colours."""
+    return own.dim() == 4 and other.shape == (len(own), 3, *own.shape[2:]) and own.size(1) == 1
+
+
+def _misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], from_data: Collection[str]) -> str:
+    """Describe the first mismatch between a model's state and another one; empty if there is none."""
+    for key, tensor in own.items():
+        in_file, in_model = shape_of(state, key), tuple(tensor.shape)
+        if in_file not in (None, in_model) and key not in from_data:
+            return f"{key} has the shape {in_file} in the file, {in_model} in the model"
+    missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
     if missing:
         return f"{len(missing)} entries are not in the file, such as {missing[0]}"

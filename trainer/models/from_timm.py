@@ -11,7 +11,7 @@ from torch import nn
 from trainer.base.checks import check_that, refuse
 from trainer.base.config import Config, ConfigValue
 from trainer.base.text import did_you_mean
-from trainer.models.from_library import built, check_images, check_rates, load
+from trainer.models.from_library import built, check_images, check_rates, read, take, take_pretrained
 
 # constructor arguments that the data determine, by timm's names
 _FROM_DATA = ("num_classes", "in_chans", "img_size")
@@ -24,6 +24,7 @@ def from_timm(
     input_shape: tuple[int, int, int],
     num_outputs: int,
     name: str = "resnet18",
+    pretrained: bool = False,
     weights: str | None = None,
     drop_prob: float | None = None,
     stochastic_depth: float | None = None,
@@ -33,9 +34,11 @@ def from_timm(
 
     The data give the numbers of classes and channels and, for models of a fixed size (vit, swin), the image size.
     `drop_prob` and `stochastic_depth` are drop probabilities in [0, 1), null for the model's own (timm's `drop_rate`
-    and `drop_path_rate`). `weights` is the path to a state dict saved with torch.save, which must match the model
-    entry by entry; it is read with weights_only=True. timm is not installed with Gearshift: `pip install
-    'gearshift[timm]'`.
+    and `drop_path_rate`). timm is not installed with Gearshift: `pip install 'gearshift[timm]'`.
+
+    `pretrained` takes timm's weights, those of the tag if `name` has one (resnet18.a1_in1k), which are downloaded once;
+    `weights` is the path to a state dict saved with torch.save, read with weights_only=True. What may differ is the
+    same as for `model=torchvision`, and is told.
 
     Raises ValueError without timm, for an unknown name or argument, weights that do not match, or images that are too
     small; DataError for damaged weights.
@@ -46,14 +49,23 @@ def from_timm(
     given = dict(arguments or {})
     rates = {"drop_prob": drop_prob, "stochastic_depth": stochastic_depth}
     build = _constructor(timm, name, given, rates, input_shape)
+    check_that(not pretrained or weights is None, "weights", weights, "null with pretrained=true")
+    has_weights = timm.get_pretrained_cfg(name).has_weights
+    check_that(not pretrained or has_weights, "pretrained", True, f"false: timm has no weights of {name}")
+
+    def recipe(num_channels: int, num_classes: int) -> nn.Module:
+        return built(lambda: build({"in_chans": num_channels, "num_classes": num_classes}), name, given, input_shape)
+
     try:
-        model = built(lambda: build(input_shape[0], num_outputs), name, given, input_shape)
+        model = recipe(input_shape[0], num_outputs)
     except ValueError as error:
         _refuse_argument(timm, name, str(error), rates, given)
         raise
     check_images(model, name, input_shape)
-    if weights is not None:
-        load(model, name, weights, num_outputs)
+    if pretrained:
+        take_pretrained(model, lambda loads: build({"pretrained": loads}), recipe, name, pretrained)
+    elif weights is not None:
+        take(model, read(model, weights), recipe, name, f"weights={weights}")
     return model
 
 
@@ -82,8 +94,8 @@ def _check_name(timm: ModuleType, name: str) -> None:
 
 def _constructor(
     timm: ModuleType, name: str, arguments: Config, rates: Mapping[str, float | None], shape: tuple[int, int, int]
-) -> Callable[[int, int], nn.Module]:
-    """Check the arguments; return the function that builds the model for numbers of channels and classes."""
+) -> Callable[[Config], nn.Module]:
+    """Check the arguments; return the function that builds the model with further arguments of `timm.create_model`."""
     for key, value in arguments.items():
         check_that(key not in _FROM_DATA, f"arguments.{key}", value, "omitted; the data determine it")
         # among them are files and settings of weights to load
@@ -96,9 +108,8 @@ def _constructor(
             chosen[_RATES[key]] = rate
     size = {"img_size": shape[1:]} if timm.get_pretrained_cfg(name).fixed_input_size else {}
 
-    def build(num_channels: int, num_outputs: int) -> nn.Module:
-        from_data = {"num_classes": num_outputs, "in_chans": num_channels} | size
-        model: nn.Module = timm.create_model(name, **from_data, **chosen)
+    def build(more: Config) -> nn.Module:
+        model: nn.Module = timm.create_model(name, **size, **chosen, **more)
         return model
 
     return build

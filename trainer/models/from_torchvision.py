@@ -7,8 +7,8 @@ from torch import nn
 
 from trainer.base.checks import check_that, refuse
 from trainer.base.config import Config, ConfigValue
-from trainer.base.text import did_you_mean
-from trainer.models.from_library import built, check_images, check_rates, load
+from trainer.base.text import did_you_mean, written
+from trainer.models.from_library import built, check_images, check_rates, read, take, take_pretrained
 
 # constructor arguments that the data determine, by torchvision's names
 _FROM_DATA = ("num_classes", "image_size", "input_size")
@@ -21,6 +21,7 @@ def from_torchvision(
     input_shape: tuple[int, int, int],
     num_outputs: int,
     name: str = "resnet18",
+    pretrained: bool | str = False,
     weights: str | None = None,
     drop_prob: float | None = None,
     stochastic_depth: float | None = None,
@@ -31,8 +32,13 @@ def from_torchvision(
     The data give the number of classes and, if the constructor takes it (vit, maxvit), the image size. If the data do
     not have 3 channels, the first convolution is replaced by a new one. Auxiliary classifiers (googlenet,
     inception_v3) are omitted. `drop_prob` and `stochastic_depth` are drop probabilities in [0, 1), null for the
-    model's own. `weights` is the path to a state dict saved with torch.save, which must match the model entry by
-    entry; it is read with weights_only=True.
+    model's own.
+
+    `pretrained` takes torchvision's weights, true for the default ones or a name such as IMAGENET1K_V1, which are
+    downloaded once; `weights` is the path to a state dict saved with torch.save, read with weights_only=True. They must
+    match the model entry by entry. Only the classifier stays new if it is for another number of classes, and the first
+    convolution for another number of channels; for grey images its kernels are summed over colours. The run says what
+    was taken, left out and is new.
 
     Raises ValueError for an unknown name or argument, weights that do not match, or images that are too small;
     DataError for damaged weights.
@@ -40,11 +46,20 @@ def from_torchvision(
     check_rates(drop_prob, stochastic_depth)
     given = dict(arguments or {})
     build = _constructor(name, given, {"drop_prob": drop_prob, "stochastic_depth": stochastic_depth}, input_shape)
-    model = built(lambda: build(num_outputs), name, given, input_shape)
-    _take_channels(model, input_shape[0])
+    check_that(not pretrained or weights is None, "weights", weights, f"null with pretrained={written(pretrained)}")
+
+    def recipe(num_channels: int, num_classes: int) -> nn.Module:
+        model = built(lambda: build(num_classes), name, given, input_shape)
+        _take_channels(model, num_channels)
+        return model
+
+    library = _pretrained(name, pretrained) if pretrained else None
+    model = recipe(input_shape[0], num_outputs)
     check_images(model, name, input_shape)
-    if weights is not None:
-        load(model, name, weights, num_outputs)
+    if library is not None:
+        take_pretrained(model, library, recipe, name, pretrained)
+    elif weights is not None:
+        take(model, read(model, weights), recipe, name, f"weights={weights}")
     return model
 
 
@@ -72,6 +87,26 @@ def _constructor(
                 refuse(key, rate, f"null for model {name}" + (", which has none" if own is None else f", given {own}"))
             chosen[own] = rate
     return lambda num_outputs: models.get_model(name, weights=None, num_classes=num_outputs, **chosen)
+
+
+def _pretrained(name: str, pretrained: bool | str) -> Callable[[bool], nn.Module]:
+    """Check the name of weights; return the function that builds torchvision's model, with them or only its shapes."""
+    from torchvision import models
+
+    named = models.get_model_weights(name).__members__
+    wanted = "DEFAULT" if pretrained is True else pretrained
+    must = f"false, true or one of {', '.join(named)} for model {name}{did_you_mean(wanted, named)}"
+    check_that(wanted in named, "pretrained", pretrained, must)
+    weights = named[str(wanted)]
+    # what torchvision sets for the weights, and for auxiliary classifiers, which it removes after loading
+    taken = inspect.signature(inspect.signature(models.get_model_builder(name)).return_annotation).parameters
+    size = weights.meta.get("min_size", (0, 0))
+    found = {"num_classes": len(weights.meta["categories"]), "image_size": size[0], "input_size": size}
+    fixed = {"aux_logits": False, "init_weights": False} | found
+    shapes = {key: value for key, value in fixed.items() if key in taken}
+    return lambda loads: (
+        models.get_model(name, weights=weights) if loads else models.get_model(name, weights=None, **shapes)
+    )
 
 
 def _check_arguments(name: str, arguments: Mapping[str, ConfigValue], known: Iterable[str]) -> None:
