@@ -562,3 +562,34 @@ def test_what_does_not_fit_the_limit_is_read_from_a_file(
 def test_a_limit_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"memory_limit=much: must be auto, a number of bytes, or a size such as"):
         FashionMNIST(str(tmp_path), memory_limit="much")
+
+
+@pytest.mark.slow
+def test_data_cifar100_is_trained_from_files_in_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded handwritten digits, enlarged to 32x32 colour pixels, as digits 0..9 of the 100 classes."""
+    from sklearn.datasets import load_digits
+
+    from trainer import assemble, compose, fit
+
+    digits = load_digits()
+    grey_NHW = (digits.images * 255 / 16).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    rows = grey_NHW.reshape(-1, 1, 1024).repeat(3, 1).reshape(-1, 3072)
+    files = {"meta": pickle.dumps({"fine_label_names": CIFAR100.class_names}, protocol=2)}
+    for name, part in (("train", slice(0, 1500)), ("test", slice(1500, 1797))):
+        labels = digits.target[part].tolist()
+        content = {"data": rows[part], "fine_labels": labels, "coarse_labels": labels}
+        files[name] = pickle.dumps(content, protocol=2)
+    accept(monkeypatch, files)
+    monkeypatch.setattr(CIFAR100, "num_images", (1500, 297))
+    write_cifar100(tmp_path, files)
+    overrides = [
+        "data=cifar100",
+        f"data.root={tmp_path}",
+        "model=lenet",
+        "model.channels=[8,16]",
+        "epochs=5",
+        "threads=1",
+    ]
+    result = fit(assemble(compose(overrides), tmp_path / "run"))
+    assert (result.status, result.epochs) == ("completed", 5)
+    assert result.test["test/accuracy"] > 0.9
