@@ -17,7 +17,11 @@ from tests.data.images import jpeg
 from trainer.base.errors import ConfigurationError, DataError, OutOfMemory
 from trainer.base.improvement import direction
 from trainer.configuration import compose
+from trainer.configuration.few_samples import few_samples
+from trainer.configuration.resolve import resolve
 from trainer.hydra_entry.preflight import check_parts
+from trainer.planning.remarks import model_rows
+from trainer.planning.sections import meta_model
 from trainer.training.step import refuse_or_halve
 
 PACKAGE = Path(__file__).parents[2] / "trainer"
@@ -268,6 +272,47 @@ def test_less_memory_and_a_direction_are_advised_as_they_can_be_typed() -> None:
     assert [problems([item]) for item in items] == [[], []]
 
 
+FEW_SAMPLES = [
+    # what is typed, how many samples batch norm sees, what is advised
+    ("batch_size=6", "6 samples at", "batch_size=8"),
+    ("batch_size=26 accumulate=4", "5 samples at", "batch_size=32"),
+    ("batch_size=64 micro_batch=15", "4 samples at", "micro_batch=16"),
+    ("batch_size=12 parallelism=local_sgd", "6 samples of one rank at", "batch_size=16"),
+    ("batch_size=12 parallelism=downpour parallelism.devices=4", "3 samples of one rank at", "batch_size=32"),
+    ("batch_size=24 parallelism=hybrid parallelism.batch_norm=plain accumulate=2", "6 samples of one rank at",
+     "batch_size=32"),
+    ("batch_size=12 parallelism=ddp parallelism.batch_norm=plain", "6 samples of one rank at", "batch_size=16"),
+    ("batch_size=12 parallelism=ddp", None, None),
+    ("batch_size=8", None, None),
+    ("batch_size=6 model.norm=none", None, None),
+    ("batch_size=6 parameter_groups.a.match='norm*' parameter_groups.a.frozen=true", None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "seen", "item"), FEW_SAMPLES)
+def test_batch_norm_of_few_samples_is_told_with_what_helps(typed: str, seen: str | None, item: str | None) -> None:
+    def told(words: list[str]) -> str | None:
+        blueprint = resolve(compose.compose(words))
+        rows = list(model_rows(blueprint, model := meta_model(blueprint)))
+        notice = few_samples(blueprint, model)
+        assert [f"{name}: {text}" for name, text in rows] == ([] if notice is None else [notice])
+        return notice
+
+    words = [*shlex.split(typed.replace("'", '"')), "model=lenet", "data=synthetic", "data.num_train=640"]
+    notice = told(words)
+    if seen is None or item is None:
+        assert notice is None
+        return
+    assert notice is not None and f"the statistics of {seen} a time" in notice
+    assert advised(notice) == [item]
+    assert told([*(word for word in words if word.partition("=")[0] != item.partition("=")[0]), item]) is None
+
+
+def test_a_run_says_that_batch_norm_has_few_samples(train: Train) -> None:
+    done = train("model=lenet", "batch_size=6", "steps=1")
+    assert done.code == 0 and "takes the statistics of 6 samples at a time" in done.out
+
+
 # --- every text that gives advice is tried above, or elsewhere, or needs no typing ------------------------------
 
 TRIED = (
@@ -275,7 +320,7 @@ TRIED = (
     "only --show without a name overwrites", "--config-dir FOLDER", "--trust ", "requires tta=ten_crop",
     "train evaluate RUN", "[key=value ...]", "continue the run in it",
     "train repeat \0", "train resume \0 \0=\0", " schedule_length=\0step",
-    "undo the change", "set micro_batch=", "set accumulate=", ", or micro_batch=auto", "mode=max",
+    "undo the change", "; set batch_size=", "set micro_batch=", "set accumulate=", ", or micro_batch=auto", "mode=max",
 )  # fmt: skip
 ELSEWHERE = {
     "which a folder cannot ask for by itself": "test_a_primary_configuration_and_options_of_ones_own",

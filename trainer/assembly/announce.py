@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from trainer.base.config import Config, ConfigValue
+from trainer.configuration.few_samples import few_samples
 from trainer.reporting.initial_outputs import FirstOutputs
 from trainer.reporting.pixels import as_levels
 from trainer.reporting.tables import format_count
@@ -44,6 +45,7 @@ def announce(run: Run, resumed: bool) -> None:
         *run.notices,
         *run.strategy.differences(run.model, plan.dtype),
         *plan.schedule.notices(plan.schedule_steps),
+        *filter(None, [few_samples(plan, run.model)]),
     ):
         run.report.message(notice)
     board = run.report.tensorboard

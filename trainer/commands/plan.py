@@ -17,7 +17,7 @@ from trainer.configuration import compose
 from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
 from trainer.hydra_entry.preflight import fitting_trials
-from trainer.planning.remarks import weights_rows
+from trainer.planning.remarks import model_rows, weights_rows
 from trainer.planning.sections import (
     changed_keys,
     choices_table,
@@ -115,7 +115,7 @@ def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None
     if (penalties := penalty_table(model, config)) is not None:
         print_section(console, "regularizer", penalties)
     print_section(console, *learning_rate_curve(blueprint, console))
-    print_section(console, "steps", make_grid(step_rows(blueprint)))
+    print_section(console, "steps", make_grid([*step_rows(blueprint), *model_rows(blueprint, model)]))
     largest = blueprint.at_largest_batch()
     found = estimate(largest)
     print_section(console, "estimate", make_grid(estimate_rows(largest, found)))

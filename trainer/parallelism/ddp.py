@@ -57,6 +57,10 @@ class DataParallel(Ranks):
     def is_exact(self, model: nn.Module) -> bool:
         return self.batch_norm != "plain" or not any(isinstance(module, _BatchNorm) for module in model.modules())
 
+    @property
+    def norm_shards(self) -> int:  # type: ignore[override]
+        return 1 if self.is_synchronized else self.data_size
+
     def notices(self, model: nn.Module) -> list[str]:
         if not self.is_exact(model):
             return ["batch norm is plain: it uses the statistics of each shard; the curve is not that of one device"]

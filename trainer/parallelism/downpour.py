@@ -114,6 +114,10 @@ class Downpour(Unreduced):
         if config["on_nonfinite"] == "rollback":
             raise ValueError("on_nonfinite=rollback: asynchronous workers cannot roll back together; use stop or skip")
 
+    @property
+    def norm_shards(self) -> int:  # type: ignore[override]
+        return self.world_size
+
     def notices(self, model: nn.Module) -> list[str]:
         if self.world_size == 1:
             return []

@@ -46,6 +46,10 @@ class LocalSGD(Ranks):
         has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
         return self.world_size == 1 or (self.period == 1 and not has_batch_norm)
 
+    @property
+    def norm_shards(self) -> int:  # type: ignore[override]
+        return self.world_size
+
     def notices(self, model: nn.Module) -> list[str]:
         if self.is_exact(model):
             return []

@@ -67,6 +67,9 @@ class Strategy(ABC):
     """Whether every step must use every parameter of the model."""
     weights_differ: bool = False
     """Whether a weight can have other values on other ranks between two steps."""
+    norm_shards: int = 1
+    """Number of shards of a micro-batch of which batch norm takes the statistics separately; 1: of all ranks' samples
+    together."""
     differentiates: bool = False
     """Whether the loss over all ranks can be differentiated twice, for optimizers that use second derivatives."""
     preload: tuple[str, ...] = ()

@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from trainer.configuration.blueprint import Blueprint
 
 
+def model_rows(blueprint: "Blueprint", model: "nn.Module") -> Iterator[tuple[str, str]]:
+    """Yield the warning about batch norm of few samples, if there is one."""
+    from trainer.configuration.few_samples import few_samples
+
+    if (told := few_samples(blueprint, model)) is not None:
+        name, _, text = told.partition(": ")
+        yield name, text
+
+
 def weights_rows(blueprint: "Blueprint", model: "nn.Module") -> Iterator[tuple[str, str]]:
     """Yield what a model takes, leaves out and has new of weights that do not all fit it."""
     from trainer.assembly.weights import fitting_weights
