@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from trainer.initializers import (
     XavierUniform,
 )
 from trainer.initializers.activations import following, gain_of
+from trainer.initializers.kmeans_plus_plus import KMeansPlusPlus
 from trainer.initializers.weights import left_alone
+from trainer.models.centroids import Centroids
 from trainer.models.resnet import resnet
 from trainer.reporting.initial_outputs import FirstOutputs, as_markdown
 
@@ -300,6 +303,12 @@ def test_fan_out_keeps_the_variance_of_gradients() -> None:
     [
         (lambda: Normal(0), "^std=0: must be a number above 0$"),
         (lambda: Normal(float("inf")), "^std=inf: must be"),
+        (lambda: XavierNormal(0.0), "^gain=0.0: must be a number above 0 or auto$"),
+        (lambda: Orthogonal(0.0), "^gain=0.0: must be a number above 0 or auto$"),
+        (lambda: TruncatedNormal(0.0), "^std=0.0: must be a number above 0$"),
+        (lambda: Constant(float("inf")), "^value=inf: must be a finite number$"),
+        (lambda: DataDependent(1), "^samples=1: must be"),
+        (lambda: KMeansPlusPlus(0), "^samples=0: must be"),
         (lambda: XavierNormal(-1.0), "^gain=-1.0: must be a number above 0 or auto$"),
         (lambda: XavierUniform(float("nan")), "^gain=nan: must be"),
         (
@@ -320,6 +329,7 @@ def test_fan_out_keeps_the_variance_of_gradients() -> None:
     ],
 )
 def test_bad_arguments_are_named(build: Callable[[], Initializer], message: str) -> None:
+    DataDependent(2), KMeansPlusPlus(1)  # the least that are allowed
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -380,6 +390,34 @@ def test_the_gain_is_that_of_the_activation_after_each_layer() -> None:
         nn.Linear(6, 8), nn.GELU(), nn.Dropout(), nn.Linear(8, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 2)
     )
     assert [name for name, _ in following(modules, (6,)).values()] == ["gelu", "silu", "linear"]
+
+
+class Calls(nn.Module):
+    """Calls of leaky ReLU with and without a slope, an activation before any layer, and a layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        functions = [
+            lambda y: nn.functional.leaky_relu_(y, 0.3), nn.functional.leaky_relu_, nn.functional.leaky_relu,
+            lambda y: nn.functional.leaky_relu(y, negative_slope=0.2), torch.relu,
+        ]  # fmt: skip
+        x_ND = torch.tanh(x_ND)
+        for layer, function in zip(self.layers, functions, strict=True):
+            x_ND = function(layer(x_ND))
+        return torch.tanh(self.layers[4](x_ND))
+
+
+def test_slopes_are_those_of_the_calls_and_the_first_activation_counts() -> None:
+    model = Calls()
+    slopes = [("leaky_relu", slope) for slope in (0.3, 0.01, 0.01, 0.2)]
+    assert list(following(model, (6,)).values()) == [*slopes, ("relu", 0.0)]
+    assert not any(layer._forward_pre_hooks for layer in model.layers)
+    modules = nn.Sequential(nn.Tanh(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.LeakyReLU(0.4))
+    for input_shape in ((6,), None):
+        assert list(following(modules, input_shape).values()) == [("relu", 0.0), ("leaky_relu", 0.4)]
 
 
 def test_a_model_that_does_not_take_zeros_is_taken_as_registered() -> None:
@@ -469,6 +507,17 @@ def test_blocks_begin_as_the_identity(norm: str) -> None:
     IdentityResidual(input_shape=(3, 8, 8))(model)
     features = torch.rand(2, 4, 8, 8)
     assert torch.equal(model.block1_1(features), features)  # type: ignore[operator]
+    others = resnet(input_shape=(3, 8, 8), num_outputs=4, depth=8, width=4, norm=norm)
+    for initializer, made in (
+        (IdentityResidual(input_shape=(3, 8, 8)), model),
+        (KaimingNormal(input_shape=(3, 8, 8)), others),
+    ):
+        torch.manual_seed(0)
+        initializer(made)
+    zeros = {name for name, p in model.named_parameters() if name.endswith("weight") and not p.any()}
+    assert len(zeros) == 3  # of three blocks
+    for (name, one), other in zip(model.named_parameters(), others.parameters(), strict=True):
+        assert name in zeros or torch.equal(one, other), name
     with pytest.raises(ValueError, match="no residual branches"):
         IdentityResidual()(nn.Sequential(nn.Linear(3, 3)))
 
@@ -490,7 +539,8 @@ def test_torchvisions_blocks_begin_as_the_identity() -> None:
     reference="standard deviation 1 of the outputs of every layer",
     tolerance="1e-5 relative",
 )
-def test_data_dependent_gives_unit_variance_to_every_layer() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_data_dependent_gives_unit_variance_to_every_layer(training: bool) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(),
         nn.Linear(16 * 36, 50), nn.ReLU(), nn.Linear(50, 4),
@@ -499,8 +549,10 @@ def test_data_dependent_gives_unit_variance_to_every_layer() -> None:
     images = torch.randn(64, 3, 8, 8, generator=generator) * 3 + 1
     initializer = DataDependent(64)
     initializer.see(images)
-    initializer(model)
-    model[3].eval()
+    initializer(model.train(training))
+    assert {module.training for module in model.modules()} == {training}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    model.train()[3].eval()
     outputs = [model[:k](images).detach() for k in (1, 6, 8)]
     assert [float(out.std()) for out in outputs] == pytest.approx([1, 1, 1], rel=1e-5)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
@@ -508,6 +560,39 @@ def test_data_dependent_gives_unit_variance_to_every_layer() -> None:
     initializer(model)
     assert torch.equal(model[1].running_mean, torch.zeros(4))
     assert model.training
+
+
+@pytest.mark.parametrize("images", [None, torch.zeros(4, 6)])
+def test_data_dependent_leaves_orthonormal_weights_where_there_is_no_variance(images: Tensor | None) -> None:
+    initializer, model = DataDependent(), nn.Sequential(nn.Linear(6, 6))
+    if images is not None:
+        initializer.see(images)
+    initializer(model)
+    weight = model[0].weight.detach()
+    torch.testing.assert_close(weight @ weight.T, torch.eye(6), rtol=0, atol=1e-5)
+
+
+def test_kmeans_plus_plus_draws_by_the_squared_distance_to_the_nearest() -> None:
+    initializer, samples = KMeansPlusPlus(), torch.tensor([[0.0], [1.0], [3.0]])
+    model, counts = Centroids(input_shape=(1, 1, 1), num_outputs=2), Counter[tuple[float, ...]]()
+    torch.manual_seed(0)
+    for _ in range(1000):
+        initializer.see(samples)
+        initializer(model)
+        counts[tuple(model.centroids.flatten().tolist())] += 1
+    expected = {(0, 1): 1 / 30, (0, 3): 9 / 30, (1, 0): 1 / 15, (1, 3): 4 / 15, (3, 0): 9 / 39, (3, 1): 4 / 39}
+    assert {pair: counts[pair] / 1000 for pair in counts} == pytest.approx(expected, abs=0.05)
+    before = model.centroids.detach().clone()
+    initializer(model)  # has seen nothing since
+    assert torch.equal(model.centroids, before)
+    three = Centroids(input_shape=(1, 1, 1), num_outputs=3)
+    for _ in range(20):
+        initializer.see(samples)
+        initializer(three)
+        assert sorted(three.centroids.flatten().tolist()) == [0, 1, 3]
+    initializer.see(torch.ones(4, 1))  # fewer different samples than centroids
+    initializer(three)
+    assert three.centroids.eq(1).all()
 
 
 def test_recurrent_and_attention_weights_are_drawn_matrix_by_matrix() -> None:

@@ -90,12 +90,17 @@ def test_mse_over_the_number_of_samples_is_torchs_mean() -> None:
 
 
 @pytest.mark.parametrize("loss", OURS)
-def test_parts_add_up_and_the_gradient_is_right(loss: Loss) -> None:
+def test_parts_add_up_and_the_gradient_is_right(loss: Any) -> None:
     outputs_NK, targets_N = logits().double().requires_grad_(), classes()
     whole = loss(outputs_NK, targets_N)
     assert whole.shape == ()
     parts = sum(loss(outputs_NK[part], targets_N[part]).item() for part in (slice(0, 5), slice(5, 12)))
     assert whole.item() == pytest.approx(parts, rel=1e-12)
+    each_N = loss.each(outputs_NK, targets_N)
+    assert each_N.shape == (12,)
+    assert [loss(outputs_NK[n : n + 1], targets_N[n : n + 1]).item() for n in range(12)] == pytest.approx(
+        each_N.tolist()
+    )
     assert torch.autograd.gradcheck(lambda out: loss(out, targets_N), outputs_NK)
 
 
@@ -124,11 +129,14 @@ def test_values_of_another_shape_are_refused(targets: Tensor) -> None:
         MSE()(logits(), targets)
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(0.3), CrossEntropy(base=2), CrossEntropy(0.3, 2)])
-def test_initial_value_is_the_loss_of_equal_outputs(loss: CrossEntropy) -> None:
+@pytest.mark.parametrize("base", ["e", 2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("make", [CrossEntropy, KLDivergence])
+def test_initial_value_is_the_loss_of_equal_outputs(make: type[CrossEntropy], smoothing: float, base: Any) -> None:
+    loss = make(smoothing, base)
     for num_outputs in (2, 10, 1000):
         mean = loss(torch.zeros(4, num_outputs), torch.arange(4) % num_outputs).item() / 4
-        assert loss.initial_value(num_outputs) == pytest.approx(mean, rel=1e-6)
+        assert loss.initial_value(num_outputs) == pytest.approx(mean, rel=1e-5)
     assert MSE().initial_value(10) is None
 
 
@@ -165,6 +173,13 @@ def test_what_the_losses_declare() -> None:
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CrossEntropy(**arguments)
+
+
+@pytest.mark.parametrize("clusters", [0, -1, 1.5])
+def test_the_number_of_clusters_is_whole_and_above_zero(clusters: Any) -> None:
+    assert KMeans(1).num_outputs(10) == 1
+    with pytest.raises(ValueError, match=r"^clusters="):
+        KMeans(clusters)
 
 
 # --- divergence, margins, centroids ---------------------------------------------------------------------------

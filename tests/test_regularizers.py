@@ -1,5 +1,6 @@
 """Regularizers against autograd, torch.distributions, scikit-learn, AdamW and one device."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -103,6 +104,28 @@ def test_soft_sharing_starts_over_the_range_of_the_weights() -> None:
     expected = [low + step * (k + 0.5) for k in range(4)]
     assert regularizer.mixture["means"].tolist() == pytest.approx(expected, rel=1e-5)
     assert regularizer.mixture["rho"].exp().tolist() == pytest.approx([step] * 4, rel=1e-5)
+
+
+def test_a_restored_mixture_goes_on_as_the_stored_one() -> None:
+    weight = nn.Parameter(torch.linspace(-1, 1, 7))
+    stored, restored = (SoftSharing(0.5, components=2, lr=0.1) for _ in range(2))
+
+    def step(regularizer: SoftSharing) -> list[float]:
+        weight.grad = torch.zeros(7)
+        regularizer.add_gradient(None)
+        regularizer.stepped()
+        return [value for parameter in regularizer.mixture.values() for value in parameter.tolist()]
+
+    for regularizer in (stored, restored):
+        regularizer.attach({"w": weight}, [])
+    first = step(stored)
+    step(stored)
+    restored.load_state_dict(copy.deepcopy(stored.state_dict()))  # as through a checkpoint
+    assert step(restored) == step(stored) != first
+    nothing = SoftSharing()
+    nothing.attach({"w": weight}, ["w"])
+    nothing.load_state_dict(nothing.state_dict())
+    assert nothing.state_dict() == {}
 
 
 def test_soft_sharing_gathers_weights_around_its_means() -> None:

@@ -187,6 +187,10 @@ def test_muon_takes_filters_as_matrices_if_asked_to() -> None:
     assert torch.equal(filters[0].view(4, 12), matrix[0])
 
 
+class Other(Tensor):
+    """Of a type of its own, as the weights of a sharded model."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_factors_in_their_fastest_form_give_the_same_bits(dtype: torch.dtype) -> None:
     for value in (0.9, 1 - 1e-3 * 0.0123, 1 / 3, 1e-8):
@@ -198,7 +202,8 @@ def test_factors_in_their_fastest_form_give_the_same_bits(dtype: torch.dtype) ->
             assert isinstance(factor, Tensor) == (dtype is not torch.bfloat16)
             for found, expected in zip(function(tensors, factor), function(tensors, value), strict=True):
                 assert torch.equal(found, expected) and found.dtype is dtype
-    assert factor_of([tensors[0].float(), tensors[0].double()], 0.5) == factor_of([tensors[0].to("meta")], 0.5) == 0.5
+    for others in ([tensors[0].float(), tensors[0].double()], [tensors[0].to("meta")], [tensors[0].as_subclass(Other)]):
+        assert type(factor_of(others, 0.5)) is float
 
 
 # --- tables computed by hand ------------------------------------------------------------------------------
@@ -416,6 +421,25 @@ def test_the_average_of_schedule_free_has_these_shares(
         x = (1 - share) * x + share * z
         (average,) = [average for _, average in optimizer.evaluation_weights()]
         assert average.item() == pytest.approx(x), step
+
+
+@pytest.mark.parametrize(("tolerance", "is_short"), [(5.0, False), (5.1, True), (3.9, False)])
+def test_a_step_is_short_if_it_is_below_the_tolerance_in_all_parameters_together(
+    tolerance: float, is_short: bool
+) -> None:
+    first, second = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = GradientDescent([first, second], lr=0.5, tolerance=tolerance, patience=2)
+    first.grad, second.grad = torch.tensor([6.0]), torch.tensor([8.0])
+    for steps in (1, 2):
+        optimizer.step()
+        assert optimizer.converged == (is_short and steps == 2)
+
+
+@pytest.mark.parametrize(("tolerance", "is_short"), [(0.0, False), (1e-6, True)])
+def test_a_step_without_gradients_has_the_length_zero(tolerance: float, is_short: bool) -> None:
+    optimizer = GradientDescent([nn.Parameter(torch.zeros(1))], tolerance=tolerance, patience=1)
+    optimizer.step()
+    assert optimizer.converged == is_short
 
 
 def test_a_tolerance_of_zero_never_ends_gradient_descent() -> None:

@@ -65,3 +65,8 @@ def test_an_argument_has_this_range(make: Callable[..., Any], name: str) -> None
     for value in refused:
         with pytest.raises(ValueError, match=f"^{name}="):
             make([nn.Parameter(torch.zeros(1))], **{name: value})
+
+
+def test_an_unknown_form_is_named_before_what_it_would_not_have() -> None:
+    with pytest.raises(ValueError, match=r"^form="):
+        momentum([nn.Parameter(torch.zeros(1))], form="nesterov", dampening=0.1)  # type: ignore[arg-type]

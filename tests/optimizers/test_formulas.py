@@ -16,6 +16,7 @@ from torch import nn
 from trainer.base.torch_optimizers import plain_step
 from trainer.base.without_compiler import keep_compiler_out
 from trainer.configuration.build import locate
+from trainer.optimizers.foreach import sgd_, with_decay
 
 keep_compiler_out()  # its import takes longer than all these tests
 CONFIGS = Path(__file__).parents[2] / "configs/optimizer"
@@ -198,3 +199,17 @@ def test_torchs_classes_follow_the_formulas_of_their_papers(name: str, is_defaul
     keys.pop("fused", None)
     tolerance = 1e-6 if name in ("nadam", "asgd") else 1e-10  # torch keeps their factors in single precision
     np.testing.assert_allclose(parameter.detach().numpy(), formula(START, **keys), rtol=tolerance, atol=1e-12)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.3])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 1.0, 0.2])
+def test_the_shared_step_is_its_formula(weight_decay: float, momentum: float, dampening: float) -> None:
+    w, g, b = START, GRADIENTS[0], START + 1
+    tensors = [[torch.from_numpy(values.copy())] for values in (w, g, b)]
+    (decayed,) = with_decay(tensors[1], tensors[0], weight_decay)
+    np.testing.assert_allclose(decayed.numpy(), g + weight_decay * w, rtol=1e-12)
+    assert (decayed is tensors[1][0]) == (weight_decay == 0)  # no copy for nothing
+    sgd_(*tensors, 0.5, momentum, dampening, weight_decay)
+    b = momentum * b + (1 - dampening) * (g + weight_decay * w)
+    np.testing.assert_allclose(tensors[0][0].numpy(), w - 0.5 * b, rtol=1e-12)

@@ -62,3 +62,11 @@ def test_only_the_decayed_ones_shrink_when_the_gradient_is_zero() -> None:
 
 def test_patterns_that_match_no_parameter_are_found() -> None:
     assert unmatched(model(), ["bias", "norm", "3.*", "*.weight", "head.*", "bia"]) == ["head.*", "bia"]
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 2.0])
+def test_a_factor_multiplies_the_rate_of_its_group(factor: float) -> None:
+    entries = {"head": {"match": "3.*", "lr_factor": factor}, "rest": {"match": ["0.*"]}}
+    config = {"optimizer": {"lr": 0.5}, "no_weight_decay": [], "parameter_groups": entries}
+    rates = {group["name"]: group.get("lr", 0.5) for group in parameter_groups(model(), config)}
+    assert rates == {"all": 0.5, "head": 0.5 * factor, "rest": 0.5}

@@ -198,6 +198,17 @@ def test_exact_steps_on_a_quadratic_end_after_as_many_as_there_are_weights(xi: f
     torch.testing.assert_close(inverse @ HESSIAN, torch.eye(SIZE, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
+def test_the_first_length_is_1_and_equal_gradients_are_no_curvature() -> None:
+    problem = Objective(lambda w: w @ w / 2, start())
+    BFGS(problem.params, initial_scale=1.0).step(problem)
+    assert not problem.weights.any()  # the whole step leads to the minimum
+    linear = Objective(lambda w: w @ MINIMUM, start())
+    optimizer = BFGS(linear.params)
+    optimizer.step(linear)
+    assert optimizer.num_skipped == 1
+    assert optimizer.state[linear.params[0]]["inverse_hessian"].isfinite().all()
+
+
 def test_a_step_along_negative_curvature_is_not_used_for_the_inverse_hessian() -> None:
     problem = Objective(lambda w: -(w @ w) / 2, start())
     optimizer = BFGS(problem.params)
@@ -254,17 +265,21 @@ def test_the_first_inverse_hessian_has_the_scale_of_the_first_differences() -> N
             reference.update(p.numpy(), (HESSIAN @ (problem.weights - MINIMUM) - gradient).numpy())
         inverse = optimizer.state[problem.params[0]]["inverse_hessian"]
         assert optimizer.num_skipped == 0
+        assert optimizer.param_groups[0]["updates"] == 3
         np.testing.assert_allclose(inverse.numpy(), reference.get_matrix(), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("function", [quadratic, lambda w: w @ w])  # of the second, a whole step has no decrease
 @pytest.mark.parametrize("lost", [-1.0, 0.0])
-def test_an_inverse_hessian_that_gives_no_descent_becomes_the_identity(lost: float) -> None:
-    problem = Objective(quadratic, start())
+def test_an_inverse_hessian_that_gives_no_descent_becomes_the_identity(lost: float, function: Function) -> None:
+    problem = Objective(function, start())
     optimizer = BFGS(problem.params, initial_scale=1.0)
     optimizer.step(problem)
     state = optimizer.state[problem.params[0]]
     state["inverse_hessian"] = lost * torch.eye(SIZE, dtype=torch.float64)
-    fresh = Objective(quadratic, problem.weights)
+    with torch.no_grad():
+        problem.params[0].add_(1.0)
+    fresh = Objective(function, problem.weights)
     optimizer.step(problem)
     other = BFGS(fresh.params, initial_scale=1.0)
     other.step(fresh)
