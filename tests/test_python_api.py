@@ -234,7 +234,7 @@ def test_a_folder_of_ones_own_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps with dropout and momentum, complete."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    words = ["model=mlp", "model.dropout=0.5", "optimizer=momentum", "steps=4", *SHORT[2:], "every.checkpoint=2step"]
+    words = ["model=mlp", "model.drop_prob=0.5", "optimizer=momentum", "steps=4", *SHORT[2:], "every.checkpoint=2step"]
     with pytest.MonkeyPatch.context() as context:
         context.chdir(folder.parent)
         fit(assemble(compose(words), folder))

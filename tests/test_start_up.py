@@ -26,7 +26,7 @@ print("imported:", *[name for name in {unused!r} if name in sys.modules])
         pytest.param(["epochs=1"], marks=pytest.mark.slow),
         ["epochs=1", "model=resnet20", "optimizer=momentum", "optimizer.fused=false", "limit_batches=2"],
         pytest.param(
-            ["epochs=1", "model=mlp", "model.dropout=0.5", "optimizer=adagrad", "accumulate=2", "precision=bf16"],
+            ["epochs=1", "model=mlp", "model.drop_prob=0.5", "optimizer=adagrad", "accumulate=2", "precision=bf16"],
             marks=pytest.mark.slow,
         ),
         ["plan"],

@@ -27,11 +27,11 @@ CRITERION = (
 )
 # dropout keeps a rate that does not drop from learning 6,000 images by heart, which would lower its loss, too
 FULL = [
-    "data=fashion_mnist", "data.num_train=6000", "model=mlp", "model.hidden=[128]", "model.dropout=0.3", "epochs=15",
+    "data=fashion_mnist", "data.num_train=6000", "model=mlp", "model.hidden=[128]", "model.drop_prob=0.3", "epochs=15",
     "batch_size=16", "optimizer.lr=0.03",
 ]  # fmt: skip
 REDUCED = [
-    "data=digits", "data.val_fraction=0.3", "model=mlp", "model.hidden=[64]", "model.dropout=0.3", "epochs=12",
+    "data=digits", "data.val_fraction=0.3", "model=mlp", "model.hidden=[64]", "model.drop_prob=0.3", "epochs=12",
     "batch_size=8", "optimizer.lr=0.03",
 ]  # fmt: skip
 COMMON = [

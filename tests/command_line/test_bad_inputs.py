@@ -320,9 +320,9 @@ VALUES = [
     ("data.split_seed=-1", "data.split_seed=-1 & between 0 and"),
     ("sampler=hard_examples sampler.uniform=0 preprocessing=zca preprocessing.epsilon=-1 data=synthetic data.size=8",
      "data.size=8 & from 16 to 512", "preprocessing.epsilon=-1 & at least 0", "sampler.uniform=0 & above 0"),
-    (("model.dropout=1 schedule.warmup=100% batch_size=1000000000 device=cuda:99 early_stopping.monitor=val/acuracy "
+    (("model.drop_prob=1 schedule.warmup=100% batch_size=1000000000 device=cuda:99 early_stopping.monitor=val/acuracy "
       "init_from=/nowhere"),
-     "model.dropout=1 & [0, 1)", "schedule.warmup=100% & shorter than the run",
+     "model.drop_prob=1 & [0, 1)", "schedule.warmup=100% & shorter than the run",
      "batch_size=1000000000 & at most 1437 & full",
      "device=cuda:99 & this machine has", "early_stopping.monitor=val/acuracy & Did you mean 'val/accuracy'?",
      "init_from=/nowhere & neither a run folder nor a file"),
@@ -500,11 +500,13 @@ def test_all_problems_are_told_at_once(train: Train, workspace: Path) -> None:
     check(train("~optimizer.lrr", "model=lenett"), lines)
     # problems that need torch are reported together
     arguments = (
-        "model.dropout=2 schedule.warmup=100% batch_size=100000 loss.label_smoothing=1 data.val_fraction=3 device=mps"
+        "model.drop_prob=2 schedule.warmup=100% batch_size=100000 loss.label_smoothing=1 data.val_fraction=3 device=mps"
     )
     done = train(*arguments.split())
     assert {"data.val_fraction=3", "loss.label_smoothing=1"} <= {line.partition(":")[0] for line in done.problems}
-    arguments = "model.dropout=2 schedule.warmup=100% batch_size=100000 early_stopping.monitor=x optimizer.betas=[0.9]"
+    arguments = (
+        "model.drop_prob=2 schedule.warmup=100% batch_size=100000 early_stopping.monitor=x optimizer.betas=[0.9]"
+    )
     check(train(*arguments.split()), ("optimizer.betas", "batch_size", "early_stopping.monitor", "schedule", "model"))
 
 

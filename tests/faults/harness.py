@@ -34,8 +34,8 @@ PARTS = [
     "threads=1", "steps=66", "batch_size=62", "accumulate=3", "clip_norm=0.5",
     "every.log=7step", "every.checkpoint=5step", "every.evaluate=11step",
 ]  # fmt: skip
-MLP = ["model=mlp", "model.norm=batch", "model.dropout=0.2", "model.hidden=[16]", "preprocessing=standardize"]
-LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.dropout=0.2", "augmentation=crop",
+MLP = ["model=mlp", "model.norm=batch", "model.drop_prob=0.2", "model.hidden=[16]", "preprocessing=standardize"]
+LENET = ["model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.drop_prob=0.2", "augmentation=crop",
          "augmentation.crop.padding=1"]  # fmt: skip
 CONFIGURATIONS: dict[str, list[str]] = {
     "adamw": [*PARTS, *MLP, "optimizer=adamw", "schedule=cosine_warmup", "sampler=hard_examples"],

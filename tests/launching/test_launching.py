@@ -28,7 +28,7 @@ TORCHRUN = str(Path(sys.executable).with_name("torchrun"))
 # everything here affects the result
 RUN = [
     "parallelism=ddp", "parallelism.devices=2", "device=cpu", "threads=1", "early_stopping=null",
-    "model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.dropout=0.2", "batch_size=62", "accumulate=2",
+    "model=lenet", "model.channels=[4,6]", "model.hidden=[16]", "model.drop_prob=0.2", "batch_size=62", "accumulate=2",
     "clip_norm=0.5", "steps=120", "every.checkpoint=10step", "every.evaluate=20step", "every.log=5step",
     "hydra.run.dir=run",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainer.models.alexnet_two_column import alexnet_two_column
 
-SMALL = {"channels": [8, 8, 12, 12, 8], "hidden": [24, 16], "dropout": 0.0}
+SMALL = {"channels": [8, 8, 12, 12, 8], "hidden": [24, 16], "drop_prob": 0.0}
 
 
 @pytest.mark.proves(
@@ -69,7 +69,7 @@ def test_images_of_any_size_fit(height: int, width: int, num_features: int) -> N
 
 def test_norms_and_dropout_stand_where_they_are_said_to() -> None:
     model = alexnet_two_column(
-        input_shape=(1, 8, 8), num_outputs=10, channels=[2] * 5, hidden=[4], norm="batch", dropout=0.25
+        input_shape=(1, 8, 8), num_outputs=10, channels=[2] * 5, hidden=[4], norm="batch", drop_prob=0.25
     )
     names = [name for name, _ in model.named_children()]
     convolutions = "conv1 norm1 activation1 pool1 conv2 norm2 activation2 pool2 conv3 norm3 activation3 conv4 norm4"
@@ -100,7 +100,7 @@ def test_its_plans_name_what_there_is() -> None:
         ({"channels": [8, 8, 7, 8, 8]}, r"channels=\[8, 8, 7, 8, 8\]: must be"),
         ({"hidden": [0]}, r"hidden=\[0\]: must be"),
         ({"norm": "layer"}, "norm=layer: must be one of none, batch"),
-        ({"dropout": 1.0}, "dropout=1.0: must be"),
+        ({"drop_prob": 1.0}, "drop_prob=1.0: must be"),
         ({"input_shape": (1, 7, 9)}, "model alexnet_two_column needs images of at least 8x8; data gives 7x9"),
     ],
 )

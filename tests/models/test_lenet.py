@@ -61,7 +61,7 @@ def test_norm_and_dropout_have_their_places() -> None:
         channels=[4],
         hidden=[5],
         norm="batch",
-        dropout=0.5,
+        drop_prob=0.5,
         activation="tanh",
     )
     assert [(name, type(layer)) for name, layer in model.named_children()] == [
@@ -93,7 +93,7 @@ def test_too_small_images_are_refused_in_a_sentence() -> None:
         ({"channels": [20, -1]}, r"channels=\[20, -1\]: must be"),
         ({"hidden": [0]}, r"hidden=\[0\]: must be"),
         ({"norm": "layer"}, "norm=layer: must be one of none, batch"),
-        ({"dropout": 2}, "dropout=2: must be"),
+        ({"drop_prob": 2}, "drop_prob=2: must be"),
         ({"activation": "gleu"}, "did you mean gelu"),
     ],
 )

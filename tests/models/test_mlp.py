@@ -52,7 +52,7 @@ def test_parameter_counts_by_hand() -> None:
 
 
 def test_norm_stands_before_and_dropout_after_the_activation() -> None:
-    model = mlp(input_shape=(1, 2, 2), num_outputs=3, hidden=[5], norm="layer", activation="tanh", dropout=0.25)
+    model = mlp(input_shape=(1, 2, 2), num_outputs=3, hidden=[5], norm="layer", activation="tanh", drop_prob=0.25)
     assert [(name, type(layer)) for name, layer in model.named_children()] == [
         ("flatten", nn.Flatten),
         ("linear1", nn.Linear),
@@ -64,7 +64,7 @@ def test_norm_stands_before_and_dropout_after_the_activation() -> None:
 
 
 def test_dropout_is_the_probability_to_drop() -> None:
-    model = mlp(input_shape=(1, 1, 1), num_outputs=1, hidden=[10_000], activation="identity", dropout=0.9)
+    model = mlp(input_shape=(1, 1, 1), num_outputs=1, hidden=[10_000], activation="identity", drop_prob=0.9)
     kept = []
     model.get_submodule("dropout1").register_forward_hook(lambda layer, given, out: kept.append(out.ne(0)))
     torch.manual_seed(0)
@@ -110,9 +110,9 @@ def test_every_activation_is_in_the_table_above() -> None:
         ({"hidden": [6.5]}, r"hidden=\[6.5\]: must be a list of whole numbers >= 1"),
         ({"norm": "bach"}, "norm=bach: must be one of none, batch, layer; did you mean batch"),
         ({"activation": "rleu"}, "activation=rleu: must be one of relu, .*; did you mean relu"),
-        ({"dropout": 1.0}, r"dropout=1.0: must be a drop probability in \[0, 1\)"),
-        ({"dropout": -0.1}, "dropout=-0.1: must be"),
-        ({"dropout": float("nan")}, "dropout=nan: must be"),
+        ({"drop_prob": 1.0}, r"drop_prob=1.0: must be a drop probability in \[0, 1\)"),
+        ({"drop_prob": -0.1}, "drop_prob=-0.1: must be"),
+        ({"drop_prob": float("nan")}, "drop_prob=nan: must be"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:

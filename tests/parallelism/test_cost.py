@@ -300,7 +300,7 @@ def test_a_plan_of_data_parallelism(shown: object) -> None:
     ids=lambda overrides: overrides[0],
 )
 def test_every_strategy_has_its_numbers(overrides: list[str]) -> None:
-    blueprint = resolve(compose([*overrides, "model.dropout=0"]))
+    blueprint = resolve(compose([*overrides, "model.drop_prob=0"]))
     with torch.device("meta"):
         model = blueprint.build_model()
     costs = estimate.cost_of(blueprint, model)

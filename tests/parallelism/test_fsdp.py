@@ -15,7 +15,7 @@ from trainer.parallelism.fsdp import _units
 from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "limit_batches=3"]
-LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[10]", "model.dropout=0.3"]
+LENET = [*BASE, "model=lenet", "model.channels=[4,8]", "model.hidden=[10]", "model.drop_prob=0.3"]
 MLP = [*BASE, "model=mlp", "model.hidden=[16]", "model.norm=batch"]
 
 
@@ -69,7 +69,7 @@ LOW = [*LENET[:3], "model=lenet", "model.channels=[4,8]", "model.hidden=[10]", "
 
 @pytest.mark.slow
 def test_weights_gathered_in_the_precision_of_layers_keep_the_bits() -> None:
-    overrides = [*LOW, "model.norm=batch", "model.dropout=0.3", "precision=bf16", "parallelism=fsdp"]
+    overrides = [*LOW, "model.norm=batch", "model.drop_prob=0.3", "precision=bf16", "parallelism=fsdp"]
     plain, lower = (spawn(2, curve, [*overrides, *more], 8)[0] for more in ([], ["parallelism.param_dtype=bf16"]))
     assert difference(plain, lower) == {"losses": 0, "model": 0, "optimizer": 0}
 

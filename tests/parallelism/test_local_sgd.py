@@ -13,7 +13,7 @@ from trainer.training.step import train_step
 
 BASE = ["device=cpu", "threads=1", "schedule=constant", "model=mlp", "model.hidden=[32]"]
 # a step's last micro-batch has four samples, that of the last batch (157 samples) one: some ranks' shards are empty
-RAGGED = ["batch_size=160", "micro_batch=156", "model.dropout=0.3"]
+RAGGED = ["batch_size=160", "micro_batch=156", "model.drop_prob=0.3"]
 
 
 @pytest.mark.proves(

@@ -156,7 +156,7 @@ def test_curves_coincide(strategy: str, world_size: int, norm: str) -> None:
 
 
 COLUMNS = ["model=alexnet_two_column", "model.channels=[16,16,16,16,16]", "model.hidden=[32]", "model.norm=batch",
-           "model.activation=elu", "model.dropout=0"]  # fmt: skip
+           "model.activation=elu", "model.drop_prob=0"]  # fmt: skip
 # AdamW amplifies gradients that are nothing but rounding errors unless eps is larger
 COLUMN_OPTIMIZERS = [
     ["optimizer=momentum", "optimizer.lr=0.02"],
@@ -188,7 +188,7 @@ def test_columns_coincide(strategy: str, world_size: int) -> None:
 
 # --- parts, clipping, dropout, augmentation ---------------------------------------------------------------
 
-MORE = ["accumulate=3", "clip_norm=0.1", "augmentation=crop", "model.dropout=0.3"]
+MORE = ["accumulate=3", "clip_norm=0.1", "augmentation=crop", "model.drop_prob=0.3"]
 
 
 @pytest.mark.slow

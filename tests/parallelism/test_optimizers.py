@@ -12,7 +12,7 @@ from trainer.configuration.resolve import resolve
 STEPS = 2
 NO_STATE: dict[str, Any] = {"optimizer": {"state": {}}}
 TOLERANCES = {"muon": 1e-4}  # its products are in bfloat16, where another order of summation may change a rounding
-MLP = ["model=mlp", "model.hidden=[2]", "device=cpu", "threads=1", "model.dropout=0.2"]
+MLP = ["model=mlp", "model.hidden=[2]", "device=cpu", "threads=1", "model.drop_prob=0.2"]
 RUNS = {
     name: [*MLP, f"optimizer={name}", "batch_size=25"]
     for name in ("bfgs", "broyden", "lbfgs", "sam", "muon", "gd", "adafactor", "stochastic_newton")

@@ -162,9 +162,9 @@ def staged(overrides: list[str], steps: int, double: bool) -> dict[str, Any]:
 
 # 1437 samples in batches of 700: the third has 37, a prime number, which is one micro-batch
 ROWS = [
-    (MLP, ["batch_size=700", "parallelism.schedule=1f1b", "clip_norm=0.5", "model.dropout=0.3"], 2, True),
+    (MLP, ["batch_size=700", "parallelism.schedule=1f1b", "clip_norm=0.5", "model.drop_prob=0.3"], 2, True),
     pytest.param(LENET, ["batch_size=60", "accumulate=3"], 2, True, marks=pytest.mark.slow),
-    pytest.param(LENET, ["batch_size=60", "parallelism.schedule=1f1b", "model.dropout=0.3"], 4, True,
+    pytest.param(LENET, ["batch_size=60", "parallelism.schedule=1f1b", "model.drop_prob=0.3"], 4, True,
                  marks=pytest.mark.slow),
     pytest.param(MLP, ["batch_size=700", "accumulate=3", "clip_norm=0.5"], 4, False, marks=pytest.mark.slow),
     pytest.param(

@@ -22,7 +22,7 @@ LENET = ["model=lenet", "model.channels=[8,12]", "model.hidden=[40]"]
 MLP = ["model=mlp", "model.hidden=[64,64]"]
 RESNET = ["model=resnet", "model.depth=8", "model.width=8"]
 COLUMNS = ["model=alexnet_two_column", "model.channels=[8,8,12,12,8]", "model.hidden=[24,16]"]
-AT_ONCE = ["accumulate=3", "clip_norm=0.5", "model.dropout=0.3"]
+AT_ONCE = ["accumulate=3", "clip_norm=0.5", "model.drop_prob=0.3"]
 FEW = ["batch_size=410", *AT_ONCE]
 
 
@@ -157,7 +157,7 @@ PLANNED = {
     "mlp": ({"linear1": "column", "linear2": "row"}, ["model=mlp"]),
     "batch norm": (
         {"linear1": "column", "norm1": "split", "dropout1": "split", "linear2": "row"},
-        ["model=mlp", "model.norm=batch", "model.dropout=0.5"],
+        ["model=mlp", "model.norm=batch", "model.drop_prob=0.5"],
     ),
     # layer norm needs all features of a sample
     "layer norm": ({"linear1": "gather", "linear2": "gather"}, ["model=mlp", "model.norm=layer"]),

@@ -98,7 +98,7 @@ def test_training_is_what_one_would_write_by_hand(overrides, make_optimizer, cli
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     def weights(seed: int) -> torch.Tensor:
-        run = assembled("epochs=1", f"seed={seed}", "model.dropout=0.2", "augmentation=crop")
+        run = assembled("epochs=1", f"seed={seed}", "model.drop_prob=0.2", "augmentation=crop")
         train(run)
         return torch.cat([p.flatten() for p in run.model.parameters()])
 

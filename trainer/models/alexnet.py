@@ -50,11 +50,11 @@ def alexnet(
     check_widths("channels", channels, minimum=5)
     check_that(len(channels) == 5, "channels", list(channels), "a list of 5 numbers, one for each convolution")
     check_widths("hidden", hidden)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_image_size("alexnet", input_shape, SMALLEST)
     layers, num_features = convolutions(channels, input_shape, Style(norm, activation, norm_place))
     dense = dense_layers(
-        num_features, hidden, num_outputs, activation=activation, norm="none", dropout=drop_prob, first=6
+        num_features, hidden, num_outputs, activation=activation, norm="none", drop_prob=drop_prob, first=6
     )
     return with_plans({**layers, "flatten": nn.Flatten(), **dense}, paired(layers) | paired(dense))
 

@@ -28,7 +28,7 @@ def alexnet_two_column(
     hidden: Sequence[int] = (4096, 4096),
     activation: str = "relu",
     norm: str = "none",
-    dropout: float = 0.5,
+    drop_prob: float = 0.5,
 ) -> nn.Sequential:
     """AlexNet (Krizhevsky et al. 2012): five convolutions with half of the filters in each of two columns.
 
@@ -42,14 +42,14 @@ def alexnet_two_column(
     convolutions 1, 2 and 5. Local response normalization is omitted.
 
     `channels`: filters of the five convolutions, even; `hidden`: widths of the fully connected layers; `norm`: none or
-    batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of the fully
+    batch, before every activation; `drop_prob`: a drop probability in [0, 1), after the activations of the fully
     connected layers. Raises ValueError for other values and for images smaller than 8x8.
     """
     if len(channels) != 5 or any(not isinstance(width, int) or width < 2 or width % 2 for width in channels):
         raise ValueError(f"channels={list(channels)}: must be a list of 5 even numbers >= 2, half of each per column")
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch"))
-    check_dropout(dropout)
+    check_dropout(drop_prob)
     check_image_size("alexnet_two_column", input_shape, SMALLEST)
     layers, num_features = convolutions(channels, input_shape, Style(norm, activation), _COLUMNS)
     layers["flatten"] = nn.Flatten()
@@ -60,7 +60,7 @@ def alexnet_two_column(
         num_outputs,
         activation=activation,
         norm=norm,
-        dropout=dropout,
+        drop_prob=drop_prob,
         first=6,
     )
     return with_plans(layers | dense, plan | _crossing(dense))

@@ -24,7 +24,7 @@ _EXPECTED = (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeErro
 def check_rates(drop_prob: float | None, stochastic_depth: float | None) -> None:
     """Raise ValueError unless both are in [0, 1) or null, the model's own default."""
     if drop_prob is not None:
-        check_dropout(drop_prob, "drop_prob")
+        check_dropout(drop_prob)
     if stochastic_depth is not None:
         check_stochastic_depth(stochastic_depth)
 

@@ -120,7 +120,7 @@ def inception(
     """
     check_widths("width", [width])
     style = Style(norm, activation, norm_place)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_number("auxiliary_weight", auxiliary_weight, 0)
     check_image_size("inception", input_shape, 8)
     is_large = min(input_shape[1:]) >= _LARGE

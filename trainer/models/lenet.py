@@ -27,7 +27,7 @@ def lenet(
     hidden: Sequence[int] = (500,),
     activation: str = "relu",
     norm: str = "batch",
-    dropout: float = 0.0,
+    drop_prob: float = 0.0,
 ) -> nn.Sequential:
     """LeNet-style network (LeCun et al. 1998).
 
@@ -38,14 +38,14 @@ def lenet(
     ("same"). 28x28 with channels [20, 50], hidden [500] is Caffe's LeNet (431,080 parameters for 10 classes), 32x32x1
     with [6, 16], [120, 84] is LeNet-5's modern form (61,706), and 8x8 images fit.
 
-    `norm`: none or batch, before every activation; `dropout`: a drop probability in [0, 1), after the activations of
+    `norm`: none or batch, before every activation; `drop_prob`: a drop probability in [0, 1), after the activations of
     the fully connected layers. Raises ValueError for other values, and for images that pooling would reduce to
     nothing.
     """
     check_widths("channels", channels, minimum=1)
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch"))
-    check_dropout(dropout)
+    check_dropout(drop_prob)
     check_image_size("lenet", input_shape, 2 ** len(channels))
     num_channels, height, width = input_shape
     padding = 0 if _last_size(min(height, width), len(channels), 0) >= _SMALLEST_LAST_MAP else 2
@@ -68,7 +68,7 @@ def lenet(
         num_outputs,
         activation=activation,
         norm=norm,
-        dropout=dropout,
+        drop_prob=drop_prob,
         first=len(channels) + 1,
     )
     return with_plans(layers | dense, paired(layers) | paired(dense))

@@ -96,7 +96,7 @@ def locally_connected(
     check_widths("hidden", hidden)
     check_whole("kernel_size", kernel_size, 1)
     check_that(kernel_size % 2 == 1, "kernel_size", kernel_size, "odd")
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     if norm == "instance":
         check_image_size("locally_connected", input_shape, 2 ** len(channels) + 1, "norm=instance")
     layers: dict[str, nn.Module] = {}
@@ -112,7 +112,13 @@ def locally_connected(
     if drop_prob and not hidden:
         layers["dropout"] = nn.Dropout(drop_prob)
     dense = dense_layers(
-        prod(shape), hidden, num_outputs, activation=activation, norm="none", dropout=drop_prob, first=len(channels) + 1
+        prod(shape),
+        hidden,
+        num_outputs,
+        activation=activation,
+        norm="none",
+        drop_prob=drop_prob,
+        first=len(channels) + 1,
     )
     return with_plans(layers | dense, paired(dense))
 
@@ -138,7 +144,7 @@ def block_diagonal(
     """
     check_widths("hidden", hidden, 1)
     check_whole("num_blocks", num_blocks, 1)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     num_inputs = prod(input_shape)
     shape = "x".join(map(str, input_shape))
     check_that(

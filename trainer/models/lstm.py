@@ -56,7 +56,7 @@ def lstm(
     """
     check_whole("hidden", hidden, 1)
     check_whole("num_layers", num_layers, 1)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     num_channels, _, width = input_shape
     layers: dict[str, nn.Module] = {"rows": Rows()}
     num_inputs = num_channels * width

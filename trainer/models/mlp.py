@@ -21,16 +21,16 @@ def mlp(
     hidden: Sequence[int] = (64, 64),
     activation: str = "relu",
     norm: str = "none",
-    dropout: float = 0.0,
+    drop_prob: float = 0.0,
 ) -> nn.Sequential:
     """Multi-layer perceptron: linear, norm, activation, dropout for each hidden width, then a linear output.
 
-    `hidden`: widths, each >= 1 (an empty list gives `linear`); `norm`: none, batch or layer; `dropout`: the drop
+    `hidden`: widths, each >= 1 (an empty list gives `linear`); `norm`: none, batch or layer; `drop_prob`: the drop
     probability in [0, 1), the complement of the keep probability p of Srivastava et al. 2014. Raises ValueError
     otherwise.
     """
     check_widths("hidden", hidden)
     check_choice("norm", norm, ("none", "batch", "layer"))
-    check_dropout(dropout)
-    layers = dense_layers(prod(input_shape), hidden, num_outputs, activation=activation, norm=norm, dropout=dropout)
+    check_dropout(drop_prob)
+    layers = dense_layers(prod(input_shape), hidden, num_outputs, activation=activation, norm=norm, drop_prob=drop_prob)
     return with_plans({"flatten": nn.Flatten(), **layers}, paired(layers))

@@ -48,7 +48,7 @@ def mobilenet_like(
     check_widths("channels", channels, 1)
     check_choice("halve_by", halve_by, ("max_pool", "stride"))
     _check_layers(halve_at, len(channels))
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     _check_size(input_shape, len(halve_at), halve_by, norm)
     layers: dict[str, nn.Module] = {}
     num_channels = input_shape[0]

@@ -175,7 +175,7 @@ def dense_layers(
     *,
     activation: str,
     norm: str,
-    dropout: float,
+    drop_prob: float,
     first: int = 1,
 ) -> dict[str, nn.Module]:
     """Fully connected layers by name: linear1, norm1, activation1, dropout1 for the first width, ... output.
@@ -188,8 +188,8 @@ def dense_layers(
         if norm != "none":
             layers[f"norm{i}"] = _NORMS[norm](width)
         layers[f"activation{i}"] = activation_layer(activation)
-        if dropout > 0:
-            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        if drop_prob > 0:
+            layers[f"dropout{i}"] = nn.Dropout(drop_prob)
         num_inputs = width
     layers["output"] = nn.Linear(num_inputs, num_outputs)
     return layers
@@ -244,12 +244,12 @@ def check_widths(key: str, widths: Sequence[int], minimum: int = 0) -> None:
     check_wholes(key, widths, 1, least=minimum)
 
 
-def check_dropout(dropout: float, key: str = "dropout") -> None:
+def check_dropout(drop_prob: float) -> None:
     """Raises ValueError unless the drop probability is in [0, 1).
 
     It is p of `torch.nn.Dropout`; p of UIUC ECE 598, "Drop-out", and of Srivastava et al. 2014 is the keep probability.
     """
-    check_number(key, dropout, 0, 1, below=True, must="a drop probability in [0, 1)")
+    check_number("drop_prob", drop_prob, 0, 1, below=True, must="a drop probability in [0, 1)")
 
 
 def check_stochastic_depth(last: float, has_shortcuts: bool = True) -> None:

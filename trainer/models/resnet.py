@@ -118,7 +118,7 @@ def resnet(
     check_widths("width", [width])
     check_choice("shortcut", shortcut, ("identity", "projection", "none"))
     style = Style(norm, activation, norm_place)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_stochastic_depth(stochastic_depth, shortcut != "none")
     # the last maps of images of 4x4 are 1x1
     check_image_size("resnet", input_shape, *((5, "norm=instance") if norm == "instance" else (4,)))

@@ -51,7 +51,7 @@ def vgg(
     check_widths("width", [width])
     check_widths("hidden", hidden)
     style = Style(norm, activation, norm_place)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_image_size("vgg", input_shape, 4)
     num_channels, *sides = input_shape
     num_unpooled = sum(min(sides) <= largest for largest in (16, 8, 4))
@@ -70,7 +70,7 @@ def vgg(
         num_outputs,
         activation=activation,
         norm="none",
-        dropout=drop_prob,
+        drop_prob=drop_prob,
         first=6,
     )
     return with_plans({**layers, "flatten": nn.Flatten(), **dense}, paired(layers) | paired(dense))

@@ -146,7 +146,7 @@ def vit(
         check_whole(key, value, 1)
     check_that(dim % num_heads == 0, "num_heads", num_heads, f"a divisor of dim={dim}")
     check_choice("pool", pool, ("class_token", "mean"))
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_stochastic_depth(stochastic_depth)
     has_class = pool == "class_token"
     layers: dict[str, nn.Module] = {

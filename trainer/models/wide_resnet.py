@@ -80,7 +80,7 @@ def wide_resnet(
     check_depth(depth, outside=4)
     check_widths("width", [width])
     style = Style(norm, activation)
-    check_dropout(drop_prob, "drop_prob")
+    check_dropout(drop_prob)
     check_stochastic_depth(stochastic_depth)
     check_image_size("wide_resnet", input_shape, *((5, "norm=instance") if norm == "instance" else (4,)))
     num_blocks, num_channels = (depth - 4) // 6, _FIRST
