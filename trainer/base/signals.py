@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -30,6 +30,7 @@ class StopRequest:
         self.was_raised = False  # whether the signal became an exception
         self.leaves = False  # whether every signal ends the program at once: nothing has begun, or all has ended
         self.advice: str | None = None  # where the run is and how to continue it, in one line
+        self.at_once: Callable[[], None] | None = None  # called before a second signal ends the program
         self._first: dict[int, float] = {}  # when each kind of signal was first received
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
@@ -54,6 +55,9 @@ class StopRequest:
         elif before is not None and (signum == signal.SIGINT or now - before > _SAME_REQUEST):
             show_cursor()
             self.tell(f"stopped at once by {signal.Signals(signum).name}, without saving")
+            if self.at_once is not None:
+                with suppress(Exception):
+                    self.at_once()
             os._exit(128 + signum)
 
     def tell(self, how: str) -> None:

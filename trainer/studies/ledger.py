@@ -5,7 +5,9 @@ and change it: each change is made under a lock on the folder, which ends with t
 """
 
 import fcntl
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -75,14 +77,30 @@ class Ledger:
 
     def entries(self) -> dict[str, Entry]:
         """Return all members by name, in the order of their numbers."""
+        with self.unchanging() as entries:
+            return entries
+
+    @contextmanager
+    def unchanging(self) -> Iterator[dict[str, Entry]]:
+        """Context manager in which no process changes an entry; gives those of `entries`."""
         with self._locked():
-            return {entry.name: entry for entry in self._read()}
+            yield {entry.name: entry for entry in self._read()}
 
     def update(self, name: str, **changes: object) -> None:
         """Change an entry. Raises DiskError."""
         with self._locked():
-            entries = [replace(e, **changes) if e.name == name else e for e in self._read()]  # type: ignore[arg-type]
-            self._write(entries, {})
+            self._change(name, changes)
+
+    def stopped(self, name: str, patience: float = math.inf) -> None:
+        """Note that the process that ran a member has ended before the member. Raises DiskError, or BlockingIOError if
+        others hold the ledger for more than `patience` seconds, as one who was stopped while it changed it does."""
+        with self._locked(patience):
+            if any(entry.name == name and entry.state == "running" for entry in self._read()):
+                self._change(name, {"state": "interrupted"})
+
+    def _change(self, name: str, changes: Mapping[str, object]) -> None:
+        entries = [replace(e, **changes) if e.name == name else e for e in self._read()]  # type: ignore[arg-type]
+        self._write(entries, {})
 
     def words(self) -> list[str]:
         """Return the overrides typed for the study."""
@@ -92,13 +110,13 @@ class Ledger:
         return found
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, patience: float = math.inf) -> Iterator[None]:
         """Hold the lock of the folder; waits for others, who hold it for one change."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, patience)
             yield
         finally:
             os.close(descriptor)
@@ -121,6 +139,22 @@ class Ledger:
             asdict(entry) | {"overrides": list(entry.overrides), "needs": list(entry.needs)} for entry in entries
         ]
         write_json(self.path, {**before, **head, "members": members})
+
+
+def _lock(descriptor: int, patience: float) -> None:
+    if patience == math.inf:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _entry(item: JsonObject) -> Entry:
