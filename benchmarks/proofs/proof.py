@@ -115,5 +115,13 @@ def _commit() -> str:
 
 
 def _versions() -> str:
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {sys.platform}"
+    machine = f"{_processor()}, {torch.get_num_threads()} threads, {sys.platform}"
     return f"torch {torch.__version__}, Python {platform.python_version()}, {machine}"
+
+
+def _processor() -> str:
+    """The name of the processor, on Linux."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{platform.machine()} ({next(names, 'unknown')})"
