@@ -89,6 +89,23 @@ def test_means_are_torchs(start: int, every: int) -> None:
     assert found[20] == pytest.approx(sum(taken) / len(taken), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("start", "total_steps", "begins"), [("99%", 3, 2), ("50%", 1, 0), ("50%", 10, 5), ("0%", 10, 0)]
+)
+def test_a_share_of_a_short_run_is_before_its_end(start: str, total_steps: int, begins: int) -> None:
+    averaging = Mean(start, steps_per_epoch=1, total_steps=total_steps)
+    assert averaging.start == begins
+    shares = [averaging.share(step, 0) for step in range(1, total_steps + 1)]
+    assert shares == [None] * begins + [1.0] * (total_steps - begins)
+
+
+@pytest.mark.parametrize("start", ["100%", "10step"])
+def test_the_end_of_the_run_is_too_late(start: str) -> None:
+    with pytest.raises(ValueError, match=r"^start="):
+        Mean(start, steps_per_epoch=1, total_steps=10)
+    Mean("9step", steps_per_epoch=1, total_steps=10)
+
+
 @pytest.mark.parametrize("option", ["ema", "polyak", "swa"])
 def test_training_keeps_its_bits_and_best_weights_are_the_average(option: str, tmp_path: Path) -> None:
     overrides = [*SMALL, "epochs=3", "every.checkpoint=1ep", "augmentation=crop"]

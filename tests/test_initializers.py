@@ -593,6 +593,9 @@ def test_kmeans_plus_plus_draws_by_the_squared_distance_to_the_nearest() -> None
     initializer.see(torch.ones(4, 1))  # fewer different samples than centroids
     initializer(three)
     assert three.centroids.eq(1).all()
+    initializer.see(torch.full((1, 1), 2.0))
+    initializer(three)
+    assert three.centroids.eq(2).all()
 
 
 def test_recurrent_and_attention_weights_are_drawn_matrix_by_matrix() -> None:
@@ -610,6 +613,24 @@ def test_recurrent_and_attention_weights_are_drawn_matrix_by_matrix() -> None:
         torch.testing.assert_close(part, nn.init.xavier_uniform_(torch.empty_like(part)), rtol=1e-6, atol=0)
     assert torch.count_nonzero(lstm.bias_ih_l0) == torch.count_nonzero(attention.in_proj_bias) == 0
     assert left_alone(model) == ["embedding.weight"]
+
+
+@pytest.mark.parametrize(
+    ("module", "names", "parts"),
+    [
+        (nn.GRU(20, 10), ["weight_ih_l0", "weight_hh_l0"], 3),
+        (nn.RNN(20, 10), ["weight_ih_l0", "weight_hh_l0"], 1),
+        (nn.MultiheadAttention(24, 4, kdim=10), ["q_proj_weight", "k_proj_weight", "v_proj_weight"], 1),
+        (nn.Linear(1, 1), ["weight"], 1),
+    ],
+)
+def test_a_layer_has_as_many_matrices(module: nn.Module, names: list[str], parts: int) -> None:
+    torch.manual_seed(1)
+    XavierUniform()(module)
+    torch.manual_seed(1)
+    for name in names:
+        for part in module.get_parameter(name).detach().chunk(parts):
+            torch.testing.assert_close(part, nn.init.xavier_uniform_(torch.empty_like(part)), rtol=1e-6, atol=0)
 
 
 # --- 30 layers of width 512, mean over 16 seeds ---------------------------------------------------------------

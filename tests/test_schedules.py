@@ -680,8 +680,13 @@ def test_cycles_of_one_length_repeat() -> None:
     ("settings", "tail"),
     [
         ({"peak": 0.5}, 1.0), ({"peak": 0.5, "multiply": 4}, 0.5), ({"peak": 0.5, "multiply": 1}, math.inf),
-        ({"peak": 1.0}, 0.0), ({"peak": 0.5, "final": 0.1}, 0.0), ({"peak": 0.5, "cycle": None}, None),
+        ({"peak": 1.0}, 0.0), ({"peak": 1.0, "multiply": 1}, 0.0), ({"peak": 0.5, "final": 0.1}, 0.0),
+        ({"peak": 0.5, "cycle": None}, None),
     ],
 )  # fmt: skip
 def test_the_tail_of_cycles_is_that_of_their_peaks(settings: dict[str, Any], tail: float | None) -> None:
     assert Sgdr(**{"cycle": "1ep", **settings}, **LENGTH).tail == tail
+
+
+def test_one_cycle_can_rise_in_a_single_step() -> None:
+    assert OneCycle("1step", **LENGTH).factor(0) == 1

@@ -310,6 +310,16 @@ def test_rprop_after_a_sign_change() -> None:
     assert found == pytest.approx([-0.1, -0.22, -0.22, -0.16, -0.16, -0.1])
 
 
+@pytest.mark.parametrize("larger", [1.1, 2.0, 4.0])
+def test_rprops_sizes_grow_by_the_larger_factor(larger: float) -> None:
+    w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = Rprop([w], lr=0.01, etas=(0.5, larger))
+    for _ in range(3):
+        w.grad = -torch.ones_like(w)
+        optimizer.step()
+    assert w.item() == pytest.approx(0.01 * (1 + larger + larger**2), rel=1e-12)
+
+
 def test_rprops_sizes_stay_in_their_range() -> None:
     w = scalar()
     optimizer = Rprop([w], lr=0.1, step_sizes=(0.09, 0.13))

@@ -371,6 +371,14 @@ def test_conjugate_gradients_end_when_the_residual_is_small(tolerance: float) ->
     np.testing.assert_allclose(solution.numpy(), x, rtol=1e-6)
 
 
+def test_conjugate_gradients_end_at_a_residual_of_zero() -> None:
+    found, counted = Derivatives((problem := Objective(lambda w: w @ w / 2, start())), problem.params), []
+    product = found.product
+    found.product = lambda vector: counted.append(1) or product(vector)  # type: ignore[method-assign, func-returns-value]
+    assert torch.equal(conjugate_gradients(found, 0.0, SIZE, 0.0), start())
+    assert len(counted) == 1
+
+
 @pytest.mark.parametrize(("curvature", "damping", "share"), [(-5.0, 3.0, 1 / 3), (-5.0, 0.5, 1.0), (0.0, 0.0, 1.0)])
 def test_without_positive_curvature_the_step_is_along_the_gradient(
     curvature: float, damping: float, share: float
