@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.forks import shared, train
+from trainer.hydra_entry.sweep_table import Trial, read_trials, table_of
 
 TINY = ["model=linear", "epochs=1", "threads=1", "limit_batches=5"]
 FILES = {"config.yaml", "overrides.yaml", "environment.json", "metrics.jsonl", "result.json", "train.log", "curves.png"}
@@ -79,6 +80,14 @@ def test_typing_it_again_runs_only_what_is_missing(sweep: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert list(sweep.parent.iterdir()) == [sweep]
     assert done.stdout.count("completed already") == 3
+    head, *rows, where = done.stdout.splitlines()[-6:]
+    assert head.split() == ["trial", "val/loss", "status", "overrides"]
+    best = [json.loads((path / "result.json").read_text())["best"]["metrics"]["val/loss"] for path in trials]
+    assert [row.split() for row in rows] == [
+        [str(number), f"{best[number]:.4f}", "completed", f"optimizer={optimizer}", f"seed={seed}"]
+        for number, (optimizer, seed) in enumerate([("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)])
+    ]
+    assert where == f"sweep folder: {sweep.relative_to(sweep.parents[2])}, with a run folder per trial"
     assert [(path / "metrics.jsonl").read_bytes() for path in trials] == before
     changed = [(path / "curves.png").stat().st_mtime_ns for path in trials]
     assert [a != b for a, b in zip(times, changed, strict=True)] == [False, True, False, False]
@@ -149,6 +158,8 @@ def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert "diverged" in lines[0]
     assert "1 of 2 trials failed" in lines[1]
+    rows = [line.split() for line in done.stdout.splitlines()[-3:-1]]
+    assert [row[-2:] for row in rows] == [["completed", "optimizer.lr=0.1"], ["diverged", "optimizer.lr=1e+38"]]
     statuses = {
         path.parent.name: json.loads(path.read_text())["status"]
         for path in (tmp_path / "outputs" / "sweeps" / "mixed").glob("*/result.json")
@@ -161,3 +172,30 @@ def test_one_bad_trial_is_refused_before_any_starts(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "optimizer=adamx" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+WORDS = ["optimizer=schedule_free_adamw", "optimizer.weight_decay=0.0001", "parallelism=ddp", "epochs=3"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize(
+    ("monitor", "value"), [("val/loss", 0.5), ("val/cross_entropy", -1e38), ("val/accuracy_top5", None)]
+)
+def test_the_table_fits_and_breaks_no_word(width: int, monitor: str, value: float | None) -> None:
+    trials = [Trial(str(n), (*WORDS[: n % 4], f"seed={n}"), "early_stopped", monitor, value) for n in range(12)]
+    lines = table_of([*trials, Trial("1200", (), "not ended", None, None)], width)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    assert words.count(WORDS[0]) == 9 and words.count("seed=11") == 1 and words.count("early_stopped") == 12
+
+
+def test_trials_that_are_damaged_or_not_ended_have_a_row(tmp_path: Path) -> None:
+    for name, result in (("10_b", "{"), ("2_a", None), ("9", '{"status": "failed"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        if result is not None:
+            (tmp_path / name / "result.json").write_text(result)
+    assert [(trial.name, trial.status) for trial in read_trials(tmp_path)] == [
+        ("2", "not ended"), ("9", "damaged"), ("10", "damaged")
+    ]  # fmt: skip
+    assert read_trials(tmp_path / "nowhere") == []

@@ -21,6 +21,7 @@ from trainer.configuration.as_written import options_as_written
 from trainer.configuration.hydra_errors import explained
 from trainer.configuration.recorded import without_source
 from trainer.configuration.sweeps import Trials, fitting
+from trainer.hydra_entry.sweep_table import print_trials
 from trainer.launching import folder_of_earlier_attempt
 from trainer.reporting.console import exit_on_error, say
 from trainer.storage import run_folder
@@ -64,6 +65,11 @@ class Preflight(Callback):
                 run_grid(grid)
             for note in notes:
                 say(note)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Print the table of trials."""
+        with exit_on_error():
+            print_trials(Path(config.hydra.sweep.dir))
 
 
 def finalize(composed: DictConfig, hydra: DictConfig) -> Config:
