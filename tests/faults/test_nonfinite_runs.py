@@ -68,10 +68,12 @@ def last_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 def test_stop_names_the_step_and_the_layer(zygote: Zygote, home: Path, bad_step: int, optimizer: list[str]) -> None:
     code, output = train_poisoned(zygote, home, bad_step + 1, *optimizer)
     message = f"diverged at step {bad_step}: the output of layer 'poison' is not finite"
+    advice = "; see on_nonfinite, clip_norm and the learning rate"
+    if bad_step == 0:
+        message = "not finite before any update (step 0): layer 'poison' (Poison) computes NaN from finite inputs"
+        advice = " and weights, as by a logarithm of a negative number, 0/0 or an overflow"
     assert code == 70
-    assert [line for line in output.splitlines() if line.startswith("error: ")] == [
-        f"error: {message}; see on_nonfinite, clip_norm and the learning rate"
-    ]
+    assert [line for line in output.splitlines() if line.startswith("error: ")] == [f"error: {message}{advice}"]
     result = result_of(home / "run")
     assert (result["status"], result["exit_code"]) == ("diverged", 70)
     assert str(result["error"]).startswith(message)

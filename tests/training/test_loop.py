@@ -1,6 +1,8 @@
 """The whole loop against a hand-written one; stopping and best weights."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from trainer.configuration.compose import Config
 from trainer.configuration.resolve import _log_times, resolve
 from trainer.reporting.metrics_file import read_metrics
 from trainer.storage import checkpoint
+from trainer.training.divergence import _first_nonfinite, is_late
 from trainer.training.evaluation import confusion_matrix, evaluate
 from trainer.training.finish import _warm_up
 from trainer.training.loop import train
@@ -292,3 +295,46 @@ def test_weights_start_from_another_run(tmp_path: Path) -> None:
     later = assembled("epochs=1", f"init_from={first}", "seed=5")
     saved = checkpoint.load(first / "checkpoints" / "best.pt")["model"]
     assert all(torch.equal(value, saved[name]) for name, value in later.model.state_dict().items())
+
+
+def nan_layer(run: Run) -> None:
+    run.model.get_submodule("linear1").forward = lambda x: (-x.square() - 1).log() @ torch.ones(64, 128)  # type: ignore[method-assign]
+
+
+def between_layers(run: Run) -> None:
+    whole = type(run.model).forward
+    run.model.forward = lambda x: whole(run.model, x * torch.inf)  # type: ignore[method-assign]
+
+
+def overflow(run: Run) -> None:
+    torch.nn.init.constant_(run.model.get_parameter("output.weight"), 3e38)
+
+
+def bad_weight(run: Run) -> None:
+    torch.nn.init.constant_(run.model.get_parameter("output.bias"), torch.nan)
+
+
+def bad_loss(run: Run) -> None:
+    run.objective.data_loss = lambda outputs, targets: (outputs.sum() * 0 - 1).log()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (nan_layer, r"layer 'linear1' \(Linear\) computes NaN from finite inputs and weights"),
+        (between_layers, r"the input of layer '\w+' \(\w+\) is not finite although the layers before it are"),
+        (overflow, r"layer 'output' \(Linear\) computes infinity from finite inputs"),
+        (bad_weight, "the weight 'output.bias' is not finite"),
+        (bad_loss, "the loss is not finite although every layer's output is"),
+    ],
+)
+def test_what_is_not_finite_before_any_update_is_no_divergence(spoil: Callable[[Run], None], told: str) -> None:
+    for step, start in ((0, r"not finite before any update \(step 0\)"), (2, "diverged at step 2")):
+        run = build_run(resolve(compose(["model=mlp", "model.hidden=[128]", "threads=1"])))
+        spoil(run)
+        run.progress.step = step
+        batch = next(iter(run.batches.epoch(0, 0)))
+        run.objective.begin(step, batch)
+        found = _first_nonfinite(run, batch.images)
+        assert re.match(f"{start}: ", found) and is_late(found) is (step > 0)
+        assert step or re.search(told, found)

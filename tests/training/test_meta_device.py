@@ -215,7 +215,7 @@ def test_views(kind: str) -> None:
 
 @pytest.mark.parametrize("policy", ["stop", pytest.param("skip", marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_is_located(policy: str) -> None:
-    finite = {"training/divergence.py:_first_nonfinite": 1.0, "training/divergence.py:_reporter": 1.0}
+    finite = {"training/divergence.py:_is_finite": 1.0}
     with gpu(ANSWERS | finite | {READ: 1.0}) as device:
         run = built(device, compose([*LENET, f"on_nonfinite={policy}"]))
         if policy == "skip":

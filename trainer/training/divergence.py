@@ -29,7 +29,8 @@ def check_finite(run: Run) -> tuple[float | None, bool]:
     policy = run.blueprint.config["on_nonfinite"]
     first = run.step - len(flags) + flags.index(True)
     if policy == "stop":
-        raise Diverged(f"{locate(run, first)}; see on_nonfinite, clip_norm and the learning rate")
+        found = locate(run, first)
+        raise Diverged(f"{found}; see on_nonfinite, clip_norm and the learning rate" if is_late(found) else found)
     if policy == "skip":
         run.say(f"{sum(flags)} of {len(flags)} steps were not finite and were skipped, the first of them step {first}")
         return norm, True
@@ -58,6 +59,7 @@ def _roll_back(run: Run, bad_step: int) -> None:
 def locate(run: Run, bad_step: int) -> str:
     """Replay from the last checkpoint to the step and name the layer in which the first non-finite value appears.
 
+    What is not finite before the first update has not diverged: the model, the loss or the data cause it.
     Only the main rank replays, on one device: all synchronous strategies compute the same.
     """
     if not run.strategy.is_main or not run.strategy.is_exact(run.model):  # one device would compute something else
@@ -72,31 +74,49 @@ def locate(run: Run, bad_step: int) -> str:
             if replay.step == bad_step:
                 replay.set_learning_rate()
                 replay.objective.begin(replay.step, batch)
-                return f"diverged at step {bad_step}: {_first_nonfinite(replay, batch.images)}"
+                return _first_nonfinite(replay, batch.images)
             train_step(replay, batch)
             replay.advance(batch.num_global)
     raise AssertionError("the bad step precedes the last checkpoint")
 
 
+_FROM_THE_START = "not finite before any update"
+
+
+def is_late(found: str) -> bool:
+    """Whether `locate` has found something that updates may have caused."""
+    return not found.startswith(_FROM_THE_START)
+
+
 def _first_nonfinite(replay: Run, images: Tensor) -> str:
-    if not torch.isfinite(images).all():
-        return "the input images are not finite"
+    where = f"diverged at step {replay.step}"
+    is_first = replay.step == 0 and not replay.needs_closure  # closures are called again at other weights
+    start = f"{_FROM_THE_START} (step 0)" if is_first else where
+    if not _is_finite(images):
+        return f"{start}: the input images are not finite"
+    for name, weight in replay.model.named_parameters():
+        if not _is_finite(weight):
+            return f"{start}: the weight '{name}' is not finite"
     found: list[str] = []
     hooks = [
-        module.register_forward_hook(_reporter(name or "the model", found))
+        module.register_forward_hook(_reporter(name or "the model", found, is_first=is_first))
         for name, module in replay.model.named_modules()  # hooks of inner modules run first
     ]
     loss = _evaluate(replay)
     for hook in hooks:
         hook.remove()
     if found:
-        return f"the output of layer '{found[0]}' is not finite"
-    if not torch.isfinite(loss):
-        return "the loss is not finite although every layer's output is"
+        return f"{start}: {found[0]}"
+    if not _is_finite(loss):
+        return f"{start}: the loss is not finite although every layer's output is"
     for name, parameter in reversed(list(replay.model.named_parameters())):
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return f"the gradient of '{name}' is not finite"
-    return "the gradient's norm overflows"
+        if parameter.grad is not None and not _is_finite(parameter.grad):
+            return f"{where}: the gradient of '{name}' is not finite"
+    return f"{where}: the gradient's norm overflows"
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def _evaluate(replay: Run) -> Tensor:
@@ -109,10 +129,23 @@ def _evaluate(replay: Run) -> Tensor:
     return replay.objective.first_loss
 
 
-def _reporter(name: str, found: list[str]) -> ForwardHook:
+def _reporter(name: str, found: list[str], *, is_first: bool) -> ForwardHook:
     def report(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        if isinstance(output, Tensor) and not torch.isfinite(output).all():
-            found.append(name)
+        if found or not isinstance(output, Tensor) or _is_finite(output):
+            return
+        if not is_first:
+            found.append(f"the output of layer '{name}' is not finite")
+        elif all(_is_finite(value) for value in inputs if isinstance(value, Tensor)):
+            kind = "NaN" if bool(output.isnan().any()) else "infinity"
+            found.append(
+                f"layer '{name}' ({type(module).__name__}) computes {kind} from finite inputs and weights, as by a "
+                "logarithm of a negative number, 0/0 or an overflow"
+            )
+        else:
+            found.append(
+                f"the input of layer '{name}' ({type(module).__name__}) is not finite although the layers before it "
+                "are; the forward method that calls it computes it"
+            )
 
     return report
 
