@@ -310,6 +310,8 @@ def test_an_evaluation_gives_the_metrics_of_the_result(train: Train, run: Path, 
     first, second = (json.loads(line) for line in done.out.splitlines())
     assert (first.pop("run"), second.pop("run")) == ("run", "twin")
     assert first == second == result(run)["best"]["metrics"] | result(run)["test"]
+    for split in ("val", "test"):  # also where it repeats the loss, which tables omit
+        assert first[f"{split}/cross_entropy"] == pytest.approx(first[f"{split}/loss"])
     assert listing(folder) == before
 
 
