@@ -6,14 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.launching.test_launching import ENVIRONMENT, free_port
-from trainer.base.errors import ConfigurationError
+from tests.launching.test_launching import ENVIRONMENT, end, free_port, start
+from trainer.base.errors import ConfigurationError, RankLost
 from trainer.base.rank import RankInfo
 from trainer.launching import given
 from trainer.launching.slurm import STEP, first_host, see_slurm
@@ -127,6 +130,102 @@ def test_a_rank_without_rank_0_says_where_it_looked(environment: pytest.MonkeyPa
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "12345")):
         environment.setenv(name, value)
     assert str(bus._unreachable(RankInfo(1, 2, 1, 2))) == "rank 1: found no rank 0 at 127.0.0.1:12345 within 0.2 s"
+
+
+def mute(connection: socket.socket, ended: threading.Event) -> None:
+    ended.wait(60)
+
+
+def closing(connection: socket.socket, ended: threading.Event) -> None:
+    connection.close()
+
+
+def speaking(connection: socket.socket, ended: threading.Event) -> None:
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    ended.wait(60)
+
+
+@pytest.mark.parametrize("answer", [mute, closing, speaking])
+def test_a_rank_knows_soon_that_another_program_has_the_port_of_rank_0(
+    environment: pytest.MonkeyPatch, answer: Callable[[socket.socket, threading.Event], None]
+) -> None:
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = other.accept()
+                threading.Thread(target=answered, args=(connection,), daemon=True).start()
+
+    def answered(connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            answer(connection, ended)
+
+    ended = threading.Event()
+    environment.setattr(given, "_ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        port = str(other.getsockname()[1])
+        begin = time.monotonic()
+        with pytest.raises(ConfigurationError, match=rf"^rank 1: another program answers at 127\.0\.0\.1:{port}, and"):
+            rank_1(environment, port)
+        assert time.monotonic() - begin < 20
+        other.shutdown(socket.SHUT_RDWR)
+    ended.set()
+    thread.join()
+
+
+def test_a_rank_knows_soon_that_the_store_is_of_another_run(environment: pytest.MonkeyPatch) -> None:
+    environment.setattr(given, "_ANSWER", 0.3)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(ConfigurationError, match=r"^rank 1: the store of another run answers at 127\.0\.0\.1:"):
+        rank_1(environment, str(store.port))
+
+
+def test_a_rank_waits_until_rank_0_listens(environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A node may start later than others."""
+    environment.setattr(given, "_NOTICE", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    stores = []
+
+    def begin() -> None:
+        time.sleep(0.3)
+        stores.append(torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False))
+        torch.distributed.PrefixStore("gearshift0/", stores[0]).set("begun", "yes")
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    rank_1(environment, str(port))
+    thread.join()
+    assert capsys.readouterr().err == f"rank 1: looks for rank 0 at 127.0.0.1:{port}, up to 300 s\n"
+    environment.setattr(given, "_PATIENCE", 0.2)
+    del stores[:]
+    with pytest.raises(RankLost, match=r"^rank 1: found no rank 0 at 127\.0\.0\.1:1 within"):
+        rank_1(environment, "1")
+
+
+def rank_1(environment: pytest.MonkeyPatch, port: str) -> None:
+    numbers = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        environment.setenv(name, value)
+    given.Bus()
+
+
+@pytest.mark.slow
+def test_a_busy_port_ends_all_ranks_soon(tmp_path: Path) -> None:
+    shared = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost",
+              "SLURM_JOB_ID": "1"}  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        shared["MASTER_PORT"] = str(busy.getsockname()[1])
+        begin = time.monotonic()
+        tasks = [start(tmp_path, "parallelism=ddp", **shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+                 for rank in range(2)]  # fmt: skip
+        codes, errors = zip(*((code, err) for code, _, err in map(end, tasks)), strict=True)
+    assert codes == (2, 2), errors
+    assert "cannot be used on" in errors[0] and "another program answers at" in errors[1]
+    assert [len(error.splitlines()) for error in errors] == [1, 1], errors
+    assert time.monotonic() - begin < 90
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- a real Slurm -------------------------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 import json
 import os
 import socket
+import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 300  # seconds in which all ranks must have started
+_ANSWER = 20  # seconds in which what listens at rank 0's port must answer as a store does
+_NOTICE = 30  # seconds after which a rank says that it still looks for rank 0
 
 
 class Bus:
@@ -48,10 +53,12 @@ class Bus:
         if info.rank == 0:
             self.store.set("begun", "yes")
             return
-        try:
-            self.store.wait(["begun"], timedelta(seconds=_PATIENCE))
+        try:  # an agent's store is there before rank 0 is
+            self.store.wait(["begun"], timedelta(seconds=_PATIENCE if self._is_agents else _ANSWER))
         except dist.DistError as error:
-            raise self._unreachable(info) from error
+            if self._is_agents:
+                raise self._unreachable(info) from error
+            raise self._another(info, "the store of another run") from error
 
     def _connect(self, dist: ModuleType, info: RankInfo) -> "Store":
         """Open the store, at rank 0 or at torchrun's agent. Raises ConfigurationError or RankLost."""
@@ -67,13 +74,41 @@ class Bus:
         is_host = info.rank == 0 and not self._is_agents
         if is_host:
             _check_free(port)
+        elif not self._is_agents:
+            self._await_listener(host, port, info)
+
+        def store() -> "Store":
+            found: Store = dist.TCPStore(host, port, is_master=is_host, timeout=timedelta(seconds=_PATIENCE))
+            return found
+
         try:
-            store: Store = dist.TCPStore(host, port, is_master=is_host, timeout=timedelta(seconds=_PATIENCE))
-        except dist.DistError as error:
+            return store() if is_host or self._is_agents else _within(_ANSWER, store)
+        except (RuntimeError, TimeoutError) as error:  # torch's own, or another kind where something else answers
             if is_host:
                 raise ConfigurationError(f"MASTER_PORT={port}: cannot be used: {one_line(error)}") from error
-            raise self._unreachable(info) from error
-        return store
+            if self._is_agents:
+                raise self._unreachable(info) from error
+            raise self._another(info, "another program") from error
+
+    def _await_listener(self, host: str, port: int, info: RankInfo) -> None:
+        """Wait until something listens at rank 0's port. Raises RankLost."""
+        begin, told = time.monotonic(), False
+        while (waited := time.monotonic() - begin) < _PATIENCE:
+            with suppress(OSError):
+                socket.create_connection((host, port), timeout=_ANSWER).close()
+                return
+            if waited > _NOTICE and not told:
+                told = True
+                print(f"rank {info.rank}: looks for rank 0 at {host}:{port}, up to {_PATIENCE} s", file=sys.stderr)
+            time.sleep(min(0.5, _PATIENCE / 10))
+        raise self._unreachable(info)
+
+    def _another(self, info: RankInfo, what: str) -> ConfigurationError:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        return ConfigurationError(
+            f"rank {info.rank}: {what} answers at {where}, and not rank 0; set MASTER_PORT to another port, the same "
+            "for all ranks"
+        )
 
     def _unreachable(self, info: RankInfo) -> RankLost:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -82,6 +117,26 @@ class Bus:
     def next(self) -> str:
         self.number += 1
         return f"job{self.number}"
+
+
+def _within(seconds: float, make: Callable[[], "Store"]) -> "Store":
+    """Return the result of a call that may never end, made in a thread. Raises TimeoutError, or the call's error."""
+    results: SimpleQueue[Store | Exception] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put(make())
+        except Exception as error:
+            results.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found = results.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _check_equal(info: RankInfo) -> None:
