@@ -7,6 +7,7 @@ import torch
 
 from tests.configuration import right_classes, wrong_classes
 from tests.configuration.wrong_classes import LATE, WRONG
+from tests.configuration.wrong_strategies import WRONG_STRATEGIES
 from tests.libraries import need_library
 from trainer import compose
 from trainer.assembly.assemble import build_run
@@ -43,17 +44,20 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEARSHIFT_TRUST", "tests")
 
 
-def with_part(config: Config, group: str, name: str) -> Config:
-    node: dict[str, Any] = {"_target_": f"{HERE}.{name}"}
+def with_part(config: Config, group: str, name: str, module: str = HERE) -> Config:
+    node: dict[str, Any] = {"_target_": f"{module}.{name}"}
     if group == "augmentation":
         node = {"_target_": f"{Pipeline.__module__.rpartition('.')[0]}.Pipeline", "mine": node}
     return config | {group: node}
 
 
-@pytest.mark.parametrize(("group", "item", "words"), WRONG, ids=[item.__name__ for _, item, _ in WRONG])
+ALL_WRONG = [*WRONG, *WRONG_STRATEGIES]
+
+
+@pytest.mark.parametrize(("group", "item", "words"), ALL_WRONG, ids=[item.__name__ for _, item, _ in ALL_WRONG])
 def test_a_mistake_is_told_before_the_run(config: Config, group: str, item: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        resolve(with_part(config, group, item.__name__))
+        resolve(with_part(config, group, item.__name__, item.__module__))
     (line,) = caught.value.problems
     assert line.startswith(f"{group}") and "\n" not in line
     assert [word for word in words if word not in line] == [], line
@@ -103,6 +107,12 @@ def test_a_sample_that_cannot_be_read_is_told_with_its_place(config: Config) -> 
 
 def right(name: str) -> Config:
     return {"_target_": f"{right_classes.__name__}.{name}"}
+
+
+def test_a_strategy_that_is_right_is_accepted(config: Config) -> None:
+    node = {"_target_": "tests.configuration.wrong_strategies.GoodStrategy"}
+    run = build_run(resolve(config | {"parallelism": node, "epochs": None, "steps": 3, "limit_batches": 3}))
+    assert train(run) == "completed"
 
 
 def test_metrics_are_any_callables(config: Config) -> None:

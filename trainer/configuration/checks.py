@@ -30,6 +30,7 @@ from trainer.configuration.optimizer_checks import check_optimizer_for
 from trainer.configuration.parameter_group_checks import check_parameter_groups
 from trainer.configuration.probe import calling, described, key_of
 from trainer.configuration.probe_model import check_built, check_shared, check_trained, output_shape, run_real
+from trainer.configuration.probe_strategy import divide_and_validate
 from trainer.contracts import (
     Augmentation,
     Loss,
@@ -282,8 +283,7 @@ def _check_model(blueprint: Blueprint) -> None:
         raise ConfigurationError(problems)
     if blueprint.config["checkpoint_activations"]:
         check_recomputation(blueprint.config, model)
-    blueprint.strategy.divide(model, blueprint.facts.input_shape)
-    blueprint.strategy.validate(blueprint.config, model)
+    divide_and_validate(blueprint, model)
     check_shared(blueprint, model)
     _check_lone_sample(model, blueprint)
     if blueprint.config["micro_batch"] == "auto" and any(isinstance(m, _BatchNorm) for m in model.modules()):

@@ -44,6 +44,7 @@ from trainer.configuration.probe_steps import (
     check_regularizer_calls,
     check_schedule_calls,
 )
+from trainer.configuration.probe_strategy import calling_strategy, check_plan, check_strategy_calls
 from trainer.contracts import Sampler, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
@@ -80,7 +81,7 @@ def resolve(config: Config) -> Blueprint:
     except ConfigurationError as error:
         found += error.problems
     if "parallelism" in built:
-        found += problems_of(lambda: plan_ranks(strategy, device))
+        found += problems_of(lambda: plan_ranks(config, strategy, device))
     blueprint, more = _draft(config, built, facts, strategy, device, has_schedule="schedule" not in broken)
     found += more
     if "optimizer" not in broken:
@@ -144,6 +145,7 @@ def _problems_of_calls(blueprint: Blueprint, built: dict[str, Component]) -> lis
             config, lambda: build_component(config, "averaging", **blueprint.for_averaging), blueprint.timeline.moments
         ),
         lambda: check_diagnostics_calls(config, built.get("diagnostics")),
+        lambda: check_strategy_calls(blueprint, lambda: build_component(config, "parallelism")),
     )
     return [line for call in calls for line in problems_of(call)]
 
@@ -268,17 +270,18 @@ _RANKS_PER_CORE = 4  # more would only slow one another down
 _BYTES_PER_RANK = 300e6  # of a process that has imported torch, without data
 
 
-def plan_ranks(strategy: Strategy, device: torch.device) -> None:
+def plan_ranks(config: Config, strategy: Strategy, device: torch.device) -> None:
     """Determine the number of processes. Raises ValueError if the machine cannot run that many."""
-    info = rank_info()
+    info, available = rank_info(), torch.cuda.device_count() if device.type == "cuda" else None
+    with calling_strategy(config, strategy, "plan()"):
+        strategy.plan(info.local_size if info is not None else available, info.machines if info is not None else 1)
+    check_plan(config, strategy)
     if info is not None:
-        strategy.plan(info.local_size, info.machines)
         if device.type == "cuda" and int(strategy.devices) > torch.cuda.device_count():
             raise ValueError(
                 f"parallelism.devices={strategy.devices}: this machine has {torch.cuda.device_count()} CUDA devices"
             )
         return
-    strategy.plan(torch.cuda.device_count() if device.type == "cuda" else None, 1)
     cores, memory = os.cpu_count() or 1, total_memory()
     room = min(_RANKS_PER_CORE * cores, int(memory // _BYTES_PER_RANK))
     if device.type == "cpu" and int(strategy.devices) > room:
