@@ -189,7 +189,42 @@ PARTS = {
     "parallelism": ["{_target_: trainer.parallelism.parameter_server.ServerProcess}"],
     "diagnostics": ["{_target_: trainer.reporting.tensorboard.TensorBoard, folder: MARK}"],
     "preprocessing": ["{_target_: trainer.preprocessing.modules.torch.hub.load, repo_or_dir: MARK}"],
+    "averaging": [
+        "{_target_: torch.optim.swa_utils.AveragedModel, model: {_target_: torch.nn.ReLU}}",
+        "{_target_: trainer.averaging.averaging.torch.hub.load, repo_or_dir: MARK}",
+        "{_target_: trainer.averaging.Ema, half_life: {_target_: os.system, command: touch MARK}}",
+    ],
+    "regularizer": [
+        "{_target_: torch.nn.utils.prune.CustomFromMask, mask: x}",
+        "{_target_: trainer.regularizers.L2, coefficients: {_target_: os.system, command: touch MARK}}",
+        "{_target_: trainer.regularizers.L2, coefficients: {'*': {_target_: os.system, command: touch MARK}}}",
+    ],
 }
+
+# settings of the runner's own, which are no nodes
+SETTINGS_OF_OURS = ("init_from", "prune", "parameter_groups", "every", "early_stopping", "name", "tags")
+STUDIES = [
+    "{_target_: os.system, command: touch MARK}",
+    "{_target_: subprocess.call, args: [touch, MARK]}",
+    "{_target_: torch.utils.collect_env.run, command: touch MARK}",
+    "{_target_: trainer.studies.study.Path.touch, self: MARK}",
+    "{_target_: trainer.studies.study.Path, x: MARK}",
+    "{_target_: trainer.studies.driver.train, config: x, folder: MARK}",
+    "{_target_: trainer.studies.driver.run_study, definition: x}",
+    "{_target_: trainer.studies.driver.write_json, path: MARK, content: x}",
+    "{_target_: trainer.studies.ledger.Ledger, folder: MARK}",
+    "{_target_: trainer.studies.ledger.os.system, command: touch MARK}",
+    "{_target_: trainer.studies.ledger.write_json, path: MARK, content: x}",
+    "{_target_: trainer.studies.definition.build, node: {_target_: os.system, command: touch MARK}, where: x}",
+    "{_target_: trainer.studies.definition.Definition, option: x}",
+    "{_target_: trainer.studies.ensemble.Trained, folder: MARK}",
+    "{_target_: trainer.studies.study.Member, name: ../../MARK, overrides: []}",
+    "{_target_: trainer.models.lenet.lenet}",
+    "{_target_: trainer.studies.KFold, folds: {_target_: os.system, command: touch MARK}}",
+    "{_target_: trainer.studies.KFold, pool: {_target_: os.system, command: touch MARK}}",
+    "{_target_: trainer.studies.LotteryTicket, scope: {_target_: os.system, command: touch MARK}}",
+    "{_target_: trainer.studies.LotteryTicket, scope: [{_target_: os.system, command: touch MARK}]}",
+]
 
 
 def attacks() -> Iterator[Attack]:

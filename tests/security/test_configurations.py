@@ -8,10 +8,12 @@ import yaml
 from hydra.types import RunMode
 
 from tests.command_line.conftest import Train, listing
-from tests.security.configurations import CALLS, Attack, attacks, parts
+from tests.security.configurations import CALLS, SETTINGS_OF_OURS, STUDIES, Attack, attacks, parts
 from trainer.base.errors import ConfigurationError
 from trainer.configuration import compose, rules
+from trainer.configuration.build import build
 from trainer.configuration.components import node_problems
+from trainer.configuration.from_python import check_configuration
 from trainer.configuration.resolve import resolve
 
 ATTACKS, PARTS = list(attacks()), list(parts())
@@ -76,3 +78,19 @@ def test_a_component_leaves_no_mark(group: str, node: str, composed: dict[str, o
     assert not mark.exists()
     assert list(folder.iterdir()) == []
     assert all(problem.startswith(group) for problem in refused.value.problems)
+
+
+@pytest.mark.parametrize("node", STUDIES)
+def test_a_study_leaves_no_mark(node: str, folder: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        build(yaml.safe_load(node.replace("MARK", str(folder / "MARK"))), "study")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", SETTINGS_OF_OURS)
+def test_a_setting_leaves_no_mark(key: str, composed: dict[str, object], folder: Path) -> None:
+    call = yaml.safe_load(CALLS["system"].replace("MARK", str(folder / "MARK")))
+    for value in (call, [call], {"source": call, "share": 0.2}, {"x": {"match": call}}, {"log": call}):
+        with pytest.raises(ConfigurationError):
+            check_configuration(composed | {key: value}, "assemble")
+    assert list(folder.iterdir()) == []

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from trainer import compose
 from trainer.base.errors import ConfigurationError
 from trainer.configuration.resolve import resolve
 from trainer.storage.files import seal
+from trainer.storage.records import write_json
 from trainer.storage.run_folder import describe_environment
+from trainer.studies.ledger import Entry
 
 Change = Callable[[Path, Path], None]  # a folder, and the mark
 
@@ -237,6 +240,71 @@ def test_a_trial_is_not_run_in_the_place_that_a_link_names(train: Train, folder:
     assert done.code == 3
     assert done.err.count("is outside of the sweep's folder") == 2
     assert list((folder / "victim").iterdir()) == []
+
+
+# --- study folders ----------------------------------------------------------------------------------------
+
+STUDIES: dict[str, list[str]] = {
+    "a call": ["study={_target_: os.system, command: touch MARK}"],
+    "a class": ["study=k_fold", "study._target_=os.system", "+study.command=touch MARK"],
+    "a class of ours": ["study=k_fold", "study._target_=trainer.studies.ledger.Ledger", "+study.folder=MARK"],
+    "an argument": ["study=k_fold", "study.folds={_target_: os.system, command: touch MARK}"],
+    "a model": ["study=k_fold", "model={_target_: os.system, command: touch MARK}"],
+    "a flag of ours": ["study=k_fold", "--trust=os", "model._target_=os.system"],
+    "a flag": ["--config-dir=study/evil", "study=evil"],
+    "a sweep": ["-m", "study=k_fold"],
+    "a line": ["study=k_fold", "name=x\n--trust=os"],
+    "an option elsewhere": ["study=../../../../../../../../../../../../../../FOLDER/study/evil/study/evil"],
+    "an option elsewhere, absolute": ["study=FOLDER/study/evil/study/evil"],
+    "an experiment elsewhere": ["study=k_fold", "+experiment=FOLDER/study/evil/experiment/evil"],
+    "an option of a group elsewhere": ["study=k_fold", "model=FOLDER/study/evil/model/evil"],
+    "a search path": ["hydra.searchpath=[file://study/evil]", "study=evil"],
+    "a callback": ["study=k_fold", "+hydra.callbacks.x={_target_: os.system, command: touch MARK}"],
+    "a variable": ["study=k_fold", "+hydra.job.env_set.GEARSHIFT_TRUST=os"],
+    "logging": ["study=k_fold", "hydra/hydra_logging=hydra_debug"],
+    "a folder": ["study=k_fold", "hydra.run.dir=../victim"],
+    "a folder of settings": ["study=k_fold", "hydra.output_subdir=../../victim"],
+    "a name": ["study=k_fold", "name=../../victim"],
+    "weights": ["study=k_fold", "model=linear", "init_from=study/evil.pt"],
+    "a source": ["study=k_fold", "model=linear", "prune={source: study/evil, share: 0.2}"],
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_folder_leaves_no_mark(name: str, train: Train, folder: Path) -> None:
+    study, mark = folder / "study", folder / "MARK"
+    evil = f"# Evil\n_target_: os.system\ncommand: touch {mark}\n"
+    for group in ("study", "experiment", "model"):
+        (study / "evil" / group).mkdir(parents=True)
+        (study / "evil" / group / "evil.yaml").write_text(evil)
+    (study / "evil/checkpoints").mkdir()
+    pickled("evil.pt")(study, mark)
+    pickled("evil/checkpoints/best.pt")(study, mark)
+    words = [word.replace("MARK", str(mark)).replace("FOLDER", str(folder)) for word in STUDIES[name]]
+    write_json(study / "ledger.json", {"study": "k_fold", "words": words, "members": []})
+    before = {*folder.rglob("*")}
+    done = train("resume", "study")
+    assert done.code in (2, 65), done
+    assert done.problems
+    assert {*folder.rglob("*")} == before
+    assert "GEARSHIFT_TRUST" not in os.environ
+
+
+def test_a_member_is_not_run_in_the_place_that_a_link_or_a_name_gives(train: Train, folder: Path) -> None:
+    entry = Entry(0, "../made", ("model._target_=os.system",), (), "", "running")
+    for place in ("study", "victim"):
+        (folder / place).mkdir()
+    words = ["study=k_fold", "study.folds=2", "model=linear", "steps=1", "schedule=constant"]
+    member = asdict(entry) | {"overrides": list(entry.overrides), "needs": []}
+    write_json(folder / "study/ledger.json", {"study": "k_fold", "words": words, "members": [member]})
+    (folder / "study/fold=1").symlink_to(folder / "victim")
+    done = train("resume", "study")
+    assert (done.code, len(done.problems)) == (2, 1)
+    assert "fold=1: is outside of the study's folder" in done.problems[0]
+    assert list((folder / "victim").iterdir()) == [] and not (folder / "study/fold=0").exists()
+    (folder / "study/fold=1").unlink()
+    assert train("resume", "study").code == 0
+    assert not (folder / "made").exists()
 
 
 # --- data folders, and the current folder -----------------------------------------------------------------

@@ -52,7 +52,7 @@ class Jobs:
         self.is_sweep = hydra.mode == RunMode.MULTIRUN
         try:
             if self.is_sweep:
-                _check_place(folder, Path(hydra.sweep.dir))
+                run_folder.check_inside(folder, Path(hydra.sweep.dir), "sweep")
                 return run_trial(composed, folder)
             if is_study(composed):
                 run_study(define(composed, _node(), GlobalHydra.instance().config_loader(), folder))
@@ -76,12 +76,6 @@ def _node() -> DictConfig:
     """Hydra's own node."""
     node: DictConfig = HydraConfig.get()  # type: ignore[assignment]  # annotated as its structure
     return node
-
-
-def _check_place(folder: Path, sweep: Path) -> None:
-    """Raise ConfigurationError if a trial's folder is not inside its sweep's, as when it is a link to another."""
-    if not folder.resolve().is_relative_to(sweep.resolve()):
-        raise ConfigurationError(f"{folder}: is outside of the sweep's folder {sweep}; a trial must be inside it")
 
 
 def run_trial(composed: DictConfig, folder: Path) -> float | None:

@@ -187,6 +187,13 @@ def read_environment(folder: Path) -> JsonObject | None:
     return read_json(path) if path.exists() else None
 
 
+def check_inside(folder: Path, whole: Path, what: str) -> None:
+    """Raise ConfigurationError if the folder of a trial or member is a link out of that of the whole, which may have
+    come from someone else: a run would overwrite the files there."""
+    if not folder.resolve().is_relative_to(whole.resolve()):
+        raise ConfigurationError(f"{folder}: is outside of the {what}'s folder {whole}; it must be inside it")
+
+
 class Lock:
     """Exclusive lock on a run folder, held until `release` or the end of the process.
 

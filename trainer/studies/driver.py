@@ -29,6 +29,8 @@ def run_study(definition: Definition) -> None:
 
     Several processes may run the same study: each takes the members that no other is working on.
     """
+    for member in definition.members:
+        run_folder.check_inside(definition.folder / member.name, definition.folder, "study")
     ledger = definition.open_ledger()
     _see_stopped(definition, ledger)
     count, in_use = len(definition.members), list[str]()
@@ -54,7 +56,8 @@ def run_study(definition: Definition) -> None:
 
 def _see_stopped(definition: Definition, ledger: Ledger) -> None:
     """Correct the state of members whose process was killed while it ran them: nobody holds their folders."""
-    for entry in ledger.entries().values():
+    known = ledger.entries()
+    for entry in [known[member.name] for member in definition.members]:  # the ledger may name folders elsewhere
         if entry.state == "running":
             with suppress(RunInUse, ConfigurationError):  # what is wrong with a folder is told when it is its turn
                 with disk_errors(definition.folder):
