@@ -1,9 +1,12 @@
 """Data-parallel convolutions and model-parallel fully connected layers together equal one device."""
 
+import re
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from tests.parallelism.harness import advance, make, spawn
@@ -18,8 +21,11 @@ from tests.parallelism.test_tensor import (
 )
 from trainer import compose
 from trainer.base.errors import ConfigurationError
+from trainer.configuration.compose import config_folder
 from trainer.configuration.resolve import resolve
-from trainer.parallelism.weird_trick import dense_plan
+from trainer.contracts import pipeline_plan, tensor_plan
+from trainer.parallelism.tensor import WITH_A_PLAN
+from trainer.parallelism.weird_trick import WITH_DENSE_LAYERS, dense_plan
 from trainer.training.evaluation import evaluate
 
 
@@ -79,6 +85,10 @@ def test_the_border_is_the_first_dense_layer() -> None:
             ["parallelism=weird_trick", *RESNET],
             r"parallelism=weird_trick: model=resnet \(Sequential\) has no fully connected layers that can be split",
         ),
+        (
+            ["parallelism=weird_trick", "model=inception", "model.auxiliary_weight=0.3"],
+            "parallelism=weird_trick: must be another strategy for a model with auxiliary classifiers, such as ddp",
+        ),
         (["parallelism=weird_trick", "model=template"], r"model=template \(StripeNet\) has no tensor plan"),
         (
             ["parallelism=weird_trick", "parallelism.devices=3", *LENET],
@@ -89,3 +99,34 @@ def test_the_border_is_the_first_dense_layer() -> None:
 def test_what_cannot_be_shared_is_refused_in_a_sentence(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         resolve(compose([*PROBLEM, *overrides]))
+
+
+def test_messages_and_docs_name_the_models_that_can_be_split() -> None:
+    """One option of each function in configs/model, on the meta device."""
+    with_plan, with_dense, with_stages = set(), set(), set()
+    targets = {}
+    for path in sorted((config_folder() / "model").glob("*.yaml")):
+        node = yaml.safe_load(path.read_text())
+        targets.setdefault(node.pop("_target_"), (path.stem, node))
+    for target, (_, node) in targets.items():
+        module, _, function = target.rpartition(".")
+        if function in ("from_timm", "from_torchvision", "StripeNet"):  # no model of ours, and the template of one
+            continue
+        with torch.device("meta"):
+            model = getattr(import_module(module), function)(input_shape=(1, 8, 8), num_outputs=10, **node)
+        with_plan |= {function} if tensor_plan(model) else set()
+        with_dense |= {function} if dense_plan(model) else set()
+        with_stages |= {function} if pipeline_plan(model) else set()
+
+    def named(text: str) -> set[str]:
+        return set(re.findall(r"[a-z_]{3,}", text)) - {"and", "have", "one"}
+
+    assert named(WITH_A_PLAN) == with_plan
+    assert named(WITH_DENSE_LAYERS) == with_dense
+    assert with_stages == with_plan | {"lstm"}
+    page = (config_folder().parent / "docs/parallelism.md").read_text()
+    paragraph = page[page.index("These models declare") : page.index("`centroids` and the models")]
+    first, second = paragraph.split("`weird_trick` takes")
+    second, _ = second.split("`pipeline` takes")
+    assert set(re.findall(r"`(\w+)`", first)) - {"tensor", "hybrid"} == with_plan
+    assert set(re.findall(r"`(\w+)`", second)) == with_dense

@@ -24,7 +24,10 @@ from trainer.parallelism.named_state import OwnPart, load_named_state, named_sta
 from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member, check_split, part_of, split_layers
 
-WITH_A_PLAN = "linear, mlp, lenet, alexnet, vgg, resnet, wide_resnet, mobilenet_like and vit have one"
+WITH_A_PLAN = (
+    "linear, mlp, lenet, alexnet, alexnet_two_column, vgg, inception, resnet, wide_resnet, mobilenet_like, vit, "
+    "locally_connected and block_diagonal have one"
+)
 
 
 class SplitModel(DataParallel):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer import contracts
+from trainer.base.checks import refuse
 from trainer.base.config import Config
 from trainer.parallelism import cost
 from trainer.parallelism.ddp import DataParallel
@@ -18,6 +19,9 @@ from trainer.parallelism.sizes import Cost, Step
 from trainer.parallelism.split_layers import Member
 from trainer.parallelism.tensor import SplitModel
 
+WITH_DENSE_LAYERS = (
+    "linear, mlp, lenet, alexnet, alexnet_two_column, vgg, inception, locally_connected and block_diagonal"
+)
 # allowed kinds of the first fully connected layer: its input is whole already, so `cross` need not gather it
 _AT_THE_BORDER = {"column": "column", "cross": "column", "gather": "gather"}
 
@@ -54,8 +58,10 @@ class WeirdTrick(SplitModel):
         if not plan:
             raise ValueError(
                 f"parallelism=weird_trick: model={config['choices'].get('model', '')} ({type(model).__name__}) has no "
-                "fully connected layers that can be split; linear, mlp, lenet, alexnet and vgg have some"
+                f"fully connected layers that can be split; {WITH_DENSE_LAYERS} have some"
             )
+        if contracts.auxiliary_weights(model):  # after the output, for this rank's shard of the batch
+            refuse("parallelism", "weird_trick", "another strategy for a model with auxiliary classifiers, such as ddp")
         return plan
 
     def cost(self, step: Step, model: nn.Module) -> Cost | None:
