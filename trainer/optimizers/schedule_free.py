@@ -74,7 +74,7 @@ class ScheduleFreeAdamW(Optimizer):
             decay = group["weight_decay"]
             # y becomes b1 x, which leaves b1 (1 - c) x + (1 - b1 (1 - c)) z to be the next y once z has taken its step
             sgd_(params, steps, [], 1 - beta1)
-            counts = [torch.full((), float(count), device=params[0].device)] * len(params)
+            counts = [torch.full((), count, dtype=torch.float32, device=params[0].device)] * len(params)
             # with beta 0, Adam's mean is the gradient; of y = (1 - b1) z + b1 x, it takes the decay by z
             torch._fused_adamw_(
                 steps, gradients, gradients, squares, [], counts, lr=lr, beta1=0.0, beta2=beta2,
