@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from tests.cut_runs import check_cut_run
 from tests.parallelism.harness import advance, make, spawn
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
@@ -148,26 +149,8 @@ def test_batch_norm_of_swa_is_torchs_update_bn() -> None:
 
 @pytest.mark.parametrize("option", ["ema", "swa"])
 def test_a_resumed_run_has_the_same_average(option: str, tmp_path: Path) -> None:
-    overrides = [*SMALL, "averaging=" + option, "schedule=constant", "epochs=4"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(assemble(compose(overrides), whole))
-    run = assemble(compose(overrides), cut)
-    stop = run.averaging.stepped  # type: ignore[union-attr]
-
-    def once(step: range) -> None:
-        if 60 in step:  # between two checkpoints
-            raise KeyboardInterrupt
-        stop(step)
-
-    run.averaging.stepped = once  # type: ignore[union-attr, method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        fit(run)
-    (cut / "result.json").unlink(missing_ok=True)
-    fit(assemble(compose(overrides), cut, resume=True))
-    for name in ("best.pt", "last.pt"):
-        one, other = (checkpoint.load(folder / "checkpoints" / name) for folder in (whole, cut))
-        assert one["step"] == other["step"]
-        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+    # cut between two checkpoints
+    check_cut_run([*SMALL, "averaging=" + option, "schedule=constant", "epochs=4"], 60, tmp_path)
 
 
 @pytest.mark.proves(

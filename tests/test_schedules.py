@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from tests.cut_runs import check_cut_run
 from tests.parallelism.harness import advance, difference, make, spawn, state_of
 from trainer import assemble, compose, fit
 from trainer.assembly.assemble import build_run
@@ -36,7 +37,6 @@ from trainer.schedules import (
     WarmupStableDecay,
 )
 from trainer.schedules.robbins_monro import robbins_monro
-from trainer.storage import checkpoint
 from trainer.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -529,25 +529,7 @@ def test_a_growing_batch_trains_the_planned_steps_and_evaluates_at_every_epoch(t
 @pytest.mark.parametrize("step", [50, 66, 67])
 @pytest.mark.parametrize("more", [[], ["accumulate=3", "averaging=swa", "augmentation=mixup"]])
 def test_a_growing_batch_is_resumed_to_the_same_bits(step: int, more: list[str], tmp_path: Path) -> None:
-    overrides, whole, cut = [*GROWING, "every.checkpoint=5step", *more], tmp_path / "whole", tmp_path / "cut"
-    fit(assemble(compose(overrides), whole))
-    run = assemble(compose(overrides), cut)
-    advance = run.advance
-
-    def stop(count: int) -> None:
-        if run.step == step:
-            raise KeyboardInterrupt
-        advance(count)
-
-    run.advance = stop  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        fit(run)
-    (cut / "result.json").unlink(missing_ok=True)
-    fit(assemble(compose(overrides), cut, resume=True))
-    for name in ("best.pt", "last.pt"):
-        one, other = (checkpoint.load(folder / "checkpoints" / name) for folder in (whole, cut))
-        assert one["step"] == other["step"]
-        assert all(torch.equal(value, other["model"][key]) for key, value in one["model"].items())
+    check_cut_run([*GROWING, "every.checkpoint=5step", *more], step, tmp_path)
 
 
 def test_a_run_that_grew_is_longer_only_with_the_length_of_its_schedule(tmp_path: Path) -> None:

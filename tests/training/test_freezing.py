@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.cut_runs import check_cut_run
 from tests.parallelism.harness import advance, make, spawn, state_of
-from trainer import assemble, compose, fit
+from trainer import compose
 from trainer.assembly.assemble import build_run
 from trainer.assembly.weights import read_weights
 from trainer.base.errors import ConfigurationError, DataError, GearshiftError
 from trainer.configuration.resolve import resolve
-from trainer.storage import checkpoint
 from trainer.storage.files import seal
 from trainer.training.loop import train
 from trainer.training.run import Run
@@ -105,25 +105,7 @@ def test_unfrozen_parameters_begin_as_in_a_run_of_their_own(optimizer: str) -> N
 @pytest.mark.parametrize("step", [2, 6, 10])
 def test_a_run_that_is_cut_has_the_same_bits(step: int, tmp_path: Path) -> None:
     more = [*BODY, "parameter_groups.body.unfreeze_at=2ep", "limit_batches=4", "epochs=3", "every.checkpoint=3step"]
-    overrides = [*MLP, "model.norm=batch", *more]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(assemble(compose(overrides), whole))
-    run = assemble(compose(overrides), cut)
-    advance_run = run.advance
-
-    def stop(count: int) -> None:
-        if run.step == step:
-            raise KeyboardInterrupt
-        advance_run(count)
-
-    run.advance = stop  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        fit(run)
-    (cut / "result.json").unlink(missing_ok=True)
-    fit(assemble(compose(overrides), cut, resume=True))
-    one, other = (checkpoint.load(folder / "checkpoints/last.pt") for folder in (whole, cut))
-    assert one["step"] == other["step"] == 12
-    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    assert check_cut_run([*MLP, "model.norm=batch", *more], step, tmp_path) == 12
 
 
 def test_what_was_unfrozen_is_frozen_again_after_a_rollback() -> None:
