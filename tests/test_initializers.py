@@ -221,7 +221,7 @@ def test_a_model_on_meta_is_accepted() -> None:
 
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ValueError, match="no linear or convolution layer"):
-        Normal()(nn.Sequential(nn.Flatten(), nn.ReLU()))
+        Normal().check(nn.Sequential(nn.Flatten(), nn.ReLU()))
 
 
 def variance_ratio(initializer: Initializer, activation: nn.Module) -> float:
@@ -519,7 +519,7 @@ def test_blocks_begin_as_the_identity(norm: str) -> None:
     for (name, one), other in zip(model.named_parameters(), others.parameters(), strict=True):
         assert name in zeros or torch.equal(one, other), name
     with pytest.raises(ValueError, match="no residual branches"):
-        IdentityResidual()(nn.Sequential(nn.Linear(3, 3)))
+        IdentityResidual().check(nn.Sequential(nn.Linear(3, 3)))
 
 
 @pytest.mark.proves(

@@ -263,6 +263,11 @@ def test_a_skipped_step_does_not_shrink() -> None:
         (["regularizer=l2", "optimizer.weight_decay=0.01"],
          "optimizer.weight_decay=0.01: regularizer=l2 penalizes the same weights .linear1.weight"),
         (["regularizer=l1_l2", "optimizer.weight_decay=0.01"], "penalizes the same"),
+        (["regularizer=l2", "parameter_groups.h.match=output.weight", "parameter_groups.h.weight_decay=0.1"],
+         "parameter_groups.h.weight_decay=0.1: regularizer=l2 penalizes the same weights .output.weight.; set param"),
+        (["regularizer=l2", "regularizer.coefficient=0", "regularizer.coefficients={output.weight:1}",
+          "optimizer.weight_decay=0.1", "parameter_groups.h.match=linear*", "parameter_groups.h.weight_decay=0"],
+         "optimizer.weight_decay=0.1: regularizer=l2 penalizes the same weights .output.weight.; set opt"),
         (["regularizer=l1", "regularizer.coefficients={linar*:1}"],
          "coefficients.linar.: matches no parameter, such as linear1"),
         (["regularizer=l1", "regularizer.coefficients={output*:-1}"], "coefficients.output.=-1: must be at least 0"),
@@ -284,6 +289,23 @@ def test_weight_decay_is_left_to_a_regularizer_that_decays() -> None:
     assert compose([*MLP, "regularizer=l1"])["optimizer"]["weight_decay"] == 0.01
     assert compose([*MLP, "regularizer=l1", "optimizer.weight_decay=0.2"])["optimizer"]["weight_decay"] == 0.2
     resolve(compose([*MLP, "regularizer=l1", "optimizer.weight_decay=0.2"]))  # stands beside it
+    resolve(compose([  # on other weights
+        *MLP, "optimizer.weight_decay=0.1", "parameter_groups.h.match=output.weight",
+        "parameter_groups.h.weight_decay=0", "regularizer=l2", "regularizer.coefficient=0",
+        "regularizer.coefficients={output.weight:0.01}",
+    ]))  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["newton", "stochastic_newton", "bfgs", "sgd", "sam"])
+def test_the_mixture_is_learned_whatever_the_optimizer_asks_of_the_objective(optimizer: str) -> None:
+    run = make(["model=linear", f"optimizer={optimizer}", "regularizer=soft_sharing", "regularizer.lr=0.01",
+                "device=cpu", "threads=1"])  # fmt: skip
+    assert isinstance(run.regularizer, SoftSharing)
+    before = {name: value.detach().clone() for name, value in run.regularizer.mixture.items()}
+    advance(run, 1)
+    # the first step of Adam is one of length lr against the gradient
+    for name, value in run.regularizer.mixture.items():
+        assert (value - before[name]).abs().max().item() == pytest.approx(0.01, rel=1e-3), name
 
 
 def penalized(overrides: list[str], steps: int) -> dict[str, Any]:

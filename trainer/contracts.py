@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from trainer.base.capabilities import auxiliary_weights as auxiliary_weights
 from trainer.base.capabilities import convergence_of as convergence_of
-from trainer.base.capabilities import evaluation_weights_of as evaluation_weights_of
 from trainer.base.capabilities import is_element_wise as is_element_wise
 from trainer.base.capabilities import needs_closure as needs_closure
 from trainer.base.capabilities import pipeline_plan as pipeline_plan
 from trainer.base.capabilities import taken_weights as taken_weights
 from trainer.base.capabilities import tensor_plan as tensor_plan
-from trainer.base.capabilities import traits as traits
 from trainer.base.chunks import Change
 from trainer.base.config import Component
 from trainer.base.members import misfits
@@ -175,6 +173,9 @@ class Initializer(ABC):
     def see(self, images: Tensor) -> None:
         """Receive the first `num_samples` training samples, preprocessed and not augmented."""
 
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError if it does not suit the model, which may be on the meta device."""
+
 
 class Loss(ABC):
     """Sum of the loss over samples, which the caller divides by the number of samples on all ranks."""
@@ -185,6 +186,8 @@ class Loss(ABC):
     """Metrics reported with the loss, for each task."""
     directions: Mapping[str, str] = MappingProxyType({})
     """Whether lower ("min") or higher ("max") values of a metric are better, by its name, for `mode: auto`."""
+    needs_centroids: bool = False
+    """Whether outputs must be those of a model with `centroids`."""
     soft_targets: bool = False
     """Whether targets of a classification may be class probabilities, (N, K)."""
 

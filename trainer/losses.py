@@ -196,6 +196,7 @@ class KMeans(Loss):
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classification", "regression"})
     metrics: ClassVar[dict[str, tuple[str, ...]]] = {}
+    needs_centroids = True
 
     def __init__(self, clusters: int | None = None) -> None:
         self.clusters = None if clusters is None else check_whole("clusters", clusters, 1)

@@ -103,6 +103,19 @@ def test_another_optimizer_for_a_finished_configuration() -> None:
     [
         (["optimizer=lbfgs", "clip_norm=1"], "clip_norm=1: optimizer=lbfgs searches along a direction"),
         (["optimizer=lbfgs", "clip_value=0.5"], "clip_value=0.5: optimizer=lbfgs searches"),
+        (["optimizer=newton", "model=linear", "clip_norm=1"], "clip_norm=1: optimizer=newton searches"),
+        (
+            ["optimizer=newton", "model=linear", "optimizer.line_search=none", "clip_value=1"],
+            "clip_value=1: optimizer=newton differentiates the loss itself, so that nothing is clipped",
+        ),
+        (["optimizer=stochastic_newton", "model=linear", "clip_norm=1"], "clip_norm=1: optimizer=stochastic_newton"),
+        (["initializer=kmeans_plus_plus"], "initializer=kmeans_plus_plus: the model has no centroids"),
+        (["initializer=identity_residual"], "initializer=identity_residual: the model declares no residual branches"),
+        (
+            ["initializer=kaiming_normal", "model=centroids", "loss=kmeans"],
+            "initializer=kaiming_normal: the model has no linear or convolution layer",
+        ),
+        (["loss=kmeans", "model=linear"], "loss=kmeans: needs distances to centroids, which model=linear has none of"),
         (["optimizer=lbfgs", "precision=fp16"], "precision=fp16: does not support an optimizer that evaluates"),
         (["optimizer=lbfgs", "schedule=constant", "schedule.warmup=2ep"], "schedule.warmup=2ep: optimizer=lbfgs"),
         (["optimizer=lbfgs", "lr_scaling=linear"], "lr_scaling=linear: optimizer=lbfgs does not follow a schedule"),

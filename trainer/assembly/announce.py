@@ -7,6 +7,7 @@ import yaml
 
 from trainer.base.config import Config, ConfigValue
 from trainer.configuration.few_samples import few_samples
+from trainer.configuration.lengths import length_notices
 from trainer.reporting.initial_outputs import FirstOutputs
 from trainer.reporting.pixels import as_levels
 from trainer.reporting.tables import format_count
@@ -44,7 +45,7 @@ def announce(run: Run, resumed: bool) -> None:
     for notice in (
         *run.notices,
         *run.strategy.differences(run.model, plan.dtype),
-        *plan.schedule.notices(plan.schedule_steps),
+        *(f"{subject}: {text}" for subject, text in length_notices(plan)),
         *filter(None, [few_samples(plan, run.model)]),
     ):
         run.report.message(notice)

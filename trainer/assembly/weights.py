@@ -40,10 +40,7 @@ def make_model(
         if initializer is not None:
             if initializer.num_samples and samples is not None:
                 initializer.see(samples(initializer.num_samples))
-            try:
-                initializer(model)
-            except ValueError as error:
-                raise ConfigurationError(f"initializer={config['choices'].get('initializer')}: {error}") from error
+            initializer(model)
     lines = [told]
     if config["init_from"] is not None:
         taken, told = fitting_weights(model, Path(config["init_from"]), is_strict=config["init_strict"])

@@ -64,6 +64,10 @@ class Averaging(ABC):
             torch._foreach_lerp_(held, weights, share)
         self.count += 1
 
+    def notice(self, moments: int) -> str | None:
+        """Return what the user of a run of so many moments should know, or None."""
+        return None
+
     def keeps(self, moment: int) -> bool:
         """Whether the weights at this moment are kept in a file of their own; see `kept`."""
         return False

@@ -46,6 +46,15 @@ class Mean(Averaging):
         self.every = steps_of("every", every, steps_per_epoch, total_steps, least=1)
         self.batch_norm_samples = check_whole("batch_norm_samples", batch_norm_samples, 0)
 
+    def notice(self, moments: int) -> str | None:
+        first = self.start + self.every
+        if first <= moments:
+            return None
+        return (
+            f"takes no average: the first weights would be those of step {first:,}, and the run has {moments:,}; set "
+            f"averaging.every={moments - self.start}step, or less"
+        )
+
     def share(self, step: int, count: int) -> float | None:
         since = step - self.start
         return 1 / (count + 1) if since > 0 and since % self.every == 0 else None

@@ -14,15 +14,14 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import metrics
-from trainer.averaging.averaging import Averaging
 from trainer.base.blame import with_place
+from trainer.base.capabilities import centroids_of
 from trainer.base.chunks import chunk_sizes
 from trainer.base.config import Config
 from trainer.base.device import total_memory
 from trainer.base.errors import ConfigurationError, advice_of, one_line, unknown
 from trainer.base.improvement import direction
 from trainer.base.recomputation import blocks_of
-from trainer.base.text import nearest
 from trainer.base.without_compiler import zeros_for
 from trainer.configuration.blueprint import Blueprint, advised_size, micro_batch_size
 from trainer.configuration.components import build_component
@@ -31,18 +30,18 @@ from trainer.configuration.parameter_group_checks import check_parameter_groups
 from trainer.configuration.probe import calling, described, key_of
 from trainer.configuration.probe_model import check_built, check_shared, check_trained, output_shape, run_real
 from trainer.configuration.probe_strategy import divide_and_validate
+from trainer.configuration.weights_checks import check_regularizer
 from trainer.contracts import (
     Augmentation,
+    Initializer,
     Loss,
     Preprocessing,
     Sampler,
     Schedule,
-    traits,
 )
 from trainer.data.facts import DataFacts, DataSet
-from trainer.optimizers.parameter_groups import excluded_names, unmatched
+from trainer.optimizers.parameter_groups import unmatched
 from trainer.parallelism.strategy import Strategy
-from trainer.regularizers.regularizer import Regularizer
 
 
 def check_data(config: Config, data: DataSet, facts: DataFacts) -> Iterator[str]:
@@ -203,51 +202,6 @@ def check_schedule(
         yield f"schedule.max_batch: sampler={config['choices'].get('sampler')} draws batches of one size"
 
 
-def check_averaging(blueprint: Blueprint) -> Iterator[str]:
-    """All ranks must have the weights of one model, and the optimizer must not average by itself."""
-    config, strategy = blueprint.config, blueprint.strategy
-    given = blueprint.for_averaging
-    averaging: Averaging | None = build_component(config, "averaging", **given)
-    if averaging is None:
-        return
-    option, optimizer, parallelism = (config["choices"].get(g) for g in ("averaging", "optimizer", "parallelism"))
-    if averaging.needs_cycles and not given["cycle_ends"]:
-        schedule = config["choices"].get("schedule")
-        yield f"averaging={option}: no cycle of schedule={schedule} ends within the run; choose schedule=sgdr"
-    if traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))])).averages:
-        yield f"averaging={option}: optimizer={optimizer} averages the weights itself; choose averaging=none"
-    if strategy.weights_differ and strategy.world_size > 1:
-        yield f"averaging={option}: the ranks of parallelism={parallelism} have different weights; choose another one"
-
-
-def check_regularizer(blueprint: Blueprint, model: nn.Module) -> Iterator[str]:
-    """Its patterns must match, and neither strategy nor optimizer may change what it means."""
-    config, strategy = blueprint.config, blueprint.strategy
-    regularizer: Regularizer | None = build_component(config, "regularizer")
-    if regularizer is None:
-        return
-    option, parallelism = (config["choices"].get(group) for group in ("regularizer", "parallelism"))
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in regularizer.unmatched(names):
-        yield f"regularizer.coefficients.{pattern}: matches no parameter, such as {nearest(pattern, names) or names[0]}"
-    if not regularizer.element_wise and not strategy.replicates:
-        yield f"regularizer={option}: needs all weights on every rank, which parallelism={parallelism} does not keep"
-    found = traits(build_component(config, "optimizer", params=[nn.Parameter(torch.zeros(1))]))
-    if regularizer.decoupled and found.needs_closure:
-        yield "regularizer.decoupled=true: an optimizer that evaluates the objective itself would not see it"
-    if regularizer.decoupled and not strategy.is_synchronous:
-        yield f"regularizer.decoupled=true: the weights of parallelism={parallelism} are stepped by its server"
-    decay = config["optimizer"].get("weight_decay") or 0
-    if regularizer.decays and decay > 0:
-        excluded = excluded_names(model, config["no_weight_decay"])
-        twice = [name for name in regularizer.coefficients_of(names, excluded) if name not in excluded]
-        if twice:
-            yield (
-                f"optimizer.weight_decay={decay}: regularizer={option} penalizes the same weights ({twice[0]}, ...); "
-                "set optimizer.weight_decay=0, or choose regularizer=none"
-            )
-
-
 def check_model(blueprint: Blueprint) -> None:
     """The model must run; if it does not support features, name models that do."""
     try:
@@ -271,6 +225,7 @@ def _check_model(blueprint: Blueprint) -> None:
         outputs = None if fits else _run_meta(model, blueprint)
     _check_memory(model)
     check_optimizer_for(model, blueprint)
+    _check_suits(model, blueprint)
     if not fits:
         _check_outputs(run_real(blueprint) if outputs is None else outputs, output_shape(model, 2, blueprint))
     check_trained(model, blueprint)
@@ -381,6 +336,24 @@ def _fits(model: nn.Module, count: int, blueprint: Blueprint) -> bool:
             wanted = output_shape(model, count, blueprint)
             return isinstance(outputs, Tensor) and tuple(outputs.shape) == wanted and outputs.is_floating_point()
     return False
+
+
+def _check_suits(model: nn.Module, blueprint: Blueprint) -> None:
+    """The initializer and the loss may need a certain kind of model."""
+    choices = blueprint.config["choices"]
+    initializer: Initializer | None = None
+    with suppress(ConfigurationError):  # one that cannot be built has been reported
+        initializer = build_component(blueprint.config, "initializer", input_shape=tuple(blueprint.facts.input_shape))
+    if initializer is not None:
+        try:
+            initializer.check(model)
+        except ValueError as error:
+            raise ConfigurationError(f"initializer={choices.get('initializer')}: {error}") from error
+    if blueprint.loss.needs_centroids and not centroids_of(model):
+        raise ConfigurationError(
+            f"loss={choices.get('loss')}: needs distances to centroids, which model={choices.get('model')} has none "
+            "of; choose model=centroids"
+        )
 
 
 def _run_meta(model: nn.Module, blueprint: Blueprint) -> object | None:

@@ -55,6 +55,8 @@ def check_optimizer(blueprint: Blueprint) -> Iterator[str]:
     for key in ("clip_norm", "clip_value"):
         if found.line_search and config[key] is not None:
             yield f"{key}={config[key]}: optimizer={option} searches along a direction, which clipping would change"
+        elif found.differentiates and config[key] is not None:
+            yield f"{key}={config[key]}: optimizer={option} differentiates the loss itself, so that nothing is clipped"
 
 
 def check_optimizer_for(model: nn.Module, blueprint: Blueprint) -> None:

@@ -45,6 +45,7 @@ from trainer.configuration.probe_steps import (
     check_schedule_calls,
 )
 from trainer.configuration.probe_strategy import calling_strategy, check_plan, check_strategy_calls
+from trainer.configuration.weights_checks import check_averaging
 from trainer.contracts import Sampler, Schedule
 from trainer.data.facts import DataFacts, DataSet
 from trainer.early_stopping import EarlyStopping
@@ -86,7 +87,7 @@ def resolve(config: Config) -> Blueprint:
     found += more
     if "optimizer" not in broken:
         found += problems_of(lambda: check_optimizer(blueprint))
-        found += problems_of(lambda: checks.check_averaging(blueprint))
+        found += problems_of(lambda: check_averaging(blueprint))
     found += check_pruning(blueprint)
     if "model" not in broken:
         found += problems_of(lambda: checks.check_model(blueprint))

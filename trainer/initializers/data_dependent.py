@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base.checks import check_whole
-from trainer.contracts import Initializer
 from trainer.initializers.fixed import Orthogonal
-from trainer.initializers.weights import Layer
+from trainer.initializers.weights import Layer, OfLayers
 
 
-class DataDependent(Initializer):
+class DataDependent(OfLayers):
     """Layer-sequential unit variance, LSUV (Mishkin & Matas 2016).
 
     Orthonormal weights; then each linear and convolutional layer, in the order of their calls, is divided by the

@@ -7,13 +7,12 @@ from torch import nn
 
 from trainer.base.capabilities import residual_ends
 from trainer.base.checks import check_number
-from trainer.contracts import Initializer
 from trainer.initializers.activations import following, gain_of
 from trainer.initializers.random import KaimingNormal
-from trainer.initializers.weights import initialize
+from trainer.initializers.weights import OfLayers, initialize
 
 
-class Constant(Initializer):
+class Constant(OfLayers):
     """w = `value` for every weight, so that all units of a layer stay equal (CS7150, "Break the Symmetry").
 
     A counter-example: the units receive equal gradients, so no training makes them differ.
@@ -26,7 +25,7 @@ class Constant(Initializer):
         initialize(model, lambda values, _: values.fill_(self._value))
 
 
-class Orthogonal(Initializer):
+class Orthogonal(OfLayers):
     """gain times orthonormal rows or columns, a kernel as a matrix (C_out, C_in*k*k) (Saxe et al. 2014).
 
     `gain` > 0, or auto: that of the activation after each layer (see `KaimingNormal`).
@@ -46,7 +45,7 @@ class Orthogonal(Initializer):
         initialize(model, lambda values, weight: nn.init.orthogonal_(values, gain(weight.layer)))
 
 
-class IdentityResidual(Initializer):
+class IdentityResidual(OfLayers):
     """`KaimingNormal`, and 0 for the last layer of each residual branch, so that each block begins as the identity.
 
     The last layer is the norm after the last convolution, whose scale becomes 0, or the convolution itself (Goyal et
@@ -56,12 +55,13 @@ class IdentityResidual(Initializer):
     def __init__(self, *, input_shape: tuple[int, ...] | None = None) -> None:
         self._others = KaimingNormal(input_shape=input_shape)
 
+    def check(self, model: nn.Module) -> None:
+        if not residual_ends(model):
+            raise ValueError("the model declares no residual branches (see residual_end); resnet has some")
+
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> None:
-        ends = residual_ends(model)
-        if not ends:
-            raise ValueError("the model declares no residual branches (see residual_end); resnet has some")
         self._others(model)
-        for end in ends:
+        for end in residual_ends(model):
             for parameter in end.parameters(recurse=False):
                 parameter.zero_()

@@ -23,15 +23,16 @@ class KMeansPlusPlus(Initializer):
     def see(self, images: Tensor) -> None:
         self._samples = images.flatten(1)
 
+    def check(self, model: nn.Module) -> None:
+        if not centroids_of(model):
+            raise ValueError("the model has no centroids; model=centroids has some")
+
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> None:
-        found = centroids_of(model)
-        if not found:
-            raise ValueError("the model has no centroids; model=centroids has some")
         samples_ND, self._samples = self._samples, None
         if samples_ND is None:  # for a run whose weights are loaded afterwards
             return
-        for centroids_KD in found:
+        for centroids_KD in centroids_of(model):
             nearest_N = torch.ones(len(samples_ND))  # squared distance to the nearest centroid so far
             for number, centroid_D in enumerate(centroids_KD):
                 centroid_D.copy_(samples_ND[torch.multinomial(nearest_N, 1)[0]])

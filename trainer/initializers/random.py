@@ -7,15 +7,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from trainer.base.checks import check_choice, check_number, check_that
-from trainer.contracts import Initializer
 from trainer.initializers.activations import GAINS, following, gain_of
-from trainer.initializers.weights import Weight, initialize
+from trainer.initializers.weights import OfLayers, Weight, initialize
 
 _ABOVE = "a number above 0"
 _CUT = 2.0  # standard deviations at which a truncated normal distribution is cut
 
 
-class Normal(Initializer):
+class Normal(OfLayers):
     """w ~ N(0, std^2), one `std` > 0 for every layer (UVic PHYS 555, "Weights initialization": 0.01 and 0.05)."""
 
     def __init__(self, std: float = 0.01) -> None:
@@ -25,7 +24,7 @@ class Normal(Initializer):
         initialize(model, lambda values, _: _normal(values, self._std))
 
 
-class Uniform(Initializer):
+class Uniform(OfLayers):
     """w ~ U(-b, b), b = sqrt(3) std, so that `std` > 0 is the standard deviation; one for every layer."""
 
     def __init__(self, std: float = 0.01) -> None:
@@ -35,7 +34,7 @@ class Uniform(Initializer):
         initialize(model, lambda values, _: _uniform(values, self._std))
 
 
-class TruncatedNormal(Initializer):
+class TruncatedNormal(OfLayers):
     """A normal distribution cut at two standard deviations, whose own standard deviation after the cut is `std` > 0.
 
     torch's `trunc_normal_` takes the standard deviation before the cut: 0.8796 of it remain.
@@ -48,7 +47,7 @@ class TruncatedNormal(Initializer):
         initialize(model, lambda values, _: _truncated(values, self._std))
 
 
-class _Xavier(Initializer):
+class _Xavier(OfLayers):
     def __init__(self, gain: float | Literal["auto"] = 1.0, *, input_shape: tuple[int, ...] | None = None) -> None:
         if gain != "auto":
             check_number("gain", gain, 0, above=True, must=f"{_ABOVE} or auto")
@@ -96,7 +95,7 @@ class XavierTruncated(_Xavier):
         self._draw(model, _truncated)
 
 
-class _Kaiming(Initializer):
+class _Kaiming(OfLayers):
     def __init__(
         self,
         mode: str = "fan_in",

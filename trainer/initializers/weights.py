@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.base.capabilities import num_blocks_of
+from trainer.contracts import Initializer
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -46,16 +47,18 @@ def weights_of(model: nn.Module) -> Iterator[Weight]:
                     yield Weight(name, module, part)
 
 
+class OfLayers(Initializer):
+    """Base of initializers that draw the weights of layers. Raises ValueError for a model without such layers."""
+
+    def check(self, model: nn.Module) -> None:
+        if next(weights_of(model), None) is None:
+            raise ValueError("the model has no linear or convolution layer to initialize")
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, draw: Callable[[Tensor, Weight], object]) -> None:
-    """Draw each weight in a CPU tensor and copy it; biases become 0, scales of norms 1.
-
-    Raises ValueError if the model has no such weight.
-    """
-    weights = list(weights_of(model))
-    if not weights:
-        raise ValueError("the model has no linear or convolution layer to initialize")
-    for weight in weights:
+    """Draw each weight in a CPU tensor and copy it; biases become 0, scales of norms 1."""
+    for weight in weights_of(model):
         values = torch.empty(weight.values.shape, dtype=torch.float32, device="cpu")
         draw(values, weight)
         weight.values.copy_(values)

@@ -232,6 +232,8 @@ def learning_rate_curve(blueprint: "Blueprint", console: Console) -> tuple[str, 
 
 
 def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
+    from trainer.configuration.lengths import length_notices, robbins_monro_verdict
+
     timeline, an_epoch, config = blueprint.timeline, blueprint.steps_per_epoch, blueprint.config
     total = timeline.moments
     of_first = " of the first batch size" if timeline.grows else ""
@@ -245,23 +247,22 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
         yield "", f"{format_count(phase.batch_size, 'sample')} from step {phase.step:,} ({begins}) on"
     if timeline.grows:
         yield "", f"{format_count(timeline.total_steps, 'update')} instead of {total:,} with batches that do not grow"
-    if (rate := rate_of(config["optimizer"])) != "scheduled":
+    rate = rate_of(config["optimizer"])
+    if rate != "scheduled":
         yield "rate", f"{rate}: optimizer={config['choices'].get('optimizer')} does not follow a schedule"
-    if blueprint.schedule_steps != total:
-        yield "schedule", f"over {format_count(blueprint.schedule_steps, 'step')}; afterwards its last rate is held"
     if timeline.grows:
         yield "durations", "below: in steps of the first batch size"
     if warmup := blueprint.schedule.warmup:
         yield "warm-up", format_count(warmup, "step")
-    for notice in blueprint.schedule.notices(blueprint.schedule_steps):
-        yield "schedule", notice
+    yield from length_notices(blueprint)
     if blueprint.lr_scale != 1:
         scaling, reference = config["lr_scaling"], config["reference_batch"]
         yield (
             "lr scaling",
             f"{scaling}: {blueprint.lr_scale:.4g} times optimizer.lr, which is for batches of {reference:,}",
         )
-    yield "Robbins-Monro", robbins_monro_verdict(blueprint.schedule.tail)
+    if rate == "scheduled":
+        yield "Robbins-Monro", robbins_monro_verdict(blueprint)
     yield "log", f"every {format_count(blueprint.every_log, 'step')} and at each evaluation"
     moments = {
         "evaluate": blueprint.every_evaluate,
@@ -275,16 +276,6 @@ def step_rows(blueprint: "Blueprint") -> Iterator[tuple[str, str]]:
             "early stopping",
             f"after {stopping['patience']} evaluations in a row without a better {blueprint.monitor}",
         )
-
-
-def robbins_monro_verdict(tail: float | None) -> str:
-    """The conditions on the learning rate for convergence in the limit, one by one."""
-    from trainer.schedules.robbins_monro import robbins_monro
-
-    answers = robbins_monro(tail)
-    if not answers:
-        return "not applicable: the schedule ends with the run, or follows evaluations"
-    return ", ".join(f"{condition}: {'yes' if holds else 'no'}" for condition, holds in answers.items())
 
 
 def _about_full_batches(config: Config) -> str:

@@ -83,8 +83,16 @@ class SoftSharing(Weighted):
         torch._foreach_add_([w.grad for w in weights if w.grad is not None], added)
 
     def stepped(self) -> None:
-        if self.mixture:
-            self.optimizer.step()
+        if not self.mixture:
+            return
+        learned = list(self.mixture.values())
+        if any(parameter.grad is None for parameter in learned):  # the optimizer has differentiated `value` itself
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(self.value(), learned)
+            for parameter, gradient in zip(learned, gradients, strict=True):
+                parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def state_dict(self) -> State:
         if not self.mixture:
