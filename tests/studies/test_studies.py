@@ -43,6 +43,23 @@ def test_members_are_run_folders_and_the_table_has_mean_and_deviation(study: Pat
     assert len({read(study / name / "environment.json")["data_sha256"] for name in NAMES}) == 3
 
 
+@pytest.mark.parametrize("command", ["repeat", "evaluate"])
+def test_a_command_for_a_run_names_the_study(command: str, study: Path) -> None:
+    done = train(study.parents[2], command, str(study))
+    assert (done.returncode, done.stderr) == (2, f"error: {study} is a study; name one of its runs\n")
+
+
+def test_plan_lists_the_members_of_a_study_and_starts_nothing(tmp_path: Path) -> None:
+    done = train(tmp_path, "plan", *TINY)
+    assert (done.returncode, done.stderr) == (0, "") and list(tmp_path.iterdir()) == []
+    assert "study=k_fold: 3 runs, " in done.stdout and "data.fold=2 data.folds=3" in done.stdout
+
+
+def test_resume_auto_continues_a_study(study: Path) -> None:
+    done = train(study.parents[2], "--resume=auto", *TINY)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("completed already") == 3
+
+
 def test_the_same_command_skips_resumes_and_tells_what_failed(study: Path) -> None:
     root, before = study.parents[2], (study / "results.json").read_bytes()
     (study / "fold=1/result.json").write_text("{}")

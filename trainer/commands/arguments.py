@@ -49,6 +49,8 @@ def recorded_configuration(folder: Path) -> Config:
     """
     if (folder / run_folder.SWEEP).is_file():
         raise ConfigurationError(f"{folder} is a sweep; name one of its runs")
+    if (folder / run_folder.LEDGER).is_file():
+        raise ConfigurationError(f"{folder} is a study; name one of its runs")
     config = run_folder.read_configuration(folder)
     if problems := rules.check_text(config, config):
         raise DataError(f"{folder / run_folder.CONFIG} is damaged or from another version: {problems[0]}")

@@ -16,6 +16,7 @@ from trainer.base.errors import ConfigurationError, unknown
 from trainer.configuration import compose
 from trainer.configuration.as_written import plain
 from trainer.configuration.groups import GROUPS
+from trainer.configuration.recorded import without_source
 from trainer.hydra_entry.preflight import fitting_trials
 from trainer.planning.remarks import model_rows, weights_rows
 from trainer.planning.sections import (
@@ -36,6 +37,7 @@ from trainer.planning.sections import (
 from trainer.planning.show import draw_augmentation
 from trainer.reporting.console import say
 from trainer.reporting.tables import format_count, make_console, make_grid, make_table, print_section
+from trainer.studies.definition import define, is_study
 
 _FLAGS = ("-m", "--multirun", "--config-dir", "-cd", "--show")
 _PICTURE = Path("augmentation.png")
@@ -92,6 +94,8 @@ def _new_picture(name: str) -> Path:
 
 
 def _plan_run(overrides: list[str], config_dir: str | None, picture: Path | None) -> None:
+    if _plan_study(overrides, config_dir, picture):
+        return
     config = compose.compose(overrides, config_dir)
     defaults = _defaults(config, config_dir)
     from trainer.configuration.resolve import resolve
@@ -134,6 +138,36 @@ def _defaults(config: Config, config_dir: str | None) -> Config:
     chosen = [f"{group}={option}" for group, option in config["choices"].items() if group in GROUPS]
     with compose.loader_of(config_dir) as (loader, search):
         return plain(compose.load(loader, compose.NAME, [*chosen, *search]))
+
+
+# --- a study ----------------------------------------------------------------------------------------------
+
+
+def _plan_study(overrides: list[str], config_dir: str | None, picture: Path | None) -> bool:
+    """List the members of a study, and what they cost; returns whether it is one. Raises ConfigurationError."""
+    if not any(word.lstrip("+").startswith("study") or word.startswith("experiment=") for word in overrides):
+        return False
+    with compose.loader_of(config_dir) as (loader, search):
+        composed = compose.load(loader, compose.NAME, [*overrides, *search])
+        if not is_study(composed):
+            return False
+        if picture is not None:
+            raise ConfigurationError("--show: draws one configuration, not a study")
+        found = define(composed, composed.hydra, loader, None)
+    from trainer.configuration.resolve import resolve
+    from trainer.planning.estimate import estimate
+
+    table, total = make_table("member", "steps", "parameters", left=("needs", "overrides")), 0
+    for member, config in zip(found.members, found.configs, strict=True):
+        steps, parameters = _trial(without_source(config) if member.needs else config)
+        total += steps
+        needs = ", ".join(member.needs)
+        table.add_row(member.name, f"{steps:,}", f"{parameters:,}", needs, Text(" ".join(member.overrides)))
+    console = make_console()
+    print_section(console, f"study={found.option}: {len(found.members)} runs, {total:,} steps", table)
+    first = resolve(found.configs[0])
+    print_section(console, "estimate of the first member", make_grid(estimate_rows(first, estimate(first))))
+    return True
 
 
 # --- a sweep ----------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ def main(arguments: list[str]) -> int:
     config_dir, name, overrides = words
     with compose.loader_of(config_dir) as (loader, search):
         composed = compose.load(loader, name, [*overrides, *search])
-        if is_study(composed):
-            return run_hydra(arguments)
-        config = compose.finalize(composed, composed.hydra, loader)
+        several = is_study(composed)  # continues whenever it is typed again
+        config = {} if several else compose.finalize(composed, composed.hydra, loader)
         pattern = OmegaConf.to_container(composed.hydra.run, resolve=False)
+    if several:
+        return run_hydra(arguments)
     assert isinstance(pattern, dict)
     root, is_named = earlier_runs.root_of(str(pattern["dir"]))
     job = None if is_named else run_folder.batch_job()
