@@ -275,7 +275,7 @@ def test_kmeans_plus_plus_draws_different_samples() -> None:
         initializer(model)
         assert sorted(model.centroids[:, 0].tolist()) == [-10.0, 0.0, 10.0]
     with pytest.raises(ValueError, match="no centroids"):
-        KMeansPlusPlus()(torch.nn.Linear(2, 2))
+        KMeansPlusPlus().check(torch.nn.Linear(2, 2))
 
 
 # --- classical learners, whose answers are known (UIUC ECE 598) -----------------------------------------------
