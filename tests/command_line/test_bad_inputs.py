@@ -296,7 +296,7 @@ def test_overrides(typed: str, line: str, train: Train, workspace: Path) -> None
 VALUES = [
     (("optimizer.lr=abc optimizer.betas=0.9 optimizer.eps=-1 optimizer.weight_decay=-0.1 optimizer.amsgrad=5 "
       "schedule.warmup=5 data.epochs=0 model.channels=5"),
-     "optimizer.lr=abc & a number", "optimizer.betas=0.9 & a list & [0.9, 0.999]", "optimizer.eps=-1 & [0, inf)",
+     "optimizer.lr=abc & a number", "optimizer.betas=0.9 & a list & [0.9, 0.999]", "optimizer.eps=-1 & (0, inf)",
      "optimizer.weight_decay=-0.1 & [0, inf)", "optimizer.amsgrad=5 & true or false",
      "schedule.warmup=5 & a duration with a unit & 5%", "data.epochs=0 & at least 1", "model.channels=5 & a list"),
     ("optimizer.lr=nan optimizer.betas=[0.9,2] data.epochs=abc augmentation=crop augmentation.crop=null",
@@ -310,6 +310,13 @@ VALUES = [
     ("optimizer=momentum optimizer.lr=true optimizer.momentum=1.5",
      "optimizer.lr=true & a number", "optimizer.momentum=1.5 & [0, 1)"),
     ("'optimizer.lr={a:1}'", "optimizer.lr={a: 1} & a number"),
+    (("optimizer=lbfgs optimizer.line_search_fn=armijo optimizer.max_eval=0 optimizer.tolerance_grad=-1 "
+      "optimizer.history_size=0"),
+     "optimizer.max_eval=0 & at least 1 or null", "optimizer.history_size=0 & at least 1",
+     "optimizer.tolerance_grad=-1 & [0, inf)", "optimizer.line_search_fn=armijo & strong_wolfe, null"),
+    ("optimizer=muon optimizer.ns_coefficients=[nan,1,2]", "optimizer.ns_coefficients=[nan, 1, 2] & without nan"),
+    ("optimizer=adagrad optimizer.initial_accumulator_value=-1 optimizer.eps=0",
+     "optimizer.eps=0 & (0, inf)", "optimizer.initial_accumulator_value=-1 & [0, inf)"),
     (("data.val_fraction=0 loss.label_smoothing=1 preprocessing.per=chanel initializer=normal initializer.std=-1 "
       "augmentation=crop augmentation.crop.padding=-1 optimizer.betas=[0.9]"),
      "data.val_fraction=0 & between 0 and 1", "loss.label_smoothing=1 & [0, 1)",
@@ -329,7 +336,7 @@ VALUES = [
     (("model.activation=rleu schedule.warmup=30ep accumulate=100 optimizer=momentum optimizer.nesterov=true "
       "optimizer.dampening=0.5"),
      "model.activation=rleu & did you mean relu?", "schedule.warmup=30ep & 690 steps",
-     "accumulate=100 & at most batch_size=64", "optimizer & Nesterov"),
+     "accumulate=100 & at most batch_size=64", "optimizer.nesterov=true & false with dampening=0.5"),
     ("model.channels=[20.5] schedule.warmup_start=2",
      "model.channels=[20.5] & a whole number", "schedule.warmup_start=2 & [0, 1]"),
     ("model=resnet model.depth=21 schedule=step schedule.every=0ep",

@@ -1,5 +1,6 @@
 """The range of every argument of our optimizers: the values at its ends, and the first ones beyond."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from trainer.optimizers.broyden import Broyden
 from trainer.optimizers.gradient_descent import GradientDescent
 from trainer.optimizers.lion import Lion
-from trainer.optimizers.momentum import SGDW, Lookahead, Momentum, momentum
+from trainer.optimizers.momentum import SGDW, Lookahead, Momentum, momentum, nesterov
 from trainer.optimizers.muon import Muon
 from trainer.optimizers.newton import Newton, StochasticNewton
 from trainer.optimizers.rprop import Rprop, rprop
@@ -27,17 +28,19 @@ RANGES: dict[Callable[..., Any], dict[str, tuple[list[Any], list[Any]]]] = {
     GradientDescent: {"lr": RATE, "tolerance": NOT_NEGATIVE, "patience": COUNT, "weight_decay": NOT_NEGATIVE},
     Momentum: {"lr": RATE, "momentum": SHARE, "weight_decay": NOT_NEGATIVE, "form": (["ema"], ["nesterov"])},
     momentum: {"form": (["ema", "velocity", "heavy_ball"], ["nesterov"])},
+    nesterov: {"momentum": ([1e-9, NEXT], [0.0, 1.0])},
     SGDW: {"lr": RATE, "momentum": SHARE, "weight_decay": NOT_NEGATIVE, "form": (["ema", "velocity"], ["nesterov"])},
     Lookahead: {"lr": RATE, "momentum": SHARE, "weight_decay": NOT_NEGATIVE},
     Lion: {"lr": RATE, "betas": ([(0.0, 0.0), (NEXT, NEXT)], [(-1e-9, 0.5), (0.5, 1.0)]), "weight_decay": NOT_NEGATIVE},
     Muon: {
-        "lr": RATE, "momentum": SHARE, "eps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "ns_steps": COUNT,
+        "lr": RATE, "momentum": SHARE, "eps": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE,
+        "ns_steps": ([1, 2, 100], [0, 1.5, 101]),
         "betas": ([(0.0, 0.0), (NEXT, NEXT)], [(-1e-9, 0.5), (0.5, 1.0)]),
-        "ns_coefficients": ([(1.0, 2.0, 3.0)], [(1.0, 2.0)]),
+        "ns_coefficients": ([(1.0, 2.0, 3.0)], [(1.0, 2.0), (math.nan, 1.0, 2.0), (1.0, math.inf, 2.0)]),
         "adjust_lr": (["original", "match_rms_adamw"], ["match"]),
     },
     Rprop: {
-        "lr": RATE, "etas": ([(0.1, 1.1)], [(0.0, 1.2), (1.0, 1.2), (0.5, 1.0), (0.5,)]),
+        "lr": RATE, "etas": ([(0.1, 1.1)], [(0.0, 1.2), (1.0, 1.2), (0.5, 1.0), (0.5,), (0.5, math.inf)]),
         "step_sizes": ([(1e-9, 1.0)], [(0.0, 1.0), (2.0, 1.0)]),
     },
     rprop: {"on_sign_change": (["step", "skip"], ["stop"])},
@@ -51,7 +54,9 @@ RANGES: dict[Callable[..., Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "step_size": ([1e-9, 1.0], [0.0, 1 + 1e-9]), "damping": NOT_NEGATIVE,
         "line_search": (["none", "backtracking"], ["wolfe"]),
     },
-    StochasticNewton: {"lr": RATE, "damping": NOT_NEGATIVE, "iterations": COUNT, "tolerance": NOT_NEGATIVE},
+    StochasticNewton: {
+        "lr": RATE, "damping": NOT_NEGATIVE, "iterations": ([1, 10_000], [0, 1.5, 10_001]), "tolerance": NOT_NEGATIVE,
+    },
     Broyden: {"xi": ([0.0, 1.0], [-1e-9, 1 + 1e-9]), "initial_scale": (["auto", 1e-9], ["large", 0.0])},
 }  # fmt: skip
 CASES = [(make, name) for make, arguments in RANGES.items() for name in arguments]

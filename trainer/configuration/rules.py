@@ -203,7 +203,9 @@ def _mismatch(value: object, default: object) -> str | None:
         fine = is_number(value) and not math.isnan(value)
         return None if fine else "a number"
     if isinstance(default, list):
-        return None if isinstance(value, list) else "a list"
+        if not isinstance(value, list):
+            return "a list"
+        return "a list without nan" if any(isinstance(item, float) and math.isnan(item) for item in value) else None
     if isinstance(default, str) and default and duration(default) is None:
         problem = duration(value)
         return problem and problem.removeprefix("must be ")

@@ -52,7 +52,7 @@ def not_negative(value: object) -> str | None:
 
 def one_of(*words: object) -> Rule:
     """One of these values."""
-    shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+    shown = ["null" if word is None else str(word).lower() if isinstance(word, bool) else str(word) for word in words]
 
     def rule(value: object) -> str | None:
         if any(value == word and type(value) is type(word) for word in words):
@@ -191,12 +191,28 @@ OPTIMIZER: dict[str, Rule] = {
     "epochs": whole(1),
 }
 # arguments of torch's optimizers that torch itself does not check well enough
+_POSITIVE = _within(0, math.inf, open_low=True, open_high=True)
+_NOT_NEGATIVE = _within(0, math.inf, open_high=True)
+_SHARE = _within(0, 1, open_high=True)
 OPTIMIZER_OF: dict[str, dict[str, Rule]] = {
-    "torch.optim.RMSprop": {"alpha": _within(0, 1, open_high=True)},
-    "torch.optim.Adadelta": {"rho": _within(0, 1, open_high=True)},
-    "torch.optim.ASGD": {name: _within(0, math.inf, open_high=True) for name in ("lambd", "alpha", "t0")},
-    "torch.optim.Adafactor": {"beta2_decay": _within(-math.inf, 0, open_low=True, open_high=True)},
-    "torch.optim.LBFGS": {name: whole(1) for name in ("max_iter", "history_size")},
+    **{f"torch.optim.{name}": {"eps": _POSITIVE} for name in ("Adam", "AdamW", "Adamax", "RAdam")},
+    "torch.optim.RMSprop": {"alpha": _SHARE, "eps": _POSITIVE},
+    "torch.optim.Adadelta": {"rho": _SHARE, "eps": _POSITIVE},
+    "torch.optim.Adagrad": {"eps": _POSITIVE, "lr_decay": _NOT_NEGATIVE, "initial_accumulator_value": _NOT_NEGATIVE},
+    "torch.optim.NAdam": {"eps": _POSITIVE, "momentum_decay": _NOT_NEGATIVE},
+    "torch.optim.ASGD": dict.fromkeys(("lambd", "alpha", "t0"), _NOT_NEGATIVE),
+    "torch.optim.Adafactor": {
+        "beta2_decay": _within(-math.inf, 0, open_low=True, open_high=True),
+        "d": _within(1, math.inf, open_high=True),
+    },
+    "torch.optim.LBFGS": {
+        "max_iter": whole(1),
+        "max_eval": whole(1, None),
+        "history_size": whole(1),
+        "tolerance_grad": _NOT_NEGATIVE,
+        "tolerance_change": _NOT_NEGATIVE,
+        "line_search_fn": one_of("strong_wolfe", None),
+    },
 }
 
 

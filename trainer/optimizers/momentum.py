@@ -28,10 +28,13 @@ def momentum(
 ) -> Optimizer:
     """Return torch's SGD for the form `heavy_ball`, and `Momentum` for the other two.
 
-    Raises ValueError if `dampening` or `nesterov`, which are torch's, are given for another form.
+    Raises ValueError if `dampening` or `nesterov`, which are torch's, are given for another form, or `nesterov` without
+    momentum or with dampening.
     """
     check_choice("form", form, FORMS)
     if form == "heavy_ball":
+        beside = f"momentum={momentum:g}" if momentum == 0 else f"dampening={dampening:g}"
+        check_that(not nesterov or (momentum > 0 and dampening == 0), "nesterov", nesterov, f"false with {beside}")
         return SGD(params, lr, momentum, dampening, weight_decay, nesterov, fused=fused)
     check_that(dampening == 0, "dampening", dampening, f"0 with form={form}")
     check_that(not nesterov, "nesterov", nesterov, f"false with form={form}")
@@ -46,7 +49,11 @@ def nesterov(
     weight_decay: float = 0.0,
     fused: bool = True,
 ) -> Optimizer:
-    """Return torch's SGD with `nesterov`, or with `lookahead` the rule of the lectures, `Lookahead`."""
+    """Return torch's SGD with `nesterov`, or with `lookahead` the rule of the lectures, `Lookahead`.
+
+    Raises ValueError: `momentum` not in (0, 1).
+    """
+    check_number("momentum", momentum, 0, 1, above=True, below=True)
     if lookahead:
         return Lookahead(params, lr, momentum, weight_decay)
     return SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=True, fused=fused)

@@ -1,5 +1,6 @@
 """Muon for matrices, and AdamW for all other parameters (Jordan et al. 2024)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -27,7 +28,8 @@ class Muon(Optimizer):
     `convolutions`, the filters of a convolution are matrices, too: (output channels, everything else).
 
     torch's `Muon` is the same rule, but refuses parameters that are not matrices. Raises ValueError: `lr` not above 0,
-    `momentum` or a beta not in [0, 1), `weight_decay` below 0, `ns_steps` below 1.
+    `momentum` or a beta not in [0, 1), `weight_decay` below 0, `ns_steps` not from
+    1 to 100, `ns_coefficients` not finite.
     """
 
     element_wise = False
@@ -50,8 +52,9 @@ class Muon(Optimizer):
         for name, value in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             check_number(name, value, 0, 1, below=True)
         check_choice("adjust_lr", adjust_lr, ("original", "match_rms_adamw"))
-        check_whole("ns_steps", ns_steps, 1)
-        check_that(len(ns_coefficients) == 3, "ns_coefficients", ns_coefficients, "three numbers")
+        check_whole("ns_steps", ns_steps, 1, 100)
+        finite = len(ns_coefficients) == 3 and all(map(math.isfinite, ns_coefficients))
+        check_that(finite, "ns_coefficients", ns_coefficients, "three finite numbers")
         check_number("eps", eps, 0)
         check_number("weight_decay", weight_decay, 0)
         super().__init__(

@@ -91,7 +91,8 @@ class StochasticNewton(Optimizer):
     iteration needs one product of the Hessian with a vector, which takes as long as a gradient.
 
     CS7150, "Stochastic Version"; Martens 2010; Nocedal & Wright 2006, algorithm 7.1. Raises ValueError: `lr` not above
-    0, `damping` or `tolerance` below 0, `iterations` below 1.
+    0, `damping` or `tolerance` below 0, `iterations` not from 1 to
+    10,000.
     """
 
     needs_closure = True
@@ -108,7 +109,7 @@ class StochasticNewton(Optimizer):
     ) -> None:
         check_number("lr", lr, 0, above=True)
         check_number("damping", damping, 0)
-        check_whole("iterations", iterations, 1)
+        check_whole("iterations", iterations, 1, 10_000)
         check_number("tolerance", tolerance, 0)
         super().__init__(params, {"lr": lr, "damping": damping, "iterations": iterations, "tolerance": tolerance})
 

@@ -1,5 +1,6 @@
 """Resilient propagation, which uses only the signs of gradients (Riedmiller & Braun 1993)."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -46,7 +47,8 @@ class Rprop(Optimizer):
         step_sizes: tuple[float, float] = (1e-6, 50.0),
     ) -> None:
         check_number("lr", lr, 0, above=True)
-        check_that(len(etas) == 2 and 0 < etas[0] < 1 < etas[1], "etas", etas, "two numbers, in (0, 1) and above 1")
+        fine = len(etas) == 2 and 0 < etas[0] < 1 < etas[1] < math.inf
+        check_that(fine, "etas", etas, "two finite numbers, in (0, 1) and above 1")
         check_range("step_sizes", step_sizes, 0, above=True)
         super().__init__(params, {"lr": lr, "etas": tuple(etas), "step_sizes": tuple(step_sizes)})
 
