@@ -273,7 +273,7 @@ def test_a_skipped_step_does_not_shrink() -> None:
         (["regularizer=l1", "regularizer.coefficients={output*:-1}"], "coefficients.output.=-1: must be at least 0"),
         (["regularizer=l1", "regularizer.coefficient=-1"], "regularizer.coefficient=-1: must be at least 0"),
         (["regularizer=l1_l2", "regularizer.l1_ratio=2"], "regularizer.l1_ratio=2: must be from 0 to 1"),
-        (["regularizer=soft_sharing", "regularizer.components=0"], "regularizer.components=0: must be at least 1"),
+        (["regularizer=soft_sharing", "regularizer.components=0"], "regularizer.components=0: must be from 1 to 1000"),
         (["regularizer=soft_sharing", "regularizer.floor=0"], "regularizer.floor=0: must be above 0"),
         (["regularizer=soft_sharing", "parallelism=fsdp"], "needs all weights on every rank"),
         (["regularizer=l2", "regularizer.decoupled=true", "parallelism=downpour"], "are stepped by its server"),

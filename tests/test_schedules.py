@@ -598,13 +598,13 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "final": SHARE,
     },
     Sgdr: {
-        "cycles": ([1, 5], [0, 1.5]),
+        "cycles": ([1, 5, 1000], [0, 1.5, 1001]),
         "cycle": ([None, "1step", "9ep"], ["0step"]),
-        "multiply": ([1, 3], [0, 1.5]),
+        "multiply": ([1, 3, 1000], [0, 1.5, 1001]),
         "peak": ([1e-9, 1.0], [0.0, BEYOND]),
         "final": SHARE,
     },
-    OneCycle: {"rise": (["1step", "69step", "100%"], ["0step", "70step"]), "start": SHARE, "final": SHARE},
+    OneCycle: {"rise": (["1step", "69step", "99.9%"], ["0step", "70step", "100%"]), "start": SHARE, "final": SHARE},
     Plateau: {"factor": INSIDE, "patience": ([0, 1], [-1, 0.5]), "floor": SHARE},
     Warmup: {
         "warmup": (["0step", "69step", "6.9ep"], ["70step", "7ep", "100%"]),

@@ -391,7 +391,7 @@ def test_gradient_descent_on_a_quadratic_and_its_end() -> None:
         (lambda p: SAM(p, rho=-0.1), "rho=-0.1: must be at least 0"),
         (lambda p: ScheduleFreeAdamW(p, betas=(0.0, 0.9)), "betas=0.0: must be in"),
         (lambda p: ScheduleFreeAdamW(p, warmup_steps=-1), "warmup_steps=-1: must be at least 0"),
-        (lambda p: Muon(p, ns_steps=0), "ns_steps=0: must be at least 1"),
+        (lambda p: Muon(p, ns_steps=0), "ns_steps=0: must be from 1 to 100"),
         (lambda p: Muon(p, momentum=1.0), "momentum=1.0: must be in"),
     ],
 )

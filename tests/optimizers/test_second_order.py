@@ -234,7 +234,7 @@ def test_stochastic_newton_is_newton_on_a_quadratic_and_stops_at_negative_curvat
         (lambda p: Newton(p, step_size=1.5), "step_size=1.5: must be above 0 and at most 1"),
         (lambda p: Newton(p, damping=-1.0), "damping=-1.0: must be at least 0"),
         (lambda p: Newton(p, line_search="wolfe"), "line_search=wolfe: must be one of none, backtracking"),
-        (lambda p: StochasticNewton(p, iterations=0), "iterations=0: must be at least 1"),
+        (lambda p: StochasticNewton(p, iterations=0), "iterations=0: must be from 1 to 10000"),
         (lambda p: Broyden(p, xi=1.5), "xi=1.5: must be from 0 to 1"),
         (lambda p: BFGS(p, initial_scale="large"), "initial_scale=large: must be auto or a number above 0"),
         (lambda p: BFGS(p, initial_scale=0.0), "initial_scale=0.0: must be above 0"),

@@ -15,7 +15,7 @@ from trainer.regularizers.regularizer import Weighted
 class SoftSharing(Weighted):
     """R = lambda sum_i -log sum_j pi_j N(w_i; mu_j, sigma_j^2): soft weight sharing (Nowlan & Hinton 1992).
 
-    Weights gather around the means of a mixture of `components` K >= 1 Gaussians that is learned with them: pi by
+    Weights gather around the means of a learned mixture of `components` K in [1, 1000] Gaussians, whose shares are pi by
     softmax, sigma = `floor` + exp(rho). The mixture is stepped by Adam at the rate `lr` > 0, after each step of the
     weights, without decay; checkpoints contain it, the exported model does not. It starts with means spread evenly
     over the range of the initial weights and sigma equal to their distance. Source: UIUC ECE 598. Coefficients >= 0,
@@ -33,7 +33,7 @@ class SoftSharing(Weighted):
         coefficients: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(coefficient, coefficients or {})
-        self.components = check_whole("components", components, 1)
+        self.components = check_whole("components", components, 1, 1000)
         self.lr = check_number("lr", lr, 0, above=True)
         self.floor = check_number("floor", floor, 0, above=True)
         self.mixture: dict[str, Tensor] = {}

@@ -9,14 +9,16 @@ from trainer.base.duration import steps_of
 from trainer.contracts import Schedule
 from trainer.schedules.time import SHARE, half_cosine
 
+_MOST = 1000  # cycles, and times that each is as long as the one before
+
 
 class Sgdr(Schedule):
     """Cosine decay with warm restarts: factor = f + (max(f, p^i) - f) (1 + cos(pi t_i / T_i)) / 2 in cycle i.
 
     i = 0, 1, ...; t_i are the steps since the restart, and T_i = T_0 m^i is the length of the cycle. `multiply`: whole
-    number m >= 1; `cycle`: duration T_0, or None for `cycles` >= 1 whole cycles in the schedule (rounded to steps);
-    `peak`: p in (0, 1], by which the peaks fall from cycle to cycle; `final`: f in [0, 1], at the end of each cycle.
-    Source: CUHK ELEG 5491; Loshchilov & Hutter 2017. Raises ValueError for other values.
+    number m in [1, 1000]; `cycle`: duration T_0, or None for `cycles` in [1, 1000] whole cycles in the schedule
+    (rounded to steps); `peak`: p in (0, 1], by which the peaks fall from cycle to cycle; `final`: f in [0, 1], at the
+    end of each cycle. Source: CUHK ELEG 5491; Loshchilov & Hutter 2017. Raises ValueError for other values.
     """
 
     def __init__(
@@ -30,12 +32,12 @@ class Sgdr(Schedule):
         steps_per_epoch: int,
         total_steps: int,
     ) -> None:
-        self.multiply = check_whole("multiply", multiply, 1)
+        self.multiply = check_whole("multiply", multiply, 1, _MOST)
         self.peak = check_number("peak", peak, 0, 1, above=True)
         self.final = check_number("final", final, 0, 1, must=SHARE)
         self.cycle = None if cycle is None else steps_of("cycle", cycle, steps_per_epoch, total_steps, least=1)
         self.tail = None if cycle is None else self._tail()
-        self.starts = self._starts(check_whole("cycles", cycles, 1), total_steps)
+        self.starts = self._starts(check_whole("cycles", cycles, 1, _MOST), total_steps)
 
     def _tail(self) -> float:
         """The exponent of the envelope: the peak is p^i at a time that grows as m^i."""
@@ -105,7 +107,7 @@ class OneCycle(Schedule):
         total_steps: int,
     ) -> None:
         self.rise = steps_of("rise", rise, steps_per_epoch, total_steps, least=1)
-        if rise.endswith("%"):  # rounding up must not make it as long as a short run
+        if rise.endswith("%") and rise != "100%":  # rounding up must not make it as long as a short run
             self.rise = min(self.rise, total_steps - 1)
         check_that(self.rise < total_steps, "rise", rise, f"shorter than the schedule of {total_steps:,} steps")
         self.start = check_number("start", start, 0, 1, must=SHARE)
