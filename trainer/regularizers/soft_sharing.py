@@ -15,8 +15,8 @@ from trainer.regularizers.regularizer import Weighted
 class SoftSharing(Weighted):
     """R = lambda sum_i -log sum_j pi_j N(w_i; mu_j, sigma_j^2): soft weight sharing (Nowlan & Hinton 1992).
 
-    Weights gather around the means of a learned mixture of `components` K in [1, 1000] Gaussians, whose shares are pi by
-    softmax, sigma = `floor` + exp(rho). The mixture is stepped by Adam at the rate `lr` > 0, after each step of the
+    Weights gather around the means of a learned mixture of `components` K in [1, 1000] Gaussians, with pi by softmax
+    and sigma = `floor` + exp(rho). The mixture is stepped by Adam at the rate `lr` > 0, after each step of the
     weights, without decay; checkpoints contain it, the exported model does not. It starts with means spread evenly
     over the range of the initial weights and sigma equal to their distance. Source: UIUC ECE 598. Coefficients >= 0,
     floor > 0. Raises ValueError for other values.
