@@ -147,6 +147,12 @@ def test_batch_norm_of_swa_is_torchs_update_bn() -> None:
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize(("every", "advice"), [("2ep", None), ("3ep", "set averaging.every=20step"), ("1ep", None)])
+def test_a_mean_that_never_begins_says_so(every: str, advice: str | None) -> None:
+    told = Mean("2ep", every, steps_per_epoch=10, total_steps=40).notice(40)
+    assert told is None if advice is None else told is not None and advice in told and "step 50," in told
+
+
 @pytest.mark.parametrize("option", ["ema", "swa"])
 def test_a_resumed_run_has_the_same_average(option: str, tmp_path: Path) -> None:
     # cut between two checkpoints

@@ -672,3 +672,47 @@ def test_the_tail_of_cycles_is_that_of_their_peaks(settings: dict[str, Any], tai
 
 def test_one_cycle_can_rise_in_a_single_step() -> None:
     assert OneCycle("1step", **LENGTH).factor(0) == 1
+
+
+@pytest.mark.parametrize(("floor", "tail"), [(0.0, math.inf), (1e-9, 0.0), (0.5, 0.0), (1.0, 0.0)])
+def test_the_tail_of_steps_is_flat_above_a_floor(floor: float, tail: float) -> None:
+    assert Step("1ep", floor=floor, **LENGTH).tail == tail
+
+
+def test_a_drop_at_the_end_of_the_schedule_is_none() -> None:
+    for every, moments, is_told in (("69step", [69], False), ("70step", [], True)):
+        step = Step(every, **LENGTH)
+        assert list(step.drop_moments or ()) == moments and bool(list(step.notices(70))) == is_told
+    milestones = MultiStep(["69step", "70step"], **LENGTH)
+    assert milestones.drop_moments == [69]
+    assert list(milestones.notices(70)) == ["not reached: 70step (step 70); the schedule has 70 steps"]
+
+
+def test_the_decay_takes_the_last_steps() -> None:
+    schedule = WarmupStableDecay("20step", "linear", 0.2, **LENGTH)
+    assert [schedule.factor(step) for step in (0, 50, 55, 60)] == [1, 1, pytest.approx(0.8), pytest.approx(0.6)]
+
+
+def test_cycles_shorter_than_a_step_end_where_the_next_begins() -> None:
+    schedule = Sgdr(5, multiply=1, steps_per_epoch=1, total_steps=2)
+    assert schedule.cycle_ends(2) == (1, 2) and schedule.cycle_ends(1) == (1,)
+    assert Sgdr(3, multiply=1, **LENGTH).starts == [0, 23, 47, 70]
+    assert Sgdr(3, multiply=2, **LENGTH).starts == [0, 10, 30, 70]
+
+
+def test_a_share_of_a_short_schedule_leaves_a_step_to_fall() -> None:
+    assert OneCycle("90%", steps_per_epoch=3, total_steps=3).rise == 2
+    assert [OneCycle(rise, **LENGTH).rise for rise in ("50%", "99.9%", "30step")] == [35, 69, 30]
+
+
+class Halved(Step):
+    """Half of the rate from the beginning."""
+
+    def factor(self, step: int) -> float:
+        return super().factor(step) / 2
+
+
+def test_a_batch_grows_by_the_drops_since_the_first_step() -> None:
+    growth = Growth(1000, batch_size=16, num_train=5000)
+    whole, half = (Grown(growth, made("1ep", factor=0.5, **LENGTH)) for made in (Step, Halved))
+    assert half.batch_sizes == whole.batch_sizes != []

@@ -24,6 +24,10 @@ TORCHS: dict[str, tuple[Make, Make]] = {
         lambda p: SGD(p, lr=0.03, momentum=0.8, weight_decay=0.1),
     ),
     "the option momentum": (lambda p: momentum(p), lambda p: SGD(p, lr=0.02, momentum=0.9, fused=True)),
+    "momentum, nesterov": (
+        lambda p: momentum(p, nesterov=True), lambda p: SGD(p, lr=0.02, momentum=0.9, nesterov=True, fused=True),
+    ),
+    "without momentum": (lambda p: momentum(p, momentum=0.0), lambda p: SGD(p, lr=0.02)),
     "nesterov": (lambda p: nesterov(p), lambda p: SGD(p, lr=0.02, momentum=0.9, nesterov=True, fused=True)),
     "gradient descent": (
         lambda p: GradientDescent(p, lr=0.1, weight_decay=0.2), lambda p: SGD(p, lr=0.1, weight_decay=0.2),
@@ -378,6 +382,8 @@ def test_gradient_descent_on_a_quadratic_and_its_end() -> None:
     [
         (lambda p: momentum(p, form="ema", dampening=0.5), "dampening=0.5: must be 0 with form=ema"),
         (lambda p: momentum(p, form="velocity", nesterov=True), "nesterov=true: must be false with form=velocity"),
+        (lambda p: momentum(p, momentum=0.0, nesterov=True), "nesterov=true: must be false with momentum=0"),
+        (lambda p: momentum(p, dampening=0.5, nesterov=True), "nesterov=true: must be false with dampening=0.5"),
         (lambda p: momentum(p, form="heavyball"), "form=heavyball: must be one of heavy_ball"),
         (lambda p: Momentum(p, momentum=1.0), "momentum=1.0: must be in"),
         (lambda p: SGDW(p, weight_decay=-1.0), "weight_decay=-1.0: must be at least 0"),
