@@ -34,7 +34,7 @@ CRITERION = (
     "3 seeds"
 )
 FULL = ["data=fashion_mnist", "data.num_train=6000", "model.hidden=[256,128]", "epochs=24"]
-REDUCED = ["data=digits", "data.val_fraction=0.2", "data.test_fraction=0.5", "model.hidden=[64]", "epochs=24"]
+REDUCED = ["data=fashion_mnist", "data.num_train=2000", "model.hidden=[128]", "epochs=24"]
 COMMON = [
     "model=mlp", "model.norm=batch", "optimizer=momentum", "optimizer.lr=0.3", "early_stopping.monitor=val/accuracy",
     "early_stopping.patience=1000", "every.evaluate=2ep", "threads=1", "device=cpu",
