@@ -88,14 +88,17 @@ CLOSURES = [f"{SAM.__module__}.SAM", f"{Lookahead.__module__}.Lookahead"]
 def unlisted(waits: dict[str, Counter[str]], also: dict[str, Places], times_due: int) -> dict[str, Places]:
     """Waits that are not listed or too many."""
     found = {}
-    for phase in waits.keys() - {"start", "resume"}:
+    for phase in waits.keys() - {"plan", "start", "resume"}:
         allowed, times = ALLOWED[phase] | also.get(phase, {}), times_due if phase == "due" else 1
         found[phase] = {place: n for place, n in waits[phase].items() if n > times * allowed.get(place, 0)}
     return {phase: places for phase, places in found.items() if places}
 
 
 def built(device: Gpu, config: Config) -> Run:
-    run = build_run(resolve(config))
+    device.now = "plan"  # builds its models on the meta device, too
+    blueprint = resolve(config)
+    device.now = None
+    run = build_run(blueprint)
     assert {p.device for p in run.model.parameters()} == {META}
     device.begin(run)
     return run
