@@ -1,0 +1,1 @@
+"""Making mutants, and running tests with them."""
