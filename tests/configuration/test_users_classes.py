@@ -171,7 +171,11 @@ def test_ours_would_pass_as_theirs(config: Config, option: str, monkeypatch: pyt
     need_library(option)
     for name in ("probe", "probe_input", "probe_loss"):
         monkeypatch.setattr(f"trainer.configuration.{name}.is_foreign", lambda item: True)
-    model = {"identity_residual": "model=resnet20", "kmeans_plus_plus": "model=centroids"}.get(option.partition("=")[2])
+    model = {
+        "identity_residual": "model=resnet20",
+        "kmeans_plus_plus": "model=centroids",
+        "kmeans": "model=centroids",
+    }.get(option.partition("=")[2])
     words = (model or "model=linear", "device=cpu", "epochs=5")
     others = [word for word in words if word.partition("=")[0] not in option]
     size = 32 if option.startswith("model") else 16
